@@ -1,0 +1,1 @@
+"""Video files to batches of latents: the rooms in the order of the data."""
