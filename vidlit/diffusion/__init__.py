@@ -1,0 +1,1 @@
+"""Noising, the loss and generation: one mathematics for training, validation and samples."""

@@ -1,0 +1,110 @@
+"""The forward process: how latents become noisy, and what the transformer is asked to predict.
+
+One sign convention for the whole project: ``noisy = (1 - sigma) * latents + sigma * noise`` and
+``target = noise - latents`` (a velocity), with sigma 0 for clean latents and 1 for pure noise.
+
+Every random number comes from a generator keyed by what it is for, never from a global one. So a step's noise is a
+function of (seed, position, rank), a validation clip's of (seed, clip, stratum), and neither can disturb the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+NUM_LEVELS = 16
+"""Noise levels that paired validation covers over the clips, a few of them for each clip."""
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """Straight paths from latents to noise (https://arxiv.org/abs/2209.03003) and how training draws their sigmas.
+
+    Args:
+        distribution: how the unshifted sigma is distributed; ``logit_normal`` is
+            ``sigmoid(Normal(mean, std))``, eq. 19 of https://arxiv.org/abs/2403.03206.
+        mean: of the logit-normal.
+        std: of the logit-normal.
+        shift: moves sigmas towards noise, ``shift * s / (1 + (shift - 1) * s)``, eq. 23 of the same paper.
+        min_sigma: lowest sigma trained on.
+        max_sigma: highest sigma trained on.
+    """
+
+    distribution: Literal["uniform", "logit_normal"] = "logit_normal"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+    min_sigma: float = 0.0
+    max_sigma: float = 1.0
+
+    def quantile(self, probability: Tensor) -> Tensor:
+        """Sigma below which a training draw falls with this probability: the inverse CDF, elementwise."""
+        if self.distribution == "logit_normal":
+            inside = probability.clamp(1e-6, 1 - 1e-6)
+            sigma = torch.sigmoid(self.mean + self.std * torch.special.ndtri(inside))
+        else:
+            sigma = probability
+        sigma = self.shift * sigma / (1 + (self.shift - 1) * sigma)
+        return self.min_sigma + (self.max_sigma - self.min_sigma) * sigma
+
+    def sample_sigmas(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        """Draw (num_samples,) training sigmas on the generator's device."""
+        return self.quantile(torch.rand(num_samples, generator=generator, device=generator.device))
+
+    def add_noise(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+        """Latents and noise (B, C, F, H, W) at sigmas (B,) to noisy latents (B, C, F, H, W)."""
+        sigmas = sigmas.view(-1, *[1] * (latents.dim() - 1))
+        return (1 - sigmas) * latents + sigmas * noise
+
+    def target(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """The velocity (B, C, F, H, W) that the transformer learns."""
+        return noise - latents
+
+
+def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose stream is a function of the key alone."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def stratum_sigmas(noising: RectifiedFlow, keys: Tensor, num_strata: int) -> Tensor:
+    """Fixed sigmas at which clips are scored: mid-quantiles of the training distribution, rotated over clips.
+
+    The distribution is cut into ``num_strata`` strata of equal probability and each stratum into levels, 16 in all.
+    A clip takes one level of every stratum; which one depends on its key, so that all clips together cover all
+    levels and each clip's sigmas depend on nothing but itself.
+
+    Args:
+        noising: whose training distribution is cut.
+        keys: (B,) int64 clip keys.
+        num_strata: evaluations for each clip.
+
+    Returns:
+        (B, num_strata) sigmas, rising, on the CPU.
+    """
+    levels_each = max(1, NUM_LEVELS // num_strata)
+    level = (keys.cpu() % levels_each).double()
+    stratum = torch.arange(num_strata, dtype=torch.float64)
+    probability = (stratum[None] + (level[:, None] + 0.5) / levels_each) / num_strata
+    return noising.quantile(probability).float()
+
+
+def stratum_noise(seed: int, keys: Tensor, stratum: int, shape: tuple[int, ...]) -> Tensor:
+    """Fixed noise for one stratum of each clip, drawn on the CPU so that every device gets the same.
+
+    Args:
+        seed: of the run.
+        keys: (B,) int64 clip keys.
+        stratum: number of the stratum.
+        shape: (C, F, H, W) of one clip's latents.
+
+    Returns:
+        (B, C, F, H, W) float32 on the CPU.
+    """
+    return torch.stack(
+        [torch.randn(shape, generator=keyed_generator("paired", seed, key, stratum)) for key in keys.tolist()]
+    )

@@ -1,0 +1,70 @@
+"""Paired validation: each clip's loss at its own fixed noise and sigmas, as a log-ratio to the base model's.
+
+A log-ratio does not change under per-sigma loss weights, nor between predicting noise, v or velocity, so one number
+serves every family. Negative is better; 0 is the base model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+HIGH_SIGMA = 0.7
+HIGH_SIGMA_WEIGHT = 0.25
+"""Above ``HIGH_SIGMA`` a prediction is nearly the mean of all videos: it says little of a clip and turns last."""
+
+
+class PairedLoss(Metric):
+    """Collects the losses of a fixed set of clips at fixed strata, exactly, over any number of batches and ranks.
+
+    The states are sums over ranks of a table in which every clip has its own row, so neither the order of clips nor
+    how they are spread over ranks can change the result.
+
+    Args:
+        num_clips: rows of the table.
+        num_strata: evaluations of each clip.
+
+    Example:
+        >>> metric = PairedLoss(num_clips=2, num_strata=2)
+        >>> metric.update(torch.tensor([1, 0]), torch.tensor([[3.0, 4.0], [1.0, 2.0]]))
+        >>> metric.compute().tolist()
+        [[1.0, 2.0], [3.0, 4.0]]
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    is_differentiable = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, num_clips: int, num_strata: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros(num_clips, num_strata, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(num_clips, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, indices: Tensor, losses: Tensor) -> None:
+        """Add clips by their rows (B,) with their losses (B, num_strata)."""
+        self.total.index_add_(0, indices, losses.to(self.total))
+        self.count.index_add_(0, indices, torch.ones_like(indices, dtype=self.count.dtype))
+
+    def compute(self) -> Tensor:
+        """(num_clips, num_strata) float64; NaN for a clip that was not scored."""
+        return self.total / self.count[:, None]
+
+
+def log_ratio(losses: Tensor, reference: Tensor, sigmas: Tensor) -> Tensor:
+    """Weighted mean over strata of ``log(loss / reference)``, for each clip.
+
+    Args:
+        losses: (N, K) now.
+        reference: (N, K) at step 0.
+        sigmas: (N, K) where they were taken.
+
+    Returns:
+        (N,) with the dtype of ``losses``.
+    """
+    weight = torch.where(sigmas > HIGH_SIGMA, HIGH_SIGMA_WEIGHT, 1.0).to(losses)
+    return ((losses / reference).log() * weight).sum(1) / weight.sum(1)

@@ -1,0 +1,1 @@
+"""Model families, the weight-free codec and adapters."""

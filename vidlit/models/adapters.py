@@ -1,0 +1,70 @@
+"""What of the transformer is trained, and how the result leaves: LoRA through peft, or all weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from vidlit.models.family import Family
+
+ADAPTER_NAME = "default"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (https://arxiv.org/abs/2106.09685) on the transformer's attention; the base stays frozen.
+
+    Args:
+        rank: of the update.
+        alpha: the update is scaled by ``alpha / rank``.
+        dropout: on the adapter's input.
+        targets: pattern matched against whole module names; ``None`` takes the family's.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str | None = None
+
+    def apply(self, transformer: nn.Module, family: Family) -> None:
+        """Freeze the transformer and add the adapter to it, in place."""
+        from peft import LoraConfig
+
+        transformer.requires_grad_(False)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=self.targets or family.lora_targets,
+        )
+        transformer.add_adapter(config, adapter_name=ADAPTER_NAME)  # type: ignore[operator]
+
+
+def export_weights(family: Family, transformer: nn.Module, folder: Path) -> list[Path]:
+    """Write what a user takes away, in the layout that diffusers loads.
+
+    Args:
+        family: of the transformer.
+        transformer: with the weights to keep.
+        folder: written to; made if missing.
+
+    Returns:
+        The files: ``pytorch_lora_weights.safetensors`` for an adapter, else the folder ``transformer``'s.
+    """
+    if not getattr(transformer, "peft_config", None):
+        transformer.save_pretrained(folder / "transformer")  # type: ignore[operator]
+        return sorted((folder / "transformer").iterdir())
+    import diffusers
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft import get_peft_model_state_dict
+
+    pipeline = getattr(diffusers, family.pipeline_class)
+    pipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        # Without the metadata alpha falls back to the rank when the file is loaded, with no warning.
+        **_collate_lora_metadata({"transformer": transformer}),
+    )
+    return [folder / "pytorch_lora_weights.safetensors"]

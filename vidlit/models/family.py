@@ -1,0 +1,281 @@
+"""What differs between model families, behind one small interface.
+
+A base is a diffusers folder (``transformer``, ``vae``, ``text_encoder``, ``tokenizer``, ``scheduler``) or a hub name.
+Its family follows from the class that ``transformer/config.json`` names. To add a family, add one file here with
+one :class:`Family` subclass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pkgutil
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from vidlit.errors import UserError
+
+_EDGE_BYTES = 1 << 20
+
+
+class Family(ABC):
+    """One family of video diffusion transformers: how to load, call, encode for and decode from it.
+
+    Subclasses state the class attributes and implement the abstract methods; the rest is shared.
+
+    Args:
+        base: a local diffusers folder.
+        fps: frames per second of the training clips; ``None`` takes the family's own.
+    """
+
+    transformer_class: ClassVar[str]
+    """Class name in ``transformer/config.json``: how a base is recognised."""
+    pipeline_class: ClassVar[str]
+    """diffusers pipeline that users load the results in."""
+    default_fps: ClassVar[float]
+    """Frame rate the published weights were trained at."""
+    prompt_length: ClassVar[int | None]
+    """Length prompts are padded to in a batch; ``None`` (to the longest) where the transformer masks padding."""
+    lora_targets: ClassVar[str]
+    """Pattern of the layers that LoRA adapts by default, matched against whole module names."""
+
+    def __init__(self, base: Path, fps: float | None = None) -> None:
+        self.base = base
+        self.fps = fps or self.default_fps
+
+    # -- the transformer
+
+    def load_transformer(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The denoising transformer with the base's weights."""
+        import diffusers
+
+        model_class = getattr(diffusers, self.transformer_class)
+        return _load(model_class, self.base, "transformer", torch_dtype=dtype)  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def velocity(
+        self,
+        transformer: nn.Module,
+        noisy: Tensor,
+        sigmas: Tensor,
+        prompt_embeds: Tensor,
+        prompt_mask: Tensor,
+    ) -> Tensor:
+        """The transformer's prediction as a velocity (``noise - latents``).
+
+        Args:
+            transformer: from :meth:`load_transformer`.
+            noisy: (B, C, F, H, W).
+            sigmas: (B,).
+            prompt_embeds: (B, L, D).
+            prompt_mask: (B, L) bool.
+
+        Returns:
+            (B, C, F, H, W).
+        """
+
+    @abstractmethod
+    def load_scheduler(self, num_steps: int, num_tokens: int) -> Any:
+        """A diffusers flow-matching scheduler with its timesteps set as the family's pipeline sets them.
+
+        Args:
+            num_steps: denoising steps.
+            num_tokens: latent positions of one video, which some schedules shift by.
+        """
+
+    # -- latents
+
+    @cached_property
+    def compression(self) -> tuple[int, int]:
+        """Frames and pixels (each side) that one latent position stands for, asked of the VAE itself."""
+        vae_class, config = self._vae_class()
+        with torch.device("meta"):  # the structure without memory for its weights
+            vae = vae_class.from_config(config)
+        return int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio)
+
+    @cached_property
+    def pixel_multiple(self) -> int:
+        """What heights and widths must be multiples of: the VAE's compression times the transformer's patch."""
+        patch = read_config(self.base, "transformer").get("patch_size", 1)
+        return self.compression[1] * int(patch if isinstance(patch, int) else patch[-1])
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, F, H, W) of the latents of one video of this size in frames and pixels."""
+        temporal, spatial = self.compression
+        channels = int(read_config(self.base, "vae")["latent_channels"])
+        return channels, (num_frames - 1) // temporal + 1, height // spatial, width // spatial
+
+    def load_vae(self, device: torch.device | str, dtype: torch.dtype | None = None) -> nn.Module:
+        """The VAE, frozen and in eval mode; in bfloat16 on a GPU unless told otherwise."""
+        vae_class, _ = self._vae_class()
+        dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+        vae: nn.Module = _load(vae_class, self.base, "vae", torch_dtype=dtype).to(device)
+        return vae.eval().requires_grad_(False)
+
+    @abstractmethod
+    def encode_video(self, vae: nn.Module, video: Tensor) -> Tensor:
+        """Videos (B, 3, F, H, W) in [-1, 1] to latents (B, C, F, H, W), normalised as the transformer expects."""
+
+    @abstractmethod
+    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """Normalised latents (B, C, F, H, W) to videos (B, 3, F, H, W) in about [-1, 1]."""
+
+    # -- prompts
+
+    @abstractmethod
+    def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
+        """Tokenizer and text encoder, ready to encode captions."""
+
+    # -- identity
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Fingerprints of what makes latents (``vae``) and prompt embeddings (``text``): change one, re-encode."""
+        return {"vae": fingerprint(self.base / "vae"), "text": self._text_fingerprint()}
+
+    def _text_fingerprint(self) -> str:
+        folders = sorted(p for p in self.base.iterdir() if p.name.startswith(("text_encoder", "tokenizer")))
+        return hashlib.sha256("".join(fingerprint(folder) for folder in folders).encode()).hexdigest()[:16]
+
+    def _vae_class(self) -> tuple[Any, dict[str, Any]]:
+        import diffusers
+
+        from vidlit.models.codec import PatchDCTCodec
+
+        config = read_config(self.base, "vae")
+        name = config["_class_name"]
+        return (PatchDCTCodec if name == PatchDCTCodec.__name__ else getattr(diffusers, name)), config
+
+
+class PromptEncoder(ABC):
+    """Captions to what the transformer reads."""
+
+    @abstractmethod
+    def __call__(self, captions: list[str]) -> list[dict[str, Tensor]]:
+        """For each caption at least ``prompt_embeds`` (L, D) float32 on the CPU, without padding."""
+
+
+class Encoders:
+    """VAE and text encoder of a base, each loaded when first needed: what fills a latent store.
+
+    Args:
+        family: of the base.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.device = torch.device("cpu")
+        self.identity = family.identity
+
+    def to(self, device: torch.device) -> Self:
+        """Where to load and run what is not loaded yet."""
+        self.device = device
+        return self
+
+    @cached_property
+    def _vae(self) -> nn.Module:
+        return self.family.load_vae(self.device)
+
+    @cached_property
+    def _prompt_encoder(self) -> PromptEncoder:
+        return self.family.load_prompt_encoder(self.device)
+
+    @torch.no_grad()
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """Videos (B, 3, F, H, W) in [-1, 1] to normalised latents (B, C, F, H, W), float32 on the CPU."""
+        return self.family.encode_video(self._vae, frames.to(self.device)).float().cpu()
+
+    @torch.no_grad()
+    def encode_captions(self, captions: list[str]) -> list[dict[str, Tensor]]:
+        """For each caption its named tensors, without padding, float32 on the CPU."""
+        return self._prompt_encoder(captions)
+
+
+def open_family(base: str | Path, fps: float | None = None) -> Family:
+    """The family of a base folder or hub name.
+
+    Raises:
+        UserError: the folder is no diffusers folder, the hub name cannot be fetched, or its transformer belongs to
+            no known family.
+    """
+    folder = _local_folder(str(base))
+    name = read_config(folder, "transformer").get("_class_name")
+    families = known_families()
+    if name not in families:
+        known = ", ".join(sorted(families))
+        raise UserError(f"{base}: transformer/config.json names {name!r}, which no family here trains. Known: {known}.")
+    return families[name](folder, fps)
+
+
+def known_families() -> dict[str, type[Family]]:
+    """Every family, by the class name of its transformer."""
+    package = importlib.import_module("vidlit.models")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"vidlit.models.{module.name}")
+    return {family.transformer_class: family for family in Family.__subclasses__()}
+
+
+def read_config(base: Path, part: str) -> dict[str, Any]:
+    """``config.json`` of one part of a base.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    path = base / part / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{base} is no complete diffusers folder: cannot read {part}/config.json ({error}). A base holds "
+            "transformer, vae, text_encoder, tokenizer and scheduler, as save_pretrained writes them."
+        ) from error
+    return config
+
+
+def fingerprint(folder: Path) -> str:
+    """A short hash of a model folder: its small files whole, of its weights the size and both ends.
+
+    Weights of several gigabytes would take longer to hash than a small dataset takes to encode; a fine-tuned or
+    converted file differs at its ends (safetensors keep the header there) or in size.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}:{size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_EDGE_BYTES))
+            if size > _EDGE_BYTES:
+                file.seek(max(_EDGE_BYTES, size - _EDGE_BYTES))
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def _local_folder(base: str) -> Path:
+    folder = Path(base)
+    if folder.is_dir():
+        return folder
+    if base.count("/") != 1 or base.startswith((".", "/", "~")):
+        raise UserError(
+            f"Base model folder {base} does not exist. Give a diffusers folder or a hub name (owner/model)."
+        )
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(base))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Base model {base} is no local folder, and could not be fetched from the hub: {error}"
+        ) from error
+
+
+def _load(model_class: Any, base: Path, part: str, **kwargs: Any) -> Any:
+    try:
+        return model_class.from_pretrained(base, subfolder=part, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{base}/{part} could not be loaded as {model_class.__name__}: {error}") from error
