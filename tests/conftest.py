@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from vidlit.demo import Demo
+
+torch.set_num_threads(1)  # the models are too small to share
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="session")
+def shared_videos():
+    """Small real clips that lie beside a checkout on some machines; tests that need them skip elsewhere."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "videos"
+    if not folder.is_dir():
+        pytest.skip("no shared videos beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """A small demo: 6 source videos of 2 clips, in 4 resolutions, and the tiny base model."""
+    made = Demo(tmp_path_factory.mktemp("demo"), num_videos=6, clips_per_video=2)
+    made.write()
+    return made
+
+
+@pytest.fixture(scope="session")
+def latents(tmp_path_factory):
+    """A store that all tests on the demo fill and share, as runs of one user do."""
+    return tmp_path_factory.mktemp("latents")
+
+
+@pytest.fixture
+def quickstart(demo, latents, tmp_path):
+    """Words of a `fit` of the shipped quickstart, made small: 12 steps, a check every 4."""
+
+    def words(command="fit", **overrides):
+        options = {
+            "demo": "null",
+            "data.source": demo.dir / "clips",
+            "data.store": latents,
+            "data.encode_workers": 1,
+            "data.batch_size": 2,
+            "model.base": demo.dir / "base",
+            "model.warmup_steps": 2,
+            "run.dir": tmp_path / "runs",
+            "trainer.max_steps": 12,
+            "trainer.val_check_interval": 4,
+            "trainer.log_every_n_steps": 1,
+            "samples.num_videos": 0,
+            **{key.replace("__", "."): value for key, value in overrides.items()},
+        }
+        return [command, "--config", str(CONFIGS / "quickstart.yaml"), *(f"--{k}={v}" for k, v in options.items())]
+
+    return words

@@ -1,0 +1,1 @@
+"""Thin hooks: feed metrics, ask stopping, log, stop."""

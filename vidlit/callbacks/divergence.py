@@ -1,0 +1,164 @@
+"""Paired validation as a callback: measures step 0, follows held-out clips and a train probe, judges divergence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+
+from vidlit.callbacks.signal import Signal
+from vidlit.data.batch import LatentBatch, clip_key
+from vidlit.diffusion.noising import stratum_sigmas
+from vidlit.errors import UserError
+from vidlit.metrics.paired_loss import PairedLoss, log_ratio
+from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, judge_divergence
+from vidlit.stopping.verdict import Verdict
+
+if TYPE_CHECKING:
+    from vidlit.module import VideoDiffusionModule
+
+SETS = ("val", "probe")
+"""Held-out clips and training clips scored alike: the order of the validation dataloaders."""
+
+
+class DivergenceMonitor(Signal):
+    """Scores held-out clips and a train probe at fixed noise, as log-ratios to the base model.
+
+    Step 0 is measured by Lightning's sanity check, which this callback makes run over all validation batches. Logs
+    ``val/loss``, ``val/log_ratio``, ``val/log_ratio_bin_<k>`` (lowest noise first), the same for ``probe``, and
+    ``divergence/gap``, ``divergence/statistic``, ``divergence/threshold``.
+
+    Args:
+        settings: numbers of the divergence rule.
+
+    Raises:
+        UserError: on resume, the validation clips are not those of the checkpoint.
+    """
+
+    def __init__(self, settings: DivergenceSettings = DivergenceSettings()) -> None:  # noqa: B008 - frozen
+        self.settings = settings
+        self.steps: list[int] = []
+        self.curves: dict[str, list[Tensor]] = {name: [] for name in SETS}
+        self.references: dict[str, Tensor] = {}
+        self._keys: dict[str, Tensor] = {}
+        self._metrics: dict[str, PairedLoss] = {}
+
+    # -- measuring
+
+    def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
+        """Prepare one table a set, and make sure that step 0 is measured whole."""
+        if stage not in ("fit", "validate"):
+            return
+        clips = {"val": trainer.datamodule.val_clips, "probe": trainer.datamodule.probe_clips}  # type: ignore[attr-defined]
+        for name in SETS:
+            self._keys[name] = torch.tensor([clip_key(clip.clip_id) for clip in clips[name]], dtype=torch.int64)
+            self._metrics[name] = PairedLoss(len(clips[name]), pl_module.num_strata)
+        if stage == "fit":
+            trainer.num_sanity_val_steps = float("inf")  # type: ignore[assignment]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Start each table empty, where the model is."""
+        for metric in self._metrics.values():
+            metric.to(pl_module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: VideoDiffusionModule,  # type: ignore[override]
+        outputs: STEP_OUTPUT,
+        batch: LatentBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Feed the losses of one batch."""
+        assert isinstance(outputs, Tensor)
+        self._metrics[SETS[dataloader_idx]].update(batch.indices, outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Turn the tables into log-ratios, remember and log them."""
+        losses = {name: self._metrics[name].compute().cpu() for name in SETS}
+        if trainer.sanity_checking:
+            self.steps = [trainer.global_step]
+            self.references = losses
+            self.curves = {name: [torch.zeros(len(losses[name]), dtype=torch.float64)] for name in SETS}
+            for logger in trainer.loggers:  # self.log is off during the sanity check
+                logger.log_metrics({f"{name}/loss": float(losses[name].mean()) for name in SETS}, step=0)
+                logger.log_metrics({f"{name}/log_ratio": 0.0 for name in SETS}, step=0)
+            return
+        logged = {f"{name}/loss": losses[name].mean() for name in SETS}
+        if self.references:
+            for name in SETS:
+                sigmas = stratum_sigmas(pl_module.noising, self._keys[name], pl_module.num_strata)
+                ratio = log_ratio(losses[name], self.references[name], sigmas)
+                bins = (losses[name] / self.references[name]).log().mean(0)
+                logged[f"{name}/log_ratio"] = ratio.mean()
+                logged |= {f"{name}/log_ratio_bin_{k}": value for k, value in enumerate(bins)}
+                if trainer.state.fn == "fit":
+                    self.curves[name].append(ratio)
+            logged["divergence/gap"] = logged["val/log_ratio"] - logged["probe/log_ratio"]
+        if trainer.state.fn == "fit":
+            self.steps.append(trainer.global_step)
+        logged["step"] = torch.tensor(float(trainer.global_step))
+        pl_module.log_dict(logged, batch_size=1, rank_zero_only=False)
+
+    # -- judging
+
+    def history(self, trainer: Trainer) -> DivergenceHistory:
+        """All checks so far, step 0 included."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return DivergenceHistory(
+            steps=torch.tensor(self.steps).numpy(),
+            val=torch.stack(self.curves["val"]).numpy(),
+            probe=torch.stack(self.curves["probe"]).numpy(),
+            val_videos=tuple(clip.source.group for clip in datamodule.val_clips),
+            probe_videos=tuple(clip.source.group for clip in datamodule.probe_clips),
+        )
+
+    def verdict(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> Verdict:
+        """Has validation turned, stalled or never gained?"""
+        interval = max(1, (self.steps[-1] - self.steps[0]) // max(1, len(self.steps) - 1))
+        verdict = judge_divergence(
+            self.history(trainer),
+            self.settings,
+            planned_checks=max(1, trainer.max_steps // interval),
+            warmup_checks=-(-pl_module.warmup_steps // interval),
+        )
+        numbers = {
+            f"divergence/{key}": float(verdict.evidence[key])
+            for key in ("statistic", "threshold")
+            if key in verdict.evidence
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=trainer.global_step)
+        return verdict
+
+    # -- state: tensors and numbers only, so that checkpoints load with weights_only
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to decide as the uninterrupted one."""
+        if not self.references:
+            return {}
+        return {
+            "steps": self.steps,
+            **{f"{name}_curves": torch.stack(self.curves[name]) for name in SETS},
+            **{f"{name}_reference": self.references[name] for name in SETS},
+            **{f"{name}_keys": self._keys[name] for name in SETS},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the history of a checkpoint."""
+        if not state_dict:
+            return
+        for name in SETS:
+            if not torch.equal(state_dict[f"{name}_keys"], self._keys[name]):
+                raise UserError(
+                    f"The checkpoint was made with other {name} clips ({len(state_dict[f'{name}_keys'])} there, "
+                    f"{len(self._keys[name])} here, or others): its curve cannot go on. Use the same data and split "
+                    "options, or start a new run."
+                )
+        self.steps = list(state_dict["steps"])
+        self.curves = {name: list(state_dict[f"{name}_curves"]) for name in SETS}
+        self.references = {name: state_dict[f"{name}_reference"] for name in SETS}

@@ -1,0 +1,259 @@
+"""The command line: LightningCLI with vidlit's data, module and callbacks, and the commands beside ``fit``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from vidlit.callbacks.checkpoints import RunCheckpoints
+from vidlit.callbacks.divergence import DivergenceMonitor
+from vidlit.callbacks.export import WeightExport
+from vidlit.callbacks.exposure import ExposureLedger
+from vidlit.callbacks.interrupt import GracefulInterrupt, Interrupted
+from vidlit.callbacks.overfit_stopping import OverfitStopping, closing_paragraph
+from vidlit.callbacks.progress import StepProgress
+from vidlit.callbacks.resume import Rewind
+from vidlit.callbacks.samples import SampleVideos
+from vidlit.callbacks.throughput import Throughput
+from vidlit.csv_logger import RunCSVLogger
+from vidlit.data.datamodule import LatentDataModule
+from vidlit.data.progress import quiet_lightning
+from vidlit.demo import Demo
+from vidlit.errors import UserError
+from vidlit.module import VideoDiffusionModule
+from vidlit.run_directory import RunDirectory, latest_run_directory, new_run_directory
+
+# A config file may come from anywhere, and naming a class imports its module: only these may be named.
+IMPORTABLE = [
+    "vidlit",
+    "lightning",
+    "torch",
+    "diffusers",
+    "wandb",
+    "torchmetrics",
+    "torchao",
+    "bitsandbytes",
+    "prodigyopt",
+    "schedulefree",
+]
+RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
+"""Tells processes that Lightning launches for further devices where their run is."""
+
+
+class VidlitTrainer(Trainer):
+    """Lightning's Trainer with one more thing it can run."""
+
+    def encode(self, model: VideoDiffusionModule, datamodule: LatentDataModule) -> None:
+        """Fill the latent store with what it lacks."""
+        print(datamodule.encode(accelerator=self.accelerator_name, devices=self.num_devices, num_nodes=self.num_nodes))
+
+    @property
+    def accelerator_name(self) -> str:
+        """As the Trainer's ``accelerator`` option takes it."""
+        return self.strategy.root_device.type.replace("cuda", "gpu")
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves the config into the run directory, also on resume, whichever loggers there are (Lightning #7679)."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Save when a fit starts."""
+        if stage == "fit" and trainer.is_global_zero:
+            path = RunDirectory(Path(trainer.default_root_dir)).config
+            self.parser.save(self.config, str(path), skip_unset=False, overwrite=True)
+
+
+class VidlitCLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``encode``, driven by one YAML file.
+
+    Args:
+        args: words of the command line.
+    """
+
+    run_directory: RunDirectory
+
+    def __init__(self, args: list[str]) -> None:
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=IMPORTABLE)
+        super().__init__(
+            VideoDiffusionModule,
+            LatentDataModule,
+            SaveRunConfig,
+            trainer_class=VidlitTrainer,
+            trainer_defaults={
+                "max_steps": 2000,
+                "val_check_interval": 100,
+                "check_val_every_n_epoch": None,  # an endless epoch has no number
+                "log_every_n_steps": 10,
+                "gradient_clip_val": 1.0,
+                "use_distributed_sampler": False,  # the batch sampler knows its rank
+                "enable_model_summary": False,
+                "devices": 1,
+            },
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "vidlit"},
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Commands and the arguments they do not take from the command line."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+            "test": {"model", "dataloaders", "datamodule"},
+            "encode": {"model", "datamodule"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The sections beside ``trainer``, ``model`` and ``data``. Callbacks act in the order they are added."""
+        parser.add_argument("--demo", type=Demo | None, default=None, help="Write the procedural clips and base first.")
+        parser.add_argument("--run.dir", type=Path, default=Path("runs"), help="Folder of all run directories.")
+        parser.add_argument("--run.name", type=str, default="vidlit", help="Runs of one name are numbered in a folder.")
+        parser.add_lightning_class_args(DivergenceMonitor, "divergence")
+        parser.add_lightning_class_args(ExposureLedger, "exposure")
+        parser.add_lightning_class_args(OverfitStopping, "overfit_stopping")
+        parser.add_lightning_class_args(SampleVideos, "samples")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("model.base", "data.base")
+        parser.link_arguments("data.fps", "model.fps")
+
+    # -- before anything is made
+
+    def before_instantiate_classes(self) -> None:
+        """Write the demo where one is asked for, and decide where the run is."""
+        config = self.config[self.subcommand]
+        if config.demo is not None:
+            Demo(**vars(config.demo)).write()
+        self.run_directory = self._locate_run(config)
+        config.trainer.default_root_dir = str(self.run_directory.path)
+        _point_wandb_at(config.trainer.logger, self.run_directory.path)
+
+    def _locate_run(self, config: Namespace) -> RunDirectory:
+        if RUN_DIRECTORY_VARIABLE in os.environ:  # a process launched by rank 0
+            return RunDirectory(Path(os.environ[RUN_DIRECTORY_VARIABLE]))
+        checkpoint = config.get("ckpt_path")
+        if checkpoint == "last":
+            directory = latest_run_directory(config.run.dir, config.run.name)
+            config.ckpt_path = str(directory.last_checkpoint)
+        elif checkpoint is not None:
+            if not Path(checkpoint).is_file():
+                raise UserError(f"--ckpt_path {checkpoint}: no such file. Name a checkpoint, or 'last'.")
+            directory = RunDirectory(Path(checkpoint).resolve().parents[1])
+        elif self.subcommand == "fit":
+            directory = new_run_directory(config.run.dir, config.run.name)
+        else:
+            return RunDirectory(config.run.dir)  # nothing is written
+        os.environ[RUN_DIRECTORY_VARIABLE] = str(directory.path)
+        return directory
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        loggers = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
+        kept = [logger for logger in loggers if logger not in (None, True, False)]
+        training = self.subcommand == "fit"
+        config["logger"] = [*kept, RunCSVLogger(self.run_directory)] if training else False
+        if training:
+            callbacks = [
+                StepProgress(),
+                Throughput(),
+                *callbacks,
+                # after the weights are restored, before they are sampled
+                WeightExport(),
+                Rewind(),
+                GracefulInterrupt(),
+                RunCheckpoints(),
+            ]
+        return super()._instantiate_trainer(config, callbacks)
+
+    # -- commands
+
+    def before_fit(self) -> None:
+        """Encode what is missing, and say what there is to train on."""
+        self._encode()
+
+    def before_validate(self) -> None:
+        """Encode what is missing."""
+        self._encode()
+
+    def before_test(self) -> None:
+        """Encode what is missing."""
+        self._encode()
+
+    def _encode(self) -> None:
+        trainer: VidlitTrainer = self.trainer  # type: ignore[assignment]
+        report = self.datamodule.encode(
+            accelerator=trainer.accelerator_name, devices=trainer.num_devices, num_nodes=trainer.num_nodes
+        )
+        if trainer.is_global_zero:
+            print(report)
+
+    def after_fit(self) -> None:
+        """Say how it ended."""
+        if self.trainer.is_global_zero:
+            print("\n" + closing_paragraph(self.run_directory.read_summary(), self.run_directory))
+
+
+def run(words: list[str]) -> int:
+    """Run one command; errors a user can mend are one line.
+
+    Args:
+        words: of the command line, without the program's name.
+
+    Returns:
+        Exit code: 0 for success, 2 for an error of the user's, 128 + the signal's number after an interrupt.
+    """
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    command: Callable[[list[str]], object] = _demo if words[0] == "demo" else _lightning
+    try:
+        command(words)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"vidlit: error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as interrupt:
+        print(f"\nvidlit: {interrupt}; saved. Go on with --ckpt_path {interrupt.checkpoint}", file=sys.stderr)
+        return 128 + interrupt.signal_number
+    except KeyboardInterrupt:
+        print("\nvidlit: interrupted; what was encoded is kept.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _lightning(words: list[str]) -> None:
+    launched = RUN_DIRECTORY_VARIABLE in os.environ
+    try:
+        with quiet_lightning():
+            VidlitCLI(words)
+    finally:
+        if not launched:  # the next run of this process is another run
+            os.environ.pop(RUN_DIRECTORY_VARIABLE, None)
+
+
+def _demo(words: list[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="vidlit demo", description="Write the procedural clips and the tiny base model.")
+    parser.add_class_arguments(Demo, skip={"dir"})
+    parser.add_argument("dir", type=Path, help="folder to write clips/ and base/ to")
+    demo = Demo(**vars(parser.parse_args(words[1:])))
+    demo.write()
+    print(f"{demo.num_videos * demo.clips_per_video} clips in {demo.dir / 'clips'}, base model in {demo.dir / 'base'}")
+
+
+def _point_wandb_at(loggers: Any, folder: Path) -> None:
+    """Put W&B's files into the run directory unless the config says otherwise."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = getattr(logger, "init_args", None)
+        if arguments is not None and logger.class_path.endswith("WandbLogger") and arguments.save_dir in (None, "."):
+            arguments.save_dir = str(folder)

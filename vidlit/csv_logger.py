@@ -1,0 +1,39 @@
+"""``metrics.csv`` of a run directory: Lightning's CSVLogger, made to survive a resume."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger
+
+from vidlit.run_directory import RunDirectory
+
+
+class RunCSVLogger(CSVLogger):
+    """Writes every logged number to ``metrics.csv`` of a run directory.
+
+    Lightning's own logger deletes the file when it opens one that exists. This one keeps the rows up to the step that
+    a resumed run goes on from, so that the file reads as if the run had never been interrupted.
+
+    Args:
+        directory: of the run.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        super().__init__(directory.path, name="", version="", flush_logs_every_n_steps=50)
+        self._earlier: list[dict[str, str]] = _read_rows(directory.metrics)
+
+    def rewind(self, step: int) -> None:
+        """Keep the rows up to a step that were there when the logger was made; forget later ones."""
+        kept = [{k: v for k, v in row.items() if v} for row in self._earlier if int(float(row["step"])) <= step]
+        self._earlier = []
+        self.experiment.metrics[:0] = kept  # type: ignore[arg-type]
+        self.save()
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row.get("step")]

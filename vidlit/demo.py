@@ -1,0 +1,257 @@
+"""The embedded default: procedural clips and a tiny base model, so that everything can be tried with nothing at hand.
+
+A demo folder holds ``clips/`` (h264 mp4 files and their ``metadata.csv``) and ``base/`` (a complete diffusers folder:
+an untrained LTX-Video transformer of 1.25 M parameters, the weight-free codec, a tiny T5 and the byte-level tokenizer).
+Every video is a function of its number, so a larger demo contains the smaller one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidlit.data.video import write_mp4
+
+FPS = 16.0
+STATISTICS_VIDEOS = range(1_000_000, 1_000_064)
+"""Numbers of the videos that only the codec's normalisation sees, far from any demo's."""
+
+Array = NDArray[np.float32]
+
+COLOURS = {
+    "red": (0.86, 0.16, 0.16),
+    "orange": (0.95, 0.55, 0.12),
+    "yellow": (0.95, 0.87, 0.25),
+    "green": (0.18, 0.65, 0.26),
+    "teal": (0.12, 0.62, 0.62),
+    "blue": (0.16, 0.33, 0.85),
+    "purple": (0.52, 0.22, 0.72),
+    "pink": (0.95, 0.55, 0.72),
+    "brown": (0.45, 0.28, 0.14),
+    "white": (0.95, 0.95, 0.95),
+    "grey": (0.50, 0.50, 0.52),
+    "black": (0.08, 0.08, 0.10),
+}
+SHAPES: dict[str, Callable[[Array, Array], Array]] = {
+    "disc": lambda x, y: np.hypot(x, y) - 1.0,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.85,
+    "triangle": lambda x, y: np.maximum(np.abs(x) * 0.87 + y * 0.5, -y) - 0.55,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.3,
+    "cross": lambda x, y: np.maximum(np.minimum(np.abs(x), np.abs(y)) - 0.35, np.maximum(np.abs(x), np.abs(y)) - 1.0),
+}
+TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
+    "plain": lambda x, y: np.zeros_like(x),
+    "striped": lambda x, y: (np.sin(7.0 * x) > 0).astype(np.float32),
+    "checkered": lambda x, y: (np.sin(6.0 * x) * np.sin(6.0 * y) > 0).astype(np.float32),
+    "dotted": lambda x, y: (np.hypot((x * 2) % 1 - 0.5, (y * 2) % 1 - 0.5) < 0.3).astype(np.float32),
+}
+DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "in a circle": None}
+FRAME_SIZES = ((72, 72), (54, 90))
+"""Height and width: a square and a 5:3 shape."""
+FRAME_COUNTS = (12, 20)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all clips of one source video share.
+
+    Args:
+        shape: a key of ``SHAPES``.
+        texture: a key of ``TEXTURES``.
+        colours: names of the shape's two colours and the background's two.
+        direction: a key of ``DIRECTIONS``.
+        size: height and width of the frames in pixels.
+        num_frames: frames of each clip.
+        radius: of the shape, as a share of the frame's height.
+        speed: share of the frame's height moved in a frame.
+    """
+
+    shape: str
+    texture: str
+    colours: tuple[str, str, str, str]
+    direction: str
+    size: tuple[int, int]
+    num_frames: int
+    radius: float
+    speed: float
+
+    @classmethod
+    def draw(cls, number: int) -> Scene:
+        """The scene of one source video, a function of its number."""
+        rng = np.random.default_rng(number)
+        colours = rng.choice(list(COLOURS), size=4, replace=False)
+        # Sizes and durations go by turns, so that even a few videos fill every bucket.
+        return cls(
+            shape=str(rng.choice(list(SHAPES))),
+            texture=str(rng.choice(list(TEXTURES))),
+            colours=(str(colours[0]), str(colours[1]), str(colours[2]), str(colours[3])),
+            direction=str(rng.choice(list(DIRECTIONS))),
+            size=FRAME_SIZES[number % len(FRAME_SIZES)],
+            num_frames=FRAME_COUNTS[number // len(FRAME_SIZES) % len(FRAME_COUNTS)],
+            radius=float(rng.uniform(0.18, 0.34)),
+            speed=float(rng.uniform(0.015, 0.05)),
+        )
+
+    @property
+    def caption(self) -> str:
+        """What a person would write under the clip."""
+        colour, second, sky, ground = self.colours
+        surface = f"{colour}" if self.texture == "plain" else f"{self.texture} {colour} and {second}"
+        size = "small" if self.radius < 0.23 else "big" if self.radius > 0.29 else "medium"
+        return f"A {size} {surface} {self.shape} moves {self.direction} before a {sky} and {ground} background."
+
+    def render(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """One clip, (F, H, W, 3): start, phase and turn are drawn anew, the scene stays."""
+        height, width = self.size
+        y, x = np.mgrid[0:height, 0:width].astype(np.float32) / height
+        first, second, sky, ground = (np.array(COLOURS[name], dtype=np.float32) for name in self.colours)
+        grain = self._grain()
+        start = rng.uniform([0.2 * width / height, 0.2], [0.8 * width / height, 0.8])
+        phase, spin, wave = rng.uniform(0, 2 * np.pi), rng.uniform(-0.08, 0.08), rng.uniform(0, 2 * np.pi)
+        frames = []
+        for time in range(self.num_frames):
+            centre_x, centre_y = self._position(start, phase, time, width / height)
+            ripple = 0.1 * np.sin(6 * x + 4 * y + wave + 0.15 * time)
+            blend = np.clip(y + ripple + 0.5 * np.roll(grain, time, axis=1)[:, :width], 0, 1)[..., None]
+            frame = sky * (1 - blend) + ground * blend
+            turn = phase + spin * time
+            u = ((x - centre_x) * np.cos(turn) + (y - centre_y) * np.sin(turn)) / self.radius
+            v = (-(x - centre_x) * np.sin(turn) + (y - centre_y) * np.cos(turn)) / self.radius
+            pattern = TEXTURES[self.texture](u, v)[..., None]
+            surface = first * (1 - pattern) + second * pattern
+            edge = 1.5 / (self.radius * height)  # about one and a half pixels of soft edge
+            inside = np.clip(0.5 - SHAPES[self.shape](u, v) / edge, 0, 1)[..., None]
+            frames.append(frame * (1 - inside) + surface * inside)
+        return (np.stack(frames) * 255 + 0.5).astype(np.uint8)
+
+    def _grain(self) -> Array:
+        """The background's texture (H, 2W), the same for all clips of a video: what there is to learn by heart."""
+        height, width = self.size
+        rng = np.random.default_rng(zlib.crc32(self.caption.encode()))
+        frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(2 * width)[None])
+        spectrum = np.fft.rfft2(rng.standard_normal((height, 2 * width))) * np.exp(-((frequency / 0.12) ** 2))
+        field = np.fft.irfft2(spectrum, s=(height, 2 * width))
+        return (field / field.std()).clip(-2, 2).astype(np.float32)
+
+    def _position(self, start: NDArray[np.float64], phase: float, time: int, aspect: float) -> tuple[float, float]:
+        direction = DIRECTIONS[self.direction]
+        if direction is None:
+            angle = phase + 4 * self.speed * time
+            return 0.5 * aspect + 0.3 * float(np.cos(angle)), 0.5 + 0.3 * float(np.sin(angle))
+        x, y = start + self.speed * time * np.array(direction)
+        return _bounce(float(x), aspect), _bounce(float(y), 1.0)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Procedural clips and a tiny base model, written where they are missing.
+
+    Args:
+        dir: folder to write ``clips/`` and ``base/`` to.
+        num_videos: source videos; each differs in shape, texture, colours, motion, size or duration.
+        clips_per_video: clips of each source video; they share its look.
+    """
+
+    dir: Path = Path("demo")
+    num_videos: int = 24
+    clips_per_video: int = 3
+
+    def write(self) -> None:
+        """Write what the folder lacks; ``metadata.csv`` always lists just the videos asked for."""
+        self.write_clips()
+        if not (self.dir / "base" / "model_index.json").is_file():
+            write_base(self.dir / "base")
+
+    def write_clips(self) -> None:
+        """Write the clips as mp4 and list them, with captions and groups, in ``metadata.csv``."""
+        folder = self.dir / "clips"
+        rows = []
+        for number in range(self.num_videos):
+            scene = Scene.draw(number)
+            for take in range(self.clips_per_video):
+                name = f"scene_{number:03d}_take_{take}.mp4"
+                if not (folder / name).is_file():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_mp4(folder / name, scene.render(np.random.default_rng([number, take])), FPS)
+                rows.append((name, scene.caption, f"scene_{number:03d}"))
+        unfinished = folder / "metadata.csv.tmp"
+        with unfinished.open("w", newline="") as file:
+            csv.writer(file).writerows([("file_name", "caption", "group"), *rows])
+        unfinished.replace(folder / "metadata.csv")
+
+
+def write_base(folder: Path) -> None:
+    """Write a tiny LTX-Video base with random weights as a complete diffusers folder.
+
+    Args:
+        folder: to write to; ``model_index.json`` comes last, so a folder that has it is whole.
+    """
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    from vidlit.models.codec import PatchDCTCodec
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer = LTXVideoTransformer3DModel(
+            in_channels=64,
+            out_channels=64,
+            num_attention_heads=4,
+            attention_head_dim=32,
+            cross_attention_dim=128,
+            num_layers=4,
+            caption_channels=64,
+        )
+        text_encoder = T5EncoderModel(
+            T5Config(
+                vocab_size=384,
+                d_model=64,
+                d_kv=16,
+                d_ff=128,
+                num_layers=2,
+                num_heads=4,
+                feed_forward_proj="gated-gelu",
+                dropout_rate=0.0,
+            )
+        )
+    codec = PatchDCTCodec()
+    codec.fit_statistics([_codec_input(number) for number in STATISTICS_VIDEOS])
+    transformer.save_pretrained(folder / "transformer")
+    text_encoder.save_pretrained(folder / "text_encoder")
+    ByT5Tokenizer().save_pretrained(folder / "tokenizer")
+    codec.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "LTXPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "ByT5Tokenizer"],
+        "transformer": ["diffusers", "LTXVideoTransformer3DModel"],
+        "vae": ["vidlit.models.codec", "PatchDCTCodec"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _codec_input(number: int) -> Any:
+    """A video's first 9 frames, cropped to whole patches, as (1, 3, 9, H, W) in [-1, 1]."""
+    import torch
+
+    frames = Scene.draw(number).render(np.random.default_rng([number, 0]))[:9]
+    height, width = (side // 16 * 16 for side in frames.shape[1:3])
+    video = torch.from_numpy(frames[:, :height, :width]).permute(3, 0, 1, 2)[None]
+    return video.float() / 127.5 - 1
+
+
+def _bounce(position: float, length: float) -> float:
+    """A position on a line of this length whose ends reflect."""
+    folded = position % (2 * length)
+    return 2 * length - folded if folded > length else folded

@@ -1,0 +1,144 @@
+"""The LightningModule: a denoising transformer, its loss, its optimizer, little else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from vidlit.data.batch import LatentBatch
+from vidlit.diffusion.loss import denoising_loss, paired_losses
+from vidlit.diffusion.noising import RectifiedFlow, keyed_generator
+from vidlit.errors import UserError
+from vidlit.models.adapters import LoRA
+from vidlit.models.family import open_family
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+
+class VideoDiffusionModule(LightningModule):
+    """Fine-tunes the denoising transformer of a base on latents.
+
+    Args:
+        base: diffusers folder or hub name of the model to start from.
+        noising: the forward process and how training draws its sigmas.
+        adapter: train a LoRA of this size; ``None`` trains all weights.
+        optimizer: called with the trainable parameters.
+        lr_scheduler: called with the optimizer and stepped after each optimizer step; ``None`` keeps the rate constant.
+        warmup_steps: optimizer steps over which the learning rate rises linearly to its value; 0 for none.
+        num_strata: noise levels at which each held-out clip is scored at every check.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        fps: frames per second of the clips; ``None`` takes the family's own.
+        seed: of noise and sigmas, in training and validation.
+
+    Raises:
+        UserError: the base is no diffusers folder of a known family.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        noising: RectifiedFlow = RectifiedFlow(),  # noqa: B008 - frozen
+        adapter: LoRA | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        warmup_steps: int = 0,
+        num_strata: int = 4,
+        gradient_checkpointing: bool = False,
+        fps: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.family = open_family(base, fps)
+        self.noising = noising
+        self.adapter = adapter
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.warmup_steps = warmup_steps
+        self.num_strata = num_strata
+        self.gradient_checkpointing = gradient_checkpointing
+        self.seed = seed
+        self.transformer: nn.Module | None = None
+        self.strict_loading = False  # a frozen base is not in the checkpoint; on_load_checkpoint checks the rest
+
+    def configure_model(self) -> None:
+        """Load the transformer, once, when Lightning knows where it will live."""
+        if self.transformer is not None:
+            return
+        self.transformer = self.family.load_transformer()
+        if self.adapter is not None:
+            # Fresh adapter weights are the only ones drawn here: keyed, so that they do not depend on what ran before.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(keyed_generator("adapter", self.seed).initial_seed())
+                self.adapter.apply(self.transformer, self.family)
+        if self.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+        self.transformer.train()
+
+    def forward(self, noisy: Tensor, sigmas: Tensor, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Tensor:
+        """Predicted velocity (B, C, F, H, W); see :class:`vidlit.diffusion.loss.VelocityModel`."""
+        assert self.transformer is not None
+        return self.family.velocity(self.transformer, noisy, sigmas, prompt_embeds, prompt_attention_mask)
+
+    def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
+        """Mean loss of a batch, at noise that is a function of (seed, position in the run, rank)."""
+        position = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        generator = keyed_generator("train", self.seed, position, self.global_rank, device=self.device)
+        noise = torch.randn(batch.latents.shape, generator=generator, device=self.device)
+        sigmas = self.noising.sample_sigmas(len(noise), generator)
+        loss = denoising_loss(self, self.noising, batch, noise, sigmas).mean()
+        # Lightning counts logged steps from 0 and once per batch; "step" in the log overrides that.
+        stepped = float(self.trainer.global_step + 1)
+        self.log_dict({"train/loss": loss, "step": stepped}, batch_size=len(noise))
+        return loss
+
+    def validation_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Losses (B, num_strata) at each clip's own noise and sigmas; callbacks reduce and log them."""
+        return paired_losses(self, self.noising, batch, self.seed, self.num_strata)
+
+    def test_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """As :meth:`validation_step`."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over trainable parameters, with linear warm-up before the schedule."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        schedules: list[Any] = []
+        if self.warmup_steps > 0:
+            schedules.append(
+                torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps))
+            )
+        if self.lr_scheduler is not None:
+            schedules.append(self.lr_scheduler(optimizer))
+        if not schedules:
+            return optimizer
+        chained = schedules[0] if len(schedules) == 1 else torch.optim.lr_scheduler.ChainedScheduler(schedules)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": chained, "interval": "step"}}
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Names and values of what training changes: the part of the weights that a checkpoint holds."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen base out: it is where it came from, and may be a thousand times larger."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which weights do not fit before anything is loaded."""
+        if self.transformer is None:
+            self.configure_model()
+        wanted = {name: tuple(value.shape) for name, value in self.trainable_state().items()}
+        stored = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        wrong = sorted(name for name, shape in wanted.items() if stored.get(name) != shape)
+        extra = sorted(name for name in stored if name not in self.state_dict())
+        if wrong or extra:
+            raise UserError(
+                f"The checkpoint does not fit this model: {len(wrong)} of {len(wanted)} trained weights are missing or "
+                f"of another shape ({', '.join(wrong[:3]) or 'none'}), {len(extra)} are unknown here "
+                f"({', '.join(extra[:3]) or 'none'}). Use the base and adapter it was trained with."
+            )

@@ -1,0 +1,146 @@
+"""The folder a run leaves behind: one place that knows which file is called what."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vidlit.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Files of one run, by what they hold.
+
+    Args:
+        path: the folder, e.g. ``runs/quickstart/0``.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """What ``fit`` was really run with."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of ``best.ckpt`` and ``last.ckpt``."""
+        return self.path / "checkpoints"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Lowest validation log-ratio so far; step 0 until one is lower."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where ``--ckpt_path last`` goes on from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def weights(self) -> Path:
+        """What users take away, loadable by diffusers."""
+        return self.path / "weights"
+
+    @property
+    def metrics(self) -> Path:
+        """Every logged number, one row a step."""
+        return self.path / "metrics.csv"
+
+    @property
+    def decisions(self) -> Path:
+        """One JSON line a check: what each signal said, with its numbers, and what was done."""
+        return self.path / "decisions.jsonl"
+
+    @property
+    def exposure(self) -> Path:
+        """How often each clip was in a training batch."""
+        return self.path / "exposure.csv"
+
+    @property
+    def summary(self) -> Path:
+        """The run in one JSON object."""
+        return self.path / "summary.json"
+
+    def samples(self, step: int) -> Path:
+        """Folder of the videos generated at a step."""
+        return self.path / "samples" / f"step_{step:06d}"
+
+    def append_decision(self, decision: dict[str, Any]) -> None:
+        """Add one line to :attr:`decisions`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.decisions.open("a") as file:
+            file.write(json.dumps(decision) + "\n")
+
+    def read_decisions(self) -> list[dict[str, Any]]:
+        """All lines of :attr:`decisions`; a last line cut short by a kill is left out."""
+        if not self.decisions.is_file():
+            return []
+        lines = self.decisions.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def rewind_decisions(self, step: int) -> None:
+        """Forget what was decided after a step: a resumed run decides it again."""
+        kept = [decision for decision in self.read_decisions() if decision["step"] <= step]
+        if kept:
+            write_text(self.decisions, "".join(json.dumps(decision) + "\n" for decision in kept))
+        else:
+            self.decisions.unlink(missing_ok=True)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replace :attr:`summary`."""
+        write_text(self.summary, json.dumps(summary, indent=2) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        """What :attr:`summary` holds; empty where there is none yet."""
+        return dict(json.loads(self.summary.read_text())) if self.summary.is_file() else {}
+
+
+def new_run_directory(root: Path, name: str) -> RunDirectory:
+    """Claim the next free version below ``root/name``; two runs started at once get two.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    parent = root / name
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        taken = [int(path.name) for path in parent.iterdir() if path.name.isdigit()]
+        version = max(taken, default=-1) + 1
+        while True:
+            try:
+                (parent / str(version)).mkdir()
+                return RunDirectory(parent / str(version))
+            except FileExistsError:
+                version += 1
+    except OSError as error:
+        raise UserError(
+            f"cannot make a run directory below {parent}: {error.strerror}. Set --run.dir elsewhere."
+        ) from error
+
+
+def latest_run_directory(root: Path, name: str) -> RunDirectory:
+    """The run below ``root/name`` that was saved last.
+
+    Raises:
+        UserError: no run there has a ``last.ckpt``.
+    """
+    found = sorted((root / name).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise UserError(
+            f"--ckpt_path last: no run below {root / name} has a checkpoints/last.ckpt. Start one without --ckpt_path, "
+            "or name the checkpoint file."
+        )
+    return RunDirectory(found[-1].parents[1])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a reader, or a kill, never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)
