@@ -16,6 +16,7 @@ commands that read a YAML file (--config FILE, any value can be overridden: --tr
   fit        encode what is not encoded yet, train, stop by itself, export the best weights, sample videos
   validate   paired losses of a checkpoint on the held-out clips (--ckpt_path FILE)
   test       losses of a checkpoint on the test split (--ckpt_path FILE)
+  plan       before training: clips used and left out, batches, exposures, cost (--json)
   encode     only fill the latent store
 
 others

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from json import dumps
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -28,6 +30,7 @@ from vidlit.data.progress import quiet_lightning
 from vidlit.demo import Demo
 from vidlit.errors import UserError
 from vidlit.module import VideoDiffusionModule
+from vidlit.plan import make_plan, print_plan
 from vidlit.run_directory import RunDirectory, latest_run_directory, new_run_directory
 
 # A config file may come from anywhere, and naming a class imports its module: only these may be named.
@@ -54,6 +57,27 @@ class VidlitTrainer(Trainer):
         """Fill the latent store with what it lacks."""
         print(datamodule.encode(accelerator=self.accelerator_name, devices=self.num_devices, num_nodes=self.num_nodes))
 
+    def plan(self, model: VideoDiffusionModule, datamodule: LatentDataModule, json: bool = False) -> None:
+        """Show what a fit would do: clips used and left out, batches, exposures, cost.
+
+        Args:
+            model: only its optimizer is asked, for the learning rate.
+            datamodule: the folder and the buckets.
+            json: print one JSON object for programs instead of tables.
+        """
+        optimizer = model.optimizer([torch.nn.Parameter(torch.zeros(1))])
+        made = make_plan(
+            datamodule,
+            max_steps=self.max_steps,
+            num_replicas=self.world_size,
+            accumulate=self.accumulate_grad_batches,
+            learning_rate=float(optimizer.param_groups[0]["lr"]),
+        )
+        if json:
+            print(dumps(made.as_dict(), indent=2))
+        else:
+            print_plan(made)
+
     @property
     def accelerator_name(self) -> str:
         """As the Trainer's ``accelerator`` option takes it."""
@@ -71,7 +95,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class VidlitCLI(LightningCLI):
-    """``fit``, ``validate``, ``test`` and ``encode``, driven by one YAML file.
+    """``fit``, ``validate``, ``test``, ``encode`` and ``plan``, driven by one YAML file.
 
     Args:
         args: words of the command line.
@@ -111,6 +135,7 @@ class VidlitCLI(LightningCLI):
             "validate": {"model", "dataloaders", "datamodule"},
             "test": {"model", "dataloaders", "datamodule"},
             "encode": {"model", "datamodule"},
+            "plan": {"model", "datamodule"},
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -28,7 +28,7 @@ class RunCSVLogger(CSVLogger):
         """Keep the rows up to a step that were there when the logger was made; forget later ones."""
         kept = [{k: v for k, v in row.items() if v} for row in self._earlier if int(float(row["step"])) <= step]
         self._earlier = []
-        self.experiment.metrics[:0] = kept  # type: ignore[arg-type]
+        self.experiment.metrics[:0] = kept
         self.save()
 
 

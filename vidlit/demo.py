@@ -40,7 +40,7 @@ COLOURS = {
     "grey": (0.50, 0.50, 0.52),
     "black": (0.08, 0.08, 0.10),
 }
-SHAPES: dict[str, Callable[[Array, Array], Array]] = {
+SHAPES: dict[str, Callable[[Array, Array], Any]] = {
     "disc": lambda x, y: np.hypot(x, y) - 1.0,
     "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.85,
     "triangle": lambda x, y: np.maximum(np.abs(x) * 0.87 + y * 0.5, -y) - 0.55,
@@ -54,9 +54,8 @@ TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
     "dotted": lambda x, y: (np.hypot((x * 2) % 1 - 0.5, (y * 2) % 1 - 0.5) < 0.3).astype(np.float32),
 }
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "in a circle": None}
-FRAME_SIZES = ((72, 72), (54, 90))
-"""Height and width: a square and a 5:3 shape."""
-FRAME_COUNTS = (12, 20)
+FRAMINGS = ((12, 72, 72), (20, 54, 90))
+"""Frames, height and width: a short square video and a longer one of 5:3."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,14 @@ class Scene:
         """The scene of one source video, a function of its number."""
         rng = np.random.default_rng(number)
         colours = rng.choice(list(COLOURS), size=4, replace=False)
-        # Sizes and durations go by turns, so that even a few videos fill every bucket.
+        num_frames, height, width = FRAMINGS[number % len(FRAMINGS)]  # by turns: a few videos fill every bucket
         return cls(
             shape=str(rng.choice(list(SHAPES))),
             texture=str(rng.choice(list(TEXTURES))),
             colours=(str(colours[0]), str(colours[1]), str(colours[2]), str(colours[3])),
             direction=str(rng.choice(list(DIRECTIONS))),
-            size=FRAME_SIZES[number % len(FRAME_SIZES)],
-            num_frames=FRAME_COUNTS[number // len(FRAME_SIZES) % len(FRAME_COUNTS)],
+            size=(height, width),
+            num_frames=num_frames,
             radius=float(rng.uniform(0.18, 0.34)),
             speed=float(rng.uniform(0.015, 0.05)),
         )
@@ -139,7 +138,8 @@ class Scene:
         frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(2 * width)[None])
         spectrum = np.fft.rfft2(rng.standard_normal((height, 2 * width))) * np.exp(-((frequency / 0.12) ** 2))
         field = np.fft.irfft2(spectrum, s=(height, 2 * width))
-        return (field / field.std()).clip(-2, 2).astype(np.float32)
+        grain: Array = (field / field.std()).clip(-2, 2).astype(np.float32)
+        return grain
 
     def _position(self, start: NDArray[np.float64], phase: float, time: int, aspect: float) -> tuple[float, float]:
         direction = DIRECTIONS[self.direction]

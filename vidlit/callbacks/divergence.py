@@ -57,7 +57,7 @@ class DivergenceMonitor(Signal):
             self._keys[name] = torch.tensor([clip_key(clip.clip_id) for clip in clips[name]], dtype=torch.int64)
             self._metrics[name] = PairedLoss(len(clips[name]), pl_module.num_strata)
         if stage == "fit":
-            trainer.num_sanity_val_steps = float("inf")  # type: ignore[assignment]
+            trainer.num_sanity_val_steps = float("inf")
 
     def on_validation_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
         """Start each table empty, where the model is."""

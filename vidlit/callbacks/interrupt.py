@@ -72,7 +72,7 @@ class GracefulInterrupt(Callback):
         if trainer.world_size == 1:
             return bool(self.received)
         heard = torch.tensor(self.received, device=trainer.strategy.root_device)
-        self.received = int(trainer.strategy.reduce(heard, reduce_op="max"))  # type: ignore[arg-type]
+        self.received = int(trainer.strategy.reduce(heard, reduce_op="max"))
         return bool(self.received)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

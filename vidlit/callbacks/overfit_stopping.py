@@ -111,7 +111,7 @@ class OverfitStopping(Callback):
 
     def _best_step(self, trainer: Trainer) -> int:
         monitor = _one(trainer, DivergenceMonitor)
-        return monitor.steps[best_check(monitor.history(trainer))]
+        return int(monitor.steps[best_check(monitor.history(trainer))])
 
     def _write_summary(self, trainer: Trainer, stopped_by: str, reason: str, restored: bool = False) -> None:
         monitor, ledger = _one(trainer, DivergenceMonitor), _one(trainer, ExposureLedger)

@@ -44,8 +44,9 @@ class Throughput(Callback):
         samples = len(batch.indices) * trainer.world_size
         self._samples += samples
         self._tokens += samples * batch.latents[0, 0].numel()
+        log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         # Lightning's own counter decides when logged values reach the loggers.
-        if (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0:
+        if (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % log_every == 0:
             seconds = max(1e-9, self._busy + self._waited)
             pl_module.log_dict(
                 {

@@ -35,7 +35,7 @@ class LoRA:
         transformer.requires_grad_(False)
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.targets or family.lora_targets,
         )

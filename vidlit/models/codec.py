@@ -47,7 +47,7 @@ class PatchDCTCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         timestep_conditioning: always False; LTX pipelines ask.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         latent_channels: int = 64,

@@ -12,6 +12,7 @@ import importlib
 import json
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -119,11 +120,11 @@ class Family(ABC):
         return vae.eval().requires_grad_(False)
 
     @abstractmethod
-    def encode_video(self, vae: nn.Module, video: Tensor) -> Tensor:
+    def encode_video(self, vae: Any, video: Tensor) -> Tensor:
         """Videos (B, 3, F, H, W) in [-1, 1] to latents (B, C, F, H, W), normalised as the transformer expects."""
 
     @abstractmethod
-    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
+    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, F, H, W) to videos (B, 3, F, H, W) in about [-1, 1]."""
 
     # -- prompts
@@ -171,7 +172,7 @@ class Encoders:
     def __init__(self, family: Family) -> None:
         self.family = family
         self.device = torch.device("cpu")
-        self.identity = family.identity
+        self.identity: Mapping[str, str] = family.identity
 
     def to(self, device: torch.device) -> Self:
         """Where to load and run what is not loaded yet."""

@@ -58,21 +58,21 @@ class LTXVideo(Family):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
         return scheduler
 
-    def encode_video(self, vae: nn.Module, video: Tensor) -> Tensor:
+    def encode_video(self, vae: Any, video: Tensor) -> Tensor:
         """See :meth:`Family.encode_video`."""
-        latents = vae.encode(video.to(next(vae.parameters()).dtype)).latent_dist.mode().float()  # type: ignore[operator]
+        latents = vae.encode(video.to(next(vae.parameters()).dtype)).latent_dist.mode().float()
         mean, std = self._statistics(vae, latents.device)
-        return (latents - mean) * vae.config.scaling_factor / std  # type: ignore[union-attr, no-any-return]
+        return (latents - mean) * vae.config.scaling_factor / std  # type: ignore[no-any-return]
 
-    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
+    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """See :meth:`Family.decode_latents`. VAEs with a timestep decode at 0, the pipeline's default."""
         mean, std = self._statistics(vae, latents.device)
-        raw = (latents * std / vae.config.scaling_factor + mean).to(next(vae.parameters()).dtype)  # type: ignore[union-attr]
-        conditioned = vae.config.timestep_conditioning  # type: ignore[union-attr]
+        raw = (latents * std / vae.config.scaling_factor + mean).to(next(vae.parameters()).dtype)
+        conditioned = vae.config.timestep_conditioning
         timestep = raw.new_zeros(raw.shape[0]) if conditioned else None
-        return vae.decode(raw, timestep, return_dict=False)[0].float()  # type: ignore[operator, no-any-return]
+        return vae.decode(raw, timestep, return_dict=False)[0].float()  # type: ignore[no-any-return]
 
-    def _statistics(self, vae: nn.Module, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _statistics(self, vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
         mean, std = (torch.as_tensor(value, device=device).float() for value in (vae.latents_mean, vae.latents_std))
         return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
