@@ -1,0 +1,1 @@
+"""How good is the stop: the rule against everything else, on simulated runs with a known answer."""

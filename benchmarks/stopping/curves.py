@@ -1,0 +1,250 @@
+"""Simulated fine-tuning runs with a known answer. Frozen before any rule was tuned on them: do not edit, add.
+
+Time ``u`` runs from 0 to 1 over the planned run; curves are log-ratios to step 0 in units of the gain, then scaled.
+A run has held-out and probe source videos whose curves differ (each has its own share of the fall and of the rise) and
+jitter between checks, most of it common to all videos (the weights really move), the rest of each video's own. Clips of
+one video are summed up in its mean: what they share is the video's jitter, what they do not share is averaged into it.
+
+What each scenario calls right:
+
+- ``overfit``, ``slow overfit``, ``early hump``, ``heavy tails, overfit``: the oracle is the minimum of the noise-free
+  curve. A stop before it is premature; after it, its distance is the overshoot.
+- ``plateau, probe falls``: right from the first check within 1 % of the final loss on; before is premature.
+- ``still improving``, ``heavy tails, improving``, ``learning-rate bend``: it falls to the end, every stop is false.
+- ``plateau, probe flat``: nothing is gained by going on, nothing is memorised either; every stop is false.
+- ``double descent``: a rise of 2-8 % of the gain that passes, then a lower minimum at the end; every stop is premature.
+- ``deep double descent``: the same with 20-50 %, for longer than the first descent. No rule that stops an overfitting
+  run soon after its turn can wait for this second descent, because it has not happened yet; shown, not aimed at.
+- ``no gain``: the loss only rises; a stop is right at any time. ``nothing to learn``: it stays at the base model's;
+  every stop is false.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+SCENARIOS = (
+    "overfit",
+    "slow overfit",
+    "early hump",
+    "heavy tails, overfit",
+    "plateau, probe falls",
+    "still improving",
+    "heavy tails, improving",
+    "plateau, probe flat",
+    "learning-rate bend",
+    "double descent",
+    "deep double descent",
+    "no gain",
+    "nothing to learn",
+)
+SHOWN_ONLY = ("deep double descent", "no gain", "nothing to learn")  # no target of the issue speaks of these
+CHECKS = (24, 80, 240)  # checks in the planned run: the three spacings
+JITTERS = (0.01, 0.03, 0.08)  # standard deviation of the mean log-ratio between checks, in gains
+WARMUP = 0.05  # share of the run that is warm-up; told to the rule
+CORRELATION = {24: 0.0, 80: 0.1, 240: 0.3}  # of the jitter of neighbouring checks: closer checks share more steps
+COMMON_SHARE = 0.6  # of the jitter's variance; common jitter is real, the oracle's clips have it too
+
+
+@dataclass(frozen=True)
+class Runs:
+    """R simulated runs of J checks after step 0.
+
+    Args:
+        val: Mean held-out log-ratios (R, J + 1).
+        probe: Mean probe log-ratios (R, J + 1).
+        val_by_video: (R, J + 1, V).
+        probe_by_video: (R, J + 1, V).
+        truth: Noise-free curve over all possible clips (R, J + 1).
+        population: Truth with the common jitter: what clips that the rule never sees would measure (R, J + 1).
+        oracle: Check of the minimum of the truth (R,).
+        right_from: First check at which a stop is right (R,); J + 1 where it never is.
+    """
+
+    val: Array
+    probe: Array
+    val_by_video: Array
+    probe_by_video: Array
+    truth: Array
+    population: Array
+    oracle: NDArray[np.int64]
+    right_from: NDArray[np.int64]
+
+
+def simulate(scenario: str, checks: int, jitter: float, runs: int, seed: int, videos: int = 12) -> Runs:
+    """Draws runs of one cell; the same arguments always give the same runs."""
+    rng = np.random.default_rng([seed, SCENARIOS.index(scenario), checks, round(1000 * jitter), videos])
+    u = np.arange(checks + 1) / checks
+    fall, rise, probe_fall, probe_rise, loudness = _SHAPES[scenario](rng, runs, u)
+    truth = fall + rise
+    gain = np.maximum(-truth.min(axis=1, keepdims=True), 1.0 if scenario in ("no gain", "nothing to learn") else 0.0)
+    size = np.exp(rng.uniform(np.log(0.005), np.log(0.5), (runs, 1))) / gain  # the loss falls by 0.5 to 40 %
+    heavy = scenario.startswith("heavy")
+    level = jitter * gain * loudness
+    val_common = _noise(rng, (runs, checks + 1), checks, heavy) * np.sqrt(COMMON_SHARE) * level
+    probe_common = 0.5 * val_common + np.sqrt(0.75) * np.sqrt(COMMON_SHARE) * level * _noise(
+        rng, (runs, checks + 1), checks, heavy
+    )
+    own = (np.sqrt((1.0 - COMMON_SHARE) * videos) * level)[..., None]
+    val = _videos(rng, fall, rise, videos) + val_common[..., None]
+    val += own * _noise(rng, (runs, checks + 1, videos), checks, heavy)
+    probe = _videos(rng, probe_fall, probe_rise, videos) + probe_common[..., None]
+    probe += own * _noise(rng, (runs, checks + 1, videos), checks, heavy)
+    population = truth + val_common
+    for curve in (val, probe, population):
+        curve[:, 0] = 0.0
+    val, probe = val * size[..., None], probe * size[..., None]
+    oracle = truth.argmin(axis=1)
+    never = np.full(runs, checks + 1)
+    if scenario in ("overfit", "slow overfit", "early hump", "heavy tails, overfit"):
+        right_from = oracle
+    elif scenario == "plateau, probe falls":
+        right_from = (truth <= 0.99 * truth.min(axis=1, keepdims=True)).argmax(axis=1)
+    else:
+        right_from = np.zeros(runs, dtype=np.int64) if scenario == "no gain" else never
+    return Runs(val.mean(axis=2), probe.mean(axis=2), val, probe, truth * size, population * size, oracle, right_from)
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], checks: int, heavy: bool) -> Array:
+    """Jitter of unit scale, correlated along axis 1; heavy: Student's t (2.5) and 2 % of spikes six times as large."""
+    white = rng.standard_t(2.5, shape) / 1.2 if heavy else rng.standard_normal(shape)
+    if heavy:
+        white = white * np.where(rng.random(shape) < 0.02, 6.0, 1.0)
+    rho = CORRELATION[checks]
+    if rho == 0.0:
+        return white
+    noise = white.copy()
+    for j in range(1, shape[1]):
+        noise[:, j] = rho * noise[:, j - 1] + np.sqrt(1.0 - rho * rho) * white[:, j]
+    return noise
+
+
+def _videos(rng: np.random.Generator, fall: Array, rise: Array, videos: int) -> Array:
+    """Each video has its own share of the fall (deviation 0.3) and of the rise (0.5), mean 1: (R, J + 1, V)."""
+    shares = [np.exp(rng.normal(-(s**2) / 2, s, (len(fall), 1, videos))) for s in (0.3, 0.5)]
+    return fall[..., None] * shares[0] + rise[..., None] * shares[1]
+
+
+def _uniform(rng: np.random.Generator, runs: int, low: float, high: float) -> Array:
+    return rng.uniform(low, high, (runs, 1))
+
+
+def _turning(rng, runs, u, turn, sharpness, power):
+    """A saturating fall and a power-law rise that meet at a minimum near ``turn`` (low, high)."""
+    at = _uniform(rng, runs, *turn)
+    k = _uniform(rng, runs, *sharpness)
+    p = _uniform(rng, runs, *power)
+    fall = -(1.0 - np.exp(-k * u / at))
+    rise = k * np.exp(-k) / p * (u / at) ** p
+    rise = rise / (1.0 + rise / 3.0)  # no loss rises without end
+    return fall, rise, at
+
+
+def _probe(rng, runs, u, fall):
+    """The train probe: follows the held-out fall, then goes on."""
+    return _uniform(rng, runs, 1.0, 1.3) * fall - _uniform(rng, runs, 0.3, 1.5) * u
+
+
+def _flat(rng, runs, u):
+    return np.zeros((runs, len(u)))
+
+
+def _overfit(rng, runs, u):
+    fall, rise, _ = _turning(rng, runs, u, (0.1, 0.45), (1.5, 2.5), (1.5, 2.5))
+    return fall, rise, _probe(rng, runs, u, fall), _flat(rng, runs, u), np.ones_like(u)
+
+
+def _slow_overfit(rng, runs, u):
+    fall, rise, _ = _turning(rng, runs, u, (0.15, 0.45), (3.0, 4.0), (1.2, 1.8))
+    return fall, rise, _probe(rng, runs, u, fall), _flat(rng, runs, u), np.ones_like(u)
+
+
+def _early_hump(rng, runs, u):
+    """The first steps disturb the model before they teach it; training clips feel 30 to 100 % of it too."""
+    fall, rise, _ = _turning(rng, runs, u, (0.25, 0.5), (1.5, 2.5), (1.5, 2.5))
+    centre = _uniform(rng, runs, 0.5, 1.5) * WARMUP
+    width = _uniform(rng, runs, 0.3, 0.6) * WARMUP
+    hump = _uniform(rng, runs, 0.1, 0.5) * np.exp(-0.5 * ((u - centre) / width) ** 2)
+    hump[:, 0] = 0.0
+    shared = _uniform(rng, runs, 0.3, 1.0) * hump
+    return fall, rise + hump, _probe(rng, runs, u, fall), shared, np.ones_like(u)
+
+
+def _improving(rng, runs, u):
+    tau = _uniform(rng, runs, 0.02, 0.3)
+    logarithmic = -np.log1p(u / tau) / np.log1p(1.0 / tau)
+    exponential = -(1.0 - np.exp(-u / _uniform(rng, runs, 0.3, 1.0)))
+    fall = np.where(rng.random((runs, 1)) < 0.5, logarithmic, exponential)
+    zero = _flat(rng, runs, u)
+    return fall, zero, _probe(rng, runs, u, fall), zero, np.ones_like(u)
+
+
+def _plateau(rng, runs, u):
+    fall = -(1.0 - np.exp(-u / _uniform(rng, runs, 0.03, 0.12)))
+    zero = _flat(rng, runs, u)
+    return fall, zero, _probe(rng, runs, u, fall), zero, np.ones_like(u)
+
+
+def _flat_probe(rng, runs, u):
+    fall = -(1.0 - np.exp(-u / _uniform(rng, runs, 0.03, 0.12)))
+    zero = _flat(rng, runs, u)
+    return fall, zero, _uniform(rng, runs, 1.0, 1.3) * fall, zero, np.ones_like(u)
+
+
+def _bend(rng, runs, u):
+    """Improving slowly at a constant rate; when the rate decays the loss drops faster and the jitter shrinks."""
+    bend = _uniform(rng, runs, 0.55, 0.75)
+    tau = _uniform(rng, runs, 0.02, 0.2)
+    before = -np.log1p(u / tau) / np.log1p(1.0 / tau)
+    drop = -_uniform(rng, runs, 0.1, 0.25) * (1.0 - np.exp(-np.maximum(u - bend, 0.0) / 0.05))
+    zero = _flat(rng, runs, u)
+    loudness = np.where(u < bend, 1.2, 0.4)
+    return before + drop, zero, _probe(rng, runs, u, before + drop), zero, loudness
+
+
+def _double_descent(rng, runs, u, height=(0.02, 0.08), length=(0.25, 0.5)):
+    first = _uniform(rng, runs, 0.12, 0.25)
+    duration = _uniform(rng, runs, *length) * first * 2.0
+    fall = -(1.0 - np.exp(-4.0 * u / first)) - _uniform(rng, runs, 0.1, 0.3) * np.clip(
+        (u - first - duration) / (1.0 - first - duration), 0.0, 1.0
+    )
+    phase = np.clip((u - first) / duration, 0.0, 1.0)
+    rise = _uniform(rng, runs, *height) * np.sin(np.pi * phase) ** 2
+    return fall, rise, _probe(rng, runs, u, fall), _flat(rng, runs, u), np.ones_like(u)
+
+
+def _deep_double_descent(rng, runs, u):
+    return _double_descent(rng, runs, u, height=(0.2, 0.5), length=(0.5, 1.2))
+
+
+def _no_gain(rng, runs, u):
+    rise = _uniform(rng, runs, 0.3, 2.0) * u ** _uniform(rng, runs, 0.5, 1.5)
+    zero = _flat(rng, runs, u)
+    return zero, rise, zero, 0.5 * rise, np.ones_like(u)
+
+
+def _nothing(rng, runs, u):
+    zero = _flat(rng, runs, u)
+    return zero, zero, zero, zero, np.ones_like(u)
+
+
+_SHAPES = {
+    "overfit": _overfit,
+    "slow overfit": _slow_overfit,
+    "early hump": _early_hump,
+    "heavy tails, overfit": _overfit,
+    "plateau, probe falls": _plateau,
+    "still improving": _improving,
+    "heavy tails, improving": _improving,
+    "plateau, probe flat": _flat_probe,
+    "learning-rate bend": _bend,
+    "double descent": _double_descent,
+    "deep double descent": _deep_double_descent,
+    "no gain": _no_gain,
+    "nothing to learn": _nothing,
+}

@@ -1,0 +1,133 @@
+"""The divergence rule and its competitors, each from runs (R, J + 1) to the check at which it stops (J: never)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.stopping.curves import WARMUP, Runs
+from vidlit.stopping.rule import CASES, DivergenceSettings, assess
+
+Stops = tuple[NDArray[np.int64], NDArray[np.int64]]  # check of the stop, restored check
+
+FRESH_NOISE = 20.0  # standard deviation with fresh draws, in paired ones: the lower end (400x in variance) of the issue
+
+
+def divergence(runs: Runs, settings: DivergenceSettings | None = None, cases: list[int] | None = None) -> Stops:
+    """The rule as it ships, asked at every check; ``cases`` collects what it stopped for."""
+    settings = settings or DivergenceSettings()
+    checks = runs.val.shape[1] - 1
+    stop = np.full(len(runs.val), checks)
+    going = np.arange(len(runs.val))
+    stops = np.array([action == "stop" for _, action in CASES])
+    val, probe = runs.val_by_video, runs.probe_by_video
+    for now in range(1, checks):
+        found = assess(
+            val[:, : now + 1],
+            probe[:, : now + 1],
+            settings,
+            planned_checks=checks,
+            warmup_checks=math.ceil(WARMUP * checks),
+        )
+        over = stops[found.case]
+        if over.any():
+            stop[going[over]] = now
+            if cases is not None:
+                cases.extend(found.case[over].tolist())
+            going = going[~over]
+            val, probe = val[~over], probe[~over]
+            if not len(going):
+                break
+    return stop, _lowest(runs.val, stop)
+
+
+def patience(runs: Runs, checks: int, fresh: bool) -> Stops:
+    """Lightning's EarlyStopping(patience=checks): that many checks without a new lowest value."""
+    monitored = _fresh(runs) if fresh else runs.val
+    last = monitored.shape[1] - 1
+    best_at = _last_minimum(monitored)
+    return _first(np.arange(last + 1) - best_at >= checks, monitored)
+
+
+def generalisation_loss(runs: Runs, percent: float) -> Stops:
+    """Prechelt's GL: the loss is more than ``percent`` above its lowest so far."""
+    return _first(_gl(runs) > percent, runs.val)
+
+
+def progress_quotient(runs: Runs, alpha: float, strip: int = 5) -> Stops:
+    """Prechelt's PQ: GL over the training progress (in thousandths) within the last strip of checks."""
+    train = np.exp(runs.probe)
+    progress = np.full_like(train, np.inf)
+    for j in range(strip - 1, train.shape[1]):
+        window = train[:, j - strip + 1 : j + 1]
+        progress[:, j] = 1000.0 * (window.mean(axis=1) / window.min(axis=1) - 1.0)
+    return _first(_gl(runs) / np.maximum(progress, 1e-9) > alpha, runs.val)
+
+
+def strips_up(runs: Runs, times: int, strip: int = 5) -> Stops:
+    """Prechelt's UP: the loss rose over each of the last ``times`` strips of checks."""
+    over = np.zeros(runs.val.shape, dtype=np.bool_)
+    for j in range(times * strip, runs.val.shape[1], strip):
+        ends = runs.val[:, j - times * strip : j + 1 : strip]
+        over[:, j] = (np.diff(ends, axis=1) > 0).all(axis=1)
+    return _first(over, runs.val)
+
+
+def fixed_share(runs: Runs, share: float) -> Stops:
+    """A fixed number of exposures, as a share of the planned ones; the last weights are kept."""
+    last = runs.val.shape[1] - 1
+    stop = np.full(len(runs.val), round(share * last))
+    return stop, stop
+
+
+def no_stop(runs: Runs) -> Stops:
+    """The whole plan, the last weights kept."""
+    return fixed_share(runs, 1.0)
+
+
+RULES: dict[str, Callable[[Runs], Stops]] = {
+    "vidlit divergence": divergence,
+    **{f"patience {p}, paired": lambda runs, p=p: patience(runs, p, fresh=False) for p in (3, 5, 10, 20)},
+    **{f"patience {p}, fresh": lambda runs, p=p: patience(runs, p, fresh=True) for p in (3, 5, 10, 20)},
+    **{f"Prechelt GL {a}": lambda runs, a=a: generalisation_loss(runs, a) for a in (1, 2, 5)},
+    "Prechelt PQ 0.5": lambda runs: progress_quotient(runs, 0.5),
+    "Prechelt PQ 1": lambda runs: progress_quotient(runs, 1.0),
+    "Prechelt UP 2": lambda runs: strips_up(runs, 2),
+    "Prechelt UP 3": lambda runs: strips_up(runs, 3),
+    "fixed exposures (1/4 of plan)": lambda runs: fixed_share(runs, 0.25),
+    "fixed exposures (1/2 of plan)": lambda runs: fixed_share(runs, 0.5),
+    "no stop": no_stop,
+}
+
+
+def _fresh(runs: Runs) -> NDArray[np.float64]:
+    """The same curve under fresh noise and timesteps at each check."""
+    scale = np.diff(runs.val - runs.truth, axis=1).std(axis=1, keepdims=True) / math.sqrt(2.0)
+    return runs.val + FRESH_NOISE * scale * np.random.default_rng(7).standard_normal(runs.val.shape)
+
+
+def _gl(runs: Runs) -> NDArray[np.float64]:
+    return 100.0 * np.expm1(runs.val - np.minimum.accumulate(runs.val, axis=1))
+
+
+def _last_minimum(curve: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Check of the lowest value so far, at each check."""
+    lower = np.concatenate(
+        [np.ones((len(curve), 1), dtype=bool), curve[:, 1:] < np.minimum.accumulate(curve, axis=1)[:, :-1]], axis=1
+    )
+    return np.maximum.accumulate(np.where(lower, np.arange(curve.shape[1]), 0), axis=1)
+
+
+def _first(over: NDArray[np.bool_], monitored: NDArray[np.float64]) -> Stops:
+    last = over.shape[1] - 1
+    stop = np.where(over.any(axis=1), over.argmax(axis=1), last)
+    return stop, _lowest(monitored, stop)
+
+
+def _lowest(monitored: NDArray[np.float64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The best check seen until the stop."""
+    seen = np.arange(monitored.shape[1]) <= stop[:, None]
+    return np.where(seen, monitored, np.inf).argmin(axis=1)

@@ -1,0 +1,64 @@
+"""The simulated benchmark in small: what the README quotes is measured by `python -m benchmarks.stopping --full`."""
+
+import numpy as np
+import pytest
+
+from benchmarks.stopping import curves, rules
+from benchmarks.stopping.measure import measure
+from vidlit.stopping.divergence import DivergenceHistory, judge_divergence
+
+
+@pytest.mark.parametrize("scenario", curves.SCENARIOS)
+def test_runs_have_the_shapes_and_the_answer_they_promise(scenario):
+    runs = curves.simulate(scenario, 24, 0.03, runs=6, seed=9, videos=5)
+    assert runs.val.shape == runs.truth.shape == (6, 25)
+    assert runs.val_by_video.shape == (6, 25, 5)
+    assert not runs.val[:, 0].any()
+    np.testing.assert_allclose(runs.val, runs.val_by_video.mean(axis=2))
+    again = curves.simulate(scenario, 24, 0.03, runs=6, seed=9, videos=5)
+    np.testing.assert_array_equal(again.probe, runs.probe)
+    if scenario in ("overfit", "slow overfit"):
+        assert (runs.right_from == runs.truth.argmin(axis=1)).all()
+        assert (runs.oracle < 24).all()
+
+
+def test_patience_against_lightning_in_words():
+    runs = curves.simulate("overfit", 24, 0.03, runs=40, seed=9)
+    stop, restored = rules.patience(runs, 3, fresh=False)
+    for run in range(40):
+        best, wait = np.inf, 0
+        for check in range(25):
+            value = runs.val[run, check]
+            best, wait = (value, 0) if value < best else (best, wait + 1)
+            if wait >= 3:
+                break
+        assert stop[run] == check
+        assert runs.val[run, restored[run]] == best
+
+
+def test_the_rule_on_a_few_runs_of_every_kind():
+    for scenario in ("overfit", "early hump", "plateau, probe falls"):
+        runs = curves.simulate(scenario, 80, 0.03, runs=12, seed=9)
+        found = measure(scenario, runs, rules.divergence(runs)).values
+        assert found["premature"].mean() == 0.0
+        assert found["missed"].mean() <= 0.5
+    for scenario in ("still improving", "plateau, probe flat", "learning-rate bend"):
+        runs = curves.simulate(scenario, 80, 0.03, runs=12, seed=9)
+        assert measure(scenario, runs, rules.divergence(runs)).values["false"].mean() <= 0.1
+
+
+def test_the_rule_in_bulk_is_the_rule_one_by_one():
+    runs = curves.simulate("overfit", 24, 0.03, runs=5, seed=9, videos=4)
+    stops, _ = rules.divergence(runs)
+    names = tuple("abcd")
+    for run in range(5):
+        for check in range(1, 24):
+            part = slice(0, check + 1)
+            history = DivergenceHistory(
+                np.arange(check + 1), runs.val_by_video[run, part], runs.probe_by_video[run, part], names, names
+            )
+            if judge_divergence(history, planned_checks=24, warmup_checks=2).action == "stop":
+                break
+        else:
+            check = 24
+        assert check == stops[run]

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from vidlit.stopping import curves
+
+
+@pytest.mark.parametrize(
+    ("freedom", "t", "tail"),  # scipy.stats.t.sf
+    [
+        (1, 1.0, 0.25),
+        (1, -3.0, 0.8975836176504333),
+        (2, 2.0, 0.09175170953613698),
+        (3, 0.5, 0.32572393154212174),
+        (5, 2.015048372669157, 0.05),
+        (11, 1.795884818704043, 0.05),
+        (30, 1.6972608943617378, 0.05),
+    ],
+)
+def test_student_tail(freedom, t, tail):
+    assert curves.student_tail(np.array(t), freedom) == pytest.approx(tail, abs=1e-6)
+
+
+def test_student_tail_against_simulated_t():
+    rng = np.random.default_rng(0)
+    for freedom in (1, 2, 5, 8):
+        draws = rng.standard_t(freedom, 200_000)
+        for t in (-1.0, 0.3, 2.0):
+            assert curves.student_tail(np.array(t), freedom) == pytest.approx((draws > t).mean(), abs=0.005)
+
+
+def test_p_greater_has_its_level_under_the_null():
+    values = np.random.default_rng(1).standard_normal((20_000, 6))
+    assert (curves.p_greater(values) < 0.05).mean() == pytest.approx(0.05, abs=0.006)
+
+
+@pytest.mark.parametrize("trend", [0.0, 0.5, -2.0])
+def test_jitter_does_not_see_the_trend(trend):
+    rng = np.random.default_rng(2)
+    noise = rng.standard_normal((300, 120))
+    found = curves.jitter(noise + trend * np.arange(120))
+    assert np.median(found) == pytest.approx(1.0, abs=0.25)
+    assert np.quantile(found, 0.05) > 0.75
+
+
+def test_jitter_rises_where_neighbours_move_together():
+    rng = np.random.default_rng(3)
+    white = rng.standard_normal((200, 240))
+    walk = white.copy()
+    for j in range(1, 240):
+        walk[:, j] = 0.5 * walk[:, j - 1] + np.sqrt(0.75) * white[:, j]
+    assert np.median(curves.jitter(walk)) > 1.1 * np.median(curves.jitter(white))
+
+
+def test_jitter_of_a_noise_free_curve_has_a_floor():
+    assert curves.jitter(np.zeros(9)) == pytest.approx(1e-6)
+
+
+def test_spikes_are_cut_and_the_rest_is_kept():
+    curve = np.sin(np.arange(40) / 6.0)
+    spiked = curve.copy()
+    spiked[20] -= 9.0
+    cleaned = curves.without_spikes(spiked, np.array(0.2))
+    assert abs(cleaned[20] - curve[20]) < 0.8
+    np.testing.assert_allclose(np.delete(cleaned, 20), np.delete(curve, 20), atol=1e-12)
+
+
+def test_lowest_average_against_a_loop():
+    rng = np.random.default_rng(4)
+    curve, width = rng.standard_normal((50, 30)), rng.integers(1, 12, 50)
+    lowest, end = curves.lowest_average(curve, width)
+    for run in range(50):
+        w = width[run]
+        averages = [curve[run, j - w + 1 : j + 1].mean() for j in range(w - 1, 30)]
+        assert lowest[run] == pytest.approx(min(averages))
+        assert end[run] == int(np.argmin(averages)) + w - 1
+
+
+def test_window_mean_against_a_loop():
+    values = np.random.default_rng(5).standard_normal((4, 20, 3))
+    first, last = np.array([0, 3, 5, 19]), np.array([2, 3, 19, 19])
+    found = curves.window_mean(values, first, last)
+    for run in range(4):
+        np.testing.assert_allclose(found[run], values[run, first[run] : last[run] + 1].mean(axis=0))
+
+
+def test_by_video_counts_each_video_once():
+    clips = np.array([[1.0, 3.0, 10.0], [0.0, 2.0, 5.0]])
+    np.testing.assert_allclose(curves.by_video(clips, ("a", "a", "b")), [[2.0, 10.0], [1.0, 5.0]])

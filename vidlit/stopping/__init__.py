@@ -1,0 +1,1 @@
+"""Pure decisions: numbers in, a verdict with its reason and evidence out."""

@@ -1,0 +1,185 @@
+"""When the held-out loss has turned: a paired sequential test on log-ratios to step 0.
+
+The rule reads the held-out log-ratios of all checks so far and asks, in this order:
+
+- *no gain*: never surely below the base model's loss, and by now above it;
+- *divergence*: has the loss left its lowest stretch for good? The rise since then, less what is not worth stopping for
+  (a share of the gain) and what the luckiest stretch of a flat curve would show, must be significant over all planned
+  checks; it must have lasted a share of the time that it took to get there, still grow, and hold across source videos,
+  since clips of one film are not independent;
+- *plateau*: does it no longer improve while the train probe still falls?
+- *gap*: does it fall much slower than the probe? Only ever a warning.
+
+Everything is a pure function of the history, so a resumed run decides as the uninterrupted one.
+
+With fewer than four held-out source videos nobody can tell from them whether a rise holds for others. The rule then
+asks that all of them agree and that the rise lasts twice as long, and says so in its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidlit.stopping import curves
+from vidlit.stopping.rule import CASES, MIN_VIDEOS, DivergenceSettings, assess
+from vidlit.stopping.verdict import Action, Verdict
+
+__all__ = ["DivergenceHistory", "DivergenceSettings", "best_check", "conservative_check", "judge_divergence"]
+
+
+@dataclass(frozen=True)
+class DivergenceHistory:
+    """Paired log-ratios to step 0 at every check so far; the first check is step 0.
+
+    Args:
+        steps: Optimizer steps of the checks (J,), starting with 0, increasing.
+        val: Log-ratio of each held-out clip (J, N); the first row is zeros; negative is better.
+        probe: Log-ratio of each train-probe clip (J, M), scored alike.
+        val_videos: Source video of each held-out clip (N,).
+        probe_videos: Source video of each probe clip (M,).
+
+    Raises:
+        ValueError: If the shapes disagree, or the first check is not step 0.
+    """
+
+    steps: NDArray[np.int64]
+    val: NDArray[np.floating]
+    probe: NDArray[np.floating]
+    val_videos: tuple[str, ...]
+    probe_videos: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        checks = len(self.steps)
+        for name, values, videos in (("val", self.val, self.val_videos), ("probe", self.probe, self.probe_videos)):
+            if values.shape != (checks, len(videos)) or not videos:
+                raise ValueError(
+                    f"{name} is {values.shape}, expected {checks} checks x {len(videos)} labelled clips, at least one"
+                )
+        if checks == 0 or self.steps[0] != 0 or np.any(self.val[0]) or np.any(self.probe[0]):
+            raise ValueError("the first check must be step 0, where every log-ratio is zero")
+        if np.any(np.diff(self.steps) <= 0):
+            raise ValueError("steps must increase")
+
+
+def best_check(history: DivergenceHistory) -> int:
+    """Index of the check with the lowest mean held-out log-ratio; 0 is the base model."""
+    curve = history.val.mean(axis=1)
+    return int(np.where(np.isfinite(curve), curve, np.inf).argmin())
+
+
+def conservative_check(history: DivergenceHistory, share: float = 0.1) -> int:
+    """Index of the earliest check whose gain is within ``share`` of the best gain."""
+    curve = history.val.mean(axis=1)
+    return int(np.argmax(curve <= (1.0 - share) * curve[best_check(history)]))
+
+
+def judge_divergence(
+    history: DivergenceHistory,
+    settings: DivergenceSettings | None = None,
+    *,
+    planned_checks: int,
+    warmup_checks: int = 0,
+) -> Verdict:
+    """Judges the held-out loss after the latest check.
+
+    Args:
+        history: Log-ratios of all checks so far, step 0 included.
+        settings: Numbers of the rule.
+        planned_checks: Checks after step 0 that the whole run is planned to have.
+        warmup_checks: Checks after step 0 until the learning-rate warm-up is over and 5 adjusted exposures are reached.
+
+    Returns:
+        A verdict with evidence: case ("learning", "warm-up", "no gain", "divergence", "plateau", "gap", "not finite"),
+        statistic, threshold, best_step and best_check (0 for "no gain"), gain and gap (log-ratios), the numbers of
+        source videos and, after the warm-up, jitter, excess, probe_excess and p_value.
+    """
+    videos = len(set(history.val_videos))
+    step = int(history.steps[-1])
+    if not (np.isfinite(history.val[-1]).all() and np.isfinite(history.probe[-1]).all()):
+        return Verdict(
+            "divergence",
+            "stop",
+            f"At step {step} the loss of a held-out or probe clip is no longer a finite number: training has broken "
+            "down; lower the learning rate.",
+            {"case": "not finite", "step": step, "held_out_videos": videos},
+        )
+    # A check that was not finite (the user went on) says nothing about any trend.
+    usable = np.isfinite(history.val).all(axis=1) & np.isfinite(history.probe).all(axis=1)
+    val = history.val[usable].astype(np.float64)
+    probe = history.probe[usable].astype(np.float64)
+    findings = assess(
+        curves.by_video(val, history.val_videos)[None],
+        curves.by_video(probe, history.probe_videos)[None],
+        settings or DivergenceSettings(),
+        planned_checks=planned_checks,
+        warmup_checks=warmup_checks,
+        curve=val.mean(axis=1)[None],
+    )
+    case, action = CASES[int(findings.case[0])]
+    best = 0 if case == "no gain" else best_check(history)
+    now, now_probe = float(val[-1].mean()), float(probe[-1].mean())
+    evidence: dict[str, float | int | str] = {
+        "case": case,
+        "step": step,
+        "best_step": int(history.steps[best]),
+        "best_check": best,
+        "gain": 0.0 - float(history.val[best].mean()),
+        "gap": now - now_probe,
+        "val_log_ratio": now,
+        "probe_log_ratio": now_probe,
+        "held_out_videos": videos,
+        "probe_videos": len(set(history.probe_videos)),
+        **{name: float(values[0]) for name, values in findings.numbers.items()},
+    }
+    return Verdict("divergence", action, _reason(case, action, evidence), evidence)
+
+
+def _reason(case: str, action: Action, evidence: dict[str, float | int | str]) -> str:
+    """The sentence for the user; log-ratios become per cent of the loss at step 0."""
+    number = {name: float(value) for name, value in evidence.items() if name != "case"}
+    val, probe = (_percent(number[name]) for name in ("val_log_ratio", "probe_log_ratio"))
+    videos = int(number["held_out_videos"])
+    lowest = f"its lowest at step {evidence['best_step']} ({_percent(-number['gain'])} against step 0)"
+    few = "" if videos >= MIN_VIDEOS else _few(videos, case)
+    match case, action:
+        case "no gain", _:
+            return (
+                f"No gain: the held-out loss is {val} against the base model and not falling; the learning rate may be "
+                f"too high, or there is nothing to learn from these clips.{few}"
+            )
+        case "divergence", _:
+            together = number["probe_excess"] > 0.5 * number["excess"]
+            other = (
+                "and the loss on training clips rose with it: unsteady training, the learning rate may be too high"
+                if together
+                else "while the loss on training clips did not: overfitting"
+            )
+            across = f" (p = {number['p_value']:.1g} over {videos} source videos)" if not few else ""
+            return f"The held-out loss has risen {_percent(number['excess'])} since {lowest}{across}, {other}.{few}"
+        case "plateau", "stop":
+            return (
+                f"Plateau: the held-out loss has stopped improving since {lowest}, while the loss on training clips "
+                f"still falls ({probe}).{few}"
+            )
+        case "plateau", _:
+            return f"The held-out loss may have stopped improving since {lowest}; on training clips it falls ({probe})."
+        case "gap", _:
+            return f"The gap opens: the held-out loss ({val}) falls ten times slower than on training clips ({probe})."
+        case "warm-up", _:
+            return f"Too early to judge the held-out loss ({val} against step 0)."
+        case _:
+            return f"Still learning: the held-out loss is {val} against step 0."
+
+
+def _few(videos: int, case: str) -> str:
+    noun = "source video" if videos == 1 else "source videos"
+    remark = f" Only {videos} held-out {noun}, too few to tell whether this holds for others"
+    return remark + (": it had to last twice as long." if case == "divergence" else ".")
+
+
+def _percent(log_ratio: float) -> str:
+    return f"{100.0 * math.expm1(log_ratio):+.3g} %"

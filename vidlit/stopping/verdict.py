@@ -1,0 +1,113 @@
+"""What a signal says after a check, and how the signals' words become one decision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+Action = Literal["continue", "warn", "stop"]
+Mode = Literal["stop", "warn", "off"]
+
+_SEVERITY: dict[Action, int] = {"continue": 0, "warn": 1, "stop": 2}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One signal's word after one check.
+
+    Args:
+        signal: Who speaks: "divergence", "copies", "diversity" or "exposure".
+        action: What the signal asks for.
+        reason: One plain sentence with the numbers, for the user.
+        evidence: The numbers behind the sentence; always finite, so that they can be written as JSON.
+    """
+
+    signal: str
+    action: Action
+    reason: str
+    evidence: dict[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all signals together decide after one check.
+
+    Args:
+        action: The strongest action that any signal is allowed to ask for.
+        signals: The signals that ask for it, in the order they were heard; empty on "continue".
+        reason: Their reasons, joined; of all signals on "continue".
+        verdicts: What was heard, after the policy: nothing of a signal that is "off", no "stop" of one set to "warn".
+    """
+
+    action: Action
+    signals: tuple[str, ...]
+    reason: str
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What each signal may do: "stop" the run, at most "warn", or be "off".
+
+    Memorising is a policy, not a law: who wants one subject learned by heart sets ``copies`` to "warn" or "off".
+
+    Args:
+        divergence: Held-out loss against its own past and the train probe.
+        copies: Generated clips too near to training clips.
+        diversity: Generated clips growing alike.
+        exposure: How often each video was seen; as a hard cap where one is set.
+
+    Raises:
+        ValueError: If a mode is none of the three.
+    """
+
+    divergence: Mode = "stop"
+    copies: Mode = "stop"
+    diversity: Mode = "stop"
+    exposure: Mode = "stop"
+
+    def __post_init__(self) -> None:
+        for signal in fields(self):
+            if getattr(self, signal.name) not in ("stop", "warn", "off"):
+                raise ValueError(
+                    f"{signal.name}: {getattr(self, signal.name)!r} is not a mode; use 'stop', 'warn' or 'off'"
+                )
+
+    def join(self, verdicts: Iterable[Verdict]) -> Decision:
+        """Joins the verdicts of one check into one decision.
+
+        Raises:
+            ValueError: If a verdict comes from a signal that the policy does not know.
+        """
+        return join_verdicts(verdicts, {signal.name: getattr(self, signal.name) for signal in fields(self)})
+
+
+def join_verdicts(verdicts: Iterable[Verdict], modes: dict[str, Mode]) -> Decision:
+    """Joins verdicts into the strongest action that their modes allow.
+
+    Args:
+        verdicts: One verdict per signal; any order, any number.
+        modes: Mode of each signal by name.
+
+    Raises:
+        ValueError: If a verdict's signal has no mode.
+    """
+    heard: list[Verdict] = []
+    for verdict in verdicts:
+        if verdict.signal not in modes:
+            raise ValueError(f"no mode for signal {verdict.signal!r}; known: {', '.join(modes)}")
+        mode = modes[verdict.signal]
+        if mode == "warn" and verdict.action == "stop":
+            verdict = replace(verdict, action="warn")
+        if mode != "off":
+            heard.append(verdict)
+    actions: list[Action] = ["continue", *(verdict.action for verdict in heard)]
+    action = max(actions, key=_SEVERITY.__getitem__)
+    deciding = [verdict for verdict in heard if verdict.action == action]
+    return Decision(
+        action=action,
+        signals=() if action == "continue" else tuple(verdict.signal for verdict in deciding),
+        reason=" ".join(verdict.reason for verdict in deciding),
+        verdicts=tuple(heard),
+    )
