@@ -27,6 +27,7 @@ from vidlit.callbacks.throughput import Throughput
 from vidlit.csv_logger import RunCSVLogger
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.progress import quiet_lightning
+from vidlit.data.store import LatentStore
 from vidlit.demo import Demo
 from vidlit.errors import UserError
 from vidlit.module import VideoDiffusionModule
@@ -46,6 +47,7 @@ IMPORTABLE = [
     "prodigyopt",
     "schedulefree",
 ]
+FLAGS = ("--json", "--verify")
 RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 """Tells processes that Lightning launches for further devices where their run is."""
 
@@ -53,8 +55,20 @@ RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 class VidlitTrainer(Trainer):
     """Lightning's Trainer with one more thing it can run."""
 
-    def encode(self, model: VideoDiffusionModule, datamodule: LatentDataModule) -> None:
-        """Fill the latent store with what it lacks."""
+    def encode(self, model: VideoDiffusionModule, datamodule: LatentDataModule, verify: bool = False) -> None:
+        """Fill the latent store with what it lacks.
+
+        Args:
+            model: not used.
+            datamodule: the folder and the store.
+            verify: encode nothing; read everything stored and compare it with its checksum.
+
+        Raises:
+            UserError: something stored is damaged.
+        """
+        if verify:
+            _verify(datamodule.store)
+            return
         print(datamodule.encode(accelerator=self.accelerator_name, devices=self.num_devices, num_nodes=self.num_nodes))
 
     def plan(self, model: VideoDiffusionModule, datamodule: LatentDataModule, json: bool = False) -> None:
@@ -227,6 +241,17 @@ class VidlitCLI(LightningCLI):
             print("\n" + closing_paragraph(self.run_directory.read_summary(), self.run_directory))
 
 
+def _verify(store: LatentStore) -> None:
+    damaged = list(store.verify())
+    for damage in damaged:
+        print(f"{damage.kind} {damage.name} ({damage.shard}): {damage.problem}")
+    if damaged:
+        raise UserError(
+            f"{len(damaged)} items of {store.root} are damaged: delete the files named above, then encode again."
+        )
+    print(f"{store.root}: all checksums are right.")
+
+
 def run(words: list[str]) -> int:
     """Run one command; errors a user can mend are one line.
 
@@ -237,7 +262,8 @@ def run(words: list[str]) -> int:
         Exit code: 0 for success, 2 for an error of the user's, 128 + the signal's number after an interrupt.
     """
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    # jsonargparse wants a value for a bool; people type flags.
+    words = [f"{word}=true" if word in FLAGS else word for word in words if word != "--debug"]
     command: Callable[[list[str]], object] = _demo if words[0] == "demo" else _lightning
     try:
         command(words)

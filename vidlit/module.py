@@ -67,8 +67,11 @@ class VideoDiffusionModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the transformer, once, when Lightning knows where it will live."""
-        if self.transformer is not None:
-            return
+        if self.transformer is None:
+            self.load_base()
+
+    def load_base(self) -> None:
+        """Load the base's weights, and an untrained adapter where there is one; also over trained ones."""
         self.transformer = self.family.load_transformer()
         if self.adapter is not None:
             # Fresh adapter weights are the only ones drawn here: keyed, so that they do not depend on what ran before.
@@ -77,7 +80,7 @@ class VideoDiffusionModule(LightningModule):
                 self.adapter.apply(self.transformer, self.family)
         if self.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
-        self.transformer.train()
+        self.transformer.to(self.device).train()
 
     def forward(self, noisy: Tensor, sigmas: Tensor, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Tensor:
         """Predicted velocity (B, C, F, H, W); see :class:`vidlit.diffusion.loss.VelocityModel`."""
@@ -85,15 +88,23 @@ class VideoDiffusionModule(LightningModule):
         return self.family.velocity(self.transformer, noisy, sigmas, prompt_embeds, prompt_attention_mask)
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch, at noise that is a function of (seed, position in the run, rank)."""
+        """Mean loss of a batch.
+
+        Noise and sigma of a sample are a function of (seed, position in the run, its row in the global batch): no two
+        ranks share noise, a resumed run draws the same, and so does one with the global batch spread over other ranks.
+        """
         position = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        generator = keyed_generator("train", self.seed, position, self.global_rank, device=self.device)
-        noise = torch.randn(batch.latents.shape, generator=generator, device=self.device)
-        sigmas = self.noising.sample_sigmas(len(noise), generator)
+        first_row = self.global_rank * len(batch.latents)
+        rows = range(first_row, first_row + len(batch.latents))
+        generators = [keyed_generator("train", self.seed, position, row, device=self.device) for row in rows]
+        sigmas = torch.cat([self.noising.sample_sigmas(1, generator) for generator in generators])
+        shape = batch.latents.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=each, device=self.device) for each in generators])
         loss = denoising_loss(self, self.noising, batch, noise, sigmas).mean()
         # Lightning counts logged steps from 0 and once per batch; "step" in the log overrides that.
         stepped = float(self.trainer.global_step + 1)
-        self.log_dict({"train/loss": loss, "step": stepped}, batch_size=len(noise))
+        shared = self.trainer.world_size > 1
+        self.log_dict({"train/loss": loss, "step": stepped}, batch_size=len(noise), sync_dist=shared)
         return loss
 
     def validation_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:

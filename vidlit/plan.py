@@ -57,8 +57,8 @@ class RunPlan:
     unlisted: list[str]
     split: dict[str, dict[str, int]]
     """Clips and source videos of each side."""
-    batch_size: int
-    """Over all ranks and accumulated micro-batches."""
+    batch_size: float
+    """Mean over buckets, over all ranks and accumulated micro-batches."""
     max_steps: int
     steps_per_pass: float
     tokens_per_step: float
@@ -97,13 +97,14 @@ def make_plan(
         sampler.exposures(max_steps * accumulate), [clip.source.group for clip in data.train_clips]
     )
     mean = sum(exposures.values()) / len(exposures)
-    batch_size = data.batch_size * num_replicas * accumulate
+    # Buckets may have batches of their own size: what counts is the mean over a pass.
+    batch_size = len(data.train_clips) / sampler.batches_per_pass * accumulate
     return RunPlan(
         source=str(folder.folder),
         layout=folder.layout,
         videos=len({clip.source.group for clip in folder.clips}),
         clips=len(folder.clips),
-        buckets=_buckets(data, data.batch_size * num_replicas),
+        buckets=_buckets(data, num_replicas),
         quarantined=[asdict(bad) for bad in folder.quarantined],
         dropped=[asdict(bad) for bad in folder.dropped],
         shortened=[asdict(short) for short in folder.shortened],
@@ -119,23 +120,24 @@ def make_plan(
         tokens_per_step=_mean_tokens(data) * batch_size,
         exposures={"min": min(exposures.values()), "mean": mean, "max": max(exposures.values())},
         band=band(mean),
-        advice=forecast(max_steps, batch_size, len(exposures), learning_rate).reason,
-        conservative_max_steps=max(1, math.floor(CONSERVATIVE * len(exposures) / batch_size)),
-        moderate_max_steps=max(1, math.floor(MODERATE * len(exposures) / batch_size)),
+        advice=forecast(max_steps, round(batch_size), len(exposures), learning_rate).reason,
+        conservative_max_steps=max(1, math.floor(CONSERVATIVE * len(exposures) / batch_size + 1e-9)),
+        moderate_max_steps=max(1, math.floor(MODERATE * len(exposures) / batch_size + 1e-9)),
         encode=_encoding(data),
     )
 
 
-def _buckets(data: LatentDataModule, micro_batch: int) -> list[BucketPlan]:
+def _buckets(data: LatentDataModule, num_replicas: int) -> list[BucketPlan]:
     train = Counter(clip.bucket for clip in data.train_clips)
+    size = {bucket: each * num_replicas for bucket, each in zip(data.buckets, data.batch_sizes, strict=True)}
     rows = []
     for bucket, clips in data.plan.clips_per_bucket().items():
-        short = 0 < train[bucket] < micro_batch
+        short = 0 < train[bucket] < size[bucket]
         roomier = [
             other
             for other in train
             if other != bucket
-            and train[other] >= micro_batch
+            and train[other] >= size[other]
             and all(a <= b for a, b in zip(other, bucket, strict=True))
         ]
         rows.append(
@@ -144,7 +146,7 @@ def _buckets(data: LatentDataModule, micro_batch: int) -> list[BucketPlan]:
                 clips=clips,
                 train=train[bucket],
                 tokens=bucket.tokens(data.family.compression[0], data.family.pixel_multiple),
-                repeats_per_batch=micro_batch - train[bucket] if short else 0,
+                repeats_per_batch=size[bucket] - train[bucket] if short else 0,
                 merge_into=str(max(roomier, key=math.prod)) if short and roomier else "",
             )
         )
@@ -215,10 +217,10 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
                 console.print("  " + line.format(**row_), highlight=False, soft_wrap=True, markup=False)
             if len(rows) > _LISTED:
                 console.print(f"  ... {len(rows) - _LISTED} more (--json lists all)", highlight=False)
-    sides = ", ".join(f"{side} {n['clips']} clips of {n['videos']} videos" for side, n in plan.split.items())
-    console.print(f"split by source video: {sides}", highlight=False)
+    sides = [f"{side} {n['clips']} clips of {n['videos']} videos" for side, n in plan.split.items() if n["clips"]]
+    console.print(f"split by source video: {', '.join(sides)}", highlight=False, soft_wrap=True)
     console.print(
-        f"{plan.max_steps:,} steps of {plan.batch_size} samples ({plan.tokens_per_step:,.0f} tokens), one pass over "
+        f"{plan.max_steps:,} steps of {plan.batch_size:g} samples ({plan.tokens_per_step:,.0f} tokens), one pass over "
         f"the clips every {plan.steps_per_pass:.1f} steps",
         highlight=False,
         soft_wrap=True,

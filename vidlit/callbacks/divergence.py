@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from vidlit.callbacks.exposure import ExposureLedger
 from vidlit.callbacks.signal import Signal
 from vidlit.data.batch import LatentBatch, clip_key
 from vidlit.diffusion.noising import stratum_sigmas
@@ -20,6 +21,8 @@ from vidlit.stopping.verdict import Verdict
 if TYPE_CHECKING:
     from vidlit.module import VideoDiffusionModule
 
+MIN_ADJUSTED_EXPOSURE = 5.0
+"""Nothing is decided before each video was seen about this often, at the reference run's worth."""
 SETS = ("val", "probe")
 """Held-out clips and training clips scored alike: the order of the validation dataloaders."""
 
@@ -124,7 +127,7 @@ class DivergenceMonitor(Signal):
             self.history(trainer),
             self.settings,
             planned_checks=max(1, trainer.max_steps // interval),
-            warmup_checks=-(-pl_module.warmup_steps // interval),
+            warmup_checks=max(-(-pl_module.warmup_steps // interval), self._underexposed_checks(trainer)),
         )
         numbers = {
             f"divergence/{key}": float(verdict.evidence[key])
@@ -134,6 +137,11 @@ class DivergenceMonitor(Signal):
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
         return verdict
+
+    def _underexposed_checks(self, trainer: Trainer) -> int:
+        """Checks before videos were seen often enough to say anything."""
+        ledgers = [callback for callback in trainer.callbacks if isinstance(callback, ExposureLedger)]  # type: ignore[attr-defined]
+        return max((ledger.checks_below(MIN_ADJUSTED_EXPOSURE) for ledger in ledgers), default=0)
 
     # -- state: tensors and numbers only, so that checkpoints load with weights_only
 

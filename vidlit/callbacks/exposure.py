@@ -70,7 +70,7 @@ class ExposureLedger(Signal):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._agree(trainer)
-        statistics = self.statistics(trainer)
+        statistics = {**self.statistics(trainer), "adjusted": self._adjusted}
         self._per_check[trainer.global_step] = statistics
         pl_module.log_dict(
             {
@@ -98,6 +98,10 @@ class ExposureLedger(Signal):
         """Lowest, mean and highest exposures over source videos."""
         counts = np.array(list(self.per_video(trainer).values()))
         return {"min": int(counts.min()), "mean": float(counts.mean()), "max": int(counts.max())}
+
+    def checks_below(self, adjusted: float) -> int:
+        """Checks so far at which the adjusted exposure was below this."""
+        return sum(statistics["adjusted"] < adjusted for statistics in self._per_check.values())
 
     def statistics_at(self, step: int) -> dict[str, float]:
         """As :meth:`statistics`, at an earlier check."""

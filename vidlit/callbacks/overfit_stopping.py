@@ -89,8 +89,9 @@ class OverfitStopping(Callback):
             else f"All {trainer.max_steps} planned steps were trained; no signal asked to stop."
         )
         restored = False
-        if self.restore_best and self._best_step(trainer) != trainer.global_step:
-            self._restore(trainer, pl_module)
+        best_step = self._best_step(trainer)
+        if self.restore_best and best_step != trainer.global_step:
+            self._restore(trainer, pl_module, best_step)
             restored = True
         if trainer.is_global_zero:
             self._write_summary(trainer, stopped_by, reason, restored=restored)
@@ -104,14 +105,24 @@ class OverfitStopping(Callback):
         else:
             self._write_summary(trainer, "error", f"{type(exception).__name__}: {exception}")
 
-    def _restore(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:
-        path = _directory(trainer).best_checkpoint
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    def _restore(self, trainer: Trainer, pl_module: VideoDiffusionModule, step: int) -> None:
+        if step == 0:  # best.ckpt may hold a check that was low by luck
+            pl_module.load_base()
+            return
+        checkpoint = torch.load(_directory(trainer).best_checkpoint, map_location="cpu", weights_only=True)
+        assert checkpoint["global_step"] == step
         pl_module.load_state_dict(checkpoint["state_dict"], strict=False)
 
     def _best_step(self, trainer: Trainer) -> int:
         monitor = _one(trainer, DivergenceMonitor)
-        return int(monitor.steps[best_check(monitor.history(trainer))])
+        return int(monitor.steps[self._best_check(trainer)])
+
+    def _best_check(self, trainer: Trainer) -> int:
+        """The check with the lowest held-out loss; step 0 where the rule found no gain, whatever one check says."""
+        verdicts = self.decision.verdicts if self.decision is not None else ()
+        if any(verdict.evidence.get("case") == "no gain" for verdict in verdicts):
+            return 0
+        return best_check(_one(trainer, DivergenceMonitor).history(trainer))
 
     def _write_summary(self, trainer: Trainer, stopped_by: str, reason: str, restored: bool = False) -> None:
         monitor, ledger = _one(trainer, DivergenceMonitor), _one(trainer, ExposureLedger)
@@ -124,7 +135,7 @@ class OverfitStopping(Callback):
             "seconds": round(self._seconds + time.monotonic() - self._since, 1),
         }
         if monitor.references:
-            best = best_check(monitor.history(trainer))
+            best = self._best_check(trainer)
             best_step = monitor.steps[best]
             exposures = ledger.statistics(trainer)
             self.summary |= {

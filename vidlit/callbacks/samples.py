@@ -1,10 +1,11 @@
-"""Sample videos: generated from held-out prompts with fixed seeds, as mp4 and one contact sheet."""
+"""Sample videos: audited while training for copies and diversity, and made from the kept weights at the end."""
 
 from __future__ import annotations
 
-import re
+import math
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,45 +13,134 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vidlit.data.batch import collate
-from vidlit.data.video import write_mp4
-from vidlit.diffusion.generate import generate
-from vidlit.diffusion.noising import keyed_generator
+from vidlit.callbacks.audit import Audit, one_a_caption
+from vidlit.callbacks.rendering import sample_latents, to_frames, write_samples
+from vidlit.callbacks.signal import Signal
+from vidlit.metrics.features import FeatureExtractor, LatentFeatures
 from vidlit.run_directory import RunDirectory
+from vidlit.stopping.verdict import Verdict
 
 if TYPE_CHECKING:
     from vidlit.data.clips import Clip
     from vidlit.module import VideoDiffusionModule
 
-SHEET_FRAMES = 5
-_CAPTION_HEIGHT = 14
+MIN_AUDITS = 2
+"""After step 0's: what two alarms in a row take, in runs too short for the share of time as well."""
 
 
 class SampleVideos(Callback):
-    """Generates a few videos from captions of held-out clips when training is over.
+    """Generates videos with fixed prompts and noise: to judge copies and diversity, and to look at.
+
+    An audit generates ``num_audit`` clips, half from training captions and half from held-out ones, at step 0 and then
+    every few checks; logs ``memorization/copies``, ``memorization/ratio_min``, ``diversity/rke``, ``diversity/ratio``
+    and ``perf/audit_share`` (of the time); and writes them to ``samples/step_XXXXXX/audit_*.mp4``. When training is
+    over, a few videos from captions of held-out clips follow, made with the weights that are kept.
 
     The start noise is keyed by (seed, clip), so two runs, or two steps of one, can be compared side by side.
 
     Args:
-        num_videos: how many; 0 for none.
+        num_videos: how many when training is over; 0 for none.
         num_steps: denoising steps.
         seed: of the start noise.
+        num_audit: clips of an audit, 16 or more to see copies surely; 0 for no audits.
+        every_num_checks: checks from one audit to the next; ``None`` chooses at the first check, from measured times,
+            so that audits take ``max_share`` of the training time at most but come at least twice. Runs that must
+            repeat to the digit set it.
+        max_share: of the training time.
+        features: what clips are compared by; ``None`` for latents.
     """
 
-    def __init__(self, num_videos: int = 4, num_steps: int = 30, seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_videos: int = 4,
+        num_steps: int = 30,
+        seed: int = 0,
+        num_audit: int = 0,
+        every_num_checks: int | None = None,
+        max_share: float = 0.1,
+        features: FeatureExtractor | None = None,
+    ) -> None:
         self.num_videos = num_videos
         self.num_steps = num_steps
         self.seed = seed
+        self.num_audit = num_audit
+        self.every_num_checks = every_num_checks
+        self.max_share = max_share
+        self.features = features or LatentFeatures()
+        self.audit: Audit | None = None
+        self._every = every_num_checks
+        self._checks = 0
+        self._audit_seconds = self._last_audit_seconds = 0.0
+        self._start_time, self._start_step = time.monotonic(), 0
+
+    def signals(self) -> list[Signal]:
+        """The callbacks that judge what the audits find; none without audits."""
+        if not self.num_audit:
+            return []
+        return [SampleSignal(self, "copies", Audit.copies), SampleSignal(self, "diversity", Audit.diversity)]
+
+    # -- while training
+
+    def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
+        """Choose the prompts."""
+        if stage == "fit" and self.num_audit:
+            self.audit = Audit(
+                trainer.datamodule,  # type: ignore[attr-defined]
+                self.features,
+                self.num_audit,
+                self.num_steps,
+                self.seed,
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Start the clock."""
+        self._start_time, self._start_step = time.monotonic(), trainer.global_step
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Audit where one is due: before ``OverfitStopping`` asks, which it does when validation has ended."""
+        if self.audit is None or trainer.state.fn != "fit":
+            return
+        if not trainer.sanity_checking:
+            self._checks += 1
+            if self._every is None:
+                self._every = trainer.strategy.broadcast(self._affordable_interval(trainer))
+            if self._checks % self._every:
+                return
+        began = time.monotonic()
+        self.audit.run(trainer, pl_module)
+        self._last_audit_seconds = time.monotonic() - began
+        numbers = self.audit.numbers()
+        if trainer.sanity_checking:  # self.log is off then, and the clock starts later
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step=0)
+            return
+        self._audit_seconds += self._last_audit_seconds
+        share = self._audit_seconds / (time.monotonic() - self._start_time)
+        pl_module.log_dict(
+            {**numbers, "perf/audit_share": share, "step": float(trainer.global_step)},
+            batch_size=1,
+            rank_zero_only=False,
+        )
+
+    def _affordable_interval(self, trainer: Trainer) -> int:
+        """Checks between audits, from the time that a check's training and the last audit took."""
+        steps = max(1, trainer.global_step - self._start_step)
+        seconds_a_step = (time.monotonic() - self._start_time) / steps
+        planned_checks = max(1, trainer.max_steps // max(1, trainer.global_step // self._checks))
+        return audit_interval(
+            self._last_audit_seconds, seconds_a_step * trainer.max_steps, planned_checks, self.max_share
+        )
+
+    # -- when it is over
 
     def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
         """Sample with the weights that are kept."""
         if not trainer.is_global_zero or self.num_videos < 1:
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        clips = _one_a_caption(datamodule.val_clips)[: self.num_videos]
+        clips = one_a_caption(datamodule.val_clips)[: self.num_videos]
         videos = self.render(pl_module, datamodule.dataset(clips), clips)
         directory = RunDirectory(Path(trainer.default_root_dir))
         kept_step = directory.read_summary().get("kept_step", trainer.global_step)
@@ -62,63 +152,67 @@ class SampleVideos(Callback):
         by_bucket: dict[Any, list[int]] = defaultdict(list)
         for row, clip in enumerate(clips):
             by_bucket[clip.bucket].append(row)
-        family, device = pl_module.family, pl_module.device
         latents: dict[int, Tensor] = {}
-        was_training = pl_module.training
-        pl_module.eval()
-        for bucket, rows in by_bucket.items():
-            batch = collate([dataset[row] for row in rows], family.prompt_length)
-            shape = family.latent_shape(*bucket)
-            scheduler = family.load_scheduler(self.num_steps, shape[1] * shape[2] * shape[3])
-            noise = torch.stack(
-                [torch.randn(shape, generator=keyed_generator("sample", self.seed, key)) for key in batch.keys.tolist()]
-            )
-            made = generate(
-                pl_module,
-                scheduler,
-                noise.to(device),
-                batch.prompt_embeds.to(device),
-                batch.prompt_attention_mask.to(device),
-            )
+        for rows in by_bucket.values():
+            made = sample_latents(pl_module, dataset, rows, clips, self.num_steps, self.seed)
             latents |= dict(zip(rows, made, strict=True))
-        pl_module.train(was_training)
-        vae = family.load_vae(device)
-        return [to_frames(family.decode_latents(vae, latents[row][None])[0]) for row in range(len(clips))]
+        vae = pl_module.family.load_vae(pl_module.device)
+        return [to_frames(pl_module.family.decode_latents(vae, latents[row][None])[0]) for row in range(len(clips))]
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to audit and judge as the uninterrupted one."""
+        if self.audit is None:
+            return {}
+        timing = {"checks": self._checks, "every": self._every, "last_audit_seconds": self._last_audit_seconds}
+        return {**self.audit.state_dict(), **timing}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on; an interval that was set holds over one that was chosen."""
+        if self.audit is None or not state_dict:
+            return
+        self.audit.load_state_dict(state_dict)
+        self._checks = state_dict["checks"]
+        self._every = self.every_num_checks or state_dict["every"]
+        self._last_audit_seconds = state_dict["last_audit_seconds"]
 
 
-def to_frames(video: Tensor) -> NDArray[np.uint8]:
-    """A video (3, F, H, W) in about [-1, 1] to frames (F, H, W, 3) uint8."""
-    scaled = ((video.float().clamp(-1, 1) + 1) * 127.5).round()
-    return scaled.permute(1, 2, 3, 0).to("cpu", torch.uint8).numpy()
+class SampleSignal(Signal):
+    """One judgement of what the audits of :class:`SampleVideos` found.
+
+    Args:
+        samples: whose audits.
+        name: of the signal.
+        judge: its judgement.
+    """
+
+    def __init__(self, samples: SampleVideos, name: str, judge: Callable[[Audit], Verdict]) -> None:
+        self.samples = samples
+        self.name = name
+        self.judge = judge
+
+    @property
+    def state_key(self) -> str:
+        """Two of this class share a run."""
+        return f"{type(self).__name__}{{'signal': {self.name!r}}}"
+
+    def verdict(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> Verdict:
+        """Of the latest audit; between audits it stays."""
+        assert self.samples.audit is not None
+        return self.judge(self.samples.audit)
 
 
-def write_samples(folder: Path, videos: Sequence[NDArray[np.uint8]], clips: Sequence[Clip], fps: float) -> None:
-    """Write each video as mp4, named by number and caption, and ``contact_sheet.png`` with frames of all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, (video, clip) in enumerate(zip(videos, clips, strict=True)):
-        words = re.sub(r"[^a-z0-9]+", "_", clip.source.caption.lower()).strip("_")[:48]
-        write_mp4(folder / f"{number:02d}_{words}.mp4", video, fps)
-    rows = [_sheet_row(video, clip.source.caption) for video, clip in zip(videos, clips, strict=True)]
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    sheet.save(folder / "contact_sheet.png")
+def audit_interval(audit_seconds: float, training_seconds: float, planned_checks: int, max_share: float) -> int:
+    """Checks between audits so that they take a share of the training time, step 0's counted, but come at least twice.
 
-
-def _sheet_row(video: NDArray[np.uint8], caption: str) -> Image.Image:
-    chosen = np.linspace(0, len(video) - 1, SHEET_FRAMES).round().astype(int)
-    strip = Image.fromarray(np.concatenate([video[frame] for frame in chosen], axis=1))
-    scale = max(1, 160 // strip.height)  # tiny videos are drawn larger, so that the sheet can be read
-    strip = strip.resize((strip.width * scale, strip.height * scale), Image.Resampling.NEAREST)
-    row = Image.new("RGB", (strip.width, strip.height + _CAPTION_HEIGHT), "white")
-    row.paste(strip, (0, _CAPTION_HEIGHT))
-    ImageDraw.Draw(row).text((2, 1), caption, fill="black")
-    return row
-
-
-def _one_a_caption(clips: Sequence[Clip]) -> list[Clip]:
-    """The first clip of each caption: takes of one scene would give one prompt many times."""
-    first = {clip.source.caption: clip for clip in reversed(clips)}
-    return [clip for clip in clips if first[clip.source.caption] is clip]
+    Args:
+        audit_seconds: one audit takes.
+        training_seconds: all planned steps take, checks included.
+        planned_checks: in the whole run.
+        max_share: of the training time.
+    """
+    affordable = max_share * training_seconds / max(audit_seconds, 1e-9) - 1
+    if affordable < MIN_AUDITS:
+        return max(1, planned_checks // MIN_AUDITS)
+    return max(1, math.ceil(planned_checks / affordable))

@@ -4,7 +4,7 @@ One sign convention for the whole project: ``noisy = (1 - sigma) * latents + sig
 ``target = noise - latents`` (a velocity), with sigma 0 for clean latents and 1 for pure noise.
 
 Every random number comes from a generator keyed by what it is for, never from a global one. So a step's noise is a
-function of (seed, position, rank), a validation clip's of (seed, clip, stratum), and neither can disturb the other.
+function of (seed, position, row of the batch), a validation clip's of (seed, clip, stratum).
 """
 
 from __future__ import annotations

@@ -1,0 +1,261 @@
+"""One audit: clips from fixed prompts and noise, compared with the training set and with each other."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vidlit.callbacks.rendering import sample_latents, sample_name, to_frames, write_samples
+from vidlit.data.batch import clip_key
+from vidlit.errors import UserError
+from vidlit.metrics.diversity import Diversity, kernel_bandwidth, subset_bound
+from vidlit.metrics.features import FeatureExtractor, Features
+from vidlit.metrics.memorization import Memorization, copy_ratio, nearest_train, take_ratios
+from vidlit.run_directory import RunDirectory
+from vidlit.stopping.copies import copy_limit, judge_copies
+from vidlit.stopping.diversity import judge_diversity
+from vidlit.stopping.verdict import Verdict
+
+if TYPE_CHECKING:
+    from vidlit.data.clips import Clip
+    from vidlit.module import VideoDiffusionModule
+
+PREFIX = "audit_"
+"""Audited samples may lie in one folder with the samples of the kept weights."""
+
+
+class RealClips(NamedTuple):
+    """What generated clips are compared with."""
+
+    train: Features
+    groups: Tensor
+    bandwidth: float
+    """Of the diversity's kernel."""
+
+
+class Audit:
+    """Generates the same clips again and again and remembers how near they come to training clips, and to each other.
+
+    Args:
+        datamodule: training and held-out clips with their latents.
+        extractor: what clips are compared by.
+        num_clips: to generate, half from training captions.
+        num_steps: denoising steps.
+        seed: of the start noise.
+    """
+
+    def __init__(self, datamodule: Any, extractor: FeatureExtractor, num_clips: int, num_steps: int, seed: int) -> None:
+        self.datamodule = datamodule
+        self.extractor = extractor
+        self.num_steps = num_steps
+        self.seed = seed
+        prompts = [
+            *_prompts(datamodule.train_clips, (num_clips + 1) // 2),
+            *_prompts(datamodule.val_clips, num_clips // 2),
+        ]
+        self.clips, self.draws = [clip for clip, _ in prompts], [draw for _, draw in prompts]
+        self.steps: list[int] = []
+        self.ratios: list[Tensor] = []
+        self.nearest: list[int] = []
+        self.rke: list[float] = []
+        self.limit = self.real_bound = 0.0
+        self._real: RealClips | None = None
+
+    # -- measuring
+
+    @torch.no_grad()
+    def run(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:
+        """Generate, compare, remember and write the videos. Every rank makes its share."""
+        with torch.random.fork_rng(_cuda_devices(pl_module.device)):  # loading a model may draw numbers
+            vae = pl_module.family.load_vae(pl_module.device)
+            real = self._real = self._real or self._read_real(trainer, pl_module, vae)
+            copies = {
+                "content": Memorization(real.train.content, real.groups).to(pl_module.device),
+                "motion": Memorization(real.train.motion, real.groups).to(pl_module.device),
+            }
+            diversity = Diversity(real.train.content.shape[1], real.bandwidth).to(pl_module.device)
+            videos: dict[int, NDArray[np.uint8]] = {}
+            dataset = self.datamodule.dataset(self.clips)
+            for rows in self._chunks(trainer.world_size):
+                places = _share(len(rows), trainer)
+                mine = [rows[place % len(rows)] for place in places]
+                with trainer.precision_plugin.forward_context():
+                    latents = sample_latents(
+                        pl_module,
+                        dataset,
+                        mine,
+                        self.clips,
+                        self.num_steps,
+                        self.seed,
+                        [self.draws[row] for row in mine],
+                    )
+                frames = pl_module.family.decode_latents(vae, latents)
+                features = self.extractor(latents if self.extractor.reads == "latents" else frames)
+                own = [k for k, place in enumerate(places) if place < len(rows)]  # the rest are there to keep step
+                if own:
+                    numbers = torch.tensor([mine[k] for k in own], device=pl_module.device)
+                    copies["content"].update(numbers, features.content[own])
+                    copies["motion"].update(numbers, features.motion[own])
+                    diversity.update(features.content[own])
+                pixels = torch.stack([torch.from_numpy(to_frames(video)) for video in frames])
+                gathered = _gather(pixels.to(pl_module.device), len(rows), trainer)
+                if trainer.is_global_zero:
+                    videos |= {row: video.cpu().numpy() for row, video in zip(rows, gathered, strict=True)}
+            self._remember(trainer.global_step, copies, diversity)
+        if trainer.is_global_zero:
+            folder = RunDirectory(Path(trainer.default_root_dir)).samples(trainer.global_step)
+            ordered = [videos[row] for row in range(len(self.clips))]
+            write_samples(folder, ordered, self.clips, pl_module.family.fps, PREFIX)
+
+    def _remember(self, step: int, copies: dict[str, Memorization], diversity: Diversity) -> None:
+        content, motion = copies["content"].compute(), copies["motion"].compute()
+        self.steps.append(step)
+        self.ratios.append(copy_ratio(content.ratio, motion.ratio).cpu())
+        self.nearest = content.clip.tolist()
+        self.rke.append(float(diversity.compute()))
+
+    def _read_real(self, trainer: Trainer, pl_module: VideoDiffusionModule, vae: Any) -> RealClips:
+        """Features of training and held-out clips, and what follows from them: limit and bound."""
+        train_clips = self.datamodule.train_clips
+        numbers = {group: k for k, group in enumerate(dict.fromkeys(clip.source.group for clip in train_clips))}
+        groups = torch.tensor([numbers[clip.source.group] for clip in train_clips], device=pl_module.device)
+        train = self._describe(trainer, pl_module, vae, train_clips)
+        held_out = self._describe(trainer, pl_module, vae, self.datamodule.val_clips)
+        ratios = [nearest_train(*pair, groups).ratio for pair in zip(held_out, train, strict=True)]
+        takes = [take_ratios(kind, groups) for kind in train]
+        self.limit = copy_limit(copy_ratio(*ratios).cpu(), copy_ratio(*takes).cpu())
+        everything = torch.cat([train.content, held_out.content])
+        bandwidth = kernel_bandwidth(everything)
+        self.real_bound = subset_bound(everything, bandwidth, len(self.clips))
+        return RealClips(train, groups, bandwidth)
+
+    def _describe(self, trainer: Trainer, pl_module: VideoDiffusionModule, vae: Any, clips: Sequence[Clip]) -> Features:
+        """Features of clips, each rank reading its share."""
+        dataset = self.datamodule.dataset(clips)
+        found = []
+        for place in _share(len(clips), trainer):
+            videos = dataset[place % len(clips)].latents[None].to(pl_module.device).float()
+            if self.extractor.reads == "frames":
+                videos = pl_module.family.decode_latents(vae, videos)
+            found.append(self.extractor(videos))
+        content, motion = (torch.cat(kind) for kind in zip(*found, strict=True))
+        return Features(_gather(content, len(clips), trainer), _gather(motion, len(clips), trainer))
+
+    def _chunks(self, world_size: int) -> Iterator[list[int]]:
+        """Rows of one bucket at a time, no more on a rank than validation scores at once."""
+        sizes = dict(zip(self.datamodule.buckets, self.datamodule.val_batch_sizes, strict=True))
+        by_bucket: dict[Any, list[int]] = defaultdict(list)
+        for row, clip in enumerate(self.clips):
+            by_bucket[clip.bucket].append(row)
+        for bucket, rows in by_bucket.items():
+            size = sizes[bucket] * world_size
+            yield from (rows[first : first + size] for first in range(0, len(rows), size))
+
+    # -- judging
+
+    def copies(self) -> Verdict:
+        """Are samples copies of training clips?"""
+        if not self.steps:
+            return Verdict("copies", "continue", "No clips were sampled yet.")
+        folder = RunDirectory(Path()).samples(self.steps[-1]).as_posix()
+        names = [f"{folder}/{sample_name(k, clip.source.caption, PREFIX)}" for k, clip in enumerate(self.clips)]
+        nearest = [self.datamodule.train_clips[clip].clip_id for clip in self.nearest]
+        return judge_copies(self.steps, torch.stack(self.ratios).numpy(), self.limit, names, nearest)
+
+    def diversity(self) -> Verdict:
+        """Do samples grow alike?"""
+        if not self.steps:
+            return Verdict("diversity", "continue", "No clips were sampled yet.")
+        return judge_diversity(self.steps, self.rke, self.real_bound)
+
+    def numbers(self) -> dict[str, float]:
+        """What is logged of the latest audit."""
+        copies, diversity = self.copies().evidence, self.diversity().evidence
+        named = {
+            "memorization/copies": copies["copies"],
+            "diversity/rke": diversity["rke"],
+            "diversity/ratio": diversity["ratio"],
+        }
+        if "ratio_min" in copies:
+            named["memorization/ratio_min"] = copies["ratio_min"]
+        return {name: float(value) for name, value in named.items()}
+
+    # -- state: tensors and numbers only, so that checkpoints load with weights_only
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to judge as the uninterrupted one."""
+        return {
+            "keys": self._keys(),
+            "steps": self.steps,
+            "ratios": torch.stack(self.ratios) if self.ratios else torch.zeros(0, len(self.clips)),
+            "nearest": self.nearest,
+            "rke": self.rke,
+            "limit": self.limit,
+            "real_bound": self.real_bound,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what a checkpoint remembers.
+
+        Raises:
+            UserError: it audited other clips.
+        """
+        if not torch.equal(state["keys"], self._keys()):
+            raise UserError(
+                f"The checkpoint audited {len(state['keys'])} samples of other clips, draws or noise, here there are "
+                f"{len(self.clips)}: they cannot be compared. Use the same data, split and samples options, or start "
+                "a new run."
+            )
+        self.steps, self.nearest, self.rke = list(state["steps"]), list(state["nearest"]), list(state["rke"])
+        self.ratios = list(state["ratios"])
+        self.limit, self.real_bound = state["limit"], state["real_bound"]
+
+    def _keys(self) -> Tensor:
+        names = [f"{clip.clip_id}:{draw}:{self.seed}" for clip, draw in zip(self.clips, self.draws, strict=True)]
+        return torch.tensor([clip_key(name) for name in names], dtype=torch.int64)
+
+
+def one_a_caption(clips: Sequence[Clip]) -> list[Clip]:
+    """The first clip of each caption: takes of one scene would give one prompt many times."""
+    first = {clip.source.caption: clip for clip in reversed(clips)}
+    return [clip for clip in clips if first[clip.source.caption] is clip]
+
+
+def _prompts(clips: Sequence[Clip], count: int) -> list[tuple[Clip, int]]:
+    """Clips to prompt with, and which draw of noise each is: all captions once, spread, before any comes again."""
+    by_caption: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        by_caption[clip.source.caption].append(clip)
+    in_turn = [clip for turn in zip_longest(*by_caption.values()) for clip in turn if clip is not None]
+    if len(by_caption) > count:
+        scenes = list(by_caption.values())
+        in_turn = [scenes[k * len(scenes) // count][0] for k in range(count)]
+    return [(clip, number // len(in_turn)) for number, clip in enumerate(islice(cycle(in_turn), count))]
+
+
+def _share(count: int, trainer: Trainer) -> range:
+    """Places of this rank's part of ``count`` things; as many on every rank, so that none waits for ever.
+
+    A place from ``count`` on stands for the thing at ``place % count`` again.
+    """
+    each = -(-count // trainer.world_size)
+    return range(trainer.global_rank, each * trainer.world_size, trainer.world_size)
+
+
+def _gather(part: Tensor, count: int, trainer: Trainer) -> Tensor:
+    """What all ranks made of their shares (K, ...), in order (count, ...)."""
+    parts = trainer.strategy.all_gather(part).reshape(trainer.world_size, *part.shape)
+    return parts.transpose(0, 1).flatten(0, 1)[:count]
+
+
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []

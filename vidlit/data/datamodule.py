@@ -1,0 +1,316 @@
+"""The LightningDataModule: a folder of clips, its latents, and the loaders over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
+
+from vidlit.data.batch import LatentBatch, collate
+from vidlit.data.buckets import ASPECT_RATIOS, Bucket, derive_buckets
+from vidlit.data.clips import Clip
+from vidlit.data.dataset import LatentDataset
+from vidlit.data.encode import EncodeReport, encode
+from vidlit.data.plan import ClipMode, DatasetPlan, plan_clips
+from vidlit.data.recipe import LatentRecipe
+from vidlit.data.sampler import BucketSequence, ResolutionBatchSampler, token_budget_batch_sizes
+from vidlit.data.split import Split, split_by_video, train_probe
+from vidlit.data.store import LatentStore
+from vidlit.errors import UserError
+from vidlit.models.family import Encoders, open_family
+
+Loader = DataLoader[LatentBatch]
+
+
+@dataclass(frozen=True)
+class BucketBudget:
+    """Resolutions as large as a budget allows, one for each length and aspect ratio.
+
+    Args:
+        num_frames: lengths wanted.
+        max_tokens: most latent positions of one clip; longer buckets get smaller pictures.
+        max_pixels: most pixels of one frame.
+        aspect_ratios: widths over heights.
+    """
+
+    num_frames: list[int]
+    max_tokens: int | None = None
+    max_pixels: int | None = None
+    aspect_ratios: list[float] = field(default_factory=lambda: list(ASPECT_RATIOS))
+
+
+@dataclass(frozen=True)
+class BatchBudget:
+    """Equal work for every batch: small clips come in larger batches.
+
+    Args:
+        tokens: budget of ``batch_size * tokens_of_a_clip ** power``.
+        power: above 1 where attention, which is quadratic, takes a good part of the time.
+    """
+
+    tokens: float
+    power: float = 1.0
+
+
+class LatentDataModule(LightningDataModule):
+    """Batches of latents and prompt embeddings from a folder of videos, one resolution at a time, for ever.
+
+    Args:
+        source: folder of videos with captions, in any of the accepted layouts.
+        store: folder of encoded latents; what it lacks is encoded, what it has is used again.
+        base: diffusers folder or hub name whose VAE and text encoder make the latents.
+        buckets: resolutions as ``FRAMESxHEIGHTxWIDTH``, e.g. ``49x480x704``; or a budget they are derived from.
+        batch_size: samples per rank and micro-batch; or a budget of work, from which each bucket gets its own.
+        fps: frames per second clips are resampled to; ``None`` takes the family's own.
+        clip_mode: how long videos are cut: the ``head`` only, ``chunk`` end to end, ``slide`` with overlap, or spread
+            ``uniform``.
+        max_clips_per_video: most clips cut from one video; ``None`` for no limit.
+        upscale: enlarge videos smaller than every bucket instead of dropping them.
+        val_fraction: share of the source videos held out for validation.
+        test_fraction: share held out for the test.
+        val_batch_size: samples per validation batch at most; ``None`` takes ``batch_size``.
+        small_bucket: what to do with a bucket of fewer clips than a batch: fill it with ``repeat``, make batches
+            ``short``, or stop with an ``error``.
+        num_workers: processes that load latents; 0 loads in the training process.
+        encode_workers: processes that decode videos while encoding; ``None`` for one a core.
+        dtype: latents and prompts are stored in.
+        seed: of the split and of the order of clips.
+
+    Raises:
+        UserError: at :meth:`setup`, for anything wrong with the folder, the buckets or the split.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        store: Path,
+        base: str,
+        buckets: list[str] | BucketBudget,
+        batch_size: int | BatchBudget = 1,
+        fps: float | None = None,
+        clip_mode: ClipMode = "chunk",
+        max_clips_per_video: int | None = None,
+        upscale: bool = False,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        val_batch_size: int | None = None,
+        small_bucket: Literal["repeat", "short", "error"] = "repeat",
+        num_workers: int = 0,
+        encode_workers: int | None = None,
+        dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.family = open_family(base, fps)
+        self.source = source
+        self.store = LatentStore(store)
+        self.buckets = self._make_buckets(buckets)
+        self.batch_sizes = self._make_batch_sizes(batch_size)
+        self.clip_mode = clip_mode
+        self.max_clips_per_video = max_clips_per_video
+        self.upscale = upscale
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.val_batch_sizes = [val_batch_size] * len(self.buckets) if val_batch_size else self.batch_sizes
+        self.small_bucket = small_bucket
+        self.num_workers = num_workers
+        self.encode_workers = encode_workers
+        self.dtype = dtype
+        self.seed = seed
+        self._position = 0
+
+    def _make_buckets(self, wanted: list[str] | BucketBudget) -> list[Bucket]:
+        temporal, pixels = self.family.compression[0], self.family.pixel_multiple
+        if isinstance(wanted, BucketBudget):
+            return derive_buckets(temporal=temporal, spatial=pixels, **vars(wanted))
+        buckets = sorted({Bucket.parse(text) for text in wanted})
+        if not buckets:
+            raise UserError("data.buckets is empty: give at least one resolution, e.g. [49x480x704].")
+        for bucket in buckets:
+            bucket.check(temporal, pixels)
+        return buckets
+
+    def _make_batch_sizes(self, wanted: int | BatchBudget) -> list[int]:
+        if isinstance(wanted, BatchBudget):
+            temporal, pixels = self.family.compression[0], self.family.pixel_multiple
+            tokens = [bucket.tokens(temporal, pixels) for bucket in self.buckets]
+            return token_budget_batch_sizes(tokens, wanted.tokens, wanted.power)
+        if wanted < 1:
+            raise UserError(f"data.batch_size is {wanted}: it must be at least 1.")
+        return [wanted] * len(self.buckets)
+
+    # -- clips and latents
+
+    @cached_property
+    def plan(self) -> DatasetPlan:
+        """Which clips the folder gives, from file headers alone."""
+        plan = plan_clips(
+            self.source,
+            self.buckets,
+            self.family.fps,
+            self.clip_mode,
+            self.max_clips_per_video,
+            self.upscale,
+            cache=self.store.root / "files.json",
+        )
+        if not plan.clips:
+            reasons = [f"{bad.video}: {bad.reason}" for bad in (*plan.quarantined, *plan.dropped)]
+            raise UserError(
+                f"no clip of {self.source} can be used. "
+                + "; ".join(reasons[:3])
+                + (" ..." if len(reasons) > 3 else "")
+            )
+        return plan
+
+    def encode(self, **trainer_options: Any) -> EncodeReport:
+        """Encode what the store lacks.
+
+        Args:
+            trainer_options: ``accelerator``, ``devices``, ``strategy`` ... of the Trainer that does it.
+        """
+        return encode(
+            self.plan.clips,
+            self.store,
+            self.family.identity,
+            lambda: Encoders(self.family),
+            dtype=self.dtype,
+            num_workers=self.encode_workers,
+            trainer_options=trainer_options,
+        )
+
+    @cached_property
+    def split(self) -> Split:
+        """The clips of each side, without those that could not be encoded."""
+        quarantined = self.store.keys("quarantined")
+        recipes = [LatentRecipe.of(clip, self.family.identity, self.dtype) for clip in self.plan.clips]
+        usable = [clip for clip, recipe in zip(self.plan.clips, recipes, strict=True) if recipe.key not in quarantined]
+        return split_by_video(usable, self.val_fraction, self.test_fraction, self.seed)
+
+    @property
+    def train_clips(self) -> list[Clip]:
+        """Clips trained on; rows as in ``LatentBatch.indices``."""
+        return self.split.train
+
+    @property
+    def val_clips(self) -> list[Clip]:
+        """Held-out clips."""
+        return self.split.val
+
+    @property
+    def test_clips(self) -> list[Clip]:
+        """Clips that only the test sees."""
+        return self.split.test
+
+    @cached_property
+    def probe_clips(self) -> list[Clip]:
+        """Training clips that are scored as the held-out ones are."""
+        return train_probe(self.split.train, len(self.split.val), self.seed)
+
+    def dataset(self, clips: list[Clip]) -> LatentDataset:
+        """Encoded clips by row.
+
+        Raises:
+            UserError: some are not encoded; names what differs from what is stored.
+        """
+        return LatentDataset.from_clips(self.store, clips, self.family.identity, self.dtype)
+
+    def setup(self, stage: str) -> None:
+        """Make sure of the split and, before long training, of what the trainer must leave alone."""
+        _ = self.split
+        trainer = self.trainer
+        if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError("set use_distributed_sampler=False on the Trainer: batches are shared out over ranks here.")
+
+    # -- loaders
+
+    def sampler(self, num_replicas: int, rank: int) -> ResolutionBatchSampler:
+        """The endless order of training batches of one rank, from where a checkpoint was."""
+        return ResolutionBatchSampler(
+            [self.buckets.index(clip.bucket) for clip in self.train_clips],
+            self.batch_sizes,
+            num_replicas=num_replicas,
+            rank=rank,
+            seed=self.seed,
+            start=self._position,
+            small_bucket=self.small_bucket,
+            bucket_names=[str(bucket) for bucket in self.buckets],
+        )
+
+    def train_dataloader(self) -> Loader:
+        """Endless batches of exactly ``batch_size`` samples, going on from where a checkpoint was."""
+        replicas, rank = self._ranks()
+        sampler = self.sampler(replicas, rank)
+        for number, num_clips in sampler.small_buckets.items():
+            rank_zero_warn(
+                f"bucket {self.buckets[number]} holds {num_clips} training clips, fewer than the "
+                f"{self.batch_sizes[number] * replicas} of a batch: its batches are filled by {self.small_bucket}"
+            )
+        return self._loader(self.train_clips, sampler)
+
+    def val_dataloader(self) -> list[Loader]:
+        """Held-out clips, then the train probe, each clip once."""
+        return [self._each_once(self.val_clips), self._each_once(self.probe_clips)]
+
+    def test_dataloader(self) -> Loader:
+        """Test clips, each once.
+
+        Raises:
+            UserError: no test clips were held out.
+        """
+        if not self.test_clips:
+            raise UserError("there are no test clips: set --data.test_fraction, as it was for training.")
+        return self._each_once(self.test_clips)
+
+    def _each_once(self, clips: list[Clip]) -> Loader:
+        replicas, rank = self._ranks()
+        buckets = [self.buckets.index(clip.bucket) for clip in clips]
+        order = BucketSequence(buckets, self.val_batch_sizes, num_replicas=replicas, rank=rank, even=replicas > 1)
+        return self._loader(clips, order)
+
+    def _loader(self, clips: list[Clip], batch_sampler: Any) -> Loader:
+        return DataLoader(
+            self.dataset(clips),  # type: ignore[arg-type]
+            batch_sampler=batch_sampler,
+            collate_fn=partial(collate, prompt_length=self.family.prompt_length),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _ranks(self) -> tuple[int, int]:
+        """Ranks that hold different samples, and which of them this is: tensor-parallel peers share theirs."""
+        spread = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return (int(spread["num_replicas"]), int(spread["rank"])) if spread else (1, 0)
+
+    def _global_batch_sizes(self) -> dict[str, int]:
+        replicas, _ = self._ranks()
+        return {str(bucket): size * replicas for bucket, size in zip(self.buckets, self.batch_sizes, strict=True)}
+
+    # -- state: one number, the position in the endless sequence of global micro-batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Batches trained on so far, and the size that makes the number mean something."""
+        assert self.trainer is not None
+        return {
+            "position": self.trainer.fit_loop.epoch_loop.total_batch_idx + 1,
+            "global_batch_sizes": self._global_batch_sizes(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the last batch of a checkpoint.
+
+        Raises:
+            UserError: the global batch is another one, so that the number would point elsewhere.
+        """
+        here, there = self._global_batch_sizes(), state_dict["global_batch_sizes"]
+        if self.trainer is not None and self.trainer.state.fn == "fit" and here != there:
+            raise UserError(
+                f"the checkpoint was trained with {there} samples a micro-batch over all ranks (by bucket), here it is "
+                f"{here}: set --data.batch_size so that batch_size x ranks is the same, with the same buckets."
+            )
+        self._position = state_dict["position"]

@@ -1,0 +1,81 @@
+"""Train, validation and test by source video, never by clip: clips of one film would give the answer away."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vidlit.data.clips import Clip
+from vidlit.errors import UserError
+
+
+class Split(NamedTuple):
+    """Clips of each side; no group is on two of them."""
+
+    train: list[Clip]
+    val: list[Clip]
+    test: list[Clip]
+
+
+def split_by_video(clips: Sequence[Clip], val_fraction: float, test_fraction: float, seed: int) -> Split:
+    """Hold out whole source videos.
+
+    Groups are ranked by a hash of (seed, group), the first ones are held out: the same on every machine, and adding a
+    video moves few others.
+
+    Args:
+        clips: to split.
+        val_fraction: share of the source videos for validation; at least one video.
+        test_fraction: share for the test; none at 0, else at least one video.
+        seed: another seed holds out other videos.
+
+    Raises:
+        UserError: a fraction is out of range, or there are too few source videos.
+    """
+    if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
+        raise UserError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction} must leave something to train on: "
+            "val_fraction above 0, test_fraction 0 or more, together below 1."
+        )
+    groups = sorted({clip.source.group for clip in clips}, key=lambda group: _rank(seed, group))
+    num_val = max(1, round(val_fraction * len(groups)))
+    num_test = max(1, round(test_fraction * len(groups))) if test_fraction else 0
+    if len(groups) <= num_val + num_test:
+        raise UserError(
+            f"{len(groups)} source video{'s' * (len(groups) != 1)} cannot be split into training, {num_val} for "
+            f"validation and {num_test} for the test. Add clips of other videos; or, if one file holds unrelated "
+            "scenes, cut it and give each scene its own `group` in metadata.csv; or lower --data.test_fraction."
+        )
+    held_out = {group: "val" for group in groups[:num_val]} | {
+        group: "test" for group in groups[num_val : num_val + num_test]
+    }
+    sides: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
+    for clip in clips:
+        sides[held_out.get(clip.source.group, "train")].append(clip)
+    return Split(**sides)
+
+
+def train_probe(train: Sequence[Clip], num_clips: int, seed: int) -> list[Clip]:
+    """Training clips to score as held-out ones are, spread evenly over source videos.
+
+    Args:
+        train: clips trained on.
+        num_clips: wanted; fewer where there are not as many.
+        seed: another seed picks others.
+    """
+    by_group: dict[str, list[Clip]] = defaultdict(list)
+    for clip in sorted(train, key=lambda clip: _rank(seed, clip.clip_id)):
+        by_group[clip.source.group].append(clip)
+    in_turn = sorted(
+        (turn, _rank(seed, group), clip.clip_id, clip)
+        for group, clips in by_group.items()
+        for turn, clip in enumerate(clips)
+    )
+    chosen = [clip for *_, clip in in_turn[:num_clips]]
+    return sorted(chosen, key=lambda clip: clip.clip_id)
+
+
+def _rank(seed: int, name: str) -> bytes:
+    return hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
