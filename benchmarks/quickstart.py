@@ -22,6 +22,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
 
 def run(folder: Path, videos: int, seed: int, max_steps: int) -> dict[str, object]:
+    """Fit once in a process of its own and say how it went."""
     name = f"videos{videos}_seed{seed}"
     options = [f"--demo.num_videos={videos}", f"--seed_everything={seed}", f"--run.name={name}"]
     options.append(f"--trainer.max_steps={max_steps}")
@@ -55,6 +56,7 @@ def run(folder: Path, videos: int, seed: int, max_steps: int) -> dict[str, objec
 
 
 def main() -> None:
+    """Run all, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--videos", type=int, nargs="+", default=[16], help="source videos, half of them held out")

@@ -41,7 +41,7 @@ def test_two_ranks_train_as_one_with_the_same_global_batch(quickstart, tmp_path)
         values = [[float(row[column]) for row in table if row[column]] for table in rows]
         torch.testing.assert_close(*map(torch.tensor, values), rtol=2e-5, atol=2e-5)
     # Gradients are averaged in another order, and Adam divides by their root mean square: six steps of 2e-3 move a
-    # weight by up to 1e-2, of which rounding may change a thousandth.
+    # weight by up to 1e-2, of which rounding may change a hundredth where a gradient is next to nothing.
     weights = [load_file(run / "weights/transformer/diffusion_pytorch_model.safetensors") for run in (one, two)]
     for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-4)

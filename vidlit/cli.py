@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -141,6 +142,11 @@ class VidlitCLI(LightningCLI):
             args=args,
         )
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose errors are raised, so that they can be told in one line."""
+        kwargs.setdefault("exit_on_error", False)
+        return super().init_parser(**kwargs)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Commands and the arguments they do not take from the command line."""
@@ -267,10 +273,11 @@ def run(words: list[str]) -> int:
     command: Callable[[list[str]], object] = _demo if words[0] == "demo" else _lightning
     try:
         command(words)
-    except UserError as error:
+    except (UserError, ArgumentError) as error:
         if debug:
             raise
-        print(f"vidlit: error: {error}", file=sys.stderr)
+        message = str(error) if isinstance(error, UserError) else " ".join(str(error).split())
+        print(f"vidlit: error: {message}", file=sys.stderr)
         return 2
     except Interrupted as interrupt:
         print(f"\nvidlit: {interrupt}; saved. Go on with --ckpt_path {interrupt.checkpoint}", file=sys.stderr)
@@ -287,8 +294,9 @@ def _lightning(words: list[str]) -> None:
         with quiet_lightning():
             VidlitCLI(words)
     finally:
-        if not launched:  # the next run of this process is another run
-            os.environ.pop(RUN_DIRECTORY_VARIABLE, None)
+        if not launched and (claimed := os.environ.pop(RUN_DIRECTORY_VARIABLE, None)):
+            with suppress(OSError):  # a run that never began leaves no folder
+                Path(claimed).rmdir()
 
 
 def _demo(words: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from vidlit.data.batch import LatentBatch
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, keyed_generator
 from vidlit.errors import UserError
-from vidlit.models.adapters import LoRA
+from vidlit.models.adapters import LoRA, export_weights
 from vidlit.models.family import open_family
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class VideoDiffusionModule(LightningModule):
         noising: the forward process and how training draws its sigmas.
         adapter: train a LoRA of this size; ``None`` trains all weights.
         optimizer: called with the trainable parameters.
-        lr_scheduler: called with the optimizer and stepped after each optimizer step; ``None`` keeps the rate constant.
+        lr_scheduler: called with the optimizer and stepped after each optimizer step once the warm-up is over;
+            ``None`` keeps the rate constant.
         warmup_steps: optimizer steps over which the learning rate rises linearly to its value; 0 for none.
         num_strata: noise levels at which each held-out clip is scored at every check.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
@@ -120,15 +122,20 @@ class VideoDiffusionModule(LightningModule):
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         schedules: list[Any] = []
         if self.warmup_steps > 0:
-            schedules.append(
-                torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps))
-            )
+            first, last = 1 / self.warmup_steps, self.warmup_steps - 1
+            schedules.append(torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=first, total_iters=last))
         if self.lr_scheduler is not None:
             schedules.append(self.lr_scheduler(optimizer))
         if not schedules:
             return optimizer
-        chained = schedules[0] if len(schedules) == 1 else torch.optim.lr_scheduler.ChainedScheduler(schedules)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": chained, "interval": "step"}}
+        if len(schedules) == 2:
+            schedules = [torch.optim.lr_scheduler.SequentialLR(optimizer, schedules, milestones=[self.warmup_steps])]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedules[0], "interval": "step"}}
+
+    def export(self, folder: Path) -> list[Path]:
+        """Write what users take away; see :func:`vidlit.models.adapters.export_weights`."""
+        assert self.transformer is not None
+        return export_weights(self.family, self.transformer, folder)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Names and values of what training changes: the part of the weights that a checkpoint holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        """Every logged number, one row a step."""
+        """Every logged number, with its step."""
         return self.path / "metrics.csv"
 
     @property
@@ -80,8 +81,11 @@ class RunDirectory:
         """All lines of :attr:`decisions`; a last line cut short by a kill is left out."""
         if not self.decisions.is_file():
             return []
-        lines = self.decisions.read_text().splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        decisions = []
+        for line in self.decisions.read_text().splitlines():
+            with suppress(ValueError):
+                decisions.append(json.loads(line))
+        return decisions
 
     def rewind_decisions(self, step: int) -> None:
         """Forget what was decided after a step: a resumed run decides it again."""

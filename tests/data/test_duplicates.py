@@ -1,7 +1,7 @@
 import numpy as np
-from films import texture, write_film
 from PIL import Image
 
+from tests.data.films import texture, write_film
 from vidlit.data.buckets import Bucket
 from vidlit.data.duplicates import NUM_FRAMES, find_near_duplicates, fingerprint, tie_groups
 from vidlit.data.plan import plan_clips

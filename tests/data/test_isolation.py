@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 import pytest
-from films import HEIGHT, WIDTH, number_of, numbered, quadrants, write_film
 
+from tests.data.films import HEIGHT, WIDTH, number_of, numbered, quadrants, write_film
 from vidlit.data.isolation import IsolatedReader
 from vidlit.data.video import VideoError, probe, read_clip
 

@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from films import hostile_files, numbered, quadrants, texture, write_film
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.data.films import hostile_files, numbered, quadrants, texture, write_film
 from vidlit.data.buckets import Bucket
 from vidlit.data.isolation import IsolatedReader
 from vidlit.data.plan import _offsets, plan_clips

@@ -6,7 +6,9 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange
-from films import (
+from PIL import Image
+
+from tests.data.films import (
     BLUE,
     GREEN,
     HEIGHT,
@@ -20,8 +22,6 @@ from films import (
     quadrants,
     write_film,
 )
-from PIL import Image
-
 from vidlit.data import stream
 from vidlit.data.pixels import MAX_PIXELS
 from vidlit.data.video import VideoError, VideoReader, probe, read_clip, write_mp4

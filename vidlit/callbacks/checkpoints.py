@@ -14,7 +14,8 @@ from vidlit.run_directory import RunDirectory
 class RunCheckpoints(ModelCheckpoint):
     """Keeps ``checkpoints/best.ckpt`` (lowest ``val/log_ratio``; the base model until one is lower) and ``last.ckpt``.
 
-    Both are written after validation, when all callbacks hold the same check.
+    Both are written after validation, when all callbacks hold the same check; ``last.ckpt`` again when training ends.
+    Lightning's own ``save_last`` writes only at checks that are the best so far.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,6 @@ class RunCheckpoints(ModelCheckpoint):
             monitor="val/log_ratio",
             mode="min",
             save_top_k=1,
-            save_last=True,
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
@@ -39,3 +39,17 @@ class RunCheckpoints(ModelCheckpoint):
         if trainer.global_step == 0 and not self.best_model_path:
             start = {"val/log_ratio": torch.tensor(0.0), "step": torch.tensor(0), "epoch": torch.tensor(0)}
             self._save_topk_checkpoint(trainer, start)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the best, then the last."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save steps since the last check, before the best weights are restored."""
+        super().on_train_end(trainer, pl_module)
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(RunDirectory(Path(trainer.default_root_dir)).last_checkpoint)

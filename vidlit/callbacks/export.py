@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, Trainer
 
-from vidlit.models.adapters import export_weights
 from vidlit.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -20,5 +19,4 @@ class WeightExport(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
         """Export."""
         if trainer.is_global_zero and pl_module.transformer is not None:
-            folder = RunDirectory(Path(trainer.default_root_dir)).weights
-            export_weights(pl_module.family, pl_module.transformer, folder)
+            pl_module.export(RunDirectory(Path(trainer.default_root_dir)).weights)

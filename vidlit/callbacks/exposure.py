@@ -37,6 +37,7 @@ class ExposureLedger(Signal):
         self.hard_cap = hard_cap
         self._counted = torch.zeros(0, dtype=torch.int64)  # agreed on by all ranks
         self._pending = torch.zeros(0, dtype=torch.int64)  # this rank's since then
+        self._num_videos = 1
         self._adjusted = 0.0
         self._peak_learning_rate = 0.0
         self._per_check: dict[int, dict[str, float]] = {}
@@ -45,6 +46,7 @@ class ExposureLedger(Signal):
         """One row for each training clip."""
         if stage == "fit":
             num_clips = len(trainer.datamodule.train_clips)  # type: ignore[attr-defined]
+            self._num_videos = len({clip.source.group for clip in _train_clips(trainer)})
             self._counted = torch.zeros(num_clips, dtype=torch.int64)
             self._pending = torch.zeros(num_clips, dtype=torch.int64)
 
@@ -62,7 +64,7 @@ class ExposureLedger(Signal):
         self._peak_learning_rate = max(self._peak_learning_rate, rate)
         micro_batch = len(batch.indices) * trainer.world_size
         # One call a micro-batch: its share of the step's exposures at the step's batch size.
-        step = adjusted_exposure([rate], micro_batch * trainer.accumulate_grad_batches, self._num_videos(trainer))
+        step = adjusted_exposure([rate], micro_batch * trainer.accumulate_grad_batches, self._num_videos)
         self._adjusted += float(step[-1]) / trainer.accumulate_grad_batches
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
@@ -106,9 +108,6 @@ class ExposureLedger(Signal):
     def statistics_at(self, step: int) -> dict[str, float]:
         """As :meth:`statistics`, at an earlier check."""
         return self._per_check.get(step, {"min": 0, "mean": 0.0, "max": 0})
-
-    def _num_videos(self, trainer: Trainer) -> int:
-        return len({clip.source.group for clip in _train_clips(trainer)})
 
     def _agree(self, trainer: Trainer) -> None:
         pending = trainer.strategy.reduce(self._pending.to(trainer.strategy.root_device), reduce_op="sum")

@@ -82,15 +82,17 @@ class OverfitStopping(Callback):
         """Restore the best weights; before the callbacks that export and sample them."""
         decision = self.decision
         stopped = decision is not None and decision.action == "stop"
-        stopped_by = "+".join(decision.signals) if decision is not None and stopped else "max_steps"
-        reason = (
-            decision.reason
-            if decision is not None and stopped
-            else f"All {trainer.max_steps} planned steps were trained; no signal asked to stop."
-        )
+        if decision is not None and stopped:
+            stopped_by, reason = "+".join(decision.signals), decision.reason
+        elif trainer.global_step < trainer.max_steps:
+            stopped_by, reason = "other", "Another callback, or a limit of the Trainer, ended the run."
+        else:
+            stopped_by = "max_steps"
+            reason = f"All {trainer.max_steps} planned steps were trained; no signal asked to stop."
         restored = False
         best_step = self._best_step(trainer)
-        if self.restore_best and best_step != trainer.global_step:
+        checked = len(_one(trainer, DivergenceMonitor).steps) > 1  # else there is nothing to prefer the base by
+        if self.restore_best and checked and best_step != trainer.global_step:
             self._restore(trainer, pl_module, best_step)
             restored = True
         if trainer.is_global_zero:

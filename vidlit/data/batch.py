@@ -17,7 +17,7 @@ class LatentSample(NamedTuple):
     """(C, F, H, W)"""
     prompt_embeds: Tensor
     """(L, D), without padding"""
-    index: int
+    row: int
     """Row of the clip in its split's clip table."""
     key: int
     """:func:`clip_key` of the clip."""
@@ -63,6 +63,6 @@ def collate(samples: Sequence[LatentSample], prompt_length: int | None = None) -
         latents=torch.stack([sample.latents for sample in samples]),
         prompt_embeds=prompt_embeds,
         prompt_attention_mask=mask,
-        indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        indices=torch.tensor([sample.row for sample in samples], dtype=torch.int64),
         keys=torch.tensor([sample.key for sample in samples], dtype=torch.int64),
     )

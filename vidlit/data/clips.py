@@ -106,7 +106,7 @@ def read_sources(folder: Path) -> Sources:
     elif folder.is_dir():
         layout, rows = _find_layout(folder)
     else:
-        raise UserError(f"{folder} is not a folder of clips: no such folder; {ACCEPTED_LAYOUTS}")
+        raise UserError(f"{folder} is not a folder of clips: no such folder or table")
     root = folder.resolve()
     videos, quarantined = [], []
     for place, row in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from vidlit.data.batch import LatentBatch, collate
+from vidlit.data.batch import LatentBatch
 from vidlit.data.buckets import ASPECT_RATIOS, Bucket, derive_buckets
 from vidlit.data.clips import Clip
 from vidlit.data.dataset import LatentDataset
@@ -274,9 +274,9 @@ class LatentDataModule(LightningDataModule):
 
     def _loader(self, clips: list[Clip], batch_sampler: Any) -> Loader:
         return DataLoader(
-            self.dataset(clips),  # type: ignore[arg-type]
-            batch_sampler=batch_sampler,
-            collate_fn=partial(collate, prompt_length=self.family.prompt_length),
+            self.dataset(clips).batches(self.family.prompt_length),
+            sampler=batch_sampler,  # lists of rows: a batch is read in one go
+            batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

@@ -7,6 +7,7 @@ parent never unpickles what a broken decoder wrote.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ TIME_LIMIT = 120.0
 MEMORY_LIMIT = 6 * 2**30
 """Bytes of address space of the child. An 8K frame needs about 50 MB, and decoders keep up to twenty."""
 _READY = b"ready\n"
+_QUESTIONS_PER_COLLECTION = 8  # PyAV's containers and streams refer to each other: only a collection frees them
 
 
 class IsolatedReader:
@@ -202,13 +204,15 @@ def _serve(memory_limit: int) -> None:
     output.write(_READY)
     output.flush()
     reader = VideoReader()
-    for line in sys.stdin.buffer:
+    for number, line in enumerate(sys.stdin.buffer, 1):
         request = json.loads(line)
         # The default action of the signal is to end the process, also in the middle of a call into C.
         signal.setitimer(signal.ITIMER_REAL, request.pop("time_limit"))
         _answer(request, reader, output)
         signal.setitimer(signal.ITIMER_REAL, 0)
         output.flush()
+        if number % _QUESTIONS_PER_COLLECTION == 0:
+            gc.collect()
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ def split_by_video(clips: Sequence[Clip], val_fraction: float, test_fraction: fl
         raise UserError(
             f"{len(groups)} source video{'s' * (len(groups) != 1)} cannot be split into training, {num_val} for "
             f"validation and {num_test} for the test. Add clips of other videos; or, if one file holds unrelated "
-            "scenes, cut it and give each scene its own `group` in metadata.csv; or lower --data.test_fraction."
+            "scenes, cut it and give each scene its own `group` in metadata.csv"
+            + ("; or lower --data.test_fraction." if num_test else ".")
         )
     held_out = {group: "val" for group in groups[:num_val]} | {
         group: "test" for group in groups[num_val : num_val + num_test]

@@ -43,6 +43,8 @@ class Family(ABC):
     """Frame rate the published weights were trained at."""
     prompt_length: ClassVar[int | None]
     """Length prompts are padded to in a batch; ``None`` (to the longest) where the transformer masks padding."""
+    prompt_recipe: ClassVar[str]
+    """How captions are tokenised and encoded, in words: part of the identity of prompt embeddings."""
     lora_targets: ClassVar[str]
     """Pattern of the layers that LoRA adapts by default, matched against whole module names."""
 
@@ -142,7 +144,8 @@ class Family(ABC):
 
     def _text_fingerprint(self) -> str:
         folders = sorted(p for p in self.base.iterdir() if p.name.startswith(("text_encoder", "tokenizer")))
-        return hashlib.sha256("".join(fingerprint(folder) for folder in folders).encode()).hexdigest()[:16]
+        parts = [self.prompt_recipe, *(fingerprint(folder) for folder in folders)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
     def _vae_class(self) -> tuple[Any, dict[str, Any]]:
         import diffusers

@@ -20,6 +20,7 @@ class LTXVideo(Family):
     pipeline_class: ClassVar[str] = "LTXPipeline"
     default_fps: ClassVar[float] = 25.0
     prompt_length: ClassVar[int | None] = None
+    prompt_recipe: ClassVar[str] = f"T5, padded to {MAX_PROMPT_TOKENS} without a mask"
     lora_targets: ClassVar[str] = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 
     def velocity(
@@ -102,9 +103,11 @@ class T5PromptEncoder(PromptEncoder):
     @torch.no_grad()
     def __call__(self, captions: list[str]) -> list[dict[str, Tensor]]:
         """``prompt_embeds`` (L, D) of each caption."""
+        # Padded to full length and without a mask, as LTXPipeline does it: T5 lets padding change the caption's tokens,
+        # and what is trained on must be what users will generate with.
         tokens = self.tokenizer(
-            captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            captions, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.encoder.device)
-        hidden = self.encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        hidden = self.encoder(tokens.input_ids).last_hidden_state
         lengths = tokens.attention_mask.sum(dim=1).tolist()
         return [{"prompt_embeds": row[:length].float().cpu()} for row, length in zip(hidden, lengths, strict=True)]

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vidlit.errors import UserError
 from vidlit.stopping.verdict import Verdict
 
 Band = Literal["conservative", "moderate", "high", "risky"]
@@ -175,7 +176,7 @@ def judge_exposure(
     if counts.size == 0:
         raise ValueError("exposures of no videos at all")
     if hard_cap is not None and not hard_cap > 0:
-        raise ValueError(f"hard_cap must be positive, got {hard_cap}")
+        raise UserError(f"hard_cap must be positive, got {hard_cap}")
     mean, highest = float(counts.mean()), float(counts.max())
     name = band(mean)
     evidence: dict[str, float | int | str] = {

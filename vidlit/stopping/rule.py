@@ -13,6 +13,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from vidlit.errors import UserError
 from vidlit.stopping import curves
 from vidlit.stopping.curves import Array
 from vidlit.stopping.verdict import Action
@@ -53,7 +54,7 @@ class DivergenceSettings:
         plateau_share: The same as a share of the checks so far; the larger of the two counts.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
     """
 
     alpha: float = 0.05
@@ -70,11 +71,11 @@ class DivergenceSettings:
             ("plateau_share", 0.0, 0.5),
         ):
             if not low < getattr(self, name) < high:
-                raise ValueError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
+                raise UserError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
         if self.confirm < 0:
-            raise ValueError(f"confirm must not be negative, got {self.confirm}")
+            raise UserError(f"confirm must not be negative, got {self.confirm}")
         if self.min_checks < 6 or self.plateau_checks < 6:
-            raise ValueError(
+            raise UserError(
                 f"min_checks must be at least 6 and plateau_checks at least 6, got {self.min_checks} and "
                 f"{self.plateau_checks}"
             )

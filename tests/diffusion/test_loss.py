@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from vidlit.data.batch import LatentBatch, LatentSample, collate
+from vidlit.diffusion.loss import denoising_loss, paired_losses
+from vidlit.diffusion.noising import RectifiedFlow, stratum_noise, stratum_sigmas
+
+FLOW = RectifiedFlow()
+
+
+def make_batch(num_clips=3, shape=(4, 2, 3, 5)):
+    generator = torch.Generator().manual_seed(num_clips)
+    samples = [
+        LatentSample(
+            torch.randn(shape, generator=generator), torch.randn(2 + row, 6, generator=generator), row, 1000 + row
+        )
+        for row in range(num_clips)
+    ]
+    return collate(samples)
+
+
+class Recorder:
+    """Predicts a fixed function of its input, and remembers what it was asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, noisy, sigmas, prompt_embeds, prompt_attention_mask):
+        self.calls.append((noisy, sigmas, prompt_embeds, prompt_attention_mask))
+        return 0.3 * noisy + sigmas.view(-1, 1, 1, 1, 1)
+
+
+def test_loss_against_a_loop_over_every_element():
+    batch, model = make_batch(), Recorder()
+    noise, sigmas = torch.randn(batch.latents.shape), torch.tensor([0.1, 0.5, 0.9])
+    losses = denoising_loss(model, FLOW, batch, noise, sigmas)
+    assert losses.shape == (3,)
+    for row in range(3):
+        total, count = 0.0, 0
+        for x, e in zip(batch.latents[row].flatten().tolist(), noise[row].flatten().tolist(), strict=True):
+            sigma = float(sigmas[row])
+            noisy = (1 - sigma) * x + sigma * e
+            total += (0.3 * noisy + sigma - (e - x)) ** 2
+            count += 1
+        assert float(losses[row]) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_perfect_model_has_no_loss():
+    batch = make_batch()
+    noise, sigmas = torch.randn(batch.latents.shape), torch.tensor([0.2, 0.5, 0.8])
+    losses = denoising_loss(lambda *_: noise - batch.latents, FLOW, batch, noise, sigmas)
+    assert torch.equal(losses, torch.zeros(3))
+
+
+def test_the_model_gets_the_batchs_prompts_and_sigmas():
+    batch, model = make_batch(), Recorder()
+    sigmas = torch.tensor([0.2, 0.5, 0.8])
+    denoising_loss(model, FLOW, batch, torch.randn(batch.latents.shape), sigmas)
+    (_, asked, embeds, mask) = model.calls[0]
+    assert torch.equal(asked, sigmas)
+    assert torch.equal(embeds, batch.prompt_embeds)
+    assert torch.equal(mask, batch.prompt_attention_mask)
+
+
+def test_half_precision_is_scored_in_single():
+    batch = make_batch()._replace(latents=make_batch().latents.bfloat16())
+    noise, sigmas = torch.randn(batch.latents.shape), torch.full((3,), 0.5)
+    model = Recorder()
+    losses = denoising_loss(lambda *a: model(*a).bfloat16(), FLOW, batch, noise, sigmas)
+    assert losses.dtype == torch.float32
+    assert model.calls[0][0].dtype == torch.float32
+
+
+def test_paired_losses_against_single_evaluations():
+    batch = make_batch()
+    losses = paired_losses(Recorder(), FLOW, batch, seed=3, num_strata=4)
+    sigmas = stratum_sigmas(FLOW, batch.keys, 4)
+    assert losses.shape == (3, 4)
+    for row in range(3):
+        one = LatentBatch(*(part[row : row + 1] for part in batch))
+        for stratum in range(4):
+            noise = stratum_noise(3, one.keys, stratum, tuple(one.latents.shape[1:]))
+            expected = denoising_loss(Recorder(), FLOW, one, noise, sigmas[row : row + 1, stratum])
+            torch.testing.assert_close(losses[row, stratum], expected[0], rtol=1e-6, atol=0)
+
+
+def test_paired_losses_repeat_and_change_with_the_seed():
+    batch = make_batch()
+    first = paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4)
+    torch.randn(5)  # another state of the global generator
+    assert torch.equal(first, paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4))
+    assert not torch.equal(first, paired_losses(Recorder(), FLOW, batch, seed=1, num_strata=4))
+
+
+def test_pairing_is_what_makes_small_changes_visible():
+    """The difference between two nearly equal models: hundreds of times less variance than with fresh draws."""
+    batch = make_batch(num_clips=8, shape=(8, 2, 4, 4))
+
+    def model_of(gain):
+        return lambda noisy, sigmas, *_: (0.5 + gain) * noisy
+
+    def score(gain, seed):
+        return paired_losses(model_of(gain), FLOW, batch, seed, num_strata=4).mean()
+
+    paired = torch.stack([score(0.01, seed) - score(0.0, seed) for seed in range(30)])
+    fresh = torch.stack([score(0.01, seed) - score(0.0, 1000 + seed) for seed in range(30)])
+    assert fresh.var() > 100 * paired.var()

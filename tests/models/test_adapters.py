@@ -1,0 +1,99 @@
+import re
+
+import pytest
+import torch
+from diffusers import LTXPipeline, LTXVideoTransformer3DModel
+from safetensors.torch import load_file
+
+from vidlit.models.adapters import LoRA, export_weights
+from vidlit.models.family import open_family
+
+
+@pytest.fixture(scope="module")
+def family(demo):
+    return open_family(demo.dir / "base", 16.0)
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(2, 64, 2, 3, 5, generator=generator),
+        torch.tensor([0.3, 0.8]),
+        torch.randn(2, 7, 64, generator=generator),
+        torch.arange(7)[None] < torch.tensor([[4], [7]]),
+    )
+
+
+@torch.no_grad()
+def velocities(family, transformer):
+    return family.velocity(transformer.eval(), *inputs())
+
+
+def trained(family, lora):
+    """An adapter as if trained: its output layers are zero at first, which any export would survive."""
+    transformer = family.load_transformer()
+    lora.apply(transformer, family)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return transformer
+
+
+def test_a_fresh_adapter_changes_nothing_and_trains_itself_alone(family):
+    transformer = family.load_transformer()
+    before = velocities(family, transformer)
+    LoRA(rank=4).apply(transformer, family)
+    assert torch.equal(velocities(family, transformer), before)
+    trainable = {name for name, parameter in transformer.named_parameters() if parameter.requires_grad}
+    expected = {
+        f"transformer_blocks.{block}.{attention}.{layer}.lora_{side}.default.weight"
+        for block in range(4)
+        for attention in ("attn1", "attn2")
+        for layer in ("to_q", "to_k", "to_v", "to_out.0")
+        for side in "AB"
+    }
+    assert trainable == expected
+
+
+def test_targets_can_be_chosen(family):
+    transformer = family.load_transformer()
+    LoRA(rank=2, targets=r"transformer_blocks\.[01]\.ff\.net\.2").apply(transformer, family)
+    trainable = {name for name, parameter in transformer.named_parameters() if parameter.requires_grad}
+    assert len(trainable) == 4
+    assert all(re.match(r"transformer_blocks\.[01]\.ff\.net\.2\.lora_[AB]", name) for name in trainable)
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(4, 4.0), (4, 8.0), (8, 2.0)])
+def test_exported_adapter_gives_the_same_velocities_in_a_pipeline(family, tmp_path, rank, alpha):
+    transformer = trained(family, LoRA(rank=rank, alpha=alpha))
+    files = export_weights(family, transformer, tmp_path / "weights")
+    assert files == [tmp_path / "weights" / "pytorch_lora_weights.safetensors"]
+    assert files[0].is_file()
+
+    fresh = family.load_transformer()
+    base = velocities(family, fresh)
+    pipeline = LTXPipeline(scheduler=None, vae=None, text_encoder=None, tokenizer=None, transformer=fresh)
+    pipeline.load_lora_weights(tmp_path / "weights")
+    expected = velocities(family, transformer)
+    torch.testing.assert_close(velocities(family, pipeline.transformer), expected, atol=1e-5, rtol=0)
+    assert (expected - base).abs().max() > 1e-2  # or the line above would prove nothing
+
+
+def test_exported_adapter_holds_the_adapter_alone(family, tmp_path):
+    (file,) = export_weights(family, trained(family, LoRA(rank=4)), tmp_path)
+    stored = load_file(file)
+    assert len(stored) == 4 * 2 * 4 * 2
+    assert all(name.startswith("transformer.") and ".lora_" in name for name in stored)
+
+
+def test_full_weights_are_exported_as_a_transformer_folder(family, tmp_path):
+    transformer = family.load_transformer()
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.add_(0.01)
+    files = export_weights(family, transformer, tmp_path)
+    assert {path.name for path in files} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    loaded = LTXVideoTransformer3DModel.from_pretrained(tmp_path / "transformer")
+    for name, value in transformer.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
