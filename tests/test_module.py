@@ -216,7 +216,7 @@ def test_warmup_rises_linearly(module):
     ],
 )
 def test_warmup_leaves_the_schedule_behind_it_alone(module, schedule):
-    rates = rates_of(module(warmup_steps=4, optimizer=sgd, lr_scheduler=schedule), 19)
+    rates = rates_of(module(warmup_steps=4, optimizer=sgd, lr_scheduler=schedule), 20)
     assert rates[0] == pytest.approx(0.25)
     assert max(rates) > 0.85
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[3:]))

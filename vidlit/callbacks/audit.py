@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,7 @@ from vidlit.data.batch import clip_key
 from vidlit.errors import UserError
 from vidlit.metrics.diversity import Diversity, kernel_bandwidth, subset_bound
 from vidlit.metrics.features import FeatureExtractor, Features
-from vidlit.metrics.memorization import Memorization, copy_ratio, nearest_train, take_ratios
+from vidlit.metrics.memorization import Memorization, copy_ratio, nearest_train
 from vidlit.run_directory import RunDirectory
 from vidlit.stopping.copies import copy_limit, judge_copies
 from vidlit.stopping.diversity import judge_diversity
@@ -73,11 +74,19 @@ class Audit:
     # -- measuring
 
     @torch.no_grad()
+    def prepare(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:
+        """Read the real clips, once: the longer part where they must be decoded. Every rank reads its share."""
+        if self._real is None:
+            with _own_randomness(pl_module.device):
+                self._real = self._read_real(trainer, pl_module)
+
+    @torch.no_grad()
     def run(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:
         """Generate, compare, remember and write the videos. Every rank makes its share."""
-        with torch.random.fork_rng(_cuda_devices(pl_module.device)):  # loading a model may draw numbers
+        assert self._real is not None, "prepare first"
+        real = self._real
+        with _own_randomness(pl_module.device):
             vae = pl_module.family.load_vae(pl_module.device)
-            real = self._real = self._real or self._read_real(trainer, pl_module, vae)
             copies = {
                 "content": Memorization(real.train.content, real.groups).to(pl_module.device),
                 "motion": Memorization(real.train.motion, real.groups).to(pl_module.device),
@@ -119,20 +128,20 @@ class Audit:
     def _remember(self, step: int, copies: dict[str, Memorization], diversity: Diversity) -> None:
         content, motion = copies["content"].compute(), copies["motion"].compute()
         self.steps.append(step)
-        self.ratios.append(copy_ratio(content.ratio, motion.ratio).cpu())
-        self.nearest = content.clip.tolist()
+        self.ratios.append(copy_ratio(content.ratio, motion.ratio).view(-1).cpu())  # one clip: torchmetrics squeezes
+        self.nearest = content.clip.view(-1).tolist()
         self.rke.append(float(diversity.compute()))
 
-    def _read_real(self, trainer: Trainer, pl_module: VideoDiffusionModule, vae: Any) -> RealClips:
+    def _read_real(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> RealClips:
         """Features of training and held-out clips, and what follows from them: limit and bound."""
+        vae = pl_module.family.load_vae(pl_module.device) if self.extractor.reads == "frames" else None
         train_clips = self.datamodule.train_clips
         numbers = {group: k for k, group in enumerate(dict.fromkeys(clip.source.group for clip in train_clips))}
         groups = torch.tensor([numbers[clip.source.group] for clip in train_clips], device=pl_module.device)
         train = self._describe(trainer, pl_module, vae, train_clips)
         held_out = self._describe(trainer, pl_module, vae, self.datamodule.val_clips)
         ratios = [nearest_train(*pair, groups).ratio for pair in zip(held_out, train, strict=True)]
-        takes = [take_ratios(kind, groups) for kind in train]
-        self.limit = copy_limit(copy_ratio(*ratios).cpu(), copy_ratio(*takes).cpu())
+        self.limit = copy_limit(copy_ratio(*ratios).cpu())
         everything = torch.cat([train.content, held_out.content])
         bandwidth = kernel_bandwidth(everything)
         self.real_bound = subset_bound(everything, bandwidth, len(self.clips))
@@ -144,7 +153,7 @@ class Audit:
         found = []
         for place in _share(len(clips), trainer):
             videos = dataset[place % len(clips)].latents[None].to(pl_module.device).float()
-            if self.extractor.reads == "frames":
+            if vae is not None:
                 videos = pl_module.family.decode_latents(vae, videos)
             found.append(self.extractor(videos))
         content, motion = (torch.cat(kind) for kind in zip(*found, strict=True))
@@ -257,5 +266,6 @@ def _gather(part: Tensor, count: int, trainer: Trainer) -> Tensor:
     return parts.transpose(0, 1).flatten(0, 1)[:count]
 
 
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
+def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
+    """Put the global generators back afterwards: loading a model may draw from them."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])

@@ -53,7 +53,7 @@ def sample_latents(
     scheduler = family.load_scheduler(num_steps, shape[1] * shape[2] * shape[3])
     keys = zip(batch.keys.tolist(), draws or [0] * len(rows), strict=True)
     noise = torch.stack(
-        [torch.randn(shape, generator=keyed_generator("sample", seed, key, draw)) for key, draw in keys]
+        [torch.randn(shape, generator=keyed_generator("sample", seed, key, *[draw] * (draw > 0))) for key, draw in keys]
     )
     was_training = pl_module.training
     pl_module.eval()

@@ -79,7 +79,7 @@ class SampleVideos(Callback):
         """The callbacks that judge what the audits find; none without audits."""
         if not self.num_audit:
             return []
-        return [SampleSignal(self, "copies", Audit.copies), SampleSignal(self, "diversity", Audit.diversity)]
+        return [SampleSignal(self, Audit.copies), SampleSignal(self, Audit.diversity)]
 
     # -- while training
 
@@ -108,6 +108,7 @@ class SampleVideos(Callback):
                 self._every = trainer.strategy.broadcast(self._affordable_interval(trainer))
             if self._checks % self._every:
                 return
+        self.audit.prepare(trainer, pl_module)
         began = time.monotonic()
         self.audit.run(trainer, pl_module)
         self._last_audit_seconds = time.monotonic() - began
@@ -183,19 +184,12 @@ class SampleSignal(Signal):
 
     Args:
         samples: whose audits.
-        name: of the signal.
         judge: its judgement.
     """
 
-    def __init__(self, samples: SampleVideos, name: str, judge: Callable[[Audit], Verdict]) -> None:
+    def __init__(self, samples: SampleVideos, judge: Callable[[Audit], Verdict]) -> None:
         self.samples = samples
-        self.name = name
         self.judge = judge
-
-    @property
-    def state_key(self) -> str:
-        """Two of this class share a run."""
-        return f"{type(self).__name__}{{'signal': {self.name!r}}}"
 
     def verdict(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> Verdict:
         """Of the latest audit; between audits it stays."""
