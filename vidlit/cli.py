@@ -207,10 +207,12 @@ class VidlitCLI(LightningCLI):
         training = self.subcommand == "fit"
         config["logger"] = [*kept, RunCSVLogger(self.run_directory)] if training else False
         if training:
+            signals = [signal for each in callbacks if isinstance(each, SampleVideos) for signal in each.signals()]
             callbacks = [
                 StepProgress(),
                 Throughput(),
                 *callbacks,
+                *signals,
                 # after the weights are restored, before they are sampled
                 WeightExport(),
                 Rewind(),
