@@ -17,6 +17,8 @@ import yaml
 from vidlit import __version__
 from vidlit.__main__ import main
 from vidlit.cli import RUN_DIRECTORY_VARIABLE
+from vidlit.data.store import LatentStore
+from vidlit.models.family import Encoders
 
 
 def run_main(words):
@@ -272,3 +274,39 @@ def test_a_signal_ends_a_real_process_with_a_checkpoint_and_a_summary(quickstart
     assert last_row  # the log was flushed
     steps = [json.loads(line)["step"] for line in (run / "decisions.jsonl").read_text().splitlines()]
     assert steps == list(range(3, summary["stop_step"] + 1, 3))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_encoding_ends_it_and_keeps_what_was_encoded(quickstart, tmp_path, monkeypatch, capsys, number):
+    store = tmp_path / "store"
+    encode_video, calls = Encoders.encode_video, []
+
+    def interrupted(self, frames):
+        calls.append(len(frames))
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return encode_video(self, frames)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoders, "encode_video", interrupted)
+        assert run_main(quickstart("encode", data__store=store)) == 128 + number
+    assert f"interrupted by {number.name}; what was encoded is kept" in capsys.readouterr().err
+    kept = len(LatentStore(store).keys("latent"))
+    assert 2 <= kept < 12
+    assert run_main(quickstart("encode", data__store=store)) == 0
+    assert f"{12 - kept} clips" in capsys.readouterr().out
+
+
+def test_verify_names_a_damaged_shard(quickstart, tmp_path, capsys):
+    store = tmp_path / "store"
+    assert run_main(quickstart("encode", data__store=store)) == 0
+    assert run_main([*quickstart("encode", data__store=store), "--verify"]) == 0
+    assert "all checksums are right" in capsys.readouterr().out
+    shard = next((store / "shards").iterdir())
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert run_main([*quickstart("encode", data__store=store), "--verify"]) == 2
+    printed = capsys.readouterr()
+    assert shard.name in printed.out
+    assert "1 items" in printed.err

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vidlit.callbacks.checkpoints import RunCheckpoints
 from vidlit.callbacks.divergence import DivergenceMonitor
@@ -284,21 +287,40 @@ def run(words: list[str]) -> int:
     except Interrupted as interrupt:
         print(f"\nvidlit: {interrupt}; saved. Go on with --ckpt_path {interrupt.checkpoint}", file=sys.stderr)
         return 128 + interrupt.signal_number
-    except KeyboardInterrupt:
-        print("\nvidlit: interrupted; what was encoded is kept.", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Before training begins; Lightning turns Ctrl-C into sys.exit(1) on its way.
+        terminated = isinstance(end, SIGTERMException)
+        if isinstance(end, SystemExit) and not terminated and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        number = signal.SIGTERM if terminated else signal.SIGINT
+        print(f"\nvidlit: interrupted by {number.name}; what was encoded is kept.", file=sys.stderr)
+        return 128 + number
     return 0
 
 
 def _lightning(words: list[str]) -> None:
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars, for models that load in no time
     launched = RUN_DIRECTORY_VARIABLE in os.environ
     try:
         with quiet_lightning():
+            warnings.showwarning = _show_warning  # until quiet_lightning puts the old one back
             VidlitCLI(words)
     finally:
         if not launched and (claimed := os.environ.pop(RUN_DIRECTORY_VARIABLE, None)):
             with suppress(OSError):  # a run that never began leaves no folder
                 Path(claimed).rmdir()
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"vidlit: warning: {message}", file=sys.stderr)
 
 
 def _demo(words: list[str]) -> None:

@@ -46,7 +46,9 @@ class GracefulInterrupt(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, whose handler would raise before validation is done."""
-        self.received, self._saved = 0, False
+        # A SIGTERM during the first validation is in Lightning's hands, which would act on it in the middle of a step.
+        self.received, self._saved = signal.SIGTERM if trainer.received_sigterm else 0, False
+        trainer._signal_connector.received_sigterm = False
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -303,6 +304,8 @@ class _StoreWriter(BasePredictionWriter):
         waited = time.monotonic() - self.since
         if waited > self.shard_seconds or sum(item.nbytes for item in self.items) >= self.shard_bytes:
             self.flush()
+        if trainer.received_sigterm:  # Lightning takes note of the signal, and then predicts on to the end
+            raise SIGTERMException
 
     def flush(self) -> None:
         items, self.items = self.items, []
