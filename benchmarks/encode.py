@@ -47,8 +47,8 @@ class FreeEncoders:
         return self
 
     def encode_video(self, frames):
-        """(B, 3, F, H, W) to (B, 3, f, h, w)."""
-        return frames[:, :, ::8, ::32, ::32]
+        """(B, F, H, W, 3) to (B, 3, f, h, w)."""
+        return frames[:, ::8, ::32, ::32].permute(0, 4, 1, 2, 3).float()
 
     def encode_captions(self, captions):
         """A vector each."""

@@ -48,7 +48,8 @@ class PoolingEncoders:
 
     def encode_video(self, frames):
         time.sleep(self.seconds)
-        return F.avg_pool3d(frames, (1, 8, 8))
+        video = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        return F.avg_pool3d(video, (1, 8, 8))
 
     def encode_captions(self, captions):
         return [
@@ -86,7 +87,7 @@ class LoggingEncoders(PoolingEncoders):
 
     def encode_video(self, frames):
         latents = super().encode_video(frames)
-        self.write(round(float(clip.mean() * 127.5 + 127.5)) for clip in frames)
+        self.write(round(float(clip.float().mean())) for clip in frames)
         return latents
 
     def encode_captions(self, captions):

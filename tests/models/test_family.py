@@ -154,7 +154,7 @@ def test_encoders_load_each_part_when_it_is_first_needed(base):
     assert captions[0]["prompt_embeds"].shape == (11, 64)
     shutil.move(base / "vae_away", base / "vae")
     shutil.rmtree(base / "text_encoder")
-    latents = encoders.encode_video(torch.zeros(1, 3, 5, 32, 32))  # needs no text encoder
+    latents = encoders.encode_video(torch.zeros(1, 5, 32, 32, 3, dtype=torch.uint8))  # needs no text encoder
     assert latents.shape == (1, 64, 2, 2, 2)
     assert latents.dtype == torch.float32
     assert not latents.requires_grad

@@ -41,7 +41,7 @@ class Encoders(Protocol):
         """Move to the device of a rank."""
 
     def encode_video(self, frames: Tensor) -> Tensor:
-        """Frames (B, 3, F, H, W) in [-1, 1] to normalised latents (B, C, f, h, w)."""
+        """Frames (B, F, H, W, 3) uint8 to normalised latents (B, C, f, h, w)."""
 
     def encode_captions(self, captions: list[str]) -> list[dict[str, Tensor]]:
         """For each caption its tensors without padding, at least ``prompt_embeds`` (L, D)."""
@@ -260,8 +260,7 @@ class _EncodingModule(LightningModule):
         items = [self.work.item(row, {}, reason) for row, reason in batch.failed.items()]
         if not batch.rows:
             return items
-        frames = batch.frames.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
-        for row, latents in zip(batch.rows, encoders.encode_video(frames), strict=True):
+        for row, latents in zip(batch.rows, encoders.encode_video(batch.frames), strict=True):
             stored = _to_store(latents, self.work.recipes[row].dtype)
             if stored.isfinite().all():
                 items.append(self.work.item(row, {"latents": stored}))
