@@ -38,9 +38,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: words after ``vidlit``; ``None`` takes those of the command line.
     """
     words = list(sys.argv[1:] if args is None else args)
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", "--debug"):
         print(HELP)
-        return 0 if words else 2
+        return 0 if "-h" in words or "--help" in words else 2
     if words[0] == "--version":
         print(f"vidlit {__version__}")
         return 0

@@ -57,7 +57,7 @@ RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 
 
 class VidlitTrainer(Trainer):
-    """Lightning's Trainer with one more thing it can run."""
+    """Lightning's Trainer with two more things it can run."""
 
     def encode(self, model: VideoDiffusionModule, datamodule: LatentDataModule, verify: bool = False) -> None:
         """Fill the latent store with what it lacks.
@@ -216,8 +216,7 @@ class VidlitCLI(LightningCLI):
                 Throughput(),
                 *callbacks,
                 *signals,
-                # after the weights are restored, before they are sampled
-                WeightExport(),
+                WeightExport(),  # after OverfitStopping, which restores them
                 Rewind(),
                 GracefulInterrupt(),
                 RunCheckpoints(),
@@ -245,11 +244,24 @@ class VidlitCLI(LightningCLI):
         )
         if trainer.is_global_zero:
             print(report)
+            print(_used(self.datamodule))
 
     def after_fit(self) -> None:
         """Say how it ended."""
         if self.trainer.is_global_zero:
             print("\n" + closing_paragraph(self.run_directory.read_summary(), self.run_directory))
+
+
+def _used(data: LatentDataModule) -> str:
+    sides = {"to train on": data.train_clips, "held out": data.val_clips, "to test on": data.test_clips}
+    parts = [
+        f"{len(clips)} clips of {len({clip.source.group for clip in clips})} source videos {what}"
+        for what, clips in sides.items()
+        if clips
+    ]
+    left_out = {"dropped": len(data.plan.dropped), "quarantined": len(data.plan.quarantined)}
+    parts += [f"{count} videos {what} (`vidlit plan` says why)" for what, count in left_out.items() if count]
+    return ", ".join(parts)
 
 
 def _verify(store: LatentStore) -> None:
