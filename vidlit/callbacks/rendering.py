@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vidlit.data.batch import collate
 from vidlit.data.video import write_mp4
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.noising import keyed_generator
@@ -48,7 +47,7 @@ def sample_latents(
         draws: numbers (B,) that tell videos of the same clip apart; all 0 by default.
     """
     family, device = pl_module.family, pl_module.device
-    batch = collate([dataset[row] for row in rows], family.prompt_length)
+    batch = dataset.read_batch(rows, family.prompt_length)
     shape = family.latent_shape(*clips[rows[0]].bucket)
     scheduler = family.load_scheduler(num_steps, shape[1] * shape[2] * shape[3])
     keys = zip(batch.keys.tolist(), draws or [0] * len(rows), strict=True)

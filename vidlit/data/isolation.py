@@ -1,8 +1,9 @@
 """Decoding in a child process: a file that crashes, hangs or fills the decoder costs itself and nothing else.
 
 The child is a plain ``python -m``, not a fork and not ``multiprocessing``: loader workers may not have children of
-that kind, and CUDA does not survive a fork. Requests and answers are lines of JSON, followed by raw pixels; the
-parent never unpickles what a broken decoder wrote.
+that kind, and CUDA does not survive a fork. Requests and answers are lines of JSON; the parent never unpickles what a
+broken decoder wrote. Pixels go through a file in memory that both hold open: tens of megabytes would crawl through a
+pipe, whose two sides wait for each other every 64 kB.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +48,7 @@ class IsolatedReader:
         self.time_limit = time_limit
         self.memory_limit = memory_limit
         self._child: subprocess.Popen[bytes] | None = None
+        self._pixels = -1  # descriptor of the shared file
         self._owner = 0
 
     def read_clip(
@@ -84,6 +87,7 @@ class IsolatedReader:
         if child is not None and self._owner == os.getpid():
             child.kill()
             child.communicate()
+            os.close(self._pixels)
 
     def __enter__(self) -> IsolatedReader:
         return self
@@ -97,7 +101,7 @@ class IsolatedReader:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_child": None}
+        return {**self.__dict__, "_child": None, "_pixels": -1}
 
     def _ask(self, task: str, path: Path, pixels: NDArray[np.uint8] | None = None, **arguments: Any) -> Any:
         child = self._running()
@@ -110,7 +114,7 @@ class IsolatedReader:
             line = child.stdout.readline()
             answer = json.loads(line) if line else None
             if answer is not None and "error" not in answer and pixels is not None:
-                _fill(child.stdout, pixels)
+                _read(self._pixels, pixels)
         except (OSError, EOFError, ValueError):
             answer = None
         except BaseException:  # Ctrl-C between question and answer: the next question must not get this answer
@@ -124,17 +128,20 @@ class IsolatedReader:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
+            self.close()
             environment = {
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                 "OPENBLAS_NUM_THREADS": "1",  # its thread pools would count against the memory limit
             }
+            self._pixels = _shared_file()
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "vidlit.data.isolation", str(self.memory_limit)],
+                [sys.executable, "-m", "vidlit.data.isolation", str(self.memory_limit), str(self._pixels)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=environment,
+                pass_fds=(self._pixels,),
                 start_new_session=True,  # Ctrl-C is for the parent, which then ends its child
             )
             self._owner = os.getpid()
@@ -143,7 +150,7 @@ class IsolatedReader:
                 self.close()
                 raise RuntimeError(
                     f"the decoding process does not start; '{sys.executable} -m vidlit.data.isolation "
-                    f"{self.memory_limit}' shows why"
+                    f"{self.memory_limit} 1' shows why"
                 )
         return self._child
 
@@ -152,29 +159,44 @@ class IsolatedReader:
         self._child = None
         child.kill()
         child.communicate()
+        os.close(self._pixels)
         if child.returncode == -signal.SIGALRM:
             return f"took longer than {self.time_limit:g} s to decode"
         how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
         return f"crashed the decoder ({how})"
 
 
-def _fill(stream: Any, pixels: NDArray[np.uint8]) -> None:
-    view = pixels.data.cast("B")
-    while view:
-        count = stream.readinto(view)
+def _shared_file() -> int:
+    """A descriptor of a file without a name, in memory where the system has that."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("clip")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _read(descriptor: int, pixels: NDArray[np.uint8]) -> None:
+    view, done = pixels.data.cast("B"), 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], done)
         if not count:
             raise EOFError
-        view = view[count:]
+        done += count
 
 
-def _answer(request: dict[str, Any], reader: VideoReader, output: BinaryIO) -> None:
+def _write(descriptor: int, pixels: NDArray[np.uint8]) -> None:
+    view, done = pixels.data.cast("B"), 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], done)
+
+
+def _answer(request: dict[str, Any], reader: VideoReader, output: BinaryIO, descriptor: int) -> None:
     """Do one task, in the child."""
     task, path = request.pop("task"), Path(request.pop("path"))
     try:
         if task == "read_clip":
             clip = reader.read_clip(path, **request)
+            _write(descriptor, clip)
             output.write(b"{}\n")
-            output.write(clip.data.cast("B"))
             return
         info = probe(path)
         hashes: list[str | None] = []
@@ -192,7 +214,7 @@ def _answer(request: dict[str, Any], reader: VideoReader, output: BinaryIO) -> N
     output.write(json.dumps(answer).encode() + b"\n")
 
 
-def _serve(memory_limit: int) -> None:
+def _serve(memory_limit: int, descriptor: int) -> None:
     """The child: answer until the parent closes its end. Its own alarm ends it, even if the parent is gone."""
     import resource
 
@@ -208,7 +230,7 @@ def _serve(memory_limit: int) -> None:
         request = json.loads(line)
         # The default action of the signal is to end the process, also in the middle of a call into C.
         signal.setitimer(signal.ITIMER_REAL, request.pop("time_limit"))
-        _answer(request, reader, output)
+        _answer(request, reader, output, descriptor)
         signal.setitimer(signal.ITIMER_REAL, 0)
         output.flush()
         if number % _QUESTIONS_PER_COLLECTION == 0:
@@ -216,4 +238,4 @@ def _serve(memory_limit: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]))
