@@ -287,9 +287,14 @@ def test_a_signal_while_encoding_ends_it_and_keeps_what_was_encoded(quickstart, 
             os.kill(os.getpid(), number)
         return encode_video(self, frames)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Encoders, "encode_video", interrupted)
-        assert run_main(quickstart("encode", data__store=store)) == 128 + number
+    # Where the tests themselves run in the background, the shell has made them deaf to SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Encoders, "encode_video", interrupted)
+            assert run_main(quickstart("encode", data__store=store)) == 128 + number
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert f"interrupted by {number.name}; what was encoded is kept" in capsys.readouterr().err
     kept = len(LatentStore(store).keys("latent"))
     assert 2 <= kept < 12
