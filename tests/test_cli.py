@@ -205,6 +205,20 @@ def test_validate_measures_a_checkpoint(quickstart, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before  # it only reads
 
 
+def test_test_measures_a_checkpoint_on_clips_that_training_never_saw(quickstart, tmp_path, capsys):
+    options = {"data__test_fraction": 0.2, "trainer__max_steps": 4}
+    assert main(quickstart(**options)) == 0
+    run = tmp_path / "runs" / "quickstart" / "0"
+    with (run / "exposure.csv").open(newline="") as file:
+        tested = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    assert tested
+    assert all(row["exposures"] == "0" for row in tested)
+    capsys.readouterr()
+    assert main([*quickstart("test", **options), f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
+    shown = re.search(r"test/loss\s+\S\s+(\S+)", capsys.readouterr().out)
+    assert 0.5 < float(shown.group(1)) < 5
+
+
 def early_stopping(folder):
     """YAML that adds Lightning's own EarlyStopping; with this min_delta no check is an improvement."""
     extra = {

@@ -114,8 +114,11 @@ class VideoDiffusionModule(LightningModule):
         return paired_losses(self, self.noising, batch, self.seed, self.num_strata)
 
     def test_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """As :meth:`validation_step`."""
-        return self.validation_step(batch, batch_idx, dataloader_idx)
+        """As :meth:`validation_step`; logs ``test/loss``, the mean over clips and strata."""
+        losses = self.validation_step(batch, batch_idx, dataloader_idx)
+        shared = self.trainer.world_size > 1
+        self.log("test/loss", losses.mean(), batch_size=len(losses), on_epoch=True, sync_dist=shared)
+        return losses
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over trainable parameters, with linear warm-up before the schedule."""

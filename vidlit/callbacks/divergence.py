@@ -157,8 +157,8 @@ class DivergenceMonitor(Signal):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the history of a checkpoint."""
-        if not state_dict:
+        """Take up the history of a checkpoint; a test, which scores other clips, has no use for it."""
+        if not state_dict or not self._keys:
             return
         for name in SETS:
             if not torch.equal(state_dict[f"{name}_keys"], self._keys[name]):
