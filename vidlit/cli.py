@@ -311,8 +311,6 @@ def run(words: list[str]) -> int:
 
 
 def _lightning(words: list[str]) -> None:
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars, for models that load in no time
     launched = RUN_DIRECTORY_VARIABLE in os.environ
     try:
         with quiet_lightning():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -197,9 +198,12 @@ def write_base(folder: Path) -> None:
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
     from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+    from transformers.utils import logging
 
     from vidlit.models.codec import PatchDCTCodec
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = LTXVideoTransformer3DModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, ClassVar
 
 import numpy as np
@@ -93,7 +94,10 @@ class T5PromptEncoder(PromptEncoder):
 
     def __init__(self, family: Family, device: torch.device | str, max_tokens: int) -> None:
         from transformers import AutoTokenizer, T5EncoderModel
+        from transformers.utils import logging
 
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         self.tokenizer = AutoTokenizer.from_pretrained(family.base / "tokenizer")
         encoder = T5EncoderModel.from_pretrained(family.base / "text_encoder", dtype=dtype)
