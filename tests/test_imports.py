@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "errors.py": set(),
     "run_directory.py": set(),
     "__init__.py": set(),
-    "__main__.py": {"vidlit.__version__", "vidlit.cli"},
+    "__main__.py": {"vidlit.__version__", "vidlit.commands"},
     "data/": ARRAYS | {"av", "safetensors", "pyarrow", "PIL", "imagehash", "filelock", "rich"},
     "data/datamodule.py": LIGHTNING | {"vidlit.models.family"},  # hands the family's encoders to encode.py
     "data/encode.py": LIGHTNING | {"diffusers", "transformers", "vidlit.models.family"},
@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "dashboard.py": {"wandb", "wandb_workspaces"},
     "demo.py": ARRAYS | {"diffusers", "transformers", "vidlit.data.video", "vidlit.models.codec"},
     "cli.py": ARRAYS | LIGHTNING | {"jsonargparse", "rich", "wandb", "vidlit"},
+    "commands.py": LIGHTNING | {"jsonargparse", "vidlit"},
 }
 LAZY_ONLY = {"diffusers", "transformers", "wandb", "peft"}
 """Take seconds to import: only inside functions, except where a class derives from theirs."""

@@ -1,28 +1,22 @@
-"""The command line: LightningCLI with vidlit's data, module and callbacks, and the commands beside ``fit``."""
+"""LightningCLI with vidlit's data, module and callbacks: what one YAML file drives."""
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import warnings
-from collections.abc import Callable
-from contextlib import suppress
 from json import dumps
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vidlit.callbacks.checkpoints import RunCheckpoints
 from vidlit.callbacks.divergence import DivergenceMonitor
 from vidlit.callbacks.export import WeightExport
 from vidlit.callbacks.exposure import ExposureLedger
-from vidlit.callbacks.interrupt import GracefulInterrupt, Interrupted
+from vidlit.callbacks.interrupt import GracefulInterrupt
 from vidlit.callbacks.overfit_stopping import OverfitStopping, closing_paragraph
 from vidlit.callbacks.progress import StepProgress
 from vidlit.callbacks.resume import Rewind
@@ -30,7 +24,6 @@ from vidlit.callbacks.samples import SampleVideos
 from vidlit.callbacks.throughput import Throughput
 from vidlit.csv_logger import RunCSVLogger
 from vidlit.data.datamodule import LatentDataModule
-from vidlit.data.progress import quiet_lightning
 from vidlit.data.store import LatentStore
 from vidlit.demo import Demo
 from vidlit.errors import UserError
@@ -51,7 +44,6 @@ IMPORTABLE = [
     "prodigyopt",
     "schedulefree",
 ]
-FLAGS = ("--json", "--verify")
 RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 """Tells processes that Lightning launches for further devices where their run is."""
 
@@ -273,75 +265,6 @@ def _verify(store: LatentStore) -> None:
             f"{len(damaged)} items of {store.root} are damaged: delete the files named above, then encode again."
         )
     print(f"{store.root}: all checksums are right.")
-
-
-def run(words: list[str]) -> int:
-    """Run one command; errors a user can mend are one line.
-
-    Args:
-        words: of the command line, without the program's name.
-
-    Returns:
-        Exit code: 0 for success, 2 for an error of the user's, 128 + the signal's number after an interrupt.
-    """
-    debug = "--debug" in words
-    # jsonargparse wants a value for a bool; people type flags.
-    words = [f"{word}=true" if word in FLAGS else word for word in words if word != "--debug"]
-    command: Callable[[list[str]], object] = _demo if words[0] == "demo" else _lightning
-    try:
-        command(words)
-    except (UserError, ArgumentError) as error:
-        if debug:
-            raise
-        message = str(error) if isinstance(error, UserError) else " ".join(str(error).split())
-        print(f"vidlit: error: {message}", file=sys.stderr)
-        return 2
-    except Interrupted as interrupt:
-        print(f"\nvidlit: {interrupt}; saved. Go on with --ckpt_path {interrupt.checkpoint}", file=sys.stderr)
-        return 128 + interrupt.signal_number
-    except (KeyboardInterrupt, SystemExit) as end:
-        # Before training begins; Lightning turns Ctrl-C into sys.exit(1) on its way.
-        terminated = isinstance(end, SIGTERMException)
-        if isinstance(end, SystemExit) and not terminated and not isinstance(end.__context__, KeyboardInterrupt):
-            raise
-        number = signal.SIGTERM if terminated else signal.SIGINT
-        print(f"\nvidlit: interrupted by {number.name}; what was encoded is kept.", file=sys.stderr)
-        return 128 + number
-    return 0
-
-
-def _lightning(words: list[str]) -> None:
-    launched = RUN_DIRECTORY_VARIABLE in os.environ
-    try:
-        with quiet_lightning():
-            warnings.showwarning = _show_warning  # until quiet_lightning puts the old one back
-            VidlitCLI(words)
-    finally:
-        if not launched and (claimed := os.environ.pop(RUN_DIRECTORY_VARIABLE, None)):
-            with suppress(OSError):  # a run that never began leaves no folder
-                Path(claimed).rmdir()
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    print(f"vidlit: warning: {message}", file=sys.stderr)
-
-
-def _demo(words: list[str]) -> None:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="vidlit demo", description="Write the procedural clips and the tiny base model.")
-    parser.add_class_arguments(Demo, skip={"dir"})
-    parser.add_argument("dir", type=Path, help="folder to write clips/ and base/ to")
-    demo = Demo(**vars(parser.parse_args(words[1:])))
-    demo.write()
-    print(f"{demo.num_videos * demo.clips_per_video} clips in {demo.dir / 'clips'}, base model in {demo.dir / 'base'}")
 
 
 def _point_wandb_at(loggers: Any, folder: Path) -> None:
