@@ -17,7 +17,7 @@ from vidlit.callbacks.divergence import DivergenceMonitor
 from vidlit.callbacks.export import WeightExport
 from vidlit.callbacks.exposure import ExposureLedger
 from vidlit.callbacks.interrupt import GracefulInterrupt
-from vidlit.callbacks.overfit_stopping import OverfitStopping, closing_paragraph
+from vidlit.callbacks.overfit_stopping import OverfitStopping
 from vidlit.callbacks.progress import StepProgress
 from vidlit.callbacks.resume import Rewind
 from vidlit.callbacks.samples import SampleVideos
@@ -30,6 +30,7 @@ from vidlit.errors import UserError
 from vidlit.module import VideoDiffusionModule
 from vidlit.plan import make_plan, print_plan
 from vidlit.run_directory import RunDirectory, latest_run_directory, new_run_directory
+from vidlit.stopping.closing import closing_paragraph
 
 # A config file may come from anywhere, and naming a class imports its module: only these may be named.
 IMPORTABLE = [
