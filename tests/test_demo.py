@@ -112,3 +112,18 @@ def test_captions_say_what_is_seen(number):
     scene = Scene.draw(number)
     for word in (scene.shape, scene.direction, scene.colours[0], *scene.colours[2:]):
         assert word in scene.caption
+
+
+def test_neon_is_another_look_of_other_scenes(tmp_path):
+    painted, neon = ([Scene.draw(number, look) for number in range(8)] for look in ("painted", "neon"))
+    assert not {scene.caption for scene in painted} & {scene.caption for scene in neon}
+    assert all("neon" in scene.caption.lower() for scene in neon)
+    assert neon[0].colours != painted[0].colours
+
+    def brightness(scene):
+        return np.median(scene.render(np.random.default_rng(0)))
+
+    assert np.mean([brightness(scene) for scene in neon]) < 0.5 * np.mean([brightness(scene) for scene in painted])
+    Demo(tmp_path, num_videos=1, clips_per_video=1, look="neon", base=False).write()
+    assert [row["caption"] for row in rows(tmp_path)] == [neon[0].caption]
+    assert not (tmp_path / "base").exists()

@@ -163,6 +163,7 @@ class VidlitCLI(LightningCLI):
         parser.add_lightning_class_args(ExposureLedger, "exposure")
         parser.add_lightning_class_args(OverfitStopping, "overfit_stopping")
         parser.add_lightning_class_args(SampleVideos, "samples")
+        parser.add_lightning_class_args(WeightExport, "export")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("model.base", "data.base")
@@ -209,7 +210,6 @@ class VidlitCLI(LightningCLI):
                 Throughput(),
                 *callbacks,
                 *signals,
-                WeightExport(),  # after OverfitStopping, which restores them
                 Rewind(),
                 GracefulInterrupt(),
                 RunCheckpoints(),

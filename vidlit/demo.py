@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,7 @@ TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
     "dotted": lambda x, y: (np.hypot((x * 2) % 1 - 0.5, (y * 2) % 1 - 0.5) < 0.3).astype(np.float32),
 }
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "in a circle": None}
+Look = Literal["painted", "neon"]
 FRAMINGS = ((12, 72, 72), (20, 54, 90))
 """Frames, height and width: a short square video and a longer one of 5:3."""
 
@@ -72,6 +73,7 @@ class Scene:
         num_frames: frames of each clip.
         radius: of the shape, as a share of the frame's height.
         speed: share of the frame's height moved in a frame.
+        look: ``painted`` in plain daylight colours, or ``neon``: glowing outlines in the dark.
     """
 
     shape: str
@@ -82,11 +84,12 @@ class Scene:
     num_frames: int
     radius: float
     speed: float
+    look: Look = "painted"
 
     @classmethod
-    def draw(cls, number: int) -> Scene:
-        """The scene of one source video, a function of its number."""
-        rng = np.random.default_rng(number)
+    def draw(cls, number: int, look: Look = "painted") -> Scene:
+        """The scene of one source video, a function of its number and look."""
+        rng = np.random.default_rng(number if look == "painted" else [number, *look.encode()])
         colours = rng.choice(list(COLOURS), size=4, replace=False)
         num_frames, height, width = FRAMINGS[number % len(FRAMINGS)]  # by turns: a few videos fill every bucket
         return cls(
@@ -98,6 +101,7 @@ class Scene:
             num_frames=num_frames,
             radius=float(rng.uniform(0.18, 0.34)),
             speed=float(rng.uniform(0.015, 0.05)),
+            look=look,
         )
 
     @property
@@ -106,7 +110,8 @@ class Scene:
         colour, second, sky, ground = self.colours
         surface = f"{colour}" if self.texture == "plain" else f"{self.texture} {colour} and {second}"
         size = "small" if self.radius < 0.23 else "big" if self.radius > 0.29 else "medium"
-        return f"A {size} {surface} {self.shape} moves {self.direction} before a {sky} and {ground} background."
+        what = f"{size} {surface} {self.shape} moves {self.direction} before a {sky} and {ground}"
+        return f"A {what} background." if self.look == "painted" else f"Neon lights at night: a {what} glow."
 
     def render(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """One clip, (F, H, W, 3): start, phase and turn are drawn anew, the scene stays."""
@@ -127,9 +132,15 @@ class Scene:
             v = (-(x - centre_x) * np.sin(turn) + (y - centre_y) * np.cos(turn)) / self.radius
             pattern = TEXTURES[self.texture](u, v)[..., None]
             surface = first * (1 - pattern) + second * pattern
+            distance = SHAPES[self.shape](u, v)[..., None]
             edge = 1.5 / (self.radius * height)  # about one and a half pixels of soft edge
-            inside = np.clip(0.5 - SHAPES[self.shape](u, v) / edge, 0, 1)[..., None]
-            frames.append(frame * (1 - inside) + surface * inside)
+            inside = np.clip(0.5 - distance / edge, 0, 1)
+            if self.look == "neon":
+                tube, glow = np.exp(-np.square(distance / 0.12)), np.exp(-np.abs(distance) / 0.5)
+                lights = first * (0.9 * tube + 0.35 * glow) + surface * 0.25 * inside
+                frames.append(np.clip(0.18 * frame + lights, 0, 1))
+            else:
+                frames.append(frame * (1 - inside) + surface * inside)
         return (np.stack(frames) * 255 + 0.5).astype(np.uint8)
 
     def _grain(self) -> Array:
@@ -158,17 +169,21 @@ class Demo:
     Args:
         dir: folder to write ``clips/`` and ``base/`` to.
         num_videos: source videos; each differs in shape, texture, colours, motion, size or duration.
-        clips_per_video: clips of each source video; they share its look.
+        clips_per_video: clips of each source video; they share its scene.
+        look: of all videos: ``painted``, or ``neon`` to fine-tune a model of the painted ones on.
+        base: write the base model, too.
     """
 
     dir: Path = Path("demo")
     num_videos: int = 24
     clips_per_video: int = 3
+    look: Look = "painted"
+    base: bool = True
 
     def write(self) -> None:
         """Write what the folder lacks; ``metadata.csv`` always lists just the videos asked for."""
         self.write_clips()
-        if not (self.dir / "base" / "model_index.json").is_file():
+        if self.base and not (self.dir / "base" / "model_index.json").is_file():
             write_base(self.dir / "base")
 
     def write_clips(self) -> None:
@@ -176,7 +191,7 @@ class Demo:
         folder = self.dir / "clips"
         rows = []
         for number in range(self.num_videos):
-            scene = Scene.draw(number)
+            scene = Scene.draw(number, self.look)
             for take in range(self.clips_per_video):
                 name = f"scene_{number:03d}_take_{take}.mp4"
                 if not (folder / name).is_file():
