@@ -58,7 +58,11 @@ def make_broken(demo, folder):
 
 def make_single(demo, folder):
     pair(folder, "a", demo.dir / "clips" / "scene_000_take_0.mp4")
-    return {"data__source": folder}, ["1 source video", "Add clips of other videos", "`group`"]
+    return {"data__source": folder, "data__test_fraction": 0.2}, [
+        "1 source video",
+        "Add clips of other videos",
+        "`group`",
+    ]
 
 
 def make_bucket(demo, folder):

@@ -79,7 +79,7 @@ def test_validation_numbers_do_not_depend_on_the_batch_size(quickstart, tmp_path
 
 def test_weights_are_the_same_with_and_without_validation(quickstart, tmp_path):
     """Bit for bit: a check draws from no generator that training draws from."""
-    last = "--overfit_stopping.restore_best=false"
+    last = "--overfit_stopping.restore=last"
     assert main([*quickstart(trainer__val_check_interval=2), last]) == 0
     assert main([*quickstart(trainer__val_check_interval=1_000_000), last]) == 0
     with_checks, without = (tmp_path / "runs" / "quickstart" / str(number) for number in (0, 1))

@@ -42,6 +42,15 @@ class RunDirectory:
         """Where ``--ckpt_path last`` goes on from."""
         return self.checkpoints / "last.ckpt"
 
+    def candidate(self, step: int) -> Path:
+        """Weights of a check that ``restore: conservative`` may come to keep."""
+        return self.checkpoints / f"candidate_{step:06d}.ckpt"
+
+    def candidates(self) -> dict[int, Path]:
+        """All of these that are there, by step."""
+        found = self.checkpoints.glob("candidate_*.ckpt")
+        return {int(path.stem.removeprefix("candidate_")): path for path in sorted(found)}
+
     @property
     def weights(self) -> Path:
         """What users take away, loadable by diffusers."""

@@ -99,9 +99,8 @@ def test_history_survives_a_checkpoint_and_other_clips_do_not(quickstart, tmp_pa
     assert np.array_equal(before.probe, after.probe)
     assert restored.verdict(trainer, trainer.lightning_module) == monitor.verdict(trainer, trainer.lightning_module)
 
-    restored._keys["val"] = restored._keys["val"] + 1
     with pytest.raises(UserError, match="other val clips"):
-        restored.load_state_dict(state)
+        restored.load_state_dict({**state, "val_keys": state["val_keys"] + 1})
     capsys.readouterr()
     words = [*quickstart(trainer__max_steps=12, data__val_fraction=0.2), "--ckpt_path=last"]
     assert main(words) == 2

@@ -4,7 +4,7 @@ import pytest
 
 from vidlit.data.buckets import Bucket
 from vidlit.data.clips import Clip, SourceVideo
-from vidlit.data.split import split_by_video, train_probe
+from vidlit.data.split import Fold, split_by_video, spread_over_videos
 from vidlit.errors import UserError
 
 
@@ -52,13 +52,55 @@ def test_adding_a_video_moves_few_others():
     assert len(before - after) <= 1
 
 
-@pytest.mark.parametrize(("num_groups", "test_fraction"), [(1, 0.0), (2, 0.1)])
+@pytest.mark.parametrize(("num_groups", "test_fraction"), [(1, 0.1), (2, 0.1)])
 def test_too_few_source_videos_says_what_to_do(num_groups, test_fraction):
     with pytest.raises(UserError, match=r"source video.*Add clips of other videos.*group"):
         split_by_video(clips_of(num_groups), 0.2, test_fraction, seed=0)
 
 
-@pytest.mark.parametrize(("val", "test"), [(0.0, 0.0), (1.0, 0.0), (0.6, 0.5), (0.2, -0.1)])
+@pytest.mark.parametrize(("num_groups", "val_fraction"), [(1, 0.2), (5, 0.0)])
+def test_one_video_alone_or_a_fraction_of_zero_holds_nothing_out(num_groups, val_fraction):
+    split = split_by_video(clips_of(num_groups), val_fraction, 0.0, seed=0)
+    assert len(split.train) == 3 * num_groups
+    assert not split.val
+    assert not split.test
+
+
+@pytest.mark.parametrize("test_fraction", [0.0, 0.1])
+def test_folds_hold_out_every_video_once_and_leave_the_test_alone(test_fraction):
+    clips = clips_of(11)
+    without = split_by_video(clips, 0.2, test_fraction, seed=0)
+    splits = [split_by_video(clips, 0.2, test_fraction, 0, Fold(number, 3)) for number in range(3)]
+    held_out = [group for split in splits for group in groups(split.val)]
+    assert len(held_out) == len(set(held_out))
+    assert set(held_out) == groups(clips) - groups(without.test)
+    assert max(len(groups(split.val)) for split in splits) - min(len(groups(split.val)) for split in splits) <= 1
+    for split in splits:
+        assert split.test == without.test
+        assert not groups(split.train) & (groups(split.val) | groups(split.test))
+
+
+@pytest.mark.parametrize(("number", "of"), [(3, 3), (-1, 3), (0, 1)])
+def test_a_fold_that_is_none(number, of):
+    with pytest.raises(UserError, match=f"fold {number} of {of}"):
+        Fold(number, of)
+
+
+def test_more_folds_than_videos():
+    with pytest.raises(UserError, match="4 source videos cannot be parted into 5 folds"):
+        split_by_video(clips_of(4), 0.2, 0.0, 0, Fold(0, 5))
+
+
+def test_what_was_held_out_can_be_trained_on_and_the_test_stays():
+    clips = clips_of(10)
+    before = split_by_video(clips, 0.2, 0.1, seed=0)
+    after = split_by_video(clips, 0.2, 0.1, seed=0, train_on_val=True)
+    assert after.test == before.test
+    assert not after.val
+    assert groups(after.train) == groups(before.train) | groups(before.val)
+
+
+@pytest.mark.parametrize(("val", "test"), [(-0.1, 0.0), (1.0, 0.0), (0.6, 0.5), (0.2, -0.1)])
 def test_fractions_out_of_range(val, test):
     with pytest.raises(UserError, match="val_fraction"):
         split_by_video(clips_of(10), val, test, seed=0)
@@ -66,9 +108,9 @@ def test_fractions_out_of_range(val, test):
 
 def test_probe_is_of_training_clips_spread_over_videos():
     train = clips_of(5, each=4)
-    probe = train_probe(train, 7, seed=0)
+    probe = spread_over_videos(train, 7, seed=0)
     assert len({clip.clip_id for clip in probe}) == 7
     assert groups(probe) == groups(train)
     counts = [sum(clip.source.group == group for clip in probe) for group in groups(train)]
     assert max(counts) - min(counts) <= 1
-    assert len(train_probe(train, 100, seed=0)) == 20
+    assert len(spread_over_videos(train, 100, seed=0)) == 20

@@ -15,6 +15,7 @@ class RunCheckpoints(ModelCheckpoint):
     """Keeps ``checkpoints/best.ckpt`` (lowest ``val/log_ratio``; the base model until one is lower) and ``last.ckpt``.
 
     Both are written after validation, when all callbacks hold the same check; ``last.ckpt`` again when training ends.
+    Where nothing is held out there is no best.
     Lightning's own ``save_last`` writes only at checks that are the best so far.
     """
 
@@ -36,20 +37,26 @@ class RunCheckpoints(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the base model as the one to beat: where nothing is gained, it is what is restored."""
         super().on_train_start(trainer, pl_module)
-        if trainer.global_step == 0 and not self.best_model_path:
+        if _held_out(trainer) and trainer.global_step == 0 and not self.best_model_path:
             start = {"val/log_ratio": torch.tensor(0.0), "step": torch.tensor(0), "epoch": torch.tensor(0)}
             self._save_topk_checkpoint(trainer, start)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the best, then the last."""
-        super().on_validation_end(trainer, pl_module)
+        if _held_out(trainer):
+            super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save steps since the last check, before the best weights are restored."""
-        super().on_train_end(trainer, pl_module)
+        if _held_out(trainer):
+            super().on_train_end(trainer, pl_module)
         self._save_last(trainer)
 
     def _save_last(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(RunDirectory(Path(trainer.default_root_dir)).last_checkpoint)
+
+
+def _held_out(trainer: Trainer) -> bool:
+    return bool(trainer.datamodule.val_clips)  # type: ignore[attr-defined]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +21,7 @@ from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, ju
 from vidlit.stopping.verdict import Verdict
 
 if TYPE_CHECKING:
+    from vidlit.data.clips import Clip
     from vidlit.module import VideoDiffusionModule
 
 MIN_ADJUSTED_EXPOSURE = 5.0
@@ -43,11 +46,15 @@ class DivergenceMonitor(Signal):
 
     def __init__(self, settings: DivergenceSettings = DivergenceSettings()) -> None:  # noqa: B008 - frozen
         self.settings = settings
+        self.sets: tuple[str, ...] = SETS
+        """Those that have clips: ``val`` is missing where nothing is held out."""
         self.steps: list[int] = []
         self.curves: dict[str, list[Tensor]] = {name: [] for name in SETS}
         self.references: dict[str, Tensor] = {}
         self._keys: dict[str, Tensor] = {}
         self._metrics: dict[str, PairedLoss] = {}
+        self._clips: Callable[[], dict[str, Sequence[Clip]]] = dict
+        self._num_strata = 1
 
     # -- measuring
 
@@ -55,12 +62,20 @@ class DivergenceMonitor(Signal):
         """Prepare one table a set, and make sure that step 0 is measured whole."""
         if stage not in ("fit", "validate"):
             return
-        clips = {"val": trainer.datamodule.val_clips, "probe": trainer.datamodule.probe_clips}  # type: ignore[attr-defined]
-        for name in SETS:
-            self._keys[name] = torch.tensor([clip_key(clip.clip_id) for clip in clips[name]], dtype=torch.int64)
-            self._metrics[name] = PairedLoss(len(clips[name]), pl_module.num_strata)
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._clips = lambda: {"val": datamodule.scored_clips, "probe": datamodule.probe_clips}
+        self._num_strata = pl_module.num_strata
+        self._lay_out()
         if stage == "fit":
             trainer.num_sanity_val_steps = float("inf")
+
+    def _lay_out(self) -> None:
+        """One empty table a set, and what names its rows."""
+        clips = self._clips()
+        self.sets = tuple(name for name in SETS if clips[name])
+        for name in self.sets:
+            self._keys[name] = torch.tensor([clip_key(clip.clip_id) for clip in clips[name]], dtype=torch.int64)
+            self._metrics[name] = PairedLoss(len(clips[name]), self._num_strata)
 
     def on_validation_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
         """Start each table empty, where the model is."""
@@ -78,22 +93,22 @@ class DivergenceMonitor(Signal):
     ) -> None:
         """Feed the losses of one batch."""
         assert isinstance(outputs, Tensor)
-        self._metrics[SETS[dataloader_idx]].update(batch.indices, outputs)
+        self._metrics[self.sets[dataloader_idx]].update(batch.indices, outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
         """Turn the tables into log-ratios, remember and log them."""
-        losses = {name: self._metrics[name].compute().cpu() for name in SETS}
+        losses = {name: self._metrics[name].compute().cpu() for name in self.sets}
         if trainer.sanity_checking:
             self.steps = [trainer.global_step]
             self.references = losses
-            self.curves = {name: [torch.zeros(len(losses[name]), dtype=torch.float64)] for name in SETS}
+            self.curves = {name: [torch.zeros(len(losses[name]), dtype=torch.float64)] for name in self.sets}
             for logger in trainer.loggers:  # self.log is off during the sanity check
-                logger.log_metrics({f"{name}/loss": float(losses[name].mean()) for name in SETS}, step=0)
-                logger.log_metrics({f"{name}/log_ratio": 0.0 for name in SETS}, step=0)
+                logger.log_metrics({f"{name}/loss": float(losses[name].mean()) for name in self.sets}, step=0)
+                logger.log_metrics({f"{name}/log_ratio": 0.0 for name in self.sets}, step=0)
             return
-        logged = {f"{name}/loss": losses[name].mean() for name in SETS}
+        logged = {f"{name}/loss": losses[name].mean() for name in self.sets}
         if self.references:
-            for name in SETS:
+            for name in self.sets:
                 sigmas = stratum_sigmas(pl_module.noising, self._keys[name], pl_module.num_strata)
                 ratio = log_ratio(losses[name], self.references[name], sigmas)
                 bins = (losses[name] / self.references[name]).log().mean(0)
@@ -101,7 +116,8 @@ class DivergenceMonitor(Signal):
                 logged |= {f"{name}/log_ratio_bin_{k}": value for k, value in enumerate(bins)}
                 if trainer.state.fn == "fit":
                     self.curves[name].append(ratio)
-            logged["divergence/gap"] = logged["val/log_ratio"] - logged["probe/log_ratio"]
+            if "val" in self.sets:
+                logged["divergence/gap"] = logged["val/log_ratio"] - logged["probe/log_ratio"]
         if trainer.state.fn == "fit":
             self.steps.append(trainer.global_step)
         logged["step"] = torch.tensor(float(trainer.global_step))
@@ -111,17 +127,19 @@ class DivergenceMonitor(Signal):
 
     def history(self, trainer: Trainer) -> DivergenceHistory:
         """All checks so far, step 0 included."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        clips = self._clips()
         return DivergenceHistory(
             steps=torch.tensor(self.steps).numpy(),
             val=torch.stack(self.curves["val"]).numpy(),
             probe=torch.stack(self.curves["probe"]).numpy(),
-            val_videos=tuple(clip.source.group for clip in datamodule.val_clips),
-            probe_videos=tuple(clip.source.group for clip in datamodule.probe_clips),
+            val_videos=tuple(clip.source.group for clip in clips["val"]),
+            probe_videos=tuple(clip.source.group for clip in clips["probe"]),
         )
 
     def verdict(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> Verdict:
         """Has validation turned, stalled or never gained?"""
+        if "val" not in self.sets:
+            return self._nothing_held_out()
         interval = max(1, (self.steps[-1] - self.steps[0]) // max(1, len(self.steps) - 1))
         verdict = judge_divergence(
             self.history(trainer),
@@ -138,6 +156,19 @@ class DivergenceMonitor(Signal):
             logger.log_metrics(numbers, step=trainer.global_step)
         return verdict
 
+    def _nothing_held_out(self) -> Verdict:
+        evidence: dict[str, float | int | str] = {"step": self.steps[-1], "held_out_videos": 0}
+        probe = float(self.curves["probe"][-1].mean())
+        if not math.isfinite(probe):
+            reason = (
+                f"At step {self.steps[-1]} the loss of a training clip is no longer a finite number: training has "
+                "broken down; lower the learning rate."
+            )
+            return Verdict("divergence", "stop", reason, {"case": "not finite", **evidence})
+        reason = "Nothing is held out: whether the run overfits cannot be told from losses."
+        evidence |= {"case": "nothing held out", "probe_log_ratio": probe}
+        return Verdict("divergence", "continue", reason, evidence)
+
     def _underexposed_checks(self, trainer: Trainer) -> int:
         """Checks before videos were seen often enough to say anything."""
         ledgers = [callback for callback in trainer.callbacks if isinstance(callback, ExposureLedger)]  # type: ignore[attr-defined]
@@ -151,22 +182,24 @@ class DivergenceMonitor(Signal):
             return {}
         return {
             "steps": self.steps,
-            **{f"{name}_curves": torch.stack(self.curves[name]) for name in SETS},
-            **{f"{name}_reference": self.references[name] for name in SETS},
-            **{f"{name}_keys": self._keys[name] for name in SETS},
+            **{f"{name}_curves": torch.stack(self.curves[name]) for name in self.sets},
+            **{f"{name}_reference": self.references[name] for name in self.sets},
+            **{f"{name}_keys": self._keys[name] for name in self.sets},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the history of a checkpoint; a test, which scores other clips, has no use for it."""
         if not state_dict or not self._keys:
             return
+        self._lay_out()  # the datamodule may have been told by its checkpoint to score fewer
         for name in SETS:
-            if not torch.equal(state_dict[f"{name}_keys"], self._keys[name]):
+            there = state_dict.get(f"{name}_keys", torch.zeros(0, dtype=torch.int64))
+            if not torch.equal(there, self._keys.get(name, torch.zeros(0, dtype=torch.int64))):
                 raise UserError(
-                    f"The checkpoint was made with other {name} clips ({len(state_dict[f'{name}_keys'])} there, "
-                    f"{len(self._keys[name])} here, or others): its curve cannot go on. Use the same data and split "
-                    "options, or start a new run."
+                    f"The checkpoint was made with other {name} clips ({len(there)} there, "
+                    f"{len(self._keys.get(name, ()))} here, or others): its curve cannot go on. Use the same data and "
+                    "split options, or start a new run."
                 )
         self.steps = list(state_dict["steps"])
-        self.curves = {name: list(state_dict[f"{name}_curves"]) for name in SETS}
-        self.references = {name: state_dict[f"{name}_reference"] for name in SETS}
+        self.curves = {name: list(state_dict[f"{name}_curves"]) for name in self.sets}
+        self.references = {name: state_dict[f"{name}_reference"] for name in self.sets}

@@ -6,15 +6,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 
 from vidlit.callbacks.divergence import DivergenceMonitor
 from vidlit.callbacks.exposure import ExposureLedger
 from vidlit.callbacks.interrupt import Interrupted
+from vidlit.callbacks.kept_weights import Kept, KeptWeights, Restore
 from vidlit.callbacks.signal import Signal
 from vidlit.run_directory import RunDirectory
-from vidlit.stopping.divergence import best_check
+from vidlit.stopping.divergence import DivergenceHistory, best_check
 from vidlit.stopping.exposure import band
 from vidlit.stopping.verdict import Decision, Policy
 
@@ -25,17 +25,19 @@ if TYPE_CHECKING:
 class OverfitStopping(Callback):
     """Asks every :class:`Signal` after each validation and stops the run when one that may says so.
 
-    Writes ``decisions.jsonl`` (the numbers behind every check) and ``summary.json``; after training restores the best
-    check's weights, which may be the base model's.
+    Writes ``decisions.jsonl`` (the numbers behind every check) and ``summary.json``; after training puts back the
+    weights of the check that is kept.
 
     Args:
         policy: what each signal may do: ``stop`` the run, at most ``warn``, or be ``off``.
-        restore_best: put the best check's weights back after training; off keeps the last step's.
+        restore: which weights to keep: ``best``, of the check with the lowest held-out loss; ``conservative``, of the
+            earliest check within a tenth of the best gain, which has seen each video less often; or ``last``. Where no
+            check was better than it, ``best`` and ``conservative`` keep the base model.
     """
 
-    def __init__(self, policy: Policy = Policy(), restore_best: bool = True) -> None:  # noqa: B008 - frozen
+    def __init__(self, policy: Policy = Policy(), restore: Restore = "best") -> None:  # noqa: B008 - frozen
         self.policy = policy
-        self.restore_best = restore_best
+        self.kept_weights = KeptWeights(restore)
         self.decision: Decision | None = None
         self.summary: dict[str, Any] = {}
         self._seconds = 0.0
@@ -50,6 +52,7 @@ class OverfitStopping(Callback):
         """Decide."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        self.kept_weights.after_check(trainer, _history(trainer))
         verdicts = [signal.verdict(trainer, pl_module) for signal in _signals(trainer)]
         self.decision = self.policy.join(verdicts)
         # All ranks hold the same numbers; agreeing costs little and a rank that parts ways hangs the others.
@@ -88,14 +91,12 @@ class OverfitStopping(Callback):
         else:
             stopped_by = "max_steps"
             reason = f"All {trainer.max_steps} planned steps were trained; no signal asked to stop."
-        restored = False
-        best_step = self._best_step(trainer)
-        checked = len(_one(trainer, DivergenceMonitor).steps) > 1  # else there is nothing to prefer the base by
-        if self.restore_best and checked and best_step != trainer.global_step:
-            self._restore(trainer, pl_module, best_step)
-            restored = True
+        kept = self._kept(trainer)
+        kept_step = trainer.global_step if kept.check is None else _steps(trainer)[kept.check]
+        if kept_step != trainer.global_step:
+            self.kept_weights.put_back(trainer, pl_module, kept, kept_step)
         if trainer.is_global_zero:
-            self._write_summary(trainer, stopped_by, reason, restored=restored)
+            self._write_summary(trainer, stopped_by, reason, kept)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Leave a summary of an interrupted or crashed run."""
@@ -106,54 +107,61 @@ class OverfitStopping(Callback):
         else:
             self._write_summary(trainer, "error", f"{type(exception).__name__}: {exception}")
 
-    def _restore(self, trainer: Trainer, pl_module: VideoDiffusionModule, step: int) -> None:
-        if step == 0:  # best.ckpt may hold a check that was low by luck
-            pl_module.load_base()
-            return
-        checkpoint = torch.load(_directory(trainer).best_checkpoint, map_location="cpu", weights_only=True)
-        assert checkpoint["global_step"] == step
-        pl_module.load_state_dict(checkpoint["state_dict"], strict=False)
-
-    def _best_step(self, trainer: Trainer) -> int:
-        monitor = _one(trainer, DivergenceMonitor)
-        return int(monitor.steps[self._best_check(trainer)])
-
-    def _best_check(self, trainer: Trainer) -> int:
-        """The check with the lowest held-out loss; step 0 where the rule found no gain, whatever one check says."""
+    def _no_gain(self) -> bool:
         verdicts = self.decision.verdicts if self.decision is not None else ()
-        if any(verdict.evidence.get("case") == "no gain" for verdict in verdicts):
-            return 0
-        return best_check(_one(trainer, DivergenceMonitor).history(trainer))
+        return any(verdict.evidence.get("case") == "no gain" for verdict in verdicts)
 
-    def _write_summary(self, trainer: Trainer, stopped_by: str, reason: str, restored: bool = False) -> None:
-        monitor, ledger = _one(trainer, DivergenceMonitor), _one(trainer, ExposureLedger)
-        step = trainer.global_step
+    def _kept(self, trainer: Trainer) -> Kept:
+        return self.kept_weights.choose(trainer, _history(trainer), self._no_gain())
+
+    # -- the summary
+
+    def _write_summary(self, trainer: Trainer, stopped_by: str, reason: str, kept: Kept | None = None) -> None:
+        """Write ``summary.json``; what is kept is known when training is over."""
         self.summary = {
             "stopped_by": stopped_by,
             "reason": reason,
-            "stop_step": step,
+            "stop_step": trainer.global_step,
             "planned_steps": trainer.max_steps,
             "seconds": round(self._seconds + time.monotonic() - self._since, 1),
         }
-        if monitor.references:
-            best = self._best_check(trainer)
-            best_step = monitor.steps[best]
-            exposures = ledger.statistics(trainer)
-            self.summary |= {
-                "best_step": best_step,
-                "restored": restored,
-                "kept_step": best_step if restored else step,
-                "gain": -float(monitor.curves["val"][best].mean()),
-                "val_log_ratio": float(monitor.curves["val"][-1].mean()),
-                "probe_log_ratio": float(monitor.curves["probe"][-1].mean()),
-                "exposures": {**exposures, "band": band(exposures["mean"])},
-                "exposures_at_best": ledger.statistics_at(best_step),
-                "num_clips": {
-                    split: len(getattr(trainer.datamodule, f"{split}_clips"))  # type: ignore[attr-defined]
-                    for split in ("train", "val", "test")
-                },
-            }
+        if _steps(trainer):
+            self.summary |= self._measured(trainer, kept or Kept("last", None))
         _directory(trainer).write_summary(self.summary)
+
+    def _measured(self, trainer: Trainer, kept: Kept) -> dict[str, Any]:
+        """The part of the summary that needs a first check."""
+        monitor, ledger, history = _one(trainer, DivergenceMonitor), _one(trainer, ExposureLedger), _history(trainer)
+        last = trainer.global_step
+        kept_step = last if kept.check is None else monitor.steps[kept.check]
+        exposures = ledger.statistics(trainer)
+        held_out: dict[str, Any] = {"best_step": None, "gain": None, "val_log_ratio": None, "exposures_at_best": None}
+        kept_gain = None
+        if history is not None:
+            best = 0 if self._no_gain() else best_check(history)
+            best_step = int(history.steps[best])
+            gains = -history.val.mean(axis=1)
+            held_out = {
+                "best_step": best_step,
+                "gain": float(gains[best]),
+                "val_log_ratio": -float(gains[-1]),
+                "exposures_at_best": ledger.statistics_at(best_step),
+            }
+            kept_gain = float(gains[-1 if kept.check is None else kept.check])
+        return {
+            **held_out,
+            "restored": kept_step != last,
+            "kept": kept.name,
+            "kept_step": kept_step,
+            "kept_gain": kept_gain,
+            "probe_log_ratio": float(monitor.curves["probe"][-1].mean()),
+            "exposures": {**exposures, "band": band(exposures["mean"])},
+            "exposures_at_kept": exposures if kept.check is None else ledger.statistics_at(kept_step),
+            "num_clips": {
+                split: len(getattr(trainer.datamodule, f"{split}_clips"))  # type: ignore[attr-defined]
+                for split in ("train", "val", "test")
+            },
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Time trained so far, over resumes."""
@@ -170,6 +178,17 @@ def _directory(trainer: Trainer) -> RunDirectory:
 
 def _signals(trainer: Trainer) -> list[Signal]:
     return [callback for callback in trainer.callbacks if isinstance(callback, Signal)]  # type: ignore[attr-defined]
+
+
+def _steps(trainer: Trainer) -> list[int]:
+    steps: list[int] = _one(trainer, DivergenceMonitor).steps
+    return steps
+
+
+def _history(trainer: Trainer) -> DivergenceHistory | None:
+    """The checks so far; ``None`` where nothing is held out."""
+    monitor: DivergenceMonitor = _one(trainer, DivergenceMonitor)
+    return monitor.history(trainer) if monitor.references and "val" in monitor.sets else None
 
 
 def _one(trainer: Trainer, kind: type[Any]) -> Any:

@@ -36,7 +36,8 @@ class SampleVideos(Callback):
     An audit generates ``num_audit`` clips, half from training captions and half from held-out ones, at step 0 and then
     every few checks; logs ``memorization/copies``, ``memorization/ratio_min``, ``diversity/rke``, ``diversity/ratio``
     and ``perf/audit_share`` (of the time); and writes them to ``samples/step_XXXXXX/audit_*.mp4``. When training is
-    over, a few videos from captions of held-out clips follow, made with the weights that are kept.
+    over, a few videos from captions of held-out clips follow (of training clips where nothing is held out), made with
+    the weights that are kept.
 
     The start noise is keyed by (seed, clip), so two runs, or two steps of one, can be compared side by side.
 
@@ -141,7 +142,7 @@ class SampleVideos(Callback):
         if not trainer.is_global_zero or self.num_videos < 1:
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        clips = one_a_caption(datamodule.val_clips)[: self.num_videos]
+        clips = one_a_caption(datamodule.val_clips or datamodule.train_clips)[: self.num_videos]
         videos = self.render(pl_module, datamodule.dataset(clips), clips)
         directory = RunDirectory(Path(trainer.default_root_dir))
         kept_step = directory.read_summary().get("kept_step", trainer.global_step)

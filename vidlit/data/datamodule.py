@@ -19,12 +19,14 @@ from vidlit.data.encode import EncodeReport, encode
 from vidlit.data.plan import ClipMode, DatasetPlan, plan_clips
 from vidlit.data.recipe import LatentRecipe
 from vidlit.data.sampler import BucketSequence, ResolutionBatchSampler, token_budget_batch_sizes
-from vidlit.data.split import Split, split_by_video, train_probe
+from vidlit.data.split import Fold, Split, split_by_video, spread_over_videos
 from vidlit.data.store import LatentStore
 from vidlit.errors import UserError
 from vidlit.models.family import Encoders, open_family
 
 Loader = DataLoader[LatentBatch]
+PROBE_ALONE = 16
+"""Training clips that are scored where no clip is held out."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,13 @@ class LatentDataModule(LightningDataModule):
             ``uniform``.
         max_clips_per_video: most clips cut from one video; ``None`` for no limit.
         upscale: enlarge videos smaller than every bucket instead of dropping them.
-        val_fraction: share of the source videos held out for validation.
+        val_fraction: share of the source videos held out for validation, at least one video. At 0, or with one source
+            video alone, nothing is held out: exposures and copies are all that can stop the run then.
         test_fraction: share held out for the test.
+        fold: hold out this part of the source videos instead of ``val_fraction``; ``vidlit kfold`` sets it.
+        train_on_val: train on what would be held out for validation, too; ``--refit`` sets it for its second phase.
+        max_val_clips: held-out clips scored at every check, spread over source videos; ``None`` scores all, or as many
+            as checks can afford where ``trainer.val_check_interval`` is left to be chosen.
         val_batch_size: samples per validation batch at most; ``None`` takes ``batch_size``.
         small_bucket: what to do with a bucket of fewer clips than a batch: fill it with ``repeat``, make batches
             ``short``, or stop with an ``error``.
@@ -98,6 +105,9 @@ class LatentDataModule(LightningDataModule):
         upscale: bool = False,
         val_fraction: float = 0.2,
         test_fraction: float = 0.0,
+        fold: Fold | None = None,
+        train_on_val: bool = False,
+        max_val_clips: int | None = None,
         val_batch_size: int | None = None,
         small_bucket: Literal["repeat", "short", "error"] = "repeat",
         num_workers: int = 0,
@@ -116,12 +126,17 @@ class LatentDataModule(LightningDataModule):
         self.upscale = upscale
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        self.fold = fold
+        self.train_on_val = train_on_val
+        self.max_val_clips = max_val_clips
         self.val_batch_sizes = [val_batch_size] * len(self.buckets) if val_batch_size else self.batch_sizes
         self.small_bucket = small_bucket
         self.num_workers = num_workers
         self.encode_workers = encode_workers
         self.dtype = dtype
         self.seed = seed
+        self.affordable_val_clips: int | None = None
+        """Chosen together with the interval of checks; a resumed run keeps it."""
         self._position = 0
 
     def _make_buckets(self, wanted: list[str] | BucketBudget) -> list[Bucket]:
@@ -189,7 +204,7 @@ class LatentDataModule(LightningDataModule):
         quarantined = self.store.keys("quarantined")
         recipes = [LatentRecipe.of(clip, self.family.identity, self.dtype) for clip in self.plan.clips]
         usable = [clip for clip, recipe in zip(self.plan.clips, recipes, strict=True) if recipe.key not in quarantined]
-        return split_by_video(usable, self.val_fraction, self.test_fraction, self.seed)
+        return split_by_video(usable, self.val_fraction, self.test_fraction, self.seed, self.fold, self.train_on_val)
 
     @property
     def train_clips(self) -> list[Clip]:
@@ -206,10 +221,18 @@ class LatentDataModule(LightningDataModule):
         """Clips that only the test sees."""
         return self.split.test
 
-    @cached_property
+    @property
+    def scored_clips(self) -> list[Clip]:
+        """Held-out clips that are scored at every check."""
+        most = self.max_val_clips or self.affordable_val_clips
+        if most is None or most >= len(self.split.val):
+            return self.split.val
+        return spread_over_videos(self.split.val, most, self.seed)
+
+    @property
     def probe_clips(self) -> list[Clip]:
         """Training clips that are scored as the held-out ones are."""
-        return train_probe(self.split.train, len(self.split.val), self.seed)
+        return spread_over_videos(self.split.train, len(self.scored_clips) or PROBE_ALONE, self.seed)
 
     def dataset(self, clips: list[Clip]) -> LatentDataset:
         """Encoded clips by row.
@@ -221,7 +244,13 @@ class LatentDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Make sure of the split and, before long training, of what the trainer must leave alone."""
-        _ = self.split
+        if stage == "fit" and not self.split.val and not self.train_on_val:
+            videos = len({clip.source.group for clip in self.train_clips})
+            rank_zero_warn(
+                f"no clip is held out ({videos} source video{'s' * (videos != 1)}, val_fraction "
+                f"{self.val_fraction:g}): the run cannot be stopped by divergence, and there is no best step to go back "
+                "to. It leans on exposures and copies: set --exposure.hard_cap, or trainer.max_steps low (`vidlit plan` says how low)."
+            )
         trainer = self.trainer
         if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
             raise UserError("set use_distributed_sampler=False on the Trainer: batches are shared out over ranks here.")
@@ -253,8 +282,8 @@ class LatentDataModule(LightningDataModule):
         return self._loader(self.train_clips, sampler)
 
     def val_dataloader(self) -> list[Loader]:
-        """Held-out clips, then the train probe, each clip once."""
-        return [self._each_once(self.val_clips), self._each_once(self.probe_clips)]
+        """Held-out clips, where there are any, then the train probe, each clip once."""
+        return [self._each_once(clips) for clips in (self.scored_clips, self.probe_clips) if clips]
 
     def test_dataloader(self) -> Loader:
         """Test clips, each once.
@@ -299,6 +328,7 @@ class LatentDataModule(LightningDataModule):
         return {
             "position": self.trainer.fit_loop.epoch_loop.total_batch_idx + 1,
             "global_batch_sizes": self._global_batch_sizes(),
+            "affordable_val_clips": self.affordable_val_clips,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -314,3 +344,4 @@ class LatentDataModule(LightningDataModule):
                 f"{here}: set --data.batch_size so that batch_size x ranks is the same, with the same buckets."
             )
         self._position = state_dict["position"]
+        self.affordable_val_clips = state_dict["affordable_val_clips"]

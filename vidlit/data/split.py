@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from vidlit.data.clips import Clip
@@ -19,29 +20,60 @@ class Split(NamedTuple):
     test: list[Clip]
 
 
-def split_by_video(clips: Sequence[Clip], val_fraction: float, test_fraction: float, seed: int) -> Split:
+@dataclass(frozen=True)
+class Fold:
+    """One of several equal parts of the source videos, each held out in a run of its own.
+
+    Args:
+        number: which part, from 0.
+        of: how many parts.
+
+    Raises:
+        UserError: there is no such part.
+    """
+
+    number: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.of or self.of < 2:
+            raise UserError(f"fold {self.number} of {self.of}: folds count from 0, and there must be 2 or more.")
+
+
+def split_by_video(
+    clips: Sequence[Clip],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    fold: Fold | None = None,
+    train_on_val: bool = False,
+) -> Split:
     """Hold out whole source videos.
 
     Groups are ranked by a hash of (seed, group), the first ones are held out: the same on every machine, and adding a
-    video moves few others.
+    video moves few others. Of one source video alone nothing is held out.
 
     Args:
         clips: to split.
-        val_fraction: share of the source videos for validation; at least one video.
+        val_fraction: share of the source videos for validation, at least one video; none at 0.
         test_fraction: share for the test; none at 0, else at least one video.
         seed: another seed holds out other videos.
+        fold: hold out this part of the videos that are not for the test, whatever ``val_fraction`` says.
+        train_on_val: train on what would be held out for validation, too; the test's videos stay the same.
 
     Raises:
         UserError: a fraction is out of range, or there are too few source videos.
     """
-    if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
+    if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
         raise UserError(
             f"val_fraction {val_fraction} and test_fraction {test_fraction} must leave something to train on: "
-            "val_fraction above 0, test_fraction 0 or more, together below 1."
+            "0 or more each, together below 1."
         )
     groups = sorted({clip.source.group for clip in clips}, key=lambda group: _rank(seed, group))
-    num_val = max(1, round(val_fraction * len(groups)))
+    num_val = max(1, round(val_fraction * len(groups))) if val_fraction else 0
     num_test = max(1, round(test_fraction * len(groups))) if test_fraction else 0
+    if len(groups) == 1 and not num_test and fold is None:
+        num_val = 0
     if len(groups) <= num_val + num_test:
         raise UserError(
             f"{len(groups)} source video{'s' * (len(groups) != 1)} cannot be split into training, {num_val} for "
@@ -49,30 +81,35 @@ def split_by_video(clips: Sequence[Clip], val_fraction: float, test_fraction: fl
             "scenes, cut it and give each scene its own `group` in metadata.csv"
             + ("; or lower --data.test_fraction." if num_test else ".")
         )
-    held_out = {group: "val" for group in groups[:num_val]} | {
-        group: "test" for group in groups[num_val : num_val + num_test]
-    }
+    test = groups[num_val : num_val + num_test]
+    val = groups[:num_val]
+    if fold is not None:
+        rest = [group for group in groups if group not in set(test)]
+        if len(rest) < fold.of:
+            raise UserError(f"{len(rest)} source videos cannot be parted into {fold.of} folds: ask for fewer.")
+        val = rest[fold.number :: fold.of]
+    held_out = dict.fromkeys([] if train_on_val else val, "val") | dict.fromkeys(test, "test")
     sides: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
     for clip in clips:
         sides[held_out.get(clip.source.group, "train")].append(clip)
     return Split(**sides)
 
 
-def train_probe(train: Sequence[Clip], num_clips: int, seed: int) -> list[Clip]:
-    """Training clips to score as held-out ones are, spread evenly over source videos.
+def spread_over_videos(clips: Sequence[Clip], num_clips: int, seed: int) -> list[Clip]:
+    """Some of the clips, spread evenly over source videos: what is scored at every check.
 
     Args:
-        train: clips trained on.
+        clips: of one side of the split.
         num_clips: wanted; fewer where there are not as many.
         seed: another seed picks others.
     """
     by_group: dict[str, list[Clip]] = defaultdict(list)
-    for clip in sorted(train, key=lambda clip: _rank(seed, clip.clip_id)):
+    for clip in sorted(clips, key=lambda clip: _rank(seed, clip.clip_id)):
         by_group[clip.source.group].append(clip)
     in_turn = sorted(
         (turn, _rank(seed, group), clip.clip_id, clip)
-        for group, clips in by_group.items()
-        for turn, clip in enumerate(clips)
+        for group, members in by_group.items()
+        for turn, clip in enumerate(members)
     )
     chosen = [clip for *_, clip in in_turn[:num_clips]]
     return sorted(chosen, key=lambda clip: clip.clip_id)

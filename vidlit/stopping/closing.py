@@ -15,18 +15,29 @@ def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
             f"{summary['reason']} Step {summary['stop_step']} of {summary['planned_steps']} is saved. Go on with "
             f"--ckpt_path {directory.last_checkpoint}"
         )
-    seen, best = summary["exposures"], summary["exposures_at_best"]
-    if summary["kept_step"] == 0:
-        kept = "The base model itself is kept (step 0): no check was better."
-    else:
-        change = -100 * math.expm1(-summary["gain"])
-        kept = (
-            f"Step {summary['kept_step']} is kept: its held-out loss is {change:.1f} % below the base model's, and "
-            f"each video had been seen {best['mean']:.0f} times by then."
-        )
+    seen = summary["exposures"]
     return (
         f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} after {summary['seconds']:.0f} s by "
-        f"{summary['stopped_by']}. {summary['reason']} {kept} At the end each video had been seen {seen['mean']:.0f} "
-        f"times on average ({seen['min']} to {seen['max']}): {seen['band']}. Weights: {directory.weights}. Samples, "
-        f"curves and decisions: {directory.path}"
+        f"{summary['stopped_by']}. {summary['reason']} {_kept(summary)} At the end each video had been seen "
+        f"{seen['mean']:.0f} times on average ({seen['min']} to {seen['max']}): {seen['band']}. Weights: "
+        f"{directory.weights}. Samples, curves and decisions: {directory.path}"
+    )
+
+
+def _kept(summary: dict[str, Any]) -> str:
+    """Which weights the run ends with, and how good they are."""
+    step = summary["kept_step"]
+    if summary["kept"] == "base model":
+        return "The base model itself is kept (step 0): no check was better."
+    if summary["kept_gain"] is None:
+        return f"The last step's weights are kept ({step}): nothing was held out to choose by."
+    change = -100 * math.expm1(-summary["kept_gain"])
+    which = {
+        "best": "is kept",
+        "last": "is kept, the last one",
+        "conservative": f"is kept, the earliest within a tenth of the best gain (step {summary['best_step']}'s)",
+    }[summary["kept"]]
+    return (
+        f"Step {step} {which}: its held-out loss is {abs(change):.1f} % {'below' if change >= 0 else 'above'} the base "
+        f"model's, and each video had been seen {summary['exposures_at_kept']['mean']:.0f} times by then."
     )
