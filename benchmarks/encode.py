@@ -48,7 +48,7 @@ class FreeEncoders:
 
     def encode_video(self, frames):
         """(B, F, H, W, 3) to (B, 3, f, h, w)."""
-        return frames[:, ::8, ::32, ::32].permute(0, 4, 1, 2, 3).float()
+        return {"latents": frames[:, ::8, ::32, ::32].permute(0, 4, 1, 2, 3).float()}
 
     def encode_captions(self, captions):
         """A vector each."""

@@ -18,7 +18,7 @@ from vidlit import __version__
 from vidlit.__main__ import main
 from vidlit.cli import RUN_DIRECTORY_VARIABLE
 from vidlit.data.store import LatentStore
-from vidlit.models.family import Encoders
+from vidlit.models.encoders import Encoders
 
 
 def run_main(words):

@@ -24,12 +24,12 @@ MAY_IMPORT = {
     "__init__.py": set(),
     "__main__.py": {"vidlit.__version__", "vidlit.commands"},
     "data/": ARRAYS | {"av", "safetensors", "pyarrow", "PIL", "imagehash", "filelock", "rich"},
-    "data/datamodule.py": LIGHTNING | {"vidlit.models.family"},  # hands the family's encoders to encode.py
+    "data/datamodule.py": LIGHTNING | {"vidlit.models.family", "vidlit.models.encoders"},  # hands them to encode.py
     "data/encode.py": LIGHTNING | {"diffusers", "transformers", "vidlit.models.family"},
     "data/progress.py": LIGHTNING,  # encode.py's progress bar
     "diffusion/": ARRAYS | {"vidlit.data.batch"},
     "diffusion/generate.py": {"diffusers"},
-    "models/": ARRAYS | {"diffusers", "transformers", "peft", "safetensors", "vidlit.diffusion"},
+    "models/": ARRAYS | {"diffusers", "transformers", "peft", "safetensors", "vidlit.diffusion", "vidlit.data.batch"},
     "metrics/": ARRAYS | {"torchmetrics", "transformers"},
     "stopping/": ARRAYS,
     "module.py": ARRAYS | LIGHTNING | {f"vidlit.{room}" for room in ("diffusion", "models", "metrics", "data.batch")},

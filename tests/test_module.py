@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 from vidlit.__main__ import main
+from vidlit.data.batch import Conditioning
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA
@@ -31,7 +32,7 @@ def test_batches_clips_and_exposures_of_a_real_run(quickstart, tmp_path, monkeyp
 
     def training_step(self, batch, batch_idx):
         modules.append(self.trainer.datamodule)
-        seen.append((tuple(batch.latents.shape[2:]), batch.indices.tolist(), len(batch.prompt_embeds)))
+        seen.append((tuple(batch.latents.shape[2:]), batch.indices.tolist(), len(batch.conditioning.prompt_embeds)))
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(VideoDiffusionModule, "training_step", training_step)
@@ -181,8 +182,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(module):
         made = module(gradient_checkpointing=checkpointing)
         generator = torch.Generator().manual_seed(0)
         noisy = torch.randn(2, 64, 2, 3, 5, generator=generator)
-        prompts = torch.randn(2, 4, 64, generator=generator), torch.ones(2, 4, dtype=torch.bool)
-        made(noisy, torch.tensor([0.3, 0.7]), *prompts).square().mean().backward()
+        prompts = Conditioning(torch.randn(2, 4, 64, generator=generator), torch.ones(2, 4, dtype=torch.bool), {})
+        made(noisy, torch.tensor([0.3, 0.7]), prompts).square().mean().backward()
         gradients.append({name: value.grad for name, value in made.named_parameters()})
     for name, value in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], value, atol=1e-6, rtol=1e-4)

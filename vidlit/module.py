@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from vidlit.data.batch import LatentBatch
+from vidlit.data.batch import Conditioning, LatentBatch
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, keyed_generator
 from vidlit.errors import UserError
@@ -26,7 +26,7 @@ class VideoDiffusionModule(LightningModule):
 
     Args:
         base: diffusers folder or hub name of the model to start from.
-        noising: the forward process and how training draws its sigmas.
+        noising: the forward process and how training draws its sigmas; ``None`` takes the family's own.
         adapter: train a LoRA of this size; ``None`` trains all weights.
         optimizer: called with the trainable parameters.
         lr_scheduler: called with the optimizer and stepped after each optimizer step once the warm-up is over;
@@ -44,7 +44,7 @@ class VideoDiffusionModule(LightningModule):
     def __init__(
         self,
         base: str,
-        noising: RectifiedFlow = RectifiedFlow(),  # noqa: B008 - frozen
+        noising: RectifiedFlow | None = None,
         adapter: LoRA | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -56,7 +56,7 @@ class VideoDiffusionModule(LightningModule):
     ) -> None:
         super().__init__()
         self.family = open_family(base, fps)
-        self.noising = noising
+        self.noising = noising or self.family.noising()
         self.adapter = adapter
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -84,10 +84,10 @@ class VideoDiffusionModule(LightningModule):
             self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
         self.transformer.to(self.device).train()
 
-    def forward(self, noisy: Tensor, sigmas: Tensor, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicted velocity (B, C, F, H, W); see :class:`vidlit.diffusion.loss.VelocityModel`."""
         assert self.transformer is not None
-        return self.family.velocity(self.transformer, noisy, sigmas, prompt_embeds, prompt_attention_mask)
+        return self.family.velocity(self.transformer, noisy, sigmas, conditioning)
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         """Mean loss of a batch.
@@ -99,10 +99,11 @@ class VideoDiffusionModule(LightningModule):
         first_row = self.global_rank * len(batch.latents)
         rows = range(first_row, first_row + len(batch.latents))
         generators = [keyed_generator("train", self.seed, position, row, device=self.device) for row in rows]
-        sigmas = torch.cat([self.noising.sample_sigmas(1, generator) for generator in generators])
+        noising = self.noising.at(batch.latents[0, 0].numel())
+        sigmas = torch.cat([noising.sample_sigmas(1, generator) for generator in generators])
         shape = batch.latents.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=each, device=self.device) for each in generators])
-        loss = denoising_loss(self, self.noising, batch, noise, sigmas).mean()
+        loss = denoising_loss(self, noising, batch, noise, sigmas).mean()
         # Lightning counts logged steps from 0 and once per batch; "step" in the log overrides that.
         stepped = float(self.trainer.global_step + 1)
         shared = self.trainer.world_size > 1

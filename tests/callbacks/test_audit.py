@@ -160,8 +160,8 @@ def test_resuming_with_other_clips_is_refused(fit):
 class Recall(VideoDiffusionModule):
     """After step 2 it knows its training clips by heart: whatever the prompt, the flow ends in one of them."""
 
-    def forward(self, noisy, sigmas, prompt_embeds, prompt_attention_mask):
-        velocity = super().forward(noisy, sigmas, prompt_embeds, prompt_attention_mask)
+    def forward(self, noisy, sigmas, conditioning):
+        velocity = super().forward(noisy, sigmas, conditioning)
         if self.training or self.trainer.sanity_checking or self.trainer.global_step < 3:
             return velocity
         dataset = self.trainer.datamodule.dataset(self.trainer.datamodule.train_clips)
@@ -194,13 +194,13 @@ def test_the_same_run_goes_on_where_copies_may_only_warn(fit, demo):
 class Collapse(VideoDiffusionModule):
     """At step 0 every prompt gives something of its own, after step 2 all give the same."""
 
-    def forward(self, noisy, sigmas, prompt_embeds, prompt_attention_mask):
-        velocity = super().forward(noisy, sigmas, prompt_embeds, prompt_attention_mask)
+    def forward(self, noisy, sigmas, conditioning):
+        velocity = super().forward(noisy, sigmas, conditioning)
         if self.training:
             return velocity
         apart = self.trainer.sanity_checking or self.trainer.global_step < 3
         # one number a prompt, far apart
-        shift = 20 * prompt_embeds.float().sum((1, 2)).sin().view(-1, 1, 1, 1, 1) if apart else 0.0
+        shift = 20 * conditioning.prompt_embeds.float().sum((1, 2)).sin().view(-1, 1, 1, 1, 1) if apart else 0.0
         return (noisy - shift) / sigmas.view(-1, 1, 1, 1, 1)
 
 

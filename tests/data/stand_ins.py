@@ -49,7 +49,7 @@ class PoolingEncoders:
     def encode_video(self, frames):
         time.sleep(self.seconds)
         video = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        return F.avg_pool3d(video, (1, 8, 8))
+        return {"latents": F.avg_pool3d(video, (1, 8, 8)), "first_frame": video[:, :, 0].mean((2, 3))}
 
     def encode_captions(self, captions):
         return [
@@ -86,9 +86,9 @@ class LoggingEncoders(PoolingEncoders):
         os.close(descriptor)
 
     def encode_video(self, frames):
-        latents = super().encode_video(frames)
+        encoded = super().encode_video(frames)
         self.write(round(float(clip.float().mean())) for clip in frames)
-        return latents
+        return encoded
 
     def encode_captions(self, captions):
         self.write(captions)

@@ -24,7 +24,7 @@ def test_batches_hold_exactly_batch_size_samples_of_one_resolution(make):
     data = make(batch_size=3)
     shapes = set()
     for batch in itertools.islice(data.train_dataloader(), 20):
-        assert batch.latents.shape[0] == batch.prompt_embeds.shape[0] == len(batch.indices) == 3
+        assert batch.latents.shape[0] == batch.conditioning.prompt_embeds.shape[0] == len(batch.indices) == 3
         buckets = {data.train_clips[row].bucket for row in batch.indices.tolist()}
         assert len(buckets) == 1
         assert tuple(batch.latents.shape[1:]) == data.family.latent_shape(*buckets.pop())

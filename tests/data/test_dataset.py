@@ -6,11 +6,20 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.data.stand_ins import IDENTITY, ColourReader, PoolingEncoders, make_clips
-from vidlit.data.batch import LatentBatch, clip_key, collate
+from vidlit.data.batch import Conditioning, LatentBatch, clip_key, collate
 from vidlit.data.dataset import LatentDataset
 from vidlit.data.encode import encode
 from vidlit.data.store import LatentStore
 from vidlit.errors import UserError
+
+# What PoolingEncoders store beside latents and prompt embeddings, and of which.
+EXTRAS = {"pooled_projections": "prompt", "first_frame": "clip"}
+NAMES = {"prompt_extras": ("pooled_projections",), "clip_extras": ("first_frame",)}
+
+
+def flat(batch):
+    latents, (embeds, mask, extras), *rest = batch
+    return [latents, embeds, mask, *(extras[name] for name in EXTRAS), *rest]
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +88,36 @@ def test_batches_are_what_collate_makes(filled, num_workers, prompt_length):
         for row, clip in enumerate(clips[::2])
     ]
     encode(clips, store, IDENTITY, PoolingEncoders, trainer_options={"accelerator": "cpu", "devices": 1})
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    dataset = LatentDataset.from_clips(store, clips, IDENTITY, **NAMES)
     rows = [[2, 0, 3], [1]]
     loader = DataLoader(dataset.batches(prompt_length), sampler=rows, batch_size=None, num_workers=num_workers)
     for batch, members in zip(loader, rows, strict=True):
         expected = collate([dataset[row] for row in members], prompt_length)
         assert isinstance(batch, LatentBatch)
-        for name, value in batch._asdict().items():
-            assert torch.equal(value, getattr(expected, name)), name
+        assert batch.conditioning.extras.keys() == EXTRAS.keys()
+        for made, wanted in zip(flat(batch), flat(expected), strict=True):
+            assert torch.equal(made, wanted)
+
+
+def test_extras_are_those_of_the_clip_and_of_its_caption(filled):
+    store, clips = filled
+    dataset = LatentDataset.from_clips(store, clips, IDENTITY, **NAMES)
+    extras = dataset.read_batch([4, 2, 0]).conditioning.extras
+    assert extras["pooled_projections"].tolist() == [[9.0] * 4] * 3  # letters of "caption 0"
+    greys = torch.tensor([4, 2, 0])[:, None].expand(3, 3) / 127.5 - 1
+    torch.testing.assert_close(extras["first_frame"].float(), greys, atol=0.01, rtol=0)
+    assert LatentDataset.from_clips(store, clips, IDENTITY).read_batch([0]).conditioning.extras == {}
+
+
+def test_a_conditioning_moves_and_expands_as_a_whole():
+    captions = [{"prompt_embeds": torch.ones(3, 4), "pooled": torch.arange(2.0)}]
+    one = Conditioning.of(captions, prompt_length=5)
+    assert one.prompt_attention_mask.tolist() == [[True] * 3 + [False] * 2]
+    three = one.expand(3)
+    assert three.prompt_embeds.shape == (3, 5, 4)
+    assert torch.equal(three.prompt_attention_mask[2], one.prompt_attention_mask[0])
+    assert three.extras["pooled"].tolist() == [[0.0, 1.0]] * 3
+    assert {tensor.device.type for tensor in (*one.to("meta")[:2], one.to("meta").extras["pooled"])} == {"meta"}
 
 
 def test_a_batch_of_several_resolutions_is_refused(filled):

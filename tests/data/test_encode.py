@@ -98,13 +98,17 @@ def test_a_changed_file_is_tried_again(tmp_path):
 
 
 class NotANumber(PoolingEncoders):
+    tensor = "latents"
+
     def encode_video(self, frames):
-        latents = super().encode_video(frames)
-        latents[0, 0, 0, 0, 0] = torch.nan
-        return latents
+        encoded = super().encode_video(frames)
+        encoded[self.tensor].view(len(frames), -1)[0, 0] = torch.nan
+        return encoded
 
 
-def test_latents_that_are_not_finite_are_quarantined(tmp_path):
+@pytest.mark.parametrize("tensor", ["latents", "first_frame"])
+def test_latents_that_are_not_finite_are_quarantined(tmp_path, monkeypatch, tensor):
+    monkeypatch.setattr(NotANumber, "tensor", tensor)
     report = run(make_clips(2, captions=1), LatentStore(tmp_path), NotANumber)
     assert {clip.reason for clip in report.quarantined} == {"the video autoencoder gave NaN or infinity"}
 

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 
-from vidlit.data.batch import LatentBatch, LatentSample, collate
+from vidlit.data.batch import LatentSample, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
-from vidlit.diffusion.noising import RectifiedFlow, stratum_noise, stratum_sigmas
+from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift, stratum_noise, stratum_sigmas
 
 FLOW = RectifiedFlow()
 
@@ -25,9 +27,9 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, noisy, sigmas, prompt_embeds, prompt_attention_mask):
-        self.calls.append((noisy, sigmas, prompt_embeds, prompt_attention_mask))
-        return 0.3 * noisy + sigmas.view(-1, 1, 1, 1, 1)
+    def __call__(self, noisy, sigmas, conditioning):
+        self.calls.append((noisy, sigmas, conditioning))
+        return 0.3 * noisy + sigmas.view(len(noisy), 1, -1, 1, 1)
 
 
 def test_loss_against_a_loop_over_every_element():
@@ -52,14 +54,53 @@ def test_a_perfect_model_has_no_loss():
     assert torch.equal(losses, torch.zeros(3))
 
 
+def test_a_frame_without_noise_is_given_clean_and_not_scored():
+    """As an image-to-video model is trained: the first latent frame is the condition."""
+    batch, model = make_batch(), Recorder()
+    noise, sigmas = torch.randn(batch.latents.shape), torch.tensor([[0.0, 0.4], [0.7, 0.7], [0.0, 0.9]])
+    losses = denoising_loss(model, FLOW, batch, noise, sigmas)
+    noisy = model.calls[0][0]
+    assert torch.equal(noisy[::2, :, 0], batch.latents[::2, :, 0])
+    for row, scored in enumerate((slice(1, 2), slice(0, 2), slice(1, 2))):
+        one = batch._replace(latents=batch.latents[row : row + 1, :, scored])
+        alone = denoising_loss(model, FLOW, one, noise[row : row + 1, :, scored], sigmas[row : row + 1, -1])
+        torch.testing.assert_close(losses[row], alone[0])
+
+
+def test_one_noise_level_is_the_same_as_all_frames_at_it():
+    batch = make_batch()
+    noise, sigmas = torch.randn(batch.latents.shape), torch.tensor([0.1, 0.5, 0.9])
+    by_frame = denoising_loss(Recorder(), FLOW, batch, noise, sigmas[:, None].expand(-1, 2))
+    torch.testing.assert_close(by_frame, denoising_loss(Recorder(), FLOW, batch, noise, sigmas))
+
+
+class Weighted(RectifiedFlow):
+    def weight(self, sigmas):
+        return 1 + sigmas
+
+
+def test_the_weight_of_a_noise_level_multiplies_its_loss():
+    batch = make_batch()
+    noise, sigmas = torch.randn(batch.latents.shape), torch.tensor([0.1, 0.5, 0.9])
+    weighted = denoising_loss(Recorder(), Weighted(), batch, noise, sigmas)
+    torch.testing.assert_close(weighted, denoising_loss(Recorder(), FLOW, batch, noise, sigmas) * (1 + sigmas))
+
+
+def test_paired_losses_are_at_the_sigmas_of_the_videos_size():
+    flow = RectifiedFlow(shift=ResolutionShift(0.5, 1.5, base_tokens=10, max_tokens=50))
+    batch, model = make_batch(), Recorder()
+    paired_losses(model, flow, batch, seed=0, num_strata=2)
+    expected = stratum_sigmas(RectifiedFlow(shift=math.exp(1.0)), batch.keys, 2)  # 30 latent positions: halfway
+    torch.testing.assert_close(torch.stack([call[1] for call in model.calls], dim=1), expected)
+
+
 def test_the_model_gets_the_batchs_prompts_and_sigmas():
     batch, model = make_batch(), Recorder()
     sigmas = torch.tensor([0.2, 0.5, 0.8])
     denoising_loss(model, FLOW, batch, torch.randn(batch.latents.shape), sigmas)
-    (_, asked, embeds, mask) = model.calls[0]
+    (_, asked, conditioning) = model.calls[0]
     assert torch.equal(asked, sigmas)
-    assert torch.equal(embeds, batch.prompt_embeds)
-    assert torch.equal(mask, batch.prompt_attention_mask)
+    assert conditioning is batch.conditioning
 
 
 def test_half_precision_is_scored_in_single():
@@ -77,7 +118,7 @@ def test_paired_losses_against_single_evaluations():
     sigmas = stratum_sigmas(FLOW, batch.keys, 4)
     assert losses.shape == (3, 4)
     for row in range(3):
-        one = LatentBatch(*(part[row : row + 1] for part in batch))
+        one = batch._replace(latents=batch.latents[row : row + 1], keys=batch.keys[row : row + 1])
         for stratum in range(4):
             noise = stratum_noise(3, one.keys, stratum, tuple(one.latents.shape[1:]))
             expected = denoising_loss(Recorder(), FLOW, one, noise, sigmas[row : row + 1, stratum])

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from scipy import stats
 
 from vidlit.diffusion.noising import (
     NUM_LEVELS,
     RectifiedFlow,
+    ResolutionShift,
     keyed_generator,
     stratum_noise,
     stratum_sigmas,
@@ -44,6 +46,28 @@ def test_target_is_the_derivative_of_the_path():
     low, high = torch.full((2,), 0.3, dtype=torch.float64), torch.full((2,), 0.7, dtype=torch.float64)
     slope = (flow.add_noise(latents, noise, high) - flow.add_noise(latents, noise, low)) / 0.4
     torch.testing.assert_close(flow.target(latents, noise), slope)
+
+
+def test_each_frame_may_have_a_noise_level_of_its_own():
+    flow = RectifiedFlow()
+    latents, noise = torch.randn(2, 2, 3, 2, 5, 6).unbind()
+    noisy = flow.add_noise(latents, noise, torch.tensor([[0.0, 0.25], [0.5, 0.5]]))
+    assert torch.equal(noisy[0, :, 0], latents[0, :, 0])
+    torch.testing.assert_close(noisy[0, :, 1], 0.75 * latents[0, :, 1] + 0.25 * noise[0, :, 1])
+    torch.testing.assert_close(noisy[1], 0.5 * latents[1] + 0.5 * noise[1])
+
+
+def test_a_shift_by_resolution_is_that_of_diffusers():
+    """What its samplers do with mu, training does with the sigmas that it draws."""
+    line = ResolutionShift(0.95, 2.05, 1024, 4096)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    probability = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    for num_tokens in (256, 1024, 3000):
+        mu = 0.95 + (2.05 - 0.95) * (num_tokens - 1024) / (4096 - 1024)
+        expected = scheduler.time_shift(mu, 1.0, RectifiedFlow().quantile(probability))
+        shifted = RectifiedFlow(shift=line).at(num_tokens)
+        torch.testing.assert_close(shifted.quantile(probability), expected)
+    assert RectifiedFlow(shift=3.0).at(1024) == RectifiedFlow(shift=3.0)
 
 
 @pytest.mark.parametrize("flow", DISTRIBUTIONS)

@@ -5,6 +5,7 @@ import torch
 from diffusers import LTXPipeline, LTXVideoTransformer3DModel
 from safetensors.torch import load_file
 
+from vidlit.data.batch import Conditioning
 from vidlit.models.adapters import LoRA, export_weights
 from vidlit.models.family import open_family
 
@@ -19,8 +20,7 @@ def inputs():
     return (
         torch.randn(2, 64, 2, 3, 5, generator=generator),
         torch.tensor([0.3, 0.8]),
-        torch.randn(2, 7, 64, generator=generator),
-        torch.arange(7)[None] < torch.tensor([[4], [7]]),
+        Conditioning(torch.randn(2, 7, 64, generator=generator), torch.arange(7)[None] < torch.tensor([[4], [7]]), {}),
     )
 
 

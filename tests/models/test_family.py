@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vidlit.errors import UserError
-from vidlit.models.family import Encoders, fingerprint, known_families, open_family
+from vidlit.models.encoders import Encoders
+from vidlit.models.family import fingerprint, known_families, open_family
 from vidlit.models.ltx_video import LTXVideo
 
 
@@ -129,6 +130,19 @@ def test_identity_changes_with_what_makes_latents_and_prompts(base, file, change
     assert {name for name in before if before[name] != after[name]} == changed
 
 
+def test_identity_of_latents_names_what_makes_their_extras(base, monkeypatch):
+    """And is the VAE's alone where there are none, so that stores of such families stay as they are."""
+    plain = open_family(base).identity["vae"]
+    assert plain == fingerprint(base / "vae")
+    monkeypatch.setattr(LTXVideo, "clip_extras", ("image_embeds",))
+    made = [plain, open_family(base).identity["vae"]]
+    shutil.copytree(base / "tokenizer", base / "image_encoder")
+    made.append(open_family(base).identity["vae"])
+    monkeypatch.setattr(LTXVideo, "clip_recipe", "CLIP of the first frame")
+    made.append(open_family(base).identity["vae"])
+    assert len(set(made)) == 4
+
+
 def test_fingerprint_sees_both_ends_of_a_large_file(tmp_path):
     path = tmp_path / "model" / "weights"
     path.parent.mkdir()
@@ -154,7 +168,8 @@ def test_encoders_load_each_part_when_it_is_first_needed(base):
     assert captions[0]["prompt_embeds"].shape == (11, 64)
     shutil.move(base / "vae_away", base / "vae")
     shutil.rmtree(base / "text_encoder")
-    latents = encoders.encode_video(torch.zeros(1, 5, 32, 32, 3, dtype=torch.uint8))  # needs no text encoder
+    frames = torch.zeros(1, 5, 32, 32, 3, dtype=torch.uint8)
+    (latents,) = encoders.encode_video(frames).values()  # needs no text encoder
     assert latents.shape == (1, 64, 2, 2, 2)
     assert latents.dtype == torch.float32
     assert not latents.requires_grad

@@ -1,14 +1,16 @@
 """LTX-Video against diffusers' own pipeline: the reference for every convention."""
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
 from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline
 
-from vidlit.data.batch import LatentSample, collate
+from vidlit.data.batch import Conditioning, LatentSample, collate
 from vidlit.diffusion.generate import generate
+from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.models.family import open_family
 
 FPS = 16.0
@@ -99,7 +101,7 @@ def test_velocity_against_the_pipelines_own_parts(family, transformer):
     """Packing, timestep and rotary scale as LTXPipeline computes them, one sample at a time."""
     batch = prompts()
     noisy, sigmas = torch.randn(3, *SHAPE), torch.tensor([0.15, 0.5, 0.97])
-    ours = family.velocity(transformer, noisy, sigmas, batch.prompt_embeds, batch.prompt_attention_mask)
+    ours = family.velocity(transformer, noisy, sigmas, batch.conditioning)
     pipeline = pipeline_of(family, transformer)
     scale = (
         pipeline.vae_temporal_compression_ratio / FPS,
@@ -110,9 +112,9 @@ def test_velocity_against_the_pipelines_own_parts(family, transformer):
     for row in range(3):
         tokens = transformer(
             hidden_states=pipeline._pack_latents(noisy[row : row + 1], patch, patch_t),
-            encoder_hidden_states=batch.prompt_embeds[row : row + 1],
+            encoder_hidden_states=batch.conditioning.prompt_embeds[row : row + 1],
             timestep=sigmas[row : row + 1] * 1000,  # FlowMatchEulerDiscreteScheduler's num_train_timesteps
-            encoder_attention_mask=batch.prompt_attention_mask[row : row + 1],
+            encoder_attention_mask=batch.conditioning.prompt_attention_mask[row : row + 1],
             num_frames=SHAPE[1],
             height=SHAPE[2],
             width=SHAPE[3],
@@ -129,16 +131,20 @@ def test_velocity_depends_on_everything_it_is_given(family, transformer, what):
     """Or the comparisons of this file would prove nothing."""
     batch = prompts()
     noisy, sigmas = torch.randn(3, *SHAPE), torch.full((3,), 0.5)
-    embeds, mask = batch.prompt_embeds, batch.prompt_attention_mask
-    before = family.velocity(transformer, noisy, sigmas, embeds, mask)
+    conditioning = batch.conditioning
+    before = family.velocity(transformer, noisy, sigmas, conditioning)
     if what == "position":
-        shuffled = family.velocity(transformer, noisy.flip(-1), sigmas, embeds, mask).flip(-1)
+        shuffled = family.velocity(transformer, noisy.flip(-1), sigmas, conditioning).flip(-1)
         assert (shuffled - before).abs().mean() > 1e-3
         return
-    changed = {"sigma": (sigmas * 0.5, embeds, mask), "prompt": (sigmas, embeds.flip(0), mask)}.get(
-        what, (sigmas, embeds, torch.ones_like(mask))
-    )
-    after = family.velocity(transformer, noisy, *changed)
+    if what == "sigma":
+        sigmas = sigmas * 0.5
+    elif what == "prompt":
+        conditioning = conditioning._replace(prompt_embeds=conditioning.prompt_embeds.flip(0))
+    else:
+        everything = torch.ones_like(conditioning.prompt_attention_mask)
+        conditioning = conditioning._replace(prompt_attention_mask=everything)
+    after = family.velocity(transformer, noisy, sigmas, conditioning)
     assert (after - before).abs().mean() > 1e-4
 
 
@@ -146,14 +152,13 @@ def test_velocity_depends_on_everything_it_is_given(family, transformer, what):
 def test_padding_of_a_prompt_changes_nothing(family, transformer):
     batch = prompts()
     noisy, sigmas = torch.randn(3, *SHAPE), torch.full((3,), 0.5)
-    together = family.velocity(transformer, noisy, sigmas, batch.prompt_embeds, batch.prompt_attention_mask)
+    together = family.velocity(transformer, noisy, sigmas, batch.conditioning)
     for row, length in enumerate((4, 9, 6)):
         alone = family.velocity(
             transformer,
             noisy[row : row + 1],
             sigmas[:1],
-            batch.prompt_embeds[row : row + 1, :length],
-            batch.prompt_attention_mask[row : row + 1, :length],
+            Conditioning.of([{"prompt_embeds": batch.conditioning.prompt_embeds[row, :length]}]),
         )
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-4)
 
@@ -172,8 +177,8 @@ def test_generate_against_a_run_of_the_pipeline(demo, transformer, tmp_path, sch
     pipeline = pipeline_of(family, transformer, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     packed = pipeline(
-        prompt_embeds=batch.prompt_embeds,
-        prompt_attention_mask=batch.prompt_attention_mask,
+        prompt_embeds=batch.conditioning.prompt_embeds,
+        prompt_attention_mask=batch.conditioning.prompt_attention_mask,
         latents=pipeline._pack_latents(noise),
         num_frames=NUM_FRAMES,
         height=HEIGHT,
@@ -189,24 +194,32 @@ def test_generate_against_a_run_of_the_pipeline(demo, transformer, tmp_path, sch
         return family.velocity(transformer, *inputs)
 
     num_tokens = SHAPE[1] * SHAPE[2] * SHAPE[3]
-    made = generate(
-        model, family.load_scheduler(6, num_tokens), noise, batch.prompt_embeds, batch.prompt_attention_mask
-    )
+    made = generate(model, family.load_scheduler(6, num_tokens), noise, batch.conditioning)
     assert (made - noise).abs().mean() > 0.1
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_default_noising_is_the_published_schedule(demo, family, tmp_path):
+    """The shift by resolution of the base's own scheduler; none where its config states none."""
+    base = tmp_path / "base"
+    shutil.copytree(demo.dir / "base", base)
+    FlowMatchEulerDiscreteScheduler(**SCHEDULES["shifted"]).save_pretrained(base / "scheduler")
+    shifted = open_family(base).noising().at(2048)
+    assert float(shifted.quantile(torch.tensor(0.5))) == pytest.approx(1 / (1 + math.exp(-(0.95 + 1.1 / 3))))
+    assert family.noising() == RectifiedFlow()
 
 
 def test_guided_generate_against_a_run_of_the_pipeline(family, transformer):
     batch = prompts()
     noise = torch.randn(3, *SHAPE)
-    null = torch.randn(1, 9, 64), torch.arange(9)[None] < 5
+    null = Conditioning(torch.randn(1, 9, 64), torch.arange(9)[None] < 5, {})
     pipeline = pipeline_of(family, transformer)
     pipeline.set_progress_bar_config(disable=True)
     packed = pipeline(
-        prompt_embeds=batch.prompt_embeds,
-        prompt_attention_mask=batch.prompt_attention_mask,
-        negative_prompt_embeds=null[0].expand(3, -1, -1),
-        negative_prompt_attention_mask=null[1].expand(3, -1),
+        prompt_embeds=batch.conditioning.prompt_embeds,
+        prompt_attention_mask=batch.conditioning.prompt_attention_mask,
+        negative_prompt_embeds=null.prompt_embeds.expand(3, -1, -1),
+        negative_prompt_attention_mask=null.prompt_attention_mask.expand(3, -1),
         latents=pipeline._pack_latents(noise),
         num_frames=NUM_FRAMES,
         height=HEIGHT,
@@ -220,8 +233,7 @@ def test_guided_generate_against_a_run_of_the_pipeline(family, transformer):
         lambda *inputs: family.velocity(transformer, *inputs),
         family.load_scheduler(4, 72),
         noise,
-        batch.prompt_embeds,
-        batch.prompt_attention_mask,
+        batch.conditioning,
         null,
         3.0,
     )
@@ -271,8 +283,8 @@ def test_a_vae_with_a_timestep_decodes_as_the_pipeline_does(demo, transformer, t
     pipeline = pipeline_of(family, transformer, vae=vae)
     pipeline.set_progress_bar_config(disable=True)
     given = {
-        "prompt_embeds": batch.prompt_embeds,
-        "prompt_attention_mask": batch.prompt_attention_mask,
+        "prompt_embeds": batch.conditioning.prompt_embeds,
+        "prompt_attention_mask": batch.conditioning.prompt_attention_mask,
         "latents": pipeline._pack_latents(noise),
         "num_frames": NUM_FRAMES,
         "height": HEIGHT,

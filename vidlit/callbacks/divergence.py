@@ -109,8 +109,7 @@ class DivergenceMonitor(Signal):
         logged = {f"{name}/loss": losses[name].mean() for name in self.sets}
         if self.references:
             for name in self.sets:
-                sigmas = stratum_sigmas(pl_module.noising, self._keys[name], pl_module.num_strata)
-                ratio = log_ratio(losses[name], self.references[name], sigmas)
+                ratio = log_ratio(losses[name], self.references[name], self._scored_sigmas(pl_module, name))
                 bins = (losses[name] / self.references[name]).log().mean(0)
                 logged[f"{name}/log_ratio"] = ratio.mean()
                 logged |= {f"{name}/log_ratio_bin_{k}": value for k, value in enumerate(bins)}
@@ -122,6 +121,16 @@ class DivergenceMonitor(Signal):
             self.steps.append(trainer.global_step)
         logged["step"] = torch.tensor(float(trainer.global_step))
         pl_module.log_dict(logged, batch_size=1, rank_zero_only=False)
+
+    def _scored_sigmas(self, pl_module: VideoDiffusionModule, name: str) -> Tensor:
+        """(clips, strata) noise levels at which each clip of a set is scored; they may depend on its size."""
+        shapes = [pl_module.family.latent_shape(*clip.bucket) for clip in self._clips()[name]]
+        return torch.cat(
+            [
+                stratum_sigmas(pl_module.noising.at(math.prod(shape[1:])), self._keys[name][[row]], self._num_strata)
+                for row, shape in enumerate(shapes)
+            ]
+        )
 
     # -- judging
 

@@ -56,9 +56,7 @@ def sample_latents(
     )
     was_training = pl_module.training
     pl_module.eval()
-    latents = generate(
-        pl_module, scheduler, noise.to(device), batch.prompt_embeds.to(device), batch.prompt_attention_mask.to(device)
-    )
+    latents = generate(pl_module, scheduler, noise.to(device), batch.conditioning.to(device))
     pl_module.train(was_training)
     return latents
 

@@ -1,13 +1,62 @@
-"""What a training step receives: two streams, text embeddings and video latents, of one resolution."""
+"""What a training step receives: video latents of one resolution, and what the transformer reads beside them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+
+class Conditioning(NamedTuple):
+    """Everything that a transformer reads beside noisy latents and noise level."""
+
+    prompt_embeds: Tensor
+    """(B, L, D), zero where the mask is False"""
+    prompt_attention_mask: Tensor
+    """(B, L) bool"""
+    extras: dict[str, Tensor]
+    """a family's own tensors, each (B, ...), named by its ``prompt_extras`` and ``clip_extras``"""
+
+    @classmethod
+    def of(cls, captions: Sequence[Mapping[str, Tensor]], prompt_length: int | None = None) -> Self:
+        """Stack encoded captions and pad them.
+
+        Args:
+            captions: of each the tensors that a prompt encoder makes: ``prompt_embeds`` (L, D) and extras.
+            prompt_length: length to pad prompts to or cut them at; ``None`` pads to the longest. Families whose
+                transformer takes no mask were trained at one fixed length and need it.
+        """
+        prompts = [caption["prompt_embeds"] for caption in captions]
+        length = prompt_length or max(len(prompt) for prompt in prompts)
+        prompt_embeds = prompts[0].new_zeros(len(prompts), length, prompts[0].shape[1])
+        mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            used = min(len(prompt), length)
+            prompt_embeds[row, :used] = prompt[:used]
+            mask[row, :used] = True
+        names = [name for name in captions[0] if name != "prompt_embeds"]
+        return cls(prompt_embeds, mask, {name: torch.stack([caption[name] for caption in captions]) for name in names})
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        extras = {name: value.to(device) for name, value in self.extras.items()}
+        return self._replace(
+            prompt_embeds=self.prompt_embeds.to(device),
+            prompt_attention_mask=self.prompt_attention_mask.to(device),
+            extras=extras,
+        )
+
+    def expand(self, batch_size: int) -> Self:
+        """Of one sample, the same for each of a batch."""
+        extras = {name: value.expand(batch_size, *value.shape[1:]) for name, value in self.extras.items()}
+        return self._replace(
+            prompt_embeds=self.prompt_embeds.expand(batch_size, -1, -1),
+            prompt_attention_mask=self.prompt_attention_mask.expand(batch_size, -1),
+            extras=extras,
+        )
 
 
 class LatentSample(NamedTuple):
@@ -21,6 +70,8 @@ class LatentSample(NamedTuple):
     """Row of the clip in its split's clip table."""
     key: int
     """:func:`clip_key` of the clip."""
+    extras: Mapping[str, Tensor] = {}
+    """a family's own tensors"""
 
 
 class LatentBatch(NamedTuple):
@@ -28,10 +79,8 @@ class LatentBatch(NamedTuple):
 
     latents: Tensor
     """(B, C, F, H, W)"""
-    prompt_embeds: Tensor
-    """(B, L, D), zero where the mask is False"""
-    prompt_attention_mask: Tensor
-    """(B, L) bool"""
+    conditioning: Conditioning
+    """what the transformer reads beside the noisy latents"""
     indices: Tensor
     """(B,) int64, rows of the split's clip table"""
     keys: Tensor
@@ -44,25 +93,11 @@ def clip_key(clip_id: str) -> int:
 
 
 def collate(samples: Sequence[LatentSample], prompt_length: int | None = None) -> LatentBatch:
-    """Stack clips of one resolution and pad their prompts.
-
-    Args:
-        samples: clips whose latents have one shape.
-        prompt_length: length to pad prompts to; ``None`` pads to the longest of the batch. Families whose
-            transformer takes no mask were trained at one fixed length and need it.
-    """
-    length = prompt_length or max(sample.prompt_embeds.shape[0] for sample in samples)
-    first = samples[0].prompt_embeds
-    prompt_embeds = first.new_zeros(len(samples), length, first.shape[1])
-    mask = torch.zeros(len(samples), length, dtype=torch.bool)
-    for row, sample in enumerate(samples):
-        used = min(sample.prompt_embeds.shape[0], length)
-        prompt_embeds[row, :used] = sample.prompt_embeds[:used]
-        mask[row, :used] = True
+    """Stack clips of one resolution and pad their prompts; see :meth:`Conditioning.of`."""
+    captions = [{"prompt_embeds": sample.prompt_embeds, **sample.extras} for sample in samples]
     return LatentBatch(
         latents=torch.stack([sample.latents for sample in samples]),
-        prompt_embeds=prompt_embeds,
-        prompt_attention_mask=mask,
+        conditioning=Conditioning.of(captions, prompt_length),
         indices=torch.tensor([sample.row for sample in samples], dtype=torch.int64),
         keys=torch.tensor([sample.key for sample in samples], dtype=torch.int64),
     )

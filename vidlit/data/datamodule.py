@@ -22,7 +22,8 @@ from vidlit.data.sampler import BucketSequence, ResolutionBatchSampler, token_bu
 from vidlit.data.split import Fold, Split, split_by_video, spread_over_videos
 from vidlit.data.store import LatentStore
 from vidlit.errors import UserError
-from vidlit.models.family import Encoders, open_family
+from vidlit.models.encoders import Encoders
+from vidlit.models.family import open_family
 
 Loader = DataLoader[LatentBatch]
 PROBE_ALONE = 16
@@ -240,7 +241,14 @@ class LatentDataModule(LightningDataModule):
         Raises:
             UserError: some are not encoded; names what differs from what is stored.
         """
-        return LatentDataset.from_clips(self.store, clips, self.family.identity, self.dtype)
+        return LatentDataset.from_clips(
+            self.store,
+            clips,
+            self.family.identity,
+            self.dtype,
+            clip_extras=self.family.clip_extras,
+            prompt_extras=self.family.prompt_extras,
+        )
 
     def setup(self, stage: str) -> None:
         """Make sure of the split and, before long training, of what the trainer must leave alone."""

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from vidlit.data.batch import LatentBatch, LatentSample, clip_key
+from vidlit.data.batch import Conditioning, LatentBatch, LatentSample, clip_key
 from vidlit.data.recipe import LatentRecipe, PromptRecipe
-from vidlit.data.shards import as_bytes, batch_memory
+from vidlit.data.shards import TensorTable, as_bytes, batch_memory
 from vidlit.data.store import LatentStore
 from vidlit.data.video import BLACK, Color
 from vidlit.errors import UserError
@@ -30,16 +31,26 @@ class LatentDataset(Dataset[LatentSample]):
         clip_ids: stable name of each row's clip.
         latent_keys: key of each row's latents.
         prompt_keys: key of each row's prompt embeddings.
+        clip_extras: names of further tensors stored with the latents.
+        prompt_extras: names of further tensors stored with the prompt embeddings.
 
     Raises:
         KeyError: a key is not stored; :meth:`from_clips` says why in words.
     """
 
     def __init__(
-        self, store: LatentStore, clip_ids: Sequence[str], latent_keys: Sequence[str], prompt_keys: Sequence[str]
+        self,
+        store: LatentStore,
+        clip_ids: Sequence[str],
+        latent_keys: Sequence[str],
+        prompt_keys: Sequence[str],
+        clip_extras: Sequence[str] = (),
+        prompt_extras: Sequence[str] = (),
     ) -> None:
         self._latents = store.locate("latent", "latents", latent_keys)
         self._prompts = store.locate("prompt", "prompt_embeds", prompt_keys)
+        self._extras = {name: store.locate("prompt", name, prompt_keys) for name in prompt_extras}
+        self._extras |= {name: store.locate("latent", name, latent_keys) for name in clip_extras}
         self.keys = np.fromiter((clip_key(clip_id) for clip_id in clip_ids), np.int64, len(clip_ids))
 
     @classmethod
@@ -50,6 +61,8 @@ class LatentDataset(Dataset[LatentSample]):
         identity: Mapping[str, str],
         dtype: str = "bfloat16",
         background: Color = BLACK,
+        clip_extras: Sequence[str] = (),
+        prompt_extras: Sequence[str] = (),
     ) -> LatentDataset:
         """Rows in the order of ``clips``, as the encoders of ``identity`` (``vae``, ``text``) would encode them.
 
@@ -61,7 +74,8 @@ class LatentDataset(Dataset[LatentSample]):
         store.require(latents)
         store.require(prompts)
         ids = [clip.clip_id for clip in clips]
-        return cls(store, ids, [recipe.key for recipe in latents], [recipe.key for recipe in prompts])
+        latent_keys, prompt_keys = [recipe.key for recipe in latents], [recipe.key for recipe in prompts]
+        return cls(store, ids, latent_keys, prompt_keys, clip_extras, prompt_extras)
 
     def __len__(self) -> int:
         return len(self._latents)
@@ -72,6 +86,7 @@ class LatentDataset(Dataset[LatentSample]):
             prompt_embeds=self._prompts.read(index),
             row=index,
             key=int(self.keys[index]),
+            extras={name: table.read(index) for name, table in self._extras.items()},
         )
 
     def latent_shape(self, index: int) -> tuple[int, ...]:
@@ -88,33 +103,44 @@ class LatentDataset(Dataset[LatentSample]):
         Raises:
             UserError: the clips are of several resolutions, or a shard was damaged.
         """
-        layout = self._latents.layout(rows[0])
-        if other := [row for row in rows if self._latents.layout(row) != layout]:
-            raise UserError(f"rows {rows[0]} and {other[0]} of one batch are of two resolutions: batch by bucket")
-        shape, dtype = layout
         prompts = [self._prompts.layout(row) for row in rows]
         (_, width), prompt_dtype = prompts[0]
         lengths = [tokens for (tokens, _), _ in prompts]
         length = prompt_length or max(lengths)
-        latents = batch_memory((len(rows), *shape), dtype)
+        latents = _stack(self._latents, rows)
         prompt_embeds = batch_memory((len(rows), length, width), prompt_dtype)
         mask = torch.arange(length) < torch.tensor(lengths)[:, None]
-        latent_bytes, prompt_bytes = as_bytes(latents), as_bytes(prompt_embeds)
-        latent_size, prompt_size = len(latent_bytes) // len(rows), len(prompt_bytes) // len(rows)
+        prompt_bytes = as_bytes(prompt_embeds)
+        prompt_size = len(prompt_bytes) // len(rows)
         for place, (row, tokens) in enumerate(zip(rows, lengths, strict=True)):
-            self._latents.read_into(row, latent_bytes[place * latent_size :])
             if tokens <= length:
                 self._prompts.read_into(row, prompt_bytes[place * prompt_size :])
                 if tokens < length:
                     prompt_embeds[place, tokens:] = 0
             else:
                 prompt_embeds[place] = self._prompts.read(row)[:length]
+        extras = {name: _stack(table, rows) for name, table in self._extras.items()}
         indices = torch.tensor(rows, dtype=torch.int64)
-        return LatentBatch(latents, prompt_embeds, mask, indices, torch.from_numpy(self.keys[rows]))
+        conditioning = Conditioning(prompt_embeds, mask, extras)
+        return LatentBatch(latents, conditioning, indices, torch.from_numpy(self.keys[rows]))
 
     def batches(self, prompt_length: int | None = None) -> LatentBatches:
         """The same clips by lists of rows, for ``DataLoader(..., sampler=lists_of_rows, batch_size=None)``."""
         return LatentBatches(self, prompt_length)
+
+
+def _stack(table: TensorTable, rows: Sequence[int]) -> Tensor:
+    """Tensors of one shape, read straight into one tensor."""
+    layout = table.layout(rows[0])
+    if other := [row for row in rows if table.layout(row) != layout]:
+        raise UserError(f"rows {rows[0]} and {other[0]} of one batch are of two resolutions: batch by bucket")
+    shape, dtype = layout
+    stacked = batch_memory((len(rows), *shape), dtype)
+    data = as_bytes(stacked)
+    size = len(data) // len(rows)
+    for place, row in enumerate(rows):
+        table.read_into(row, data[place * size :])
+    return stacked
 
 
 class LatentBatches(Dataset[LatentBatch]):

@@ -40,8 +40,8 @@ class Encoders(Protocol):
     def to(self, device: torch.device) -> Self:
         """Move to the device of a rank."""
 
-    def encode_video(self, frames: Tensor) -> Tensor:
-        """Frames (B, F, H, W, 3) uint8 to normalised latents (B, C, f, h, w)."""
+    def encode_video(self, frames: Tensor) -> dict[str, Tensor]:
+        """Frames (B, F, H, W, 3) uint8 to named tensors, at least normalised ``latents`` (B, C, f, h, w)."""
 
     def encode_captions(self, captions: list[str]) -> list[dict[str, Tensor]]:
         """For each caption its tensors without padding, at least ``prompt_embeds`` (L, D)."""
@@ -260,10 +260,12 @@ class _EncodingModule(LightningModule):
         items = [self.work.item(row, {}, reason) for row, reason in batch.failed.items()]
         if not batch.rows:
             return items
-        for row, latents in zip(batch.rows, encoders.encode_video(batch.frames), strict=True):
-            stored = _to_store(latents, self.work.recipes[row].dtype)
-            if stored.isfinite().all():
-                items.append(self.work.item(row, {"latents": stored}))
+        encoded = encoders.encode_video(batch.frames)
+        for place, row in enumerate(batch.rows):
+            dtype = self.work.recipes[row].dtype
+            stored = {name: _to_store(tensor[place], dtype) for name, tensor in encoded.items()}
+            if all(tensor.isfinite().all() for tensor in stored.values()):
+                items.append(self.work.item(row, stored))
             else:
                 items.append(self.work.item(row, {}, "the video autoencoder gave NaN or infinity"))
         return items

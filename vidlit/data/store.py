@@ -51,7 +51,7 @@ class Item:
 
     Args:
         recipe: what it was made of.
-        tensors: by name; ``{"latents": (C, F, H, W)}`` or at least ``{"prompt_embeds": (L, D)}``.
+        tensors: by name; at least ``latents`` (C, F, H, W) or ``prompt_embeds`` (L, D).
         clip_id: name of the clip, for people.
         video: name of its video, for people.
         group: videos that must stay on one side of a split.

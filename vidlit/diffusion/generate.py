@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from vidlit.data.batch import Conditioning
 from vidlit.diffusion.loss import VelocityModel
+
+
+class Scheduler(Protocol):
+    """Where to ask the model, and how to go on from there.
+
+    diffusers' flow-matching schedulers are such. A family whose scheduler is of another kind (other coordinates, other
+    prediction) wraps it so that ``step`` takes and gives latents of this project's path,
+    ``(1 - sigma) * latents + sigma * noise``, and a velocity. If it does not start at sigma 1, it says by
+    ``init_noise_sigma`` what the start noise is multiplied with.
+    """
+
+    timesteps: Tensor
+    """(N,), what ``step`` takes"""
+    sigmas: Tensor
+    """(N,) or longer: the noise level at each timestep, as the model is asked"""
+
+    def step(self, velocity: Tensor, timestep: Tensor, latents: Tensor, *, return_dict: bool) -> Any:
+        """A tuple that begins with the latents (B, C, F, H, W) at the next noise level."""
 
 
 @torch.no_grad()
 def generate(
     model: VelocityModel,
-    scheduler: Any,
+    scheduler: Scheduler,
     noise: Tensor,
-    prompt_embeds: Tensor,
-    prompt_attention_mask: Tensor,
-    null_prompt: tuple[Tensor, Tensor] | None = None,
+    conditioning: Conditioning,
+    null_conditioning: Conditioning | None = None,
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """Walk from noise to latents along a diffusers flow-matching schedule.
+    """Walk from noise to latents along a schedule.
 
     Args:
         model: the denoising transformer, in eval mode.
-        scheduler: a diffusers flow-matching scheduler whose timesteps are set.
+        scheduler: of the model's family, with its timesteps set.
         noise: (B, C, F, H, W) float32, the start.
-        prompt_embeds: (B, L, D).
-        prompt_attention_mask: (B, L).
-        null_prompt: embeds (1, L, D) and mask (1, L) of the empty prompt; needed when guidance is on.
+        conditioning: of B samples.
+        null_conditioning: of the empty prompt, for one sample or B; needed when guidance is on.
         guidance_scale: 1 is no guidance; above, ``v_null + scale * (v_prompt - v_null)``.
 
     Returns:
@@ -37,15 +54,14 @@ def generate(
     Raises:
         ValueError: guidance without a null prompt.
     """
-    if guidance_scale != 1.0 and null_prompt is None:
+    if guidance_scale != 1.0 and null_conditioning is None:
         raise ValueError(f"guidance_scale {guidance_scale} needs the embedding of the empty prompt.")
-    latents = noise
+    latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
         sigmas = sigma.to(latents).expand(latents.shape[0])
-        velocity = model(latents, sigmas, prompt_embeds, prompt_attention_mask).float()
-        if guidance_scale != 1.0 and null_prompt is not None:
-            embeds, mask = (part.expand(latents.shape[0], *part.shape[1:]) for part in null_prompt)
-            without = model(latents, sigmas, embeds, mask).float()
+        velocity = model(latents, sigmas, conditioning).float()
+        if guidance_scale != 1.0 and null_conditioning is not None:
+            without = model(latents, sigmas, null_conditioning.expand(latents.shape[0])).float()
             velocity = without + guidance_scale * (velocity - without)
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
     return latents

@@ -7,36 +7,43 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vidlit.data.batch import LatentBatch
+from vidlit.data.batch import Conditioning, LatentBatch
 from vidlit.diffusion.noising import RectifiedFlow, stratum_noise, stratum_sigmas
 
 
 class VelocityModel(Protocol):
     """Anything that predicts a velocity: a family's transformer with its conventions hidden."""
 
-    def __call__(self, noisy: Tensor, sigmas: Tensor, prompt_embeds: Tensor, prompt_attention_mask: Tensor) -> Tensor:
-        """Noisy latents (B, C, F, H, W), sigmas (B,), prompts (B, L, D) and mask (B, L) to (B, C, F, H, W)."""
+    def __call__(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
+        """Noisy latents (B, C, F, H, W) at sigmas (B,), or (B, F) where frames differ, to (B, C, F, H, W)."""
 
 
 def denoising_loss(
     model: VelocityModel, noising: RectifiedFlow, batch: LatentBatch, noise: Tensor, sigmas: Tensor
 ) -> Tensor:
-    """Mean squared error of the predicted velocity, for each sample.
+    """Mean squared error of the predicted velocity, for each sample, weighted by its noise level.
+
+    Frames at sigma 0 are given, not learned: they have no part in it.
 
     Args:
         model: the denoising transformer.
         noising: the forward process.
         batch: B clips of one resolution.
         noise: (B, C, F, H, W).
-        sigmas: (B,).
+        sigmas: (B,), or (B, F) where the latent frames of a sample differ in noise.
 
     Returns:
         (B,) float32.
     """
     latents = batch.latents.float()
     noisy = noising.add_noise(latents, noise, sigmas)
-    velocity = model(noisy, sigmas, batch.prompt_embeds, batch.prompt_attention_mask)
-    return (velocity.float() - noising.target(latents, noise)).square().flatten(1).mean(1)
+    velocity = model(noisy, sigmas, batch.conditioning)
+    errors = (velocity.float() - noising.target(latents, noise)).square()
+    if sigmas.dim() == 1:
+        return errors.flatten(1).mean(1) * noising.weight(sigmas)
+    by_frame = errors.mean(dim=(1, 3, 4)) * noising.weight(sigmas)
+    noised = (sigmas > 0).float()
+    return (by_frame * noised).sum(1) / noised.sum(1)
 
 
 def paired_losses(
@@ -58,6 +65,7 @@ def paired_losses(
         (B, num_strata) float32; see :func:`vidlit.diffusion.noising.stratum_sigmas` for the sigmas.
     """
     device = batch.latents.device
+    noising = noising.at(batch.latents[0, 0].numel())
     shape = tuple(batch.latents.shape[1:])
     sigmas = stratum_sigmas(noising, batch.keys, num_strata).to(device)
     losses = []

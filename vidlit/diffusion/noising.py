@@ -10,14 +10,40 @@ function of (seed, position, row of the batch), a validation clip's of (seed, cl
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 NUM_LEVELS = 16
 """Noise levels that paired validation covers over the clips, a few of them for each clip."""
+
+
+@dataclass(frozen=True)
+class ResolutionShift:
+    """A shift that grows with the size of the video: larger videos need more noise to lose what they show.
+
+    The logarithm of the shift is a line over the number of latent positions (appendix of
+    https://arxiv.org/abs/2403.03206; the names are those of diffusers' schedulers).
+
+    Args:
+        base_shift: logarithm of the shift at ``base_tokens``.
+        max_shift: logarithm of the shift at ``max_tokens``.
+        base_tokens: latent positions of a small video.
+        max_tokens: latent positions of a large one.
+    """
+
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_tokens: int = 256
+    max_tokens: int = 4096
+
+    def at(self, num_tokens: int) -> float:
+        """The shift of a video of this many latent positions."""
+        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
+        return math.exp(self.base_shift + slope * (num_tokens - self.base_tokens))
 
 
 @dataclass(frozen=True)
@@ -29,7 +55,8 @@ class RectifiedFlow:
             ``sigmoid(Normal(mean, std))``, eq. 19 of https://arxiv.org/abs/2403.03206.
         mean: of the logit-normal.
         std: of the logit-normal.
-        shift: moves sigmas towards noise, ``shift * s / (1 + (shift - 1) * s)``, eq. 23 of the same paper.
+        shift: moves sigmas towards noise, ``shift * s / (1 + (shift - 1) * s)``, eq. 23 of the same paper; a
+            number, or a line over the size of the video.
         min_sigma: lowest sigma trained on.
         max_sigma: highest sigma trained on.
     """
@@ -37,12 +64,21 @@ class RectifiedFlow:
     distribution: Literal["uniform", "logit_normal"] = "logit_normal"
     mean: float = 0.0
     std: float = 1.0
-    shift: float = 1.0
+    shift: float | ResolutionShift = 1.0
     min_sigma: float = 0.0
     max_sigma: float = 1.0
 
+    def at(self, num_tokens: int) -> Self:
+        """The same for videos of one size, given in latent positions: a shift that depends on it becomes a number."""
+        return replace(self, shift=self.shift.at(num_tokens)) if isinstance(self.shift, ResolutionShift) else self
+
+    def weight(self, sigmas: Tensor) -> Tensor:
+        """What the squared error of the velocity counts at these sigmas: all the same."""
+        return torch.ones_like(sigmas)
+
     def quantile(self, probability: Tensor) -> Tensor:
         """Sigma below which a training draw falls with this probability: the inverse CDF, elementwise."""
+        assert not isinstance(self.shift, ResolutionShift), "at() first"
         if self.distribution == "logit_normal":
             inside = probability.clamp(1e-6, 1 - 1e-6)
             sigma = torch.sigmoid(self.mean + self.std * torch.special.ndtri(inside))
@@ -56,8 +92,8 @@ class RectifiedFlow:
         return self.quantile(torch.rand(num_samples, generator=generator, device=generator.device))
 
     def add_noise(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
-        """Latents and noise (B, C, F, H, W) at sigmas (B,) to noisy latents (B, C, F, H, W)."""
-        sigmas = sigmas.view(-1, *[1] * (latents.dim() - 1))
+        """Latents and noise (B, C, F, H, W) at sigmas (B,), or (B, F) by frame, to noisy latents (B, C, F, H, W)."""
+        sigmas = sigmas.view(len(sigmas), 1, -1, 1, 1)
         return (1 - sigmas) * latents + sigmas * noise
 
     def target(self, latents: Tensor, noise: Tensor) -> Tensor:

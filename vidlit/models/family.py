@@ -12,15 +12,20 @@ import importlib
 import json
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.errors import UserError
+from vidlit.models.encoders import PromptEncoder, VideoEncoder
+
+if TYPE_CHECKING:
+    from vidlit.data.batch import Conditioning
+    from vidlit.diffusion.generate import Scheduler
 
 _EDGE_BYTES = 1 << 20
 
@@ -37,16 +42,24 @@ class Family(ABC):
 
     transformer_class: ClassVar[str]
     """Class name in ``transformer/config.json``: how a base is recognised."""
-    pipeline_class: ClassVar[str]
-    """diffusers pipeline that users load the results in."""
     default_fps: ClassVar[float]
     """Frame rate the published weights were trained at."""
-    prompt_length: ClassVar[int | None]
-    """Length prompts are padded to in a batch; ``None`` (to the longest) where the transformer masks padding."""
-    prompt_recipe: ClassVar[str]
-    """How captions are tokenised and encoded, in words: part of the identity of prompt embeddings."""
     lora_targets: ClassVar[str]
     """Pattern of the layers that LoRA adapts by default, matched against whole module names."""
+
+    # What may depend on the base: a subclass states it, or sets it when it has read the base's config.
+    pipeline_class: str
+    """diffusers pipeline that users load the results in."""
+    prompt_length: int | None = None
+    """Length prompts are padded to in a batch; ``None`` (to the longest) where the transformer masks padding."""
+    prompt_recipe: str
+    """How captions are tokenised and encoded, in words: part of the identity of prompt embeddings."""
+    prompt_extras: tuple[str, ...] = ()
+    """Names of further tensors stored with each caption's ``prompt_embeds`` and read into the conditioning."""
+    clip_extras: tuple[str, ...] = ()
+    """The same of each clip's ``latents``."""
+    clip_recipe: str = ""
+    """How clip extras are made, in words: part of the identity of latents where there are any."""
 
     def __init__(self, base: Path, fps: float | None = None) -> None:
         self.base = base
@@ -67,30 +80,34 @@ class Family(ABC):
         transformer: nn.Module,
         noisy: Tensor,
         sigmas: Tensor,
-        prompt_embeds: Tensor,
-        prompt_mask: Tensor,
+        conditioning: Conditioning,
     ) -> Tensor:
         """The transformer's prediction as a velocity (``noise - latents``).
 
         Args:
             transformer: from :meth:`load_transformer`.
             noisy: (B, C, F, H, W).
-            sigmas: (B,).
-            prompt_embeds: (B, L, D).
-            prompt_mask: (B, L) bool.
+            sigmas: (B,); or (B, F), one for each latent frame, for families that train from a given first frame.
+            conditioning: of B samples.
 
         Returns:
             (B, C, F, H, W).
         """
 
     @abstractmethod
-    def load_scheduler(self, num_steps: int, num_tokens: int) -> Any:
-        """A diffusers flow-matching scheduler with its timesteps set as the family's pipeline sets them.
+    def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
+        """The base's diffusers scheduler with its timesteps set as the family's pipeline sets them.
+
+        Wrapped where it is not of flow matching: see :class:`vidlit.diffusion.generate.Scheduler`.
 
         Args:
             num_steps: denoising steps.
             num_tokens: latent positions of one video, which some schedules shift by.
         """
+
+    def noising(self) -> RectifiedFlow:
+        """How to draw sigmas where the user says nothing: as the published model was trained, where that is known."""
+        return RectifiedFlow()
 
     # -- latents
 
@@ -108,11 +125,15 @@ class Family(ABC):
         patch = read_config(self.base, "transformer").get("patch_size", 1)
         return self.compression[1] * int(patch if isinstance(patch, int) else patch[-1])
 
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the VAE's latents."""
+        return int(read_config(self.base, "vae")["latent_channels"])
+
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(C, F, H, W) of the latents of one video of this size in frames and pixels."""
         temporal, spatial = self.compression
-        channels = int(read_config(self.base, "vae")["latent_channels"])
-        return channels, (num_frames - 1) // temporal + 1, height // spatial, width // spatial
+        return self.latent_channels, (num_frames - 1) // temporal + 1, height // spatial, width // spatial
 
     def load_vae(self, device: torch.device | str, dtype: torch.dtype | None = None) -> nn.Module:
         """The VAE, frozen and in eval mode; in bfloat16 on a GPU unless told otherwise."""
@@ -124,6 +145,10 @@ class Family(ABC):
     @abstractmethod
     def encode_video(self, vae: Any, video: Tensor) -> Tensor:
         """Videos (B, 3, F, H, W) in [-1, 1] to latents (B, C, F, H, W), normalised as the transformer expects."""
+
+    def load_video_encoder(self, device: torch.device | str) -> VideoEncoder:
+        """What makes latents, and clip extras where the family has any."""
+        return VideoEncoder(self, device)
 
     @abstractmethod
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
@@ -140,12 +165,16 @@ class Family(ABC):
     @property
     def identity(self) -> dict[str, str]:
         """Fingerprints of what makes latents (``vae``) and prompt embeddings (``text``): change one, re-encode."""
-        return {"vae": fingerprint(self.base / "vae"), "text": self._text_fingerprint()}
+        video = fingerprint(self.base / "vae")
+        if self.clip_extras:
+            recipe = f"{self.clip_recipe}{self.clip_extras}{video}"
+            video = self._fingerprint(recipe, "image_encoder", "image_processor")
+        return {"vae": video, "text": self._fingerprint(self.prompt_recipe, "text_encoder", "tokenizer")}
 
-    def _text_fingerprint(self) -> str:
-        folders = sorted(p for p in self.base.iterdir() if p.name.startswith(("text_encoder", "tokenizer")))
-        parts = [self.prompt_recipe, *(fingerprint(folder) for folder in folders)]
-        return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+    def _fingerprint(self, recipe: str, *parts: str) -> str:
+        """A short hash of words and of the base's folders whose names begin like these."""
+        folders = sorted(path for path in self.base.iterdir() if path.name.startswith(parts))
+        return hashlib.sha256("".join([recipe, *map(fingerprint, folders)]).encode()).hexdigest()[:16]
 
     def _vae_class(self) -> tuple[Any, dict[str, Any]]:
         import diffusers
@@ -155,52 +184,6 @@ class Family(ABC):
         config = read_config(self.base, "vae")
         name = config["_class_name"]
         return (PatchDCTCodec if name == PatchDCTCodec.__name__ else getattr(diffusers, name)), config
-
-
-class PromptEncoder(ABC):
-    """Captions to what the transformer reads."""
-
-    @abstractmethod
-    def __call__(self, captions: list[str]) -> list[dict[str, Tensor]]:
-        """For each caption at least ``prompt_embeds`` (L, D) float32 on the CPU, without padding."""
-
-
-class Encoders:
-    """VAE and text encoder of a base, each loaded when first needed: what fills a latent store.
-
-    Args:
-        family: of the base.
-    """
-
-    def __init__(self, family: Family) -> None:
-        self.family = family
-        self.device = torch.device("cpu")
-        self.identity: Mapping[str, str] = family.identity
-
-    def to(self, device: torch.device) -> Self:
-        """Where to load and run what is not loaded yet."""
-        self.device = device
-        return self
-
-    @cached_property
-    def _vae(self) -> nn.Module:
-        return self.family.load_vae(self.device)
-
-    @cached_property
-    def _prompt_encoder(self) -> PromptEncoder:
-        return self.family.load_prompt_encoder(self.device)
-
-    @torch.no_grad()
-    def encode_video(self, frames: Tensor) -> Tensor:
-        """Frames (B, F, H, W, 3) uint8 to normalised latents (B, C, F, H, W), float32 on the CPU."""
-        # Bytes travel to the device, a quarter of what floats would be.
-        video = frames.to(self.device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
-        return self.family.encode_video(self._vae, video).float().cpu()
-
-    @torch.no_grad()
-    def encode_captions(self, captions: list[str]) -> list[dict[str, Tensor]]:
-        """For each caption its named tensors, without padding, float32 on the CPU."""
-        return self._prompt_encoder(captions)
 
 
 def open_family(base: str | Path, fps: float | None = None) -> Family:
@@ -227,18 +210,18 @@ def known_families() -> dict[str, type[Family]]:
     return {family.transformer_class: family for family in Family.__subclasses__()}
 
 
-def read_config(base: Path, part: str) -> dict[str, Any]:
-    """``config.json`` of one part of a base.
+def read_config(base: Path, part: str, file: str = "config.json") -> dict[str, Any]:
+    """``config.json`` of one part of a base; schedulers and tokenizers name theirs otherwise.
 
     Raises:
         UserError: it is missing or no JSON.
     """
-    path = base / part / "config.json"
+    path = base / part / file
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{base} is no complete diffusers folder: cannot read {part}/config.json ({error}). A base holds "
+            f"{base} is no complete diffusers folder: cannot read {part}/{file} ({error}). A base holds "
             "transformer, vae, text_encoder, tokenizer and scheduler, as save_pretrained writes them."
         ) from error
     return config

@@ -1,0 +1,141 @@
+"""What fills a latent store: clips to latents, captions to prompt embeddings, as a family's pipeline makes them."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vidlit.models.family import Family
+
+
+class VideoEncoder:
+    """Videos to latents by the base's VAE. Families that store more of a clip derive from it.
+
+    Args:
+        family: of the base.
+        device: to encode on.
+    """
+
+    def __init__(self, family: Family, device: torch.device | str) -> None:
+        self.family = family
+        self.vae = family.load_vae(device)
+
+    def __call__(self, video: Tensor) -> dict[str, Tensor]:
+        """Videos (B, 3, F, H, W) in [-1, 1] to ``latents`` (B, C, F, H, W) and the family's ``clip_extras``."""
+        return {"latents": self.family.encode_video(self.vae, video)}
+
+
+class PromptEncoder(ABC):
+    """Captions to what the transformer reads."""
+
+    @abstractmethod
+    def __call__(self, captions: list[str]) -> list[dict[str, Tensor]]:
+        """For each caption ``prompt_embeds`` (L, D) and the family's ``prompt_extras``, float32 on the CPU.
+
+        L counts what the transformer reads: all of a prompt's fixed length where padding is part of it, the caption's
+        tokens where it is masked or zeroed.
+        """
+
+
+class T5PromptEncoder(PromptEncoder):
+    """A base's ``tokenizer`` and T5 or UMT5 ``text_encoder``.
+
+    Args:
+        family: of the base.
+        device: to encode on.
+        max_tokens: captions are padded to this length and longer ones cut, as the family's pipeline does.
+        attend_padding: let the caption's tokens attend to its padding: the pipeline gives the encoder no mask.
+        keep_padding: the transformer reads the padding's embeddings, too.
+        clean: what the pipeline does to a caption before it is tokenised.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        device: torch.device | str,
+        max_tokens: int,
+        *,
+        attend_padding: bool,
+        keep_padding: bool = False,
+        clean: Callable[[str], str] = str,
+    ) -> None:
+        import transformers
+        from transformers.utils import logging
+
+        from vidlit.models.family import read_config
+
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        multilingual = read_config(family.base, "text_encoder").get("model_type") == "umt5"
+        encoder_class = transformers.UMT5EncoderModel if multilingual else transformers.T5EncoderModel
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(family.base / "tokenizer")
+        encoder = encoder_class.from_pretrained(family.base / "text_encoder", dtype=dtype)
+        self.encoder = encoder.to(device).eval().requires_grad_(False)
+        self.max_tokens = max_tokens
+        self.attend_padding = attend_padding
+        self.keep_padding = keep_padding
+        self.clean = clean
+
+    @torch.no_grad()
+    def __call__(self, captions: list[str]) -> list[dict[str, Tensor]]:
+        """``prompt_embeds`` (L, D) of each caption."""
+        # Padded to full length, as pipelines do it: what is trained on must be what users will generate with.
+        tokens = self.tokenizer(
+            [self.clean(caption) for caption in captions],
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        ).to(self.encoder.device)
+        mask = None if self.attend_padding else tokens.attention_mask
+        hidden = self.encoder(tokens.input_ids, mask).last_hidden_state
+        lengths = tokens.attention_mask.sum(dim=1).tolist()
+        if self.keep_padding:
+            lengths = [self.max_tokens] * len(captions)
+        return [{"prompt_embeds": row[:length].float().cpu()} for row, length in zip(hidden, lengths, strict=True)]
+
+
+class Encoders:
+    """VAE and text encoder of a base, each loaded when first needed.
+
+    Args:
+        family: of the base.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.device = torch.device("cpu")
+        self.identity: Mapping[str, str] = family.identity
+
+    def to(self, device: torch.device) -> Self:
+        """Where to load and run what is not loaded yet."""
+        self.device = device
+        return self
+
+    @cached_property
+    def _video_encoder(self) -> VideoEncoder:
+        return self.family.load_video_encoder(self.device)
+
+    @cached_property
+    def _prompt_encoder(self) -> PromptEncoder:
+        return self.family.load_prompt_encoder(self.device)
+
+    @torch.no_grad()
+    def encode_video(self, frames: Tensor) -> dict[str, Tensor]:
+        """Frames (B, F, H, W, 3) uint8 to ``latents`` (B, C, F, H, W) and clip extras, float32 on the CPU."""
+        # Bytes travel to the device, a quarter of what floats would be.
+        video = frames.to(self.device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+        return {name: tensor.float().cpu() for name, tensor in self._video_encoder(video).items()}
+
+    @torch.no_grad()
+    def encode_captions(self, captions: list[str]) -> list[dict[str, Tensor]]:
+        """For each caption its named tensors, float32 on the CPU."""
+        return self._prompt_encoder(captions)
