@@ -38,6 +38,7 @@ MAY_IMPORT = {
     | {"rich", "PIL"}
     | {f"vidlit.{room}" for room in ("metrics", "stopping", "diffusion", "data.batch", "data.video", "csv_logger")},
     "csv_logger.py": LIGHTNING,
+    "launch.py": LIGHTNING | {"torch"},
     "plan.py": {"rich", "vidlit.data", "vidlit.stopping"},
     "report.py": {"numpy", "PIL", "vidlit.data.video"},
     "dashboard.py": {"wandb", "wandb_workspaces"},

@@ -27,9 +27,10 @@ from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.store import LatentStore
 from vidlit.demo import Demo
 from vidlit.errors import UserError
+from vidlit.launch import Launch
 from vidlit.module import VideoDiffusionModule
 from vidlit.plan import make_plan, print_plan
-from vidlit.run_directory import RunDirectory, latest_run_directory, new_run_directory
+from vidlit.run_directory import RunDirectory, latest_run_directory, new_run_directory, restarted_run_directory
 from vidlit.stopping.closing import closing_paragraph
 
 # A config file may come from anywhere, and naming a class imports its module: only these may be named.
@@ -174,19 +175,37 @@ class VidlitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Write the demo where one is asked for, and decide where the run is."""
         config = self.config[self.subcommand]
-        if config.demo is not None:
-            Demo(**vars(config.demo)).write()
-        self.run_directory = self._locate_run(config)
+        if RUN_DIRECTORY_VARIABLE in os.environ:  # a process launched by Lightning, after the first one had decided
+            path, checkpoint = self._inherit(config)
+        elif (launch := Launch.detect(config.trainer.num_nodes)) is not None:
+            if launch.devices is not None and config.trainer.devices == 1:
+                config.trainer.devices, config.trainer.num_nodes = launch.devices, launch.num_nodes
+            path, checkpoint = launch.agree(lambda: self._prepare(config))
+        else:
+            path, checkpoint = self._prepare(config)
+        if checkpoint is not None:
+            config.ckpt_path = checkpoint
+        if path is not None:
+            os.environ[RUN_DIRECTORY_VARIABLE] = path
+        self.run_directory = RunDirectory(Path(path or config.run.dir))  # where nothing is written, any will do
         config.trainer.default_root_dir = str(self.run_directory.path)
         _point_wandb_at(config.trainer.logger, self.run_directory.path)
 
-    def _locate_run(self, config: Namespace) -> RunDirectory:
-        if RUN_DIRECTORY_VARIABLE in os.environ:  # a process launched by rank 0
-            return RunDirectory(Path(os.environ[RUN_DIRECTORY_VARIABLE]))
+    def _inherit(self, config: Namespace) -> tuple[str | None, str | None]:
+        directory = RunDirectory(Path(os.environ[RUN_DIRECTORY_VARIABLE]))
         checkpoint = config.get("ckpt_path")
-        if checkpoint == "last":
+        return str(directory.path), str(directory.last_checkpoint) if checkpoint == "last" else checkpoint
+
+    def _prepare(self, config: Namespace) -> tuple[str | None, str | None]:
+        """The run directory, if there is one, and the checkpoint to load: decided by one process for all."""
+        if config.demo is not None:
+            Demo(**vars(config.demo)).write()
+        checkpoint = config.get("ckpt_path")
+        if self.subcommand == "fit" and (restarted := restarted_run_directory(config.run.dir, config.run.name)):
+            directory, checkpoint = restarted, str(restarted.last_checkpoint)
+        elif checkpoint == "last":
             directory = latest_run_directory(config.run.dir, config.run.name)
-            config.ckpt_path = str(directory.last_checkpoint)
+            checkpoint = str(directory.last_checkpoint)
         elif checkpoint is not None:
             if not Path(checkpoint).is_file():
                 raise UserError(f"--ckpt_path {checkpoint}: no such file. Name a checkpoint, or 'last'.")
@@ -194,9 +213,8 @@ class VidlitCLI(LightningCLI):
         elif self.subcommand == "fit":
             directory = new_run_directory(config.run.dir, config.run.name)
         else:
-            return RunDirectory(config.run.dir)  # nothing is written
-        os.environ[RUN_DIRECTORY_VARIABLE] = str(directory.path)
-        return directory
+            return None, None
+        return str(directory.path), checkpoint
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         loggers = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]

@@ -7,7 +7,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -19,6 +18,7 @@ from vidlit.cli import RUN_DIRECTORY_VARIABLE, VidlitCLI
 from vidlit.data.progress import quiet_lightning
 from vidlit.demo import Demo
 from vidlit.errors import UserError
+from vidlit.run_directory import RunDirectory
 
 FLAGS = ("--json", "--verify")
 
@@ -65,8 +65,7 @@ def _lightning(words: list[str]) -> None:
             VidlitCLI(words)
     finally:
         if not launched and (claimed := os.environ.pop(RUN_DIRECTORY_VARIABLE, None)):
-            with suppress(OSError):  # a run that never began leaves no folder
-                Path(claimed).rmdir()
+            RunDirectory(Path(claimed)).discard_if_empty()  # a run that never began leaves no folder
 
 
 def _show_warning(

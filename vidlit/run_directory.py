@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vidlit.errors import UserError
+
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # set by torchrun: how often it has started these processes again
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ class RunDirectory:
         """The run in one JSON object."""
         return self.path / "summary.json"
 
+    @property
+    def launcher(self) -> Path:
+        """Which torchrun began the run: when it restarts its processes, they go on here."""
+        return self.path / ".launcher"
+
     def samples(self, step: int) -> Path:
         """Folder of the videos generated at a step."""
         return self.path / "samples" / f"step_{step:06d}"
@@ -112,6 +120,13 @@ class RunDirectory:
         """What :attr:`summary` holds; empty where there is none yet."""
         return dict(json.loads(self.summary.read_text())) if self.summary.is_file() else {}
 
+    def discard_if_empty(self) -> None:
+        """Remove the folder of a run that never began."""
+        with suppress(OSError):
+            if not set(self.path.iterdir()) - {self.launcher}:
+                self.launcher.unlink(missing_ok=True)
+                self.path.rmdir()
+
 
 def new_run_directory(root: Path, name: str) -> RunDirectory:
     """Claim the next free version below ``root/name``; two runs started at once get two.
@@ -127,7 +142,10 @@ def new_run_directory(root: Path, name: str) -> RunDirectory:
         while True:
             try:
                 (parent / str(version)).mkdir()
-                return RunDirectory(parent / str(version))
+                directory = RunDirectory(parent / str(version))
+                if _RESTARTS in os.environ:
+                    directory.launcher.write_text(_launcher())
+                return directory
             except FileExistsError:
                 version += 1
     except OSError as error:
@@ -149,6 +167,21 @@ def latest_run_directory(root: Path, name: str) -> RunDirectory:
             "or name the checkpoint file."
         )
     return RunDirectory(found[-1].parents[1])
+
+
+def restarted_run_directory(root: Path, name: str) -> RunDirectory | None:
+    """The run below ``root/name`` that torchrun began before it restarted this process, if it was saved since."""
+    if int(os.environ.get(_RESTARTS, 0)) > 0:
+        for path in (root / name).glob("*/.launcher"):
+            directory = RunDirectory(path.parent)
+            if path.read_text() == _launcher() and directory.last_checkpoint.is_file():
+                return directory
+    return None
+
+
+def _launcher() -> str:
+    """What started this process, the same for one it started before."""
+    return f"{socket.gethostname()} {os.getppid()}"
 
 
 def write_text(path: Path, text: str) -> None:

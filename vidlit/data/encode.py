@@ -145,6 +145,7 @@ def encode(
                 **(trainer_options or {}),
             )
             trainer.predict(module, return_predictions=False)
+        trainer.strategy.barrier("encoded")  # what comes next reads what all ranks wrote
         if trainer.is_global_zero:
             store.compact()
     after = store.keys("latent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import filelock
 
 from vidlit.data.isolation import IsolatedReader
 from vidlit.data.video import VideoError, VideoInfo
@@ -48,6 +51,21 @@ def inspect_files(
     Returns:
         Each file's inspection, or the reason why it cannot be used; sorted by name.
     """
+    with contextlib.ExitStack() as held:
+        if cache is not None:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            # Of several ranks, or runs, one reads the files and the others then find them in the cache.
+            held.enter_context(filelock.FileLock(cache.with_name(f".{cache.name}.lock")))
+        return _inspect_files(files, fingerprint, cache, reader, on_progress)
+
+
+def _inspect_files(
+    files: dict[str, Path],
+    fingerprint: bool,
+    cache: Path | None,
+    reader: Callable[[], IsolatedReader],
+    on_progress: Callable[[int, int], None] | None,
+) -> dict[str, Inspection | str]:
     remembered = _read_cache(cache)
     results: dict[str, Inspection | str] = {}
     stamps: dict[str, tuple[str, int, int]] = {}
