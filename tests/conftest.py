@@ -51,6 +51,7 @@ def quickstart(demo, latents, tmp_path):
             "trainer.val_check_interval": 4,
             "trainer.log_every_n_steps": 1,
             "samples.num_videos": 0,
+            "samples.num_audit": 0,
             **{key.replace("__", "."): value for key, value in overrides.items()},
         }
         return [command, "--config", str(CONFIGS / "quickstart.yaml"), *(f"--{k}={v}" for k, v in options.items())]

@@ -21,6 +21,7 @@ from vidlit.callbacks.overfit_stopping import OverfitStopping
 from vidlit.callbacks.progress import StepProgress
 from vidlit.callbacks.resume import Rewind
 from vidlit.callbacks.samples import SampleVideos
+from vidlit.callbacks.schedule import ValidationSchedule
 from vidlit.callbacks.throughput import Throughput
 from vidlit.csv_logger import RunCSVLogger
 from vidlit.data.datamodule import LatentDataModule
@@ -124,7 +125,7 @@ class VidlitCLI(LightningCLI):
             trainer_class=VidlitTrainer,
             trainer_defaults={
                 "max_steps": 2000,
-                "val_check_interval": 100,
+                "val_check_interval": None,  # chosen by ValidationSchedule
                 "check_val_every_n_epoch": None,  # an endless epoch has no number
                 "log_every_n_steps": 10,
                 "gradient_clip_val": 1.0,
@@ -226,6 +227,7 @@ class VidlitCLI(LightningCLI):
             callbacks = [
                 StepProgress(),
                 Throughput(),
+                ValidationSchedule(),
                 *callbacks,
                 *signals,
                 Rewind(),

@@ -97,8 +97,7 @@ def make_plan(
         sampler.exposures(max_steps * accumulate), [clip.source.group for clip in data.train_clips]
     )
     mean = sum(exposures.values()) / len(exposures)
-    # Buckets may have batches of their own size: what counts is the mean over a pass.
-    batch_size = len(data.train_clips) / sampler.batches_per_pass * accumulate
+    batch_size = sampler.mean_batch_size * accumulate
     return RunPlan(
         source=str(folder.folder),
         layout=folder.layout,

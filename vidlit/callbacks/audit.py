@@ -15,14 +15,15 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidlit.callbacks.rendering import sample_latents, sample_name, to_frames, write_samples
+from vidlit.callbacks.rendering import sample_latents, sample_name, to_frames, write_pair, write_samples
 from vidlit.data.batch import clip_key
 from vidlit.errors import UserError
 from vidlit.metrics.diversity import Diversity, kernel_bandwidth, subset_bound
 from vidlit.metrics.features import FeatureExtractor, Features
 from vidlit.metrics.memorization import Memorization, copy_ratio, nearest_train
+from vidlit.metrics.quality import Quality, quality
 from vidlit.run_directory import RunDirectory
-from vidlit.stopping.copies import copy_limit, judge_copies
+from vidlit.stopping.copies import copy_limit, judge_copies, suspects
 from vidlit.stopping.diversity import judge_diversity
 from vidlit.stopping.verdict import Verdict
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 PREFIX = "audit_"
 """Audited samples may lie in one folder with the samples of the kept weights."""
+MAX_PAIRS = 4
+"""Copies that are shown beside the clip they were copied from, the worst first."""
 
 
 class RealClips(NamedTuple):
@@ -49,19 +52,31 @@ class Audit:
     Args:
         datamodule: training and held-out clips with their latents.
         extractor: what clips are compared by.
-        num_clips: to generate, half from training captions.
+        num_clips: to generate, half from training captions; all where nothing is held out.
         num_steps: denoising steps.
         seed: of the start noise.
+        metrics: distances between all samples and training clips to compute as well.
     """
 
-    def __init__(self, datamodule: Any, extractor: FeatureExtractor, num_clips: int, num_steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        datamodule: Any,
+        extractor: FeatureExtractor,
+        num_clips: int,
+        num_steps: int,
+        seed: int,
+        metrics: Sequence[Quality] = (),
+    ) -> None:
         self.datamodule = datamodule
         self.extractor = extractor
         self.num_steps = num_steps
         self.seed = seed
+        self.metrics = metrics
+        self.quality: dict[str, float] = {}
+        held_out = num_clips // 2 if datamodule.val_clips else 0
         prompts = [
-            *_prompts(datamodule.train_clips, (num_clips + 1) // 2),
-            *_prompts(datamodule.val_clips, num_clips // 2),
+            *_prompts(datamodule.train_clips, num_clips - held_out),
+            *_prompts(datamodule.val_clips, held_out),
         ]
         self.clips, self.draws = [clip for clip, _ in prompts], [draw for _, draw in prompts]
         self.steps: list[int] = []
@@ -92,6 +107,7 @@ class Audit:
                 "motion": Memorization(real.train.motion, real.groups).to(pl_module.device),
             }
             diversity = Diversity(real.train.content.shape[1], real.bandwidth).to(pl_module.device)
+            content: list[Tensor] = []
             videos: dict[int, NDArray[np.uint8]] = {}
             dataset = self.datamodule.dataset(self.clips)
             for rows in self._chunks(trainer.world_size):
@@ -115,15 +131,33 @@ class Audit:
                     copies["content"].update(numbers, features.content[own])
                     copies["motion"].update(numbers, features.motion[own])
                     diversity.update(features.content[own])
+                content.append(_gather(features.content, len(rows), trainer))
                 pixels = torch.stack([torch.from_numpy(to_frames(video)) for video in frames])
                 gathered = _gather(pixels.to(pl_module.device), len(rows), trainer)
                 if trainer.is_global_zero:
                     videos |= {row: video.cpu().numpy() for row, video in zip(rows, gathered, strict=True)}
             self._remember(trainer.global_step, copies, diversity)
+            self.quality = quality(self.metrics, torch.cat(content), real.train.content, self.seed)
         if trainer.is_global_zero:
             folder = RunDirectory(Path(trainer.default_root_dir)).samples(trainer.global_step)
             ordered = [videos[row] for row in range(len(self.clips))]
             write_samples(folder, ordered, self.clips, pl_module.family.fps, PREFIX)
+            with _own_randomness(pl_module.device):
+                self._write_pairs(folder, ordered, pl_module, vae)
+
+    def _write_pairs(
+        self, folder: Path, videos: Sequence[NDArray[np.uint8]], pl_module: VideoDiffusionModule, vae: Any
+    ) -> None:
+        """Each suspect beside the training clip it comes nearest to, decoded from its latents."""
+        for row in self._suspects():
+            real = self.datamodule.train_clips[self.nearest[row]]
+            latents = self.datamodule.dataset([real])[0].latents[None].to(pl_module.device).float()
+            frames = to_frames(pl_module.family.decode_latents(vae, latents)[0])
+            captions = (f"sampled: {self.clips[row].source.caption}", f"training clip {real.clip_id}")
+            write_pair(folder, _pair_name(row), videos[row], frames, captions, pl_module.family.fps)
+
+    def _suspects(self) -> list[int]:
+        return suspects(torch.stack(self.ratios).numpy(), self.limit)[:MAX_PAIRS]
 
     def _remember(self, step: int, copies: dict[str, Memorization], diversity: Diversity) -> None:
         content, motion = copies["content"].compute(), copies["motion"].compute()
@@ -139,13 +173,18 @@ class Audit:
         numbers = {group: k for k, group in enumerate(dict.fromkeys(clip.source.group for clip in train_clips))}
         groups = torch.tensor([numbers[clip.source.group] for clip in train_clips], device=pl_module.device)
         train = self._describe(trainer, pl_module, vae, train_clips)
-        held_out = self._describe(trainer, pl_module, vae, self.datamodule.val_clips)
-        ratios = [nearest_train(*pair, groups).ratio for pair in zip(held_out, train, strict=True)]
-        self.limit = copy_limit(copy_ratio(*ratios).cpu())
-        everything = torch.cat([train.content, held_out.content])
+        everything = train.content
+        self.limit = copy_limit([])
+        if self.datamodule.val_clips:
+            held_out = self._describe(trainer, pl_module, vae, self.datamodule.val_clips)
+            ratios = [nearest_train(*pair, groups).ratio for pair in zip(held_out, train, strict=True)]
+            self.limit = copy_limit(copy_ratio(*ratios).cpu())
+            everything = torch.cat([train.content, held_out.content])
         bandwidth = kernel_bandwidth(everything)
-        self.real_bound = subset_bound(everything, bandwidth, len(self.clips))
-        return RealClips(train, groups, bandwidth)
+        if bandwidth:
+            self.real_bound = subset_bound(everything, bandwidth, len(self.clips))
+        # Where real clips do not differ, samples cannot be too much alike: the bound stays 0, and any scale will do.
+        return RealClips(train, groups, bandwidth or 1.0)
 
     def _describe(self, trainer: Trainer, pl_module: VideoDiffusionModule, vae: Any, clips: Sequence[Clip]) -> Features:
         """Features of clips, each rank reading its share."""
@@ -178,7 +217,11 @@ class Audit:
         folder = RunDirectory(Path()).samples(self.steps[-1]).as_posix()
         names = [f"{folder}/{sample_name(k, clip.source.caption, PREFIX)}" for k, clip in enumerate(self.clips)]
         nearest = [self.datamodule.train_clips[clip].clip_id for clip in self.nearest]
-        return judge_copies(self.steps, torch.stack(self.ratios).numpy(), self.limit, names, nearest)
+        verdict = judge_copies(self.steps, torch.stack(self.ratios).numpy(), self.limit, names, nearest)
+        for row in self._suspects()[:1]:  # none where ratios have no meaning
+            pair = f"{folder}/{_pair_name(row)}"
+            verdict.evidence.update(pair=f"{pair}.mp4", pair_picture=f"{pair}.png")
+        return verdict
 
     def diversity(self) -> Verdict:
         """Do samples grow alike?"""
@@ -196,6 +239,7 @@ class Audit:
         }
         if "ratio_min" in copies:
             named["memorization/ratio_min"] = copies["ratio_min"]
+        named |= {f"quality/{name}": value for name, value in self.quality.items()}
         return {name: float(value) for name, value in named.items()}
 
     # -- state: tensors and numbers only, so that checkpoints load with weights_only
@@ -249,6 +293,10 @@ def _prompts(clips: Sequence[Clip], count: int) -> list[tuple[Clip, int]]:
         scenes = list(by_caption.values())
         in_turn = [scenes[k * len(scenes) // count][0] for k in range(count)]
     return [(clip, number // len(in_turn)) for number, clip in enumerate(islice(cycle(in_turn), count))]
+
+
+def _pair_name(row: int) -> str:
+    return f"{PREFIX}pair_{row:02d}"
 
 
 def _share(count: int, trainer: Trainer) -> range:

@@ -82,12 +82,37 @@ def write_samples(
     for number, (video, caption) in enumerate(zip(videos, captions, strict=True)):
         write_mp4(folder / sample_name(number, caption, prefix), video, fps)
     rows = [_sheet_row(video, caption) for video, caption in zip(videos, captions, strict=True)]
+    _stack(rows).save(folder / f"{prefix}contact_sheet.png")
+
+
+def write_pair(
+    folder: Path, name: str, sample: NDArray[np.uint8], real: NDArray[np.uint8], captions: tuple[str, str], fps: float
+) -> None:
+    """A sample (F, H, W, 3) beside the training clip it resembles: ``name.mp4``, and frames of both as ``name.png``.
+
+    Args:
+        folder: to write to.
+        name: without suffix.
+        sample: left, or above in the picture.
+        real: right; scaled to the sample's height, its last frame held where it is shorter.
+        captions: for the picture.
+        fps: frames a second.
+    """
+    height = sample.shape[1]
+    width = max(2, round(real.shape[2] * height / real.shape[1]))
+    shown = [real[min(frame, len(real) - 1)] for frame in range(len(sample))]
+    scaled = np.stack([np.asarray(Image.fromarray(frame).resize((width, height))) for frame in shown])
+    write_mp4(folder / f"{name}.mp4", np.concatenate([sample, scaled], axis=2), fps)
+    _stack([_sheet_row(sample, captions[0]), _sheet_row(scaled, captions[1])]).save(folder / f"{name}.png")
+
+
+def _stack(rows: Sequence[Image.Image]) -> Image.Image:
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
         sheet.paste(row, (0, top))
         top += row.height
-    sheet.save(folder / f"{prefix}contact_sheet.png")
+    return sheet
 
 
 def _sheet_row(video: NDArray[np.uint8], caption: str) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,15 +18,14 @@ from vidlit.callbacks.audit import Audit, one_a_caption
 from vidlit.callbacks.rendering import sample_latents, to_frames, write_samples
 from vidlit.callbacks.signal import Signal
 from vidlit.metrics.features import FeatureExtractor, LatentFeatures
+from vidlit.metrics.quality import Quality
 from vidlit.run_directory import RunDirectory
+from vidlit.stopping.schedule import TRAINING_EVALUATIONS, audit_evaluations, audit_interval
 from vidlit.stopping.verdict import Verdict
 
 if TYPE_CHECKING:
     from vidlit.data.clips import Clip
     from vidlit.module import VideoDiffusionModule
-
-MIN_AUDITS = 2
-"""After step 0's: what two alarms in a row take, in runs too short for the share of time as well."""
 
 
 class SampleVideos(Callback):
@@ -46,11 +44,14 @@ class SampleVideos(Callback):
         num_steps: denoising steps.
         seed: of the start noise.
         num_audit: clips of an audit, 16 or more to see copies surely; 0 for no audits.
-        every_num_checks: checks from one audit to the next; ``None`` chooses at the first check, from measured times,
-            so that audits take ``max_share`` of the training time at most but come at least twice. Runs that must
-            repeat to the digit set it.
-        max_share: of the training time.
+        audit_steps: denoising steps of an audit: its clips are compared, not shown off, and what a model knows by heart
+            it finds in few.
+        every_num_checks: checks from one audit to the next; ``None`` chooses, so that audits add ``max_share`` to the
+            evaluations of training at most but come at least twice.
+        max_share: of the cost of training.
         features: what clips are compared by; ``None`` for latents.
+        metrics: distances between an audit's clips and the training clips to log as ``quality/<name>``: ``fid``,
+            ``kid``, ``mifid``. They judge nothing, and mean little below hundreds of clips (``num_audit``).
     """
 
     def __init__(
@@ -58,23 +59,27 @@ class SampleVideos(Callback):
         num_videos: int = 4,
         num_steps: int = 30,
         seed: int = 0,
-        num_audit: int = 0,
+        num_audit: int = 16,
+        audit_steps: int = 10,
         every_num_checks: int | None = None,
         max_share: float = 0.1,
         features: FeatureExtractor | None = None,
+        metrics: list[Quality] | None = None,
     ) -> None:
         self.num_videos = num_videos
         self.num_steps = num_steps
         self.seed = seed
         self.num_audit = num_audit
+        self.audit_steps = audit_steps
         self.every_num_checks = every_num_checks
         self.max_share = max_share
         self.features = features or LatentFeatures()
+        self.metrics = metrics or []
         self.audit: Audit | None = None
         self._every = every_num_checks
         self._checks = 0
-        self._audit_seconds = self._last_audit_seconds = 0.0
-        self._start_time, self._start_step = time.monotonic(), 0
+        self._audit_seconds = 0.0
+        self._start_time = time.monotonic()
 
     def signals(self) -> list[Signal]:
         """The callbacks that judge what the audits find; none without audits."""
@@ -91,13 +96,14 @@ class SampleVideos(Callback):
                 trainer.datamodule,  # type: ignore[attr-defined]
                 self.features,
                 self.num_audit,
-                self.num_steps,
+                self.audit_steps,
                 self.seed,
+                self.metrics,
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
         """Start the clock."""
-        self._start_time, self._start_step = time.monotonic(), trainer.global_step
+        self._start_time = time.monotonic()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
         """Audit where one is due: before ``OverfitStopping`` asks, which it does when validation has ended."""
@@ -106,19 +112,19 @@ class SampleVideos(Callback):
         if not trainer.sanity_checking:
             self._checks += 1
             if self._every is None:
-                self._every = trainer.strategy.broadcast(self._affordable_interval(trainer))
+                self._every = self._affordable_interval(trainer)
             if self._checks % self._every:
                 return
         self.audit.prepare(trainer, pl_module)
         began = time.monotonic()
         self.audit.run(trainer, pl_module)
-        self._last_audit_seconds = time.monotonic() - began
+        seconds = time.monotonic() - began
         numbers = self.audit.numbers()
         if trainer.sanity_checking:  # self.log is off then, and the clock starts later
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=0)
             return
-        self._audit_seconds += self._last_audit_seconds
+        self._audit_seconds += seconds
         share = self._audit_seconds / (time.monotonic() - self._start_time)
         pl_module.log_dict(
             {**numbers, "perf/audit_share": share, "step": float(trainer.global_step)},
@@ -127,12 +133,14 @@ class SampleVideos(Callback):
         )
 
     def _affordable_interval(self, trainer: Trainer) -> int:
-        """Checks between audits, from the time that a check's training and the last audit took."""
-        steps = max(1, trainer.global_step - self._start_step)
-        seconds_a_step = (time.monotonic() - self._start_time) / steps
-        planned_checks = max(1, trainer.max_steps // max(1, trainer.global_step // self._checks))
+        """Checks between audits, from counts alone, at the first check."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        samples = datamodule.samples_per_batch * trainer.accumulate_grad_batches
         return audit_interval(
-            self._last_audit_seconds, seconds_a_step * trainer.max_steps, planned_checks, self.max_share
+            audit_evaluations(self.num_audit, self.audit_steps, guided=False),
+            TRAINING_EVALUATIONS * samples * trainer.max_steps,
+            max(1, trainer.max_steps // max(1, trainer.global_step)),
+            self.max_share,
         )
 
     # -- when it is over
@@ -167,8 +175,7 @@ class SampleVideos(Callback):
         """Everything a resumed run needs to audit and judge as the uninterrupted one."""
         if self.audit is None:
             return {}
-        timing = {"checks": self._checks, "every": self._every, "last_audit_seconds": self._last_audit_seconds}
-        return {**self.audit.state_dict(), **timing}
+        return {**self.audit.state_dict(), "checks": self._checks, "every": self._every}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on; an interval that was set holds over one that was chosen."""
@@ -177,7 +184,6 @@ class SampleVideos(Callback):
         self.audit.load_state_dict(state_dict)
         self._checks = state_dict["checks"]
         self._every = self.every_num_checks or state_dict["every"]
-        self._last_audit_seconds = state_dict["last_audit_seconds"]
 
 
 class SampleSignal(Signal):
@@ -196,18 +202,3 @@ class SampleSignal(Signal):
         """Of the latest audit; between audits it stays."""
         assert self.samples.audit is not None
         return self.judge(self.samples.audit)
-
-
-def audit_interval(audit_seconds: float, training_seconds: float, planned_checks: int, max_share: float) -> int:
-    """Checks between audits so that they take a share of the training time, step 0's counted, but come at least twice.
-
-    Args:
-        audit_seconds: one audit takes.
-        training_seconds: all planned steps take, checks included.
-        planned_checks: in the whole run.
-        max_share: of the training time.
-    """
-    affordable = max_share * training_seconds / max(audit_seconds, 1e-9) - 1
-    if affordable < MIN_AUDITS:
-        return max(1, planned_checks // MIN_AUDITS)
-    return max(1, math.ceil(planned_checks / affordable))

@@ -256,8 +256,9 @@ class LatentDataModule(LightningDataModule):
             videos = len({clip.source.group for clip in self.train_clips})
             rank_zero_warn(
                 f"no clip is held out ({videos} source video{'s' * (videos != 1)}, val_fraction "
-                f"{self.val_fraction:g}): the run cannot be stopped by divergence, and there is no best step to go back "
-                "to. It leans on exposures and copies: set --exposure.hard_cap, or trainer.max_steps low (`vidlit plan` says how low)."
+                f"{self.val_fraction:g}): the run cannot be stopped by divergence, and there is no best step to go "
+                "back to. It leans on exposures and copies: set --exposure.hard_cap, or trainer.max_steps low (`vidlit "
+                "plan` says how low)."
             )
         trainer = self.trainer
         if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
@@ -277,6 +278,11 @@ class LatentDataModule(LightningDataModule):
             small_bucket=self.small_bucket,
             bucket_names=[str(bucket) for bucket in self.buckets],
         )
+
+    @property
+    def samples_per_batch(self) -> float:
+        """Samples of a micro-batch over all ranks, on average over the buckets."""
+        return self.sampler(*self._ranks()).mean_batch_size
 
     def train_dataloader(self) -> Loader:
         """Endless batches of exactly ``batch_size`` samples, going on from where a checkpoint was."""

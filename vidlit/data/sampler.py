@@ -162,6 +162,11 @@ class ResolutionBatchSampler(Sampler[list[int]]):
         """Positions in which the mean exposure rises by one."""
         return float((1 / self._step).sum())
 
+    @property
+    def mean_batch_size(self) -> float:
+        """Samples of a position over all ranks, on average: buckets may have batches of their own size."""
+        return self.num_clips / self.batches_per_pass
+
     def exposures(self, num_batches: int) -> NDArray[np.int64]:
         """How often each clip has been in a batch, over all ranks, before position ``num_batches``.
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from vidlit.errors import UserError
-
 
 def rke(features: Tensor, bandwidth: float) -> Tensor:
     """Effective number of different clips.
@@ -33,16 +31,10 @@ def rke(features: Tensor, bandwidth: float) -> Tensor:
 def kernel_bandwidth(real: Tensor) -> float:
     """Half the median distance between real clips (N, D): most pairs of them then count as different.
 
-    Raises:
-        UserError: there are not two clips that differ.
+    0 where they do not differ: diversity has no scale there.
     """
     distances = torch.pdist(_thinned(real).double())
-    bandwidth = float(distances.median()) / 2 if len(distances) else 0.0
-    if not bandwidth > 0:
-        raise UserError(
-            f"the {len(real)} real clips do not differ: diversity has no scale. Set samples.num_audit to 0."
-        )
-    return bandwidth
+    return float(distances.median()) / 2 if len(distances) else 0.0
 
 
 def subset_bound(real: Tensor, bandwidth: float, num_clips: int, share: float = 0.05, seed: int = 0) -> float:

@@ -7,6 +7,12 @@ from typing import Any
 
 from vidlit.run_directory import RunDirectory
 
+GO_ON = {
+    **{name: f"--overfit_stopping.policy.{name} warn" for name in ("divergence", "copies", "diversity")},
+    "exposure": "--exposure.hard_cap null",
+}
+"""What lets a run go on that each signal has stopped."""
+
 
 def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
     """The run in plain words: why it stopped, which step is kept, how often videos were seen, where things lie."""
@@ -20,8 +26,16 @@ def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
         f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} after {summary['seconds']:.0f} s by "
         f"{summary['stopped_by']}. {summary['reason']} {_kept(summary)} At the end each video had been seen "
         f"{seen['mean']:.0f} times on average ({seen['min']} to {seen['max']}): {seen['band']}. Weights: "
-        f"{directory.weights}. Samples, curves and decisions: {directory.path}"
+        f"{directory.weights}. Samples, curves and decisions: {directory.path}{_go_on(summary, directory)}"
     )
+
+
+def _go_on(summary: dict[str, Any], directory: RunDirectory) -> str:
+    """How to train on where a signal ended the run, for those who know better."""
+    options = [GO_ON[signal] for signal in summary["stopped_by"].split("+") if signal in GO_ON]
+    if not options:
+        return ""
+    return f". To go on all the same: --ckpt_path {directory.last_checkpoint} {' '.join(options)}"
 
 
 def _kept(summary: dict[str, Any]) -> str:

@@ -71,9 +71,7 @@ def judge_copies(
     if np.isnan(table[-1]).all():
         reason = "Copies cannot be told from one training video alone: there is no other to compare distances with."
         return Verdict("copies", "continue", reason, evidence)
-    # Where there are copies, the worst of them; else the nearest of all.
-    candidates = np.where(copied[-1], table[-1], np.nan) if copied[-1].any() else table[-1]
-    worst = int(np.nanargmin(candidates))
+    worst = suspects(table, limit)[0]
     evidence |= {
         "ratio_min": float(np.nanmin(table[-1])),
         "ratio": float(table[-1, worst]),
@@ -84,6 +82,19 @@ def judge_copies(
     if certain >= max(MIN_COPIES, CERTAIN_SHARE * num_clips) or bool(alarms[-2:].all() and len(alarms) > 1):
         action = "stop"
     return Verdict("copies", action, _reason(evidence), evidence)
+
+
+def suspects(ratios: ArrayLike, limit: float) -> list[int]:
+    """Which clips of the latest audit to look at: its copies, the worst first; the nearest of all where none is one.
+
+    Args:
+        ratios: Ratio of each clip at each audit (J, n), the base model's first; NaN where there is none.
+        limit: From :func:`copy_limit`.
+    """
+    table = np.asarray(ratios, dtype=np.float64)
+    order = [int(clip) for clip in np.argsort(table[-1]) if np.isfinite(table[-1, clip])]
+    copied = _learned(table, limit)[-1]
+    return [clip for clip in order if copied[clip]] or order[:1]
 
 
 def _learned(table: NDArray[np.float64], limit: float) -> NDArray[np.bool_]:

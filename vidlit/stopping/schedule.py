@@ -1,0 +1,82 @@
+"""How often to check and to audit: from counts alone, so that runs repeat to the digit.
+
+The unit of cost is one evaluation of the transformer, forward only. A training step of ``B`` samples costs ``3 B`` (the
+backward pass takes about twice the forward one), a check ``2 N K``: ``N`` held-out clips and as many of the probe at
+``K`` noise levels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+TRAINING_EVALUATIONS = 3
+MIN_CHECKS = 16
+"""Within the planned steps: the rule decides nothing in the first 8, and a rise takes some to be confirmed."""
+MIN_CLIPS = 8
+"""Held-out clips that are scored at least, where there are as many."""
+MIN_AUDITS = 2
+"""After step 0's: what two alarms in a row take, in runs too short for the share as well."""
+DECODE_EVALUATIONS = 2
+"""What decoding a sampled clip is counted as."""
+
+
+@dataclass(frozen=True)
+class CheckSchedule:
+    """When held-out clips are scored, and how many of them.
+
+    Args:
+        interval: Optimizer steps from one check to the next.
+        num_clips: Held-out clips scored at each.
+        share: Of the cost of training that the checks add.
+    """
+
+    interval: int
+    num_clips: int
+    share: float
+
+
+def check_schedule(
+    max_steps: int, batch_size: float, num_clips: int, num_strata: int, max_share: float = 0.05
+) -> CheckSchedule:
+    """Chooses the interval of checks so that they add ``max_share`` to the cost of training, but are 16 at least.
+
+    Where 16 checks of all held-out clips would cost more, fewer clips are scored, eight at least. Only where this is
+    not enough do checks cost more than their share: fewer than 16 would not let the rule decide in time.
+
+    Args:
+        max_steps: Planned optimizer steps; not positive for a run without an end.
+        batch_size: Samples per optimizer step, over all ranks and accumulated micro-batches.
+        num_clips: Held-out clips, at least one.
+        num_strata: Noise levels for each.
+        max_share: Of the cost of training.
+    """
+    step = TRAINING_EVALUATIONS * batch_size
+    each = 2 * num_strata  # a held-out clip and one of the probe
+    scored = num_clips
+    longest = max_steps // MIN_CHECKS if max_steps > 0 else math.inf
+    if max_steps > 0:
+        affordable = math.floor(max_share * step * max_steps / (MIN_CHECKS * each))
+        scored = min(scored, max(affordable, MIN_CLIPS))
+    interval = max(1, min(math.ceil(scored * each / (max_share * step)), longest))
+    return CheckSchedule(int(interval), scored, scored * each / (step * interval))
+
+
+def audit_evaluations(num_clips: int, num_steps: int, guided: bool) -> float:
+    """Cost of one audit: clips sampled in ``num_steps``, each twice where guidance is on, and decoded."""
+    return num_clips * (num_steps * (1 + guided) + DECODE_EVALUATIONS)
+
+
+def audit_interval(audit_cost: float, training_cost: float, planned_checks: int, max_share: float) -> int:
+    """Checks between audits so that they add a share of the cost of training, step 0's counted, but are two at least.
+
+    Args:
+        audit_cost: Of one audit.
+        training_cost: Of all planned steps, in the same unit.
+        planned_checks: In the whole run.
+        max_share: Of the cost of training.
+    """
+    affordable = max_share * training_cost / audit_cost - 1
+    if affordable < MIN_AUDITS:
+        return max(1, planned_checks // MIN_AUDITS)
+    return max(1, math.ceil(planned_checks / affordable))
