@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vidlit.__main__ import main
 from vidlit.demo import Demo
 
 torch.set_num_threads(1)  # the models are too small to share
@@ -33,9 +34,8 @@ def latents(tmp_path_factory):
     return tmp_path_factory.mktemp("latents")
 
 
-@pytest.fixture
-def quickstart(demo, latents, tmp_path):
-    """Words of a `fit` of the shipped quickstart, made small: 12 steps, a check every 4."""
+def quickstart_words(demo, latents, runs):
+    """Makes the words of a `fit` of the shipped quickstart, made small: 12 steps, a check every 4."""
 
     def words(command="fit", **overrides):
         options = {
@@ -46,7 +46,8 @@ def quickstart(demo, latents, tmp_path):
             "data.batch_size": 2,
             "model.base": demo.dir / "base",
             "model.warmup_steps": 2,
-            "run.dir": tmp_path / "runs",
+            "run.dir": runs,
+            "run.report": False,
             "trainer.max_steps": 12,
             "trainer.val_check_interval": 4,
             "trainer.log_every_n_steps": 1,
@@ -57,3 +58,24 @@ def quickstart(demo, latents, tmp_path):
         return [command, "--config", str(CONFIGS / "quickstart.yaml"), *(f"--{k}={v}" for k, v in options.items())]
 
     return words
+
+
+@pytest.fixture
+def quickstart(demo, latents, tmp_path):
+    """Words of a small `fit` whose runs lie in `tmp_path`."""
+    return quickstart_words(demo, latents, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def finished_run(demo, latents, tmp_path_factory):
+    """A run directory with everything in it: checks, audits, samples, a report. Tests that change it copy it first."""
+    runs = tmp_path_factory.mktemp("finished")
+    words = quickstart_words(demo, latents, runs)(
+        run__report=True,
+        samples__num_videos=2,
+        samples__num_audit=4,
+        samples__every_num_checks=1,
+        samples__num_steps=2,
+    )
+    assert main(words) == 0
+    return runs / "quickstart" / "0"

@@ -14,7 +14,7 @@ import vidlit
 PACKAGE = Path(vidlit.__file__).parent
 LIGHTNING = {"lightning"}
 ARRAYS = {"torch", "numpy"}
-ANYONE = {"vidlit.errors", "vidlit.run_directory"}  # small rooms without dependencies
+ANYONE = {"vidlit.errors", "vidlit.run_directory", "vidlit.redaction"}  # small rooms without dependencies
 
 # Room (a file, or a folder ending in "/") -> what it may import beside the standard library, itself and ANYONE.
 # A more exact room adds to its folder's row.
@@ -40,10 +40,13 @@ MAY_IMPORT = {
     "csv_logger.py": LIGHTNING,
     "launch.py": LIGHTNING | {"torch"},
     "plan.py": {"rich", "vidlit.data", "vidlit.stopping"},
-    "report.py": {"numpy", "PIL", "vidlit.data.video"},
+    "redaction.py": set(),
+    "run_record.py": ARRAYS | {"yaml", "vidlit.stopping", "vidlit.data.batch"},
+    "report/": {"numpy", "yaml", "jinja2", "markupsafe", "matplotlib", "vidlit.__version__", "vidlit.run_record"}
+    | {"vidlit.stopping"},
     "dashboard.py": {"wandb", "wandb_workspaces"},
     "demo.py": ARRAYS | {"diffusers", "transformers", "vidlit.data.video", "vidlit.models.codec"},
-    "cli.py": ARRAYS | LIGHTNING | {"jsonargparse", "rich", "wandb", "vidlit"},
+    "cli.py": ARRAYS | LIGHTNING | {"jsonargparse", "rich", "wandb", "yaml", "vidlit"},
     "commands.py": LIGHTNING | {"jsonargparse", "vidlit"},
 }
 LAZY_ONLY = {"diffusers", "transformers", "wandb", "peft"}
@@ -158,6 +161,6 @@ def test_help_is_quick_and_loads_nothing_slow():
     seconds = time.monotonic() - began
     assert done.returncode == 0, done.stderr
     assert re.search(r"^LOADED$", done.stdout, re.MULTILINE), done.stdout
-    for command in ("fit", "validate", "test", "encode", "demo"):
+    for command in ("fit", "validate", "test", "encode", "report", "demo"):
         assert re.search(rf"^  {command}\b", done.stdout, re.MULTILINE), command
     assert seconds < 2

@@ -20,6 +20,8 @@ commands that read a YAML file (--config FILE, any value can be overridden: --tr
   encode     only fill the latent store
 
 others
+  report RUN_DIR [RUN_DIR ...]
+             one HTML page of a run: why it stopped, curves, exposures, samples; several runs side by side
   demo DIR   write the procedural clips and the tiny base model of the quickstart
 
 options

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -31,7 +32,14 @@ from vidlit.errors import UserError
 from vidlit.launch import Launch
 from vidlit.module import VideoDiffusionModule
 from vidlit.plan import make_plan, print_plan
-from vidlit.run_directory import RunDirectory, latest_run_directory, new_run_directory, restarted_run_directory
+from vidlit.redaction import redact
+from vidlit.run_directory import (
+    RunDirectory,
+    latest_run_directory,
+    new_run_directory,
+    restarted_run_directory,
+    write_text,
+)
 from vidlit.stopping.closing import closing_paragraph
 
 # A config file may come from anywhere, and naming a class imports its module: only these may be named.
@@ -103,8 +111,8 @@ class SaveRunConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Save when a fit starts."""
         if stage == "fit" and trainer.is_global_zero:
-            path = RunDirectory(Path(trainer.default_root_dir)).config
-            self.parser.save(self.config, str(path), skip_unset=False, overwrite=True)
+            text = self.parser.dump(self.config, skip_unset=False)
+            write_text(RunDirectory(Path(trainer.default_root_dir)).config, _without_secrets(text))
 
 
 class VidlitCLI(LightningCLI):
@@ -161,6 +169,7 @@ class VidlitCLI(LightningCLI):
         parser.add_argument("--demo", type=Demo | None, default=None, help="Write the procedural clips and base first.")
         parser.add_argument("--run.dir", type=Path, default=Path("runs"), help="Folder of all run directories.")
         parser.add_argument("--run.name", type=str, default="vidlit", help="Runs of one name are numbered in a folder.")
+        parser.add_argument("--run.report", type=bool, default=True, help="Make report.html when training is over.")
         parser.add_lightning_class_args(DivergenceMonitor, "divergence")
         parser.add_lightning_class_args(ExposureLedger, "exposure")
         parser.add_lightning_class_args(OverfitStopping, "overfit_stopping")
@@ -260,9 +269,29 @@ class VidlitCLI(LightningCLI):
             print(_used(self.datamodule))
 
     def after_fit(self) -> None:
-        """Say how it ended."""
+        """Say how it ended, and make the page that shows it."""
         if self.trainer.is_global_zero:
             print("\n" + closing_paragraph(self.run_directory.read_summary(), self.run_directory))
+            if self.config.fit.run.report:
+                _report(self.run_directory)
+
+
+def _without_secrets(text: str) -> str:
+    """A config without keys; word for word where there are none."""
+    config = yaml.safe_load(text)
+    kept = redact(config)
+    return text if kept == config else yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+
+
+def _report(directory: RunDirectory) -> None:
+    """Make the report; whatever goes wrong with it, the run itself is done and stays done."""
+    try:
+        from vidlit.report import write_report  # loads matplotlib
+
+        print(f"Report, for a browser: {write_report([directory.path])}")
+    except Exception as error:
+        print(f"vidlit: warning: no report was made ({type(error).__name__}: {error}); the run is complete. Try again ")
+        print(f"with `vidlit report {directory.path}`.")
 
 
 def _used(data: LatentDataModule) -> str:

@@ -88,5 +88,16 @@ def _demo(words: list[str]) -> None:
     print(f"{demo.num_videos * demo.clips_per_video} clips in {demo.dir / 'clips'}, base model in {demo.dir / 'base'}")
 
 
-COMMANDS: dict[str, Callable[[list[str]], object]] = {"demo": _demo}
+def _report(words: list[str]) -> None:
+    from vidlit.report import write_report  # loads matplotlib
+
+    parser = ArgumentParser(prog="vidlit report", description="Make one HTML page of a run, or of several.")
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories: finished, running or crashed")
+    parser.add_argument("--out", type=Path | None, default=None, help="file to write; report.html of the run if null")
+    parser.add_argument("--megabytes", type=float, default=24.0, help="videos put into the page; others are linked")
+    options = parser.parse_args(words[1:])
+    print(write_report(options.runs, options.out, options.megabytes))
+
+
+COMMANDS: dict[str, Callable[[list[str]], object]] = {"demo": _demo, "report": _report}
 """The commands that LightningCLI does not know."""

@@ -84,6 +84,11 @@ class RunDirectory:
         """Which torchrun began the run: when it restarts its processes, they go on here."""
         return self.path / ".launcher"
 
+    @property
+    def report(self) -> Path:
+        """The run as one page for a browser."""
+        return self.path / "report.html"
+
     def samples(self, step: int) -> Path:
         """Folder of the videos generated at a step."""
         return self.path / "samples" / f"step_{step:06d}"

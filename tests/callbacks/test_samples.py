@@ -1,3 +1,5 @@
+import json
+
 import av
 import numpy as np
 import pytest
@@ -73,10 +75,14 @@ def test_files_are_playable_and_named_by_caption(data, tmp_path):
     generator = np.random.default_rng(0)
     videos = [generator.integers(0, 255, (*clip.bucket, 3)).astype(np.uint8) for clip in clips]
     write_samples(tmp_path / "samples", videos, clips, 16.0)
-    first, second, sheet = sorted((tmp_path / "samples").iterdir())
+    first, second, captions, sheet = sorted((tmp_path / "samples").iterdir())
     assert sheet.name == "contact_sheet.png"
     assert first.name.startswith("00_")
     assert second.name.startswith("01_")
+    assert json.loads(captions.read_text()) == {
+        first.name: clips[0].source.caption,
+        second.name: clips[1].source.caption,
+    }
     words = clips[0].source.caption.lower().split()
     assert "_".join(words[:3]) in first.name
     for path, clip in ((first, clips[0]), (second, clips[1])):

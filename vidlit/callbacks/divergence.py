@@ -18,14 +18,13 @@ from vidlit.diffusion.noising import stratum_sigmas
 from vidlit.errors import UserError
 from vidlit.metrics.paired_loss import PairedLoss, log_ratio
 from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, judge_divergence
+from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
 from vidlit.stopping.verdict import Verdict
 
 if TYPE_CHECKING:
     from vidlit.data.clips import Clip
     from vidlit.module import VideoDiffusionModule
 
-MIN_ADJUSTED_EXPOSURE = 5.0
-"""Nothing is decided before each video was seen about this often, at the reference run's worth."""
 SETS = ("val", "probe")
 """Held-out clips and training clips scored alike: the order of the validation dataloaders."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from vidlit.data.video import write_mp4
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.noising import keyed_generator
+from vidlit.run_directory import write_text
 
 if TYPE_CHECKING:
     from vidlit.data.clips import Clip
@@ -76,9 +78,14 @@ def sample_name(number: int, caption: str, prefix: str = "") -> str:
 def write_samples(
     folder: Path, videos: Sequence[NDArray[np.uint8]], clips: Sequence[Clip], fps: float, prefix: str = ""
 ) -> None:
-    """Write each video as mp4, named by number and caption, and ``contact_sheet.png`` with frames of all."""
+    """Write each video as mp4, named by number and caption, and ``contact_sheet.png`` with frames of all.
+
+    ``captions.json`` beside them holds the whole caption of each file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     captions = [clip.source.caption for clip in clips]
+    names = {sample_name(number, caption, prefix): caption for number, caption in enumerate(captions)}
+    write_text(folder / f"{prefix}captions.json", json.dumps(names, indent=2) + "\n")
     for number, (video, caption) in enumerate(zip(videos, captions, strict=True)):
         write_mp4(folder / sample_name(number, caption, prefix), video, fps)
     rows = [_sheet_row(video, caption) for video, caption in zip(videos, captions, strict=True)]

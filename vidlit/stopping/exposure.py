@@ -28,6 +28,9 @@ MEANING: dict[Band, str] = {
 
 CONSERVATIVE, MODERATE, RISKY = 10, 50, 100  # exposures per video: up to, up to, from
 
+MIN_ADJUSTED_EXPOSURE = 5.0
+"""The divergence rule decides nothing before each video was seen about this often, at the reference run's worth."""
+
 LOW_LEARNING_RATE = 4e-5
 LOW_LEARNING_RATE_SAFE = 30.0  # exposures that are still relatively safe at or below LOW_LEARNING_RATE
 
