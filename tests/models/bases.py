@@ -151,3 +151,159 @@ def wan_5b(folder):
         scale_factor_spatial=16,
     )
     return wan(folder, vae=vae, transformer=wan_transformer(48), scheduler=wan_scheduler(5.0), expand_timesteps=True)
+
+
+def cogvideox(folder, kind="5b"):
+    """CogVideoX ``2b`` (sine positions, DDIM), ``5b`` (rotary, DPM), ``5b-i2v`` (learned positions), ``1.5(-i2v)``."""
+    import diffusers
+
+    image, new = kind.endswith("i2v"), kind.startswith("1.5")
+    transformer = seeded(
+        diffusers.CogVideoXTransformer3DModel,
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=32 if image else 16,
+        out_channels=16,
+        time_embed_dim=32,
+        text_embed_dim=DIM,
+        num_layers=2,
+        sample_width=6,
+        sample_height=4,
+        sample_frames=9,
+        patch_size_t=2 if new else None,
+        use_rotary_positional_embeddings=kind != "2b",
+        use_learned_positional_embeddings=kind == "5b-i2v",
+        ofs_embed_dim=32 if kind == "1.5-i2v" else None,
+        patch_bias=not new,
+    )
+    vae = seeded(
+        diffusers.AutoencoderKLCogVideoX,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        latent_channels=16,
+        scaling_factor=0.7,
+        invert_scale_latents=new,
+    )
+    scheduler_class = diffusers.CogVideoXDDIMScheduler if kind == "2b" else diffusers.CogVideoXDPMScheduler
+    scheduler = scheduler_class(
+        prediction_type="v_prediction",
+        clip_sample=False,
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=3.0 if kind == "2b" else 1.0,
+        timestep_spacing="linspace" if kind == "2b" else "trailing",
+    )
+    pipeline_class = diffusers.CogVideoXImageToVideoPipeline if image else diffusers.CogVideoXPipeline
+    return save(pipeline_class(transformer=transformer, vae=vae, scheduler=scheduler, **t5()), folder)
+
+
+def mochi(folder, **index):
+    """Mochi; ``index`` goes into ``model_index.json``."""
+    import diffusers
+
+    transformer = seeded(
+        diffusers.MochiTransformer3DModel,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        pooled_projection_dim=32,
+        text_embed_dim=DIM,
+        time_embed_dim=16,
+    )
+    vae = seeded(
+        diffusers.AutoencoderKLMochi,
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+        latents_mean=torch.linspace(-0.5, 0.5, 12).tolist(),
+        latents_std=torch.linspace(0.5, 2.0, 12).tolist(),
+        scaling_factor=0.9,
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    return save(diffusers.MochiPipeline(transformer=transformer, vae=vae, scheduler=scheduler, **t5(), **index), folder)
+
+
+def byte_bpe(first, last, text, ended):
+    """A byte-level BPE tokenizer trained on the words of a text, as those of Llama 3 and CLIP (``ended``) are."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    marks = [first, last, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1000, special_tokens=marks, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([text] * 2, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}" if ended else f"{first} $A",
+        special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in (first, last)],
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=first, eos_token=last, pad_token=last, padding_side="right"
+    )
+
+
+def llama_and_clip(pooled_dim=24):
+    """Tokenizers and text encoders of HunyuanVideo. The video template is 95 tokens long, as it really is."""
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+
+    template = DEFAULT_PROMPT_TEMPLATE["template"]
+    tokenizer = byte_bpe("<|begin_of_text|>", "<|end_of_text|>", template, ended=False)
+    tokenizer_2 = byte_bpe("<|startoftext|>", "<|endoftext|>", "A red disc moves.", ended=True)
+    llama = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=DIM,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    clip = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer_2),
+        hidden_size=pooled_dim,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=pooled_dim,
+        bos_token_id=tokenizer_2.bos_token_id,
+        eos_token_id=tokenizer_2.eos_token_id,
+        pad_token_id=tokenizer_2.eos_token_id,
+    )
+    return {
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer_2,
+        "text_encoder": seeded(transformers.LlamaModel, llama),
+        "text_encoder_2": seeded(transformers.CLIPTextModel, clip),
+    }
+
+
+def hunyuan_video(folder):
+    """HunyuanVideo with the guidance embedding of the published, distilled model."""
+    import diffusers
+
+    transformer = seeded(
+        diffusers.HunyuanVideoTransformer3DModel,
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        mlp_ratio=2.0,
+        text_embed_dim=DIM,
+        pooled_projection_dim=24,
+        rope_axes_dim=(4, 6, 6),
+    )
+    vae = seeded(
+        diffusers.AutoencoderKLHunyuanVideo,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        latent_channels=4,
+        scaling_factor=0.5,
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    parts = {"transformer": transformer, "vae": vae, "scheduler": scheduler, **llama_and_clip()}
+    return save(diffusers.HunyuanVideoPipeline(**parts), folder)

@@ -141,14 +141,16 @@ class LatentDataModule(LightningDataModule):
         self._position = 0
 
     def _make_buckets(self, wanted: list[str] | BucketBudget) -> list[Bucket]:
-        temporal, pixels = self.family.compression[0], self.family.pixel_multiple
+        pixels = self.family.pixel_multiple
         if isinstance(wanted, BucketBudget):
-            return derive_buckets(temporal=temporal, spatial=pixels, **vars(wanted))
-        buckets = sorted({Bucket.parse(text) for text in wanted})
+            buckets = derive_buckets(temporal=self.family.compression[0], spatial=pixels, **vars(wanted))
+        else:
+            buckets = sorted({Bucket.parse(text) for text in wanted})
         if not buckets:
             raise UserError("data.buckets is empty: give at least one resolution, e.g. [49x480x704].")
         for bucket in buckets:
-            bucket.check(temporal, pixels)
+            bucket.check(self.family.frame_multiple, pixels)
+            self.family.latent_shape(*bucket)  # refuses what the family cannot take
         return buckets
 
     def _make_batch_sizes(self, wanted: int | BatchBudget) -> list[int]:

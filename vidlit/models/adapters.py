@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from safetensors.torch import save_file
 from torch import nn
 
+from vidlit.models.comfyui import comfyui_lora
 from vidlit.models.family import Family
 
 ADAPTER_NAME = "default"
@@ -51,7 +54,8 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path) -> list
         folder: written to; made if missing.
 
     Returns:
-        The files: ``pytorch_lora_weights.safetensors`` for an adapter, else the folder ``transformer``'s.
+        The files: ``pytorch_lora_weights.safetensors`` for an adapter, and ``comfyui_lora.safetensors`` where
+        ComfyUI's names of all its layers are known; else the folder ``transformer``'s.
     """
     if not getattr(transformer, "peft_config", None):
         transformer.save_pretrained(folder / "transformer")  # type: ignore[operator]
@@ -61,10 +65,22 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path) -> list
     from peft import get_peft_model_state_dict
 
     pipeline = getattr(diffusers, family.pipeline_class)
+    state = get_peft_model_state_dict(transformer)
     pipeline.save_lora_weights(
         folder,
-        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        transformer_lora_layers=state,
         # Without the metadata alpha falls back to the rank when the file is loaded, with no warning.
         **_collate_lora_metadata({"transformer": transformer}),
     )
-    return [folder / "pytorch_lora_weights.safetensors"]
+    written = [folder / "pytorch_lora_weights.safetensors"]
+    config: Any = transformer.peft_config[ADAPTER_NAME]  # type: ignore[index]
+    renamed = comfyui_lora(
+        family.comfyui_layers,
+        state,
+        config.lora_alpha / config.r,
+        lambda layer: int(transformer.get_submodule(layer).out_features),  # type: ignore[arg-type]
+    )
+    if renamed is not None:
+        written.append(folder / "comfyui_lora.safetensors")
+        save_file(renamed, written[-1], {"format": "pt"})
+    return written

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.errors import UserError
+from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, VideoEncoder
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class Family(ABC):
     """Frame rate the published weights were trained at."""
     lora_targets: ClassVar[str]
     """Pattern of the layers that LoRA adapts by default, matched against whole module names."""
+
+    comfyui_layers: ClassVar[Layers] = {}
+    """Names that ComfyUI has for layers LoRA may adapt; empty where they are not known, and no such file is written."""
 
     # What may depend on the base: a subclass states it, or sets it when it has read the base's config.
     pipeline_class: str
@@ -124,6 +128,11 @@ class Family(ABC):
         """What heights and widths must be multiples of: the VAE's compression times the transformer's patch."""
         patch = read_config(self.base, "transformer").get("patch_size", 1)
         return self.compression[1] * int(patch if isinstance(patch, int) else patch[-1])
+
+    @property
+    def frame_multiple(self) -> int:
+        """What a number of frames, less one, must be a multiple of."""
+        return self.compression[0]
 
     @property
     def latent_channels(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift
+from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder
 from vidlit.models.family import Family, read_config
 
@@ -25,6 +26,15 @@ class LTXVideo(Family):
     transformer_class: ClassVar[str] = "LTXVideoTransformer3DModel"
     default_fps: ClassVar[float] = 25.0
     lora_targets: ClassVar[str] = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
+    # ComfyUI calls the blocks' layers as diffusers does.
+    comfyui_layers: ClassVar[Layers] = {
+        layer: (layer,)
+        for layer in (
+            *(f"transformer_blocks.{{}}.attn1.to_{part}" for part in ("q", "k", "v", "out.0")),
+            *(f"transformer_blocks.{{}}.attn2.to_{part}" for part in ("q", "k", "v", "out.0")),
+            *(f"transformer_blocks.{{}}.ff.net.{part}" for part in ("0.proj", "2")),
+        )
+    }
     pipeline_class = "LTXPipeline"
     prompt_recipe = f"T5, padded to {MAX_PROMPT_TOKENS} without a mask"
 

@@ -1,0 +1,192 @@
+"""Every family's LoRA as it leaves, reloaded in diffusers and, under ComfyUI's names, by diffusers' converters."""
+
+import diffusers
+import pytest
+import torch
+from diffusers.loaders.lora_conversion_utils import _convert_hunyuan_video_lora_to_diffusers
+from diffusers.loaders.single_file_utils import convert_mochi_transformer_checkpoint_to_diffusers
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+
+from tests.models import bases
+from vidlit.data.batch import Conditioning
+from vidlit.models.adapters import LoRA, export_weights
+from vidlit.models.comfyui import comfyui_lora
+from vidlit.models.family import open_family
+from vidlit.models.hunyuan_video import HunyuanVideo
+
+MAKERS = {
+    "cogvideox": lambda folder: bases.cogvideox(folder, "5b"),
+    "cogvideox-i2v": lambda folder: bases.cogvideox(folder, "1.5-i2v"),
+    "mochi": bases.mochi,
+    "hunyuan_video": bases.hunyuan_video,
+}
+SIZES = {"cogvideox": (9, 32, 48), "cogvideox-i2v": (9, 32, 48), "mochi": (7, 32, 32), "hunyuan_video": (5, 32, 32)}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def family(request, tmp_path_factory):
+    made = open_family(MAKERS[request.param](tmp_path_factory.mktemp(request.param) / "base"))
+    made.name = request.param
+    return made
+
+
+def trained(family, lora):
+    """An adapter as if trained: its output layers are zero at first, which any export would survive."""
+    transformer = family.load_transformer().eval()
+    lora.apply(transformer, family)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return transformer
+
+
+@torch.no_grad()
+def velocities(family, transformer):
+    generator = torch.Generator().manual_seed(0)
+    shape = family.latent_shape(*SIZES[family.name])
+    captions = [{"prompt_embeds": torch.randn(n, 64, generator=generator)} for n in (4, 7)]
+    conditioning = Conditioning.of(captions, family.prompt_length)
+    extras = {"pooled_projections": (24,), "image_latents": (shape[0], 1, *shape[2:])}
+    names = family.prompt_extras + family.clip_extras
+    made = {name: torch.randn(2, *extras[name], generator=generator) for name in names}
+    noisy = torch.randn(2, *shape, generator=generator)
+    return family.velocity(transformer, noisy, torch.tensor([0.3, 0.8]), conditioning._replace(extras=made))
+
+
+def adapted_layers(transformer):
+    return {name for name, module in transformer.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def reload(family, file):
+    """In the family's pipeline, around the base's transformer."""
+    transformer = family.load_transformer().eval()
+    pipeline_class = getattr(diffusers, family.pipeline_class)
+    others = set(pipeline_class._get_signature_keys(pipeline_class)[0]) - {"transformer"}
+    pipeline = pipeline_class(transformer=transformer, **dict.fromkeys(others))
+    pipeline.load_lora_weights(file.parent, weight_name=file.name)
+    return pipeline.transformer
+
+
+@pytest.mark.parametrize("lora", [LoRA(rank=4, alpha=8.0), LoRA(rank=4, alpha=1.0)], ids=["alpha8", "alpha1"])
+def test_a_lora_reloaded_in_the_pipeline_gives_the_same_outputs(family, lora, tmp_path):
+    transformer = trained(family, lora)
+    export_weights(family, transformer, tmp_path)
+    again = reload(family, tmp_path / "pytorch_lora_weights.safetensors")
+    assert adapted_layers(again) == adapted_layers(transformer) != set()
+    assert {config.lora_alpha for config in again.peft_config.values()} == {lora.alpha}
+    plain = velocities(family, family.load_transformer().eval())
+    made = velocities(family, transformer)
+    assert (made - plain).abs().mean() > 1e-3
+    torch.testing.assert_close(velocities(family, again), made, atol=1e-5, rtol=1e-5)
+
+
+def test_lora_adapts_the_blocks_attention_alone(family):
+    """And none of the embedders, whose layers have names of the same kind."""
+    layers = adapted_layers(trained(family, LoRA()))
+    assert {layer.split(".")[0] for layer in layers} <= {"transformer_blocks", "single_transformer_blocks"}
+    assert {layer.rsplit(".attn", 1)[1].split(".", 1)[1] for layer in layers} <= {"to_q", "to_k", "to_v", "to_out.0"}
+
+
+@torch.no_grad()
+def deltas(transformer):
+    """What the adapter adds to each layer's weight."""
+    return {
+        name: module.get_delta_weight("default")
+        for name, module in transformer.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+
+
+def as_deltas(state):
+    """The same of a file's matrices."""
+    names = [key.removesuffix(".lora_A.weight") for key in state if key.endswith("lora_A.weight")]
+    assert len(state) == 2 * len(names)
+    return {name: state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"] for name in names}
+
+
+def assert_same(made, expected):
+    """Layers that were joined with adapted ones come back without an update."""
+    assert set(expected) <= set(made)
+    for name, delta in made.items():
+        torch.testing.assert_close(delta, expected.get(name, torch.zeros_like(delta)), atol=1e-6, rtol=1e-5)
+
+
+def mochi_layers(state):
+    """Diffusers' conversion of Mochi's own weights, applied to the updates; other weights are filled in."""
+
+    class Filled(dict):
+        def pop(self, key):
+            return super().pop(key, torch.zeros(6, 2))
+
+    prefix = "diffusion_model."
+    weights = Filled({f"{name.removeprefix(prefix)}.weight": delta for name, delta in as_deltas(state).items()})
+    converted = convert_mochi_transformer_checkpoint_to_diffusers(weights)
+    assert not weights  # nothing that it did not know
+    return {name.removesuffix(".weight"): value for name, value in converted.items()}
+
+
+@pytest.mark.parametrize(
+    "targets", [None, r"transformer_blocks\.\d+\.attn1\.(to_q|add_v_proj|to_out\.0)|transformer_blocks\.0\.ff\.net\.2"]
+)
+def test_mochi_under_comfyui_names_is_the_same_update(tmp_path, targets):
+    family = open_family(bases.mochi(tmp_path / "base"))
+    transformer = trained(family, LoRA(rank=4, alpha=8.0, targets=targets))
+    written = export_weights(family, transformer, tmp_path / "weights")
+    expected = deltas(transformer)
+    made = mochi_layers(load_file(written[1]))
+    assert_same({name: made[name] for name in expected}, expected)
+
+
+def test_hunyuan_video_under_comfyui_names_loads_in_the_pipeline(tmp_path):
+    """Its double blocks; the converter only knows single blocks of the published width (next test)."""
+    family = open_family(bases.hunyuan_video(tmp_path / "base"))
+    family.name = "hunyuan_video"
+    targets = r"transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|to_add_out)|ff\.net\.0\.proj)"
+    transformer = trained(family, LoRA(rank=4, alpha=8.0, targets=targets))
+    written = export_weights(family, transformer, tmp_path / "weights")
+    assert [path.name for path in written] == ["pytorch_lora_weights.safetensors", "comfyui_lora.safetensors"]
+    again = reload(family, written[1])
+    assert adapted_layers(again) >= adapted_layers(transformer)
+    torch.testing.assert_close(velocities(family, again), velocities(family, transformer), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [("to_q", "to_k", "to_v"), ("to_k",), ("to_q", "proj_mlp")])
+def test_hunyuan_videos_single_blocks_under_comfyui_names(layers):
+    width = 3072
+    sizes = {"attn.to_q": width, "attn.to_k": width, "attn.to_v": width, "proj_mlp": 4 * width}
+    state = {}
+    for layer in layers:
+        name = f"single_transformer_blocks.7.{layer if layer == 'proj_mlp' else f'attn.{layer}'}"
+        state[f"{name}.lora_A.weight"] = torch.randn(2, 5)
+        state[f"{name}.lora_B.weight"] = torch.randn(sizes[name.split(".", 2)[2]], 2)
+    made = comfyui_lora(HunyuanVideo.comfyui_layers, state, 0.5, lambda name: sizes[name.split(".", 2)[2]])
+    assert set(made) == {f"diffusion_model.single_blocks.7.linear1.lora_{side}.weight" for side in "AB"}
+    back = as_deltas(_convert_hunyuan_video_lora_to_diffusers(made))
+    assert len(back) == 4
+    assert_same(back, {f"transformer.{name}": 0.5 * delta for name, delta in as_deltas(state).items()})
+
+
+def test_ltx_video_under_comfyui_names_loads_in_the_pipeline(demo, tmp_path):
+    family = open_family(demo.dir / "base")
+    targets = r"transformer_blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))"
+    transformer = trained(family, LoRA(rank=4, alpha=8.0, targets=targets))
+    written = export_weights(family, transformer, tmp_path)
+    again = reload(family, written[1])
+    assert adapted_layers(again) == adapted_layers(transformer)
+    name = next(iter(again.peft_config))
+    made = {layer: again.get_submodule(layer).get_delta_weight(name) for layer in adapted_layers(again)}
+    assert_same(made, deltas(transformer))
+
+
+@pytest.mark.parametrize("kind", ["no map", "a layer without a name"])
+def test_no_comfyui_file_where_a_name_is_not_known(demo, tmp_path, kind):
+    """A part of the update that is silently ignored would be worse than no file."""
+    if kind == "no map":
+        family, lora = open_family(bases.cogvideox(tmp_path / "base")), LoRA()
+    else:
+        family, lora = open_family(demo.dir / "base"), LoRA(targets=r".*(attn1\.to_q|proj_in)")
+    written = export_weights(family, trained(family, lora), tmp_path / "weights")
+    assert [path.name for path in written] == ["pytorch_lora_weights.safetensors"]
+    assert not (tmp_path / "weights/comfyui_lora.safetensors").exists()
