@@ -151,11 +151,63 @@ def test_ten_bit_full_range_and_limited_range_give_the_same_colours(tmp_path):
         assert clip.mean(axis=(1, 2, 3)) == pytest.approx([16, 40, 128, 235], abs=2), name
 
 
-@pytest.mark.parametrize(("color_trc", "name"), [(16, "PQ"), (18, "HLG")])
-def test_hdr_is_refused(tmp_path, color_trc, name):
-    path = write_film(tmp_path / "a.mp4", [quadrants()] * 2, color_trc=color_trc)
+def pq(nits):
+    """SMPTE ST 2084: brightness to code value."""
+    power = (nits / 10_000) ** 0.1593017578125
+    return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+
+
+def hlg(nits):
+    """ARIB STD-B67 on a screen of 1,000 nits, for greys."""
+    light = (nits / 1000) ** (1 / 1.2)
+    bright = 0.17883277 * np.log(np.maximum(12 * light - 0.28466892, 1e-9)) + 0.55991073
+    return np.where(light <= 1 / 12, np.sqrt(3 * light), bright)
+
+
+def write_hdr(path, code, transfer, matrix="bt2020nc"):
+    """A row of greys of known brightness, tagged as a camera or a disc would."""
+    numbers = {"smpte2084": 16, "arib-std-b67": 18, "bt2020nc": 9, "ictcp": 14}
+    values = np.repeat(np.round(64 + code * 876).astype(np.uint16), 16)
+    picture = np.full((96, len(values)), 512, np.uint16)
+    picture[:64] = values
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265", rate=25)
+        stream.width, stream.height, stream.pix_fmt = len(values), 64, "yuv420p10le"
+        screen = "G(8500,39850)B(6550,2300)R(35400,14600)WP(15635,16450)L(10000000,1)"  # peak: 1,000 nits
+        stream.options = {
+            "x265-params": f"log-level=none:qp=4:colorprim=bt2020:transfer={transfer}:colormatrix={matrix}:"
+            f"master-display={screen}:max-cll=1000,400"
+        }
+        frame = av.VideoFrame.from_ndarray(picture, format="yuv420p10le")
+        frame.colorspace, frame.color_range, frame.color_trc = numbers[matrix], int(ColorRange.MPEG), numbers[transfer]
+        frame.color_primaries = 9
+        for index in range(2):
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(("transfer", "curve"), [("smpte2084", pq), ("arib-std-b67", hlg)])
+def test_hdr_is_mapped_to_the_whole_ordinary_range(tmp_path, transfer, curve):
+    nits = np.array([0.001, 1, 10, 50, 100, 203, 400, 1000])
+    path = write_hdr(tmp_path / "a.mp4", curve(nits), transfer)
+    assert probe(path).width == 128
+    clip = read_clip(path, 0.0, 2, 25.0, 64, 128)
+    greys = clip[:, 32, 8::16].astype(int)
+    assert (greys.max(axis=2) - greys.min(axis=2)).max() <= 2  # no tint
+    assert (greys[0] == greys[1]).all()
+    levels = greys[0, :, 0]
+    assert levels[0] <= 2
+    assert levels[-1] >= 250
+    assert (np.diff(levels) >= 10).all()  # nothing is clipped, ...
+    assert 160 <= levels[5] <= 215  # ... and paper white, 203 nits by ITU-R BT.2408, stays bright
+
+
+def test_hdr_that_only_its_own_players_show_is_refused(tmp_path):
+    path = write_hdr(tmp_path / "a.mkv", pq(np.array([1.0, 100, 200, 300])), "smpte2084", "ictcp")
     for use in (probe, lambda path: read_clip(path, 0.0, 1, 25.0, 64, 64)):
-        with pytest.raises(VideoError, match=rf"HDR video \({name}\)"):
+        with pytest.raises(VideoError, match=r"HDR video .*convert it"):
             use(path)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+import av.filter
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -14,7 +16,8 @@ from vidlit.errors import UserError
 
 MAX_PIXELS = 8192 * 4352  # 8K video; a header can claim a thousand times more
 
-_HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
+_HDR = {int(ColorTrc.SMPTE2084), int(ColorTrc.ARIB_STD_B67)}  # PQ and HLG
+_HDR_COLORSPACES = {0, 9, 10}  # RGB, BT.2020; Dolby Vision has others of its own
 _UNSPECIFIED_COLORSPACE = 2
 _RESIZE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
 
@@ -55,15 +58,61 @@ def check_size(width: int, height: int) -> None:
         raise VideoError(f"is {width}x{height} pixels, more than {MAX_PIXELS:,} are refused")
 
 
-def check_transfer(frame: Any) -> None:
-    """Refuse HDR, which would come out washed out.
+def is_hdr(frame: Any) -> bool:
+    """Whether brightness is coded by PQ or HLG, far beyond what a screen's white is.
 
     Raises:
-        VideoError: names the transfer function.
+        VideoError: it is, and in a way that cannot be brought to an ordinary range.
     """
-    name = _HDR.get(frame.color_trc)
-    if name:
-        raise VideoError(f"is HDR video ({name}): convert it to SDR first, it would look washed out")
+    if frame.color_trc not in _HDR:
+        return False
+    if frame.colorspace not in {_UNSPECIFIED_COLORSPACE, *_HDR_COLORSPACES}:
+        raise VideoError(
+            "is HDR video of a kind that only its own players show (Dolby Vision): convert it to SDR first"
+        )
+    if _has_alpha(frame):
+        raise VideoError("is HDR video with transparency: convert it to SDR first")
+    return True
+
+
+def tone_map(frame: Any, rows: int, columns: int) -> NDArray[np.uint8]:
+    """An HDR frame to BT.709, resized: FFmpeg's perceptual mapping from the peak that the file names to SDR white.
+
+    Returns:
+        (rows, columns, 3) full-range RGB.
+    """
+    if frame.colorspace == _UNSPECIFIED_COLORSPACE and not frame.format.is_rgb:
+        frame.colorspace = int(Colorspace.BT2020)
+    graph = _tone_mapping(
+        frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, rows, columns
+    )
+    try:
+        graph.push(frame)
+        return np.asarray(graph.pull().to_ndarray(), np.uint8)
+    except BaseException:
+        _tone_mapping.cache_clear()  # a frame left in it would come out for the next one
+        raise
+
+
+@functools.lru_cache(maxsize=4)
+def _tone_mapping(
+    width: int, height: int, pixel_format: str, colorspace: int, color_range: int, rows: int, columns: int
+) -> av.filter.Graph:
+    """The filters, kept from clip to clip: their table of colours takes seconds to make, a frame then milliseconds."""
+    graph = av.filter.Graph()
+    graph.threads = 1
+    buffer = graph.add(
+        "buffer",
+        f"video_size={width}x{height}:pix_fmt={pixel_format}:time_base=1/1000:"
+        f"colorspace={colorspace}:range={color_range}",
+    )
+    scale = graph.add(
+        "scale",
+        f"w={columns}:h={rows}:flags=bicubic+accurate_rnd:out_range=pc:out_primaries=bt709:out_transfer=bt709:"
+        "intent=perceptual",
+    )
+    graph.link_nodes(buffer, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+    return graph
 
 
 class Resizer:
@@ -88,18 +137,26 @@ class Resizer:
         """Convert one frame.
 
         Raises:
-            VideoError: HDR, or so thin that covering the target would take too many pixels.
+            VideoError: HDR that cannot be tone-mapped, or so thin that covering the target would take too many pixels.
         """
-        check_transfer(frame)
+        hdr = is_hdr(frame)
         turn = Orientation.of(frame)
         colorspace = _colorspace(frame)
-        if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+        if _has_alpha(frame):
             frame, colorspace = self._composite(frame, colorspace), None
         height, width = (self.width, self.height) if turn.transpose else (self.height, self.width)
         displayed_width = frame.width * self.sample_aspect
         scale = max(height / frame.height, width / displayed_width)
         rows, columns = max(height, round(frame.height * scale)), max(width, round(displayed_width * scale))
         check_size(columns, rows)
+        resized = tone_map(frame, rows, columns) if hdr else self._resize(frame, rows, columns, colorspace)
+        top, left = (rows - height) // 2, (columns - width) // 2
+        pixels = resized[top : top + height, left : left + width]
+        if turn.transpose:
+            pixels = pixels.transpose(1, 0, 2)
+        return pixels[:: -1 if turn.mirror_y else 1, :: -1 if turn.mirror_x else 1]
+
+    def _resize(self, frame: Any, rows: int, columns: int, colorspace: Colorspace | None) -> NDArray[np.uint8]:
         resized = self._reformatter.reformat(
             frame,
             columns,
@@ -110,11 +167,7 @@ class Resizer:
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
-        top, left = (rows - height) // 2, (columns - width) // 2
-        pixels = np.asarray(resized.to_ndarray(), np.uint8)[top : top + height, left : left + width]
-        if turn.transpose:
-            pixels = pixels.transpose(1, 0, 2)
-        return pixels[:: -1 if turn.mirror_y else 1, :: -1 if turn.mirror_x else 1]
+        return np.asarray(resized.to_ndarray(), np.uint8)
 
     def _composite(self, frame: Any, colorspace: Colorspace | None) -> Any:
         """Before the resize, which would mix the hidden colour of transparent pixels into the edges."""
@@ -124,6 +177,10 @@ class Resizer:
         alpha = rgba[..., 3:].astype(np.float32) / 255
         mixed = rgba[..., :3] * alpha + self.background * (1 - alpha)
         return av.VideoFrame.from_ndarray(np.rint(mixed).astype(np.uint8), format="rgb24")
+
+
+def _has_alpha(frame: Any) -> bool:
+    return bool(frame.format.has_palette or any(component.is_alpha for component in frame.format.components))
 
 
 def _colorspace(frame: Any) -> Colorspace | None:

@@ -17,7 +17,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
-from vidlit.data.pixels import BLACK, Color, Orientation, Resizer, VideoError, check_transfer, read_image
+from vidlit.data.pixels import BLACK, Color, Orientation, Resizer, VideoError, is_hdr, read_image
 from vidlit.data.stream import (
     Cursor,
     check_regular,
@@ -67,7 +67,8 @@ def probe(path: Path) -> VideoInfo:
     """Read a file's header and its first frame.
 
     Raises:
-        VideoError: not a regular file, not a video or image of a known format, too large, HDR, or without a frame.
+        VideoError: not a regular file, not a video or image of a known format, too large, without a frame, or HDR that
+            cannot be tone-mapped.
     """
     check_regular(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -79,7 +80,7 @@ def probe(path: Path) -> VideoInfo:
             first_time, frame = next(timed_frames(container, stream), (0.0, None))
             if frame is None:
                 raise VideoError("holds no frame that can be decoded")
-            check_transfer(frame)
+            is_hdr(frame)
             width, height = max(1, round(frame.width * sample_aspect_of(stream))), frame.height
             if Orientation.of(frame).transpose:
                 width, height = height, width
@@ -117,7 +118,7 @@ def read_clip(
         (F, H, W, 3) full-range RGB.
 
     Raises:
-        VideoError: the file cannot be opened or decoded, is HDR, or ends before the clip does.
+        VideoError: the file cannot be opened, decoded or tone-mapped, or ends before the clip does.
     """
     with VideoReader() as reader:
         return reader.read_clip(path, start, num_frames, fps, height, width, background)
