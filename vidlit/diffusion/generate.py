@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vidlit.data.batch import Conditioning
 from vidlit.diffusion.loss import VelocityModel
+from vidlit.diffusion.noising import without_first_frame
 
 
 class Scheduler(Protocol):
@@ -37,6 +38,7 @@ def generate(
     conditioning: Conditioning,
     null_conditioning: Conditioning | None = None,
     guidance_scale: float = 1.0,
+    first_frame: Tensor | None = None,
 ) -> Tensor:
     """Walk from noise to latents along a schedule.
 
@@ -45,8 +47,10 @@ def generate(
         scheduler: of the model's family, with its timesteps set.
         noise: (B, C, F, H, W) float32, the start.
         conditioning: of B samples.
-        null_conditioning: of the empty prompt, for one sample or B; needed when guidance is on.
+        null_conditioning: of the empty prompt, for one sample or B; needed when guidance is on. Extras that it lacks,
+            such as the image of an image-to-video base, are those of ``conditioning``.
         guidance_scale: 1 is no guidance; above, ``v_null + scale * (v_prompt - v_null)``.
+        first_frame: (B, C, 1, H, W), latents of the frame to start from, for families that take one.
 
     Returns:
         (B, C, F, H, W) float32.
@@ -56,12 +60,18 @@ def generate(
     """
     if guidance_scale != 1.0 and null_conditioning is None:
         raise ValueError(f"guidance_scale {guidance_scale} needs the embedding of the empty prompt.")
+    if null_conditioning is not None:
+        null_conditioning = null_conditioning.expand(len(noise))
+        null_conditioning = null_conditioning._replace(extras=conditioning.extras | null_conditioning.extras)
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
-        sigmas = sigma.to(latents).expand(latents.shape[0])
+        sigmas = sigma.to(latents).expand(len(latents))
+        if first_frame is not None:
+            latents = torch.cat([first_frame.to(latents), latents[:, :, 1:]], dim=2)
+            sigmas = without_first_frame(sigmas, torch.ones_like(sigmas, dtype=torch.bool), latents.shape[2])
         velocity = model(latents, sigmas, conditioning).float()
         if guidance_scale != 1.0 and null_conditioning is not None:
-            without = model(latents, sigmas, null_conditioning.expand(latents.shape[0])).float()
+            without = model(latents, sigmas, null_conditioning).float()
             velocity = without + guidance_scale * (velocity - without)
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-    return latents
+    return latents if first_frame is None else torch.cat([first_frame.to(latents), latents[:, :, 1:]], dim=2)

@@ -107,6 +107,23 @@ def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
+def without_first_frame(sigmas: Tensor, given: Tensor, num_frames: int) -> Tensor:
+    """Noise levels by frame, with none on the first latent frame of samples that are given it.
+
+    Args:
+        sigmas: (B,).
+        given: (B,) bool, samples whose first frame is given; of a single frame it never is.
+        num_frames: latent frames of a sample.
+
+    Returns:
+        (B, num_frames).
+    """
+    by_frame = sigmas[:, None].repeat(1, num_frames)
+    if num_frames > 1:
+        by_frame[:, 0] = torch.where(given, 0.0, sigmas)
+    return by_frame
+
+
 def stratum_sigmas(noising: RectifiedFlow, keys: Tensor, num_strata: int) -> Tensor:
     """Fixed sigmas at which clips are scored: mid-quantiles of the training distribution, rotated over clips.
 

@@ -37,7 +37,7 @@ class CogVideoX(Family):
     """
 
     transformer_class: ClassVar[str] = "CogVideoXTransformer3DModel"
-    default_fps: ClassVar[float] = 8.0
+    default_fps = 8.0
     lora_targets: ClassVar[str] = r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)"
     pipeline_class = "CogVideoXPipeline"
     prompt_length = MAX_PROMPT_TOKENS

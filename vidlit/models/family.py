@@ -43,8 +43,6 @@ class Family(ABC):
 
     transformer_class: ClassVar[str]
     """Class name in ``transformer/config.json``: how a base is recognised."""
-    default_fps: ClassVar[float]
-    """Frame rate the published weights were trained at."""
     lora_targets: ClassVar[str]
     """Pattern of the layers that LoRA adapts by default, matched against whole module names."""
 
@@ -52,6 +50,8 @@ class Family(ABC):
     """Names that ComfyUI has for layers LoRA may adapt; empty where they are not known, and no such file is written."""
 
     # What may depend on the base: a subclass states it, or sets it when it has read the base's config.
+    default_fps: float
+    """Frame rate the published weights were trained at."""
     pipeline_class: str
     """diffusers pipeline that users load the results in."""
     prompt_length: int | None = None
@@ -62,6 +62,8 @@ class Family(ABC):
     """Names of further tensors stored with each caption's ``prompt_embeds`` and read into the conditioning."""
     clip_extras: tuple[str, ...] = ()
     """The same of each clip's ``latents``."""
+    takes_first_frame: bool = False
+    """Whether :meth:`velocity` takes a sigma for each latent frame, so that the first one can be given clean."""
     clip_recipe: str = ""
     """How clip extras are made, in words: part of the identity of latents where there are any."""
 
@@ -91,7 +93,7 @@ class Family(ABC):
         Args:
             transformer: from :meth:`load_transformer`.
             noisy: (B, C, F, H, W).
-            sigmas: (B,); or (B, F), one for each latent frame, for families that train from a given first frame.
+            sigmas: (B,); or (B, F), one for each latent frame, where the family ``takes_first_frame``.
             conditioning: of B samples.
 
         Returns:
@@ -220,17 +222,17 @@ def known_families() -> dict[str, type[Family]]:
 
 
 def read_config(base: Path, part: str, file: str = "config.json") -> dict[str, Any]:
-    """``config.json`` of one part of a base; schedulers and tokenizers name theirs otherwise.
+    """``config.json`` of one part of a base; schedulers name theirs otherwise, and so does the whole (part ``""``).
 
     Raises:
         UserError: it is missing or no JSON.
     """
-    path = base / part / file
+    name = f"{part}/{file}" if part else file
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads((base / name).read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{base} is no complete diffusers folder: cannot read {part}/{file} ({error}). A base holds "
+            f"{base} is no complete diffusers folder: cannot read {name} ({error}). A base holds "
             "transformer, vae, text_encoder, tokenizer and scheduler, as save_pretrained writes them."
         ) from error
     return config

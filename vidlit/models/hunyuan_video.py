@@ -38,7 +38,7 @@ class HunyuanVideo(Family):
     """
 
     transformer_class: ClassVar[str] = "HunyuanVideoTransformer3DModel"
-    default_fps: ClassVar[float] = 24.0
+    default_fps = 24.0
     # Anchored at the blocks: context_embedder has layers of the same names.
     lora_targets: ClassVar[str] = r"(single_)?transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0)"
     comfyui_layers: ClassVar[Layers] = {

@@ -24,7 +24,6 @@ class LTXVideo(Family):
     """Lightricks' LTX-Video, whose VAE also has patches of its own: the transformer takes one latent a token."""
 
     transformer_class: ClassVar[str] = "LTXVideoTransformer3DModel"
-    default_fps: ClassVar[float] = 25.0
     lora_targets: ClassVar[str] = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
     # ComfyUI calls the blocks' layers as diffusers does.
     comfyui_layers: ClassVar[Layers] = {
@@ -35,7 +34,9 @@ class LTXVideo(Family):
             *(f"transformer_blocks.{{}}.ff.net.{part}" for part in ("0.proj", "2")),
         )
     }
+    default_fps = 25.0
     pipeline_class = "LTXPipeline"
+    takes_first_frame = True
     prompt_recipe = f"T5, padded to {MAX_PROMPT_TOKENS} without a mask"
 
     def velocity(
@@ -52,7 +53,7 @@ class LTXVideo(Family):
         tokens = transformer(
             hidden_states=noisy.flatten(2).transpose(1, 2).to(dtype),
             encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
-            timestep=1000.0 * sigmas,
+            timestep=1000.0 * (sigmas.repeat_interleave(height * width, dim=1) if sigmas.dim() == 2 else sigmas),
             encoder_attention_mask=conditioning.prompt_attention_mask.to(dtype),
             num_frames=num_frames,
             height=height,

@@ -26,7 +26,7 @@ class Mochi(Family):
     """Genmo's Mochi 1, which was trained with the time ``1 - sigma`` and the velocity ``latents - noise``."""
 
     transformer_class: ClassVar[str] = "MochiTransformer3DModel"
-    default_fps: ClassVar[float] = 30.0
+    default_fps = 30.0
     # Anchored at the blocks: time_embed.pooler has layers of the same names.
     lora_targets: ClassVar[str] = r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)"
     comfyui_layers: ClassVar[Layers] = {

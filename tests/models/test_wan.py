@@ -1,0 +1,289 @@
+"""Wan against diffusers' own pipelines: the reference for every convention."""
+
+import json
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
+from PIL import Image
+
+from tests.models import bases
+from vidlit.data.batch import Conditioning, LatentSample, collate
+from vidlit.diffusion.generate import generate
+from vidlit.diffusion.loss import denoising_loss
+from vidlit.diffusion.noising import RectifiedFlow
+from vidlit.errors import UserError
+from vidlit.models.encoders import Encoders
+from vidlit.models.family import open_family
+
+KINDS = {"wan": bases.wan, "wan_image_to_video": bases.wan_image_to_video, "wan_5b": bases.wan_5b}
+NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 64
+CAPTIONS = ["A red disc.", "  A medium &amp; striped   ring moves in a circle\n before a blue background. ", "x"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {kind: write(tmp_path_factory.mktemp(kind) / "base") for kind, write in KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def families(folders):
+    return {kind: open_family(folder) for kind, folder in folders.items()}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def family(families, kind):
+    return families[kind]
+
+
+def pipeline_of(folder, pipeline_class=WanPipeline):
+    pipeline = pipeline_class.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def videos(count=2):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, NUM_FRAMES, HEIGHT, WIDTH, 3), generator=generator, dtype=torch.uint8)
+
+
+def batch_of(family, count=2):
+    """Videos and captions through our encoders, as a dataset would give them."""
+    encoders = Encoders(family)
+    encoded, prompts = encoders.encode_video(videos(count)), encoders.encode_captions(CAPTIONS[:count])
+    return collate(
+        [
+            LatentSample(
+                encoded["latents"][row],
+                prompts[row]["prompt_embeds"],
+                row,
+                row,
+                {name: encoded[name][row] for name in family.clip_extras},
+            )
+            for row in range(count)
+        ],
+        family.prompt_length,
+    )
+
+
+def model_of(family):
+    transformer = family.load_transformer().eval()
+    return lambda *inputs: family.velocity(transformer, *inputs)
+
+
+def first_frame_image(row):
+    return Image.fromarray(videos()[row, 0].numpy())
+
+
+def test_each_base_is_told_apart_by_its_configs(families):
+    told = {
+        kind: (family.fps, family.pipeline_class, family.clip_extras, family.takes_first_frame)
+        for kind, family in families.items()
+    }
+    assert told == {
+        "wan": (16.0, "WanPipeline", (), False),
+        "wan_image_to_video": (16.0, "WanImageToVideoPipeline", ("image_latents", "image_embeds"), False),
+        "wan_5b": (24.0, "WanPipeline", (), True),
+    }
+
+
+def test_sizes_are_those_of_the_vae(family):
+    vae = family.load_vae("cpu")
+    latents = vae.encode(torch.zeros(1, 3, NUM_FRAMES, HEIGHT, WIDTH)).latent_dist.mode()
+    assert tuple(latents.shape[1:]) == family.latent_shape(NUM_FRAMES, HEIGHT, WIDTH)
+    assert family.pixel_multiple == 2 * vae.config.scale_factor_spatial
+
+
+@torch.no_grad()
+def test_prompts_are_those_of_the_pipeline(folders, families):
+    """Cleaned, encoded with a mask, zero where it is False, always 512 long."""
+    encode = families["wan"].load_prompt_encoder("cpu")
+    expected, _ = pipeline_of(folders["wan"]).encode_prompt(
+        CAPTIONS, do_classifier_free_guidance=False, device="cpu", max_sequence_length=512
+    )
+    made = Conditioning.of(encode(CAPTIONS), families["wan"].prompt_length)
+    assert made.prompt_embeds.shape == (3, 512, bases.DIM)
+    torch.testing.assert_close(made.prompt_embeds, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_latents_and_videos_are_normalised_as_the_pipeline_does_it(folders, families, kind):
+    """What our encoder makes of a video, the pipeline's decoder takes; and ours gives the same pictures."""
+    family = families[kind]
+    vae = family.load_vae("cpu")
+    video = videos().permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    latents = family.encode_video(vae, video)
+    mean, std = (
+        torch.tensor(value).view(1, -1, 1, 1, 1) for value in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    raw = vae.encode(video).latent_dist.mode()
+    torch.testing.assert_close(latents, (raw - mean) / std)
+    assert (mean.abs().max(), std.max()) == (0.5, 2)  # or the line above would prove nothing
+    torch.testing.assert_close(family.decode_latents(vae, latents), vae.decode(raw).sample, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["wan_image_to_video", "wan_5b"], indirect=True)
+def test_the_first_frame_is_encoded_as_the_pipeline_does_it(folders, family, kind):
+    encoded = Encoders(family).encode_video(videos())
+    pipeline = pipeline_of(folders[kind], WanImageToVideoPipeline)
+    for row in range(2):
+        image = pipeline.video_processor.preprocess(first_frame_image(row), height=HEIGHT, width=WIDTH)
+        prepared = pipeline.prepare_latents(image, 1, family.latent_channels, HEIGHT, WIDTH, NUM_FRAMES, torch.float32)
+        if kind == "wan_5b":  # a causal VAE: the first latent frame knows the first frame alone
+            torch.testing.assert_close(encoded["latents"][row, :, :1], prepared[1][0], atol=1e-4, rtol=1e-4)
+            continue
+        torch.testing.assert_close(encoded["image_latents"][row], prepared[1][0, 4:], atol=1e-4, rtol=1e-4)
+        embeds = pipeline.encode_image(first_frame_image(row))
+        torch.testing.assert_close(encoded["image_embeds"][row], embeds[0], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_loss_against_the_schedulers_own_noise_and_a_call_of_the_transformer(family, kind):
+    """Timestep scale, sign, target and channels, written out from the pipelines and FlowMatchEulerDiscreteScheduler."""
+    batch, transformer = batch_of(family), family.load_transformer().eval()
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    timesteps = scheduler.timesteps[[200, 700]]
+    noise = torch.randn(batch.latents.shape)
+    noisy = scheduler.scale_noise(batch.latents, timesteps, noise)
+    hidden, given = noisy, timesteps
+    if kind == "wan_image_to_video":
+        mask = torch.zeros(2, 4, *noisy.shape[2:])
+        mask[:, :, 0] = 1
+        hidden = torch.cat([noisy, mask, batch.conditioning.extras["image_latents"]], dim=1)
+    if kind == "wan_5b":
+        given = timesteps[:, None].expand(2, batch.latents[0, 0].numel() // 4)
+    output = transformer(
+        hidden_states=hidden,
+        timestep=given,
+        encoder_hidden_states=batch.conditioning.prompt_embeds,
+        encoder_hidden_states_image=batch.conditioning.extras.get("image_embeds"),
+    ).sample
+    expected = (output - (noise - batch.latents)).square().flatten(1).mean(1)
+    losses = denoising_loss(
+        lambda *inputs: family.velocity(transformer, *inputs), RectifiedFlow(), batch, noise, timesteps / 1000
+    )
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_velocity_depends_on_everything_it_is_given(family):
+    """Or the comparisons of this file would prove nothing."""
+    batch, model = batch_of(family), model_of(family)
+    noisy, sigmas = torch.randn(batch.latents.shape), torch.full((2,), 0.5)
+    before = model(noisy, sigmas, batch.conditioning)
+    embeds, mask, extras = batch.conditioning
+    others = [(noisy, sigmas * 0.5, batch.conditioning), (noisy, sigmas, Conditioning(embeds.flip(0), mask, extras))]
+    for name in extras:
+        others.append((noisy, sigmas, Conditioning(embeds, mask, extras | {name: extras[name].flip(0)})))
+    for other in others:
+        assert (model(*other) - before).abs().mean() > 1e-4
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "euler"])
+def test_one_step_from_a_known_velocity_gives_the_latents(families, folders, tmp_path, scheduler):
+    """The sampler undoes what training's noising did, whatever scheduler the base names."""
+    made = {"unipc": bases.wan_scheduler(), "euler": FlowMatchEulerDiscreteScheduler(shift=3.0)}[scheduler]
+    family = open_family(bases.wan(tmp_path, scheduler=made))
+    latents, noise = torch.randn(2, 2, 16, 3, 4, 8).unbind()
+    made = generate(lambda *_: noise - latents, family.load_scheduler(1, 96), noise, None)
+    torch.testing.assert_close(made, latents, atol=1e-4, rtol=1e-4)
+
+
+def test_the_default_noising_is_shifted_as_the_sampler(families, tmp_path):
+    assert families["wan"].noising() == RectifiedFlow(shift=3.0)
+    assert families["wan_5b"].noising() == RectifiedFlow(shift=5.0)
+    euler = open_family(bases.wan(tmp_path, scheduler=FlowMatchEulerDiscreteScheduler(shift=8.0)))
+    assert euler.noising() == RectifiedFlow(shift=8.0)
+
+
+@pytest.mark.parametrize(("kind", "guidance"), [("wan", 1.0), ("wan", 4.0), ("wan_5b", 1.0)], indirect=["kind"])
+def test_generate_against_a_run_of_the_pipeline(folders, family, kind, guidance):
+    pipeline = pipeline_of(folders[kind])
+    assert isinstance(pipeline.scheduler, UniPCMultistepScheduler)
+    encode = family.load_prompt_encoder("cpu")
+    noise = torch.randn(2, *family.latent_shape(NUM_FRAMES, HEIGHT, WIDTH))
+    expected = pipeline(
+        CAPTIONS[:2],
+        negative_prompt="",
+        height=HEIGHT,
+        width=WIDTH,
+        num_frames=NUM_FRAMES,
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        latents=noise,
+        output_type="latent",
+    ).frames
+    made = generate(
+        model_of(family),
+        family.load_scheduler(4, noise[0, 0].numel()),
+        noise,
+        Conditioning.of(encode(CAPTIONS[:2]), family.prompt_length),
+        Conditioning.of(encode([""]), family.prompt_length),
+        guidance,
+    )
+    assert (made - noise).abs().mean() > 0.05
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("kind", ["wan_image_to_video", "wan_5b"], indirect=True)
+def test_generate_from_a_frame_against_a_run_of_the_pipeline(folders, family, kind, guidance):
+    """From pixels: the pipeline gets the picture, ours what the latent store holds of the clip."""
+    pipeline = pipeline_of(folders[kind], WanImageToVideoPipeline)
+    noise = torch.randn(1, *family.latent_shape(NUM_FRAMES, HEIGHT, WIDTH))
+    batch = batch_of(family, count=1)
+    null = Conditioning.of(family.load_prompt_encoder("cpu")([""]), family.prompt_length)
+    expected = pipeline(
+        first_frame_image(0),
+        prompt_embeds=batch.conditioning.prompt_embeds,  # this pipeline cannot clean a prompt without ftfy
+        negative_prompt_embeds=null.prompt_embeds,
+        height=HEIGHT,
+        width=WIDTH,
+        num_frames=NUM_FRAMES,
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        latents=noise,
+        output_type="latent",
+    ).frames
+    made = generate(
+        model_of(family),
+        family.load_scheduler(4, noise[0, 0].numel()),
+        noise,
+        batch.conditioning,
+        null,
+        guidance,
+        first_frame=batch.latents[:, :, :1] if family.takes_first_frame else None,
+    )
+    assert (made - noise).abs().mean() > 0.05
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+
+
+def edited(folder, file, **changes):
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | changes))
+    return folder
+
+
+def test_bases_that_are_not_trained_are_refused(tmp_path):
+    two = edited(bases.wan(tmp_path / "two"), "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])
+    with pytest.raises(UserError, match=r"two experts.*take Wan 2\.1 or Wan 2\.2 TI2V-5B"):
+        open_family(two)
+    last = edited(bases.wan_image_to_video(tmp_path / "last"), "transformer/config.json", pos_embed_seq_len=514)
+    with pytest.raises(UserError, match="first and a last frame"):
+        open_family(last)
+
+
+def test_half_precision_keeps_what_must_be_single(folders, families):
+    """The first parameter is one of those kept in float32: the input's dtype must not follow it."""
+    family = families["wan"]
+    transformer = family.load_transformer(torch.bfloat16).eval()
+    assert transformer.scale_shift_table.dtype == torch.float32
+    batch = batch_of(family)
+    velocity = family.velocity(transformer, torch.randn(batch.latents.shape), torch.full((2,), 0.5), batch.conditioning)
+    assert velocity.dtype == torch.bfloat16
