@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.stopping.curves import WARMUP, Runs
+from vidlit.stopping.curves import trimmed_scores
 from vidlit.stopping.rule import CASES, DivergenceSettings, assess
 
 Stops = tuple[NDArray[np.int64], NDArray[np.int64]]  # check of the stop, restored check
@@ -41,7 +42,7 @@ def divergence(runs: Runs, settings: DivergenceSettings | None = None, cases: li
             val, probe = val[~over], probe[~over]
             if not len(going):
                 break
-    return stop, _lowest(runs.val, stop)
+    return stop, _lowest(trimmed_scores(runs.val, runs.val_by_video), stop)
 
 
 def patience(runs: Runs, checks: int, fresh: bool) -> Stops:

@@ -86,3 +86,32 @@ def test_window_mean_against_a_loop():
 def test_by_video_counts_each_video_once():
     clips = np.array([[1.0, 3.0, 10.0], [0.0, 2.0, 5.0]])
     np.testing.assert_allclose(curves.by_video(clips, ("a", "a", "b")), [[2.0, 10.0], [1.0, 5.0]])
+
+
+def test_scores_leave_out_what_one_video_does_at_one_check():
+    rng = np.random.default_rng(3)
+    level = rng.uniform(-2.0, -1.0, 10)
+    clips = level + 0.01 * rng.standard_normal((40, 10))
+    clips[0] = 0.0
+    quiet = curves.trimmed_scores(clips.mean(axis=1), clips)
+    clips[20, 4] -= 5.0  # one video jumps
+    clips[30] -= 0.1  # all of them fall
+    scores = curves.trimmed_scores(clips.mean(axis=1), clips)
+    assert clips.mean(axis=1).argmin() == 20
+    assert scores.argmin() == 30
+    assert scores[20] == pytest.approx(quiet[20], abs=0.01)
+    assert scores[30] == pytest.approx(clips[30].mean(), abs=0.01)
+
+
+def test_scores_do_not_change_with_later_checks():
+    clips = np.random.default_rng(4).standard_normal((3, 30, 12)).cumsum(axis=1)
+    scores = curves.trimmed_scores(clips.mean(axis=2), clips)
+    for check in (1, 5, 17, 30):
+        part = clips[:, :check]
+        np.testing.assert_allclose(curves.trimmed_scores(part.mean(axis=2), part), scores[:, :check])
+
+
+def test_scores_of_few_videos_are_the_curve():
+    clips = np.random.default_rng(5).standard_normal((30, 4))
+    curve = clips.mean(axis=1)
+    np.testing.assert_array_equal(curves.trimmed_scores(curve, clips), curve)

@@ -216,6 +216,17 @@ def test_best_and_conservative_checks():
     assert conservative_check(full, share=0.6) == 1
 
 
+def test_a_check_that_is_low_in_one_video_alone_is_not_the_best():
+    names = tuple("abcde")
+    curve = np.array([0.0, -0.5, -0.9, -1.0, -0.9, -0.8, -0.7])
+    val = np.repeat(curve[:, None], 5, axis=1)
+    val[5, 2] -= 4.0
+    full = DivergenceHistory(np.arange(7) * 5, val, val, names, names)
+    assert best_check(full) == 3
+    val[3, 0] = np.nan
+    assert best_check(full) in (2, 4)
+
+
 def test_histories_and_settings_are_checked():
     names = ("a", "b")
     zeros = np.zeros((3, 2))

@@ -12,7 +12,7 @@ from vidlit.run_directory import RunDirectory
 
 
 class RunCheckpoints(ModelCheckpoint):
-    """Keeps ``checkpoints/best.ckpt`` (lowest ``val/log_ratio``; the base model until one is lower) and ``last.ckpt``.
+    """Keeps ``checkpoints/best.ckpt`` (lowest ``val/score``; the base model until one is lower) and ``last.ckpt``.
 
     Both are written after validation, when all callbacks hold the same check; ``last.ckpt`` again when training ends.
     Where nothing is held out there is no best.
@@ -22,7 +22,7 @@ class RunCheckpoints(ModelCheckpoint):
     def __init__(self) -> None:
         super().__init__(
             filename="best",
-            monitor="val/log_ratio",
+            monitor="val/score",
             mode="min",
             save_top_k=1,
             enable_version_counter=False,
@@ -38,7 +38,7 @@ class RunCheckpoints(ModelCheckpoint):
         """Save the base model as the one to beat: where nothing is gained, it is what is restored."""
         super().on_train_start(trainer, pl_module)
         if _held_out(trainer) and trainer.global_step == 0 and not self.best_model_path:
-            start = {"val/log_ratio": torch.tensor(0.0), "step": torch.tensor(0), "epoch": torch.tensor(0)}
+            start = {"val/score": torch.tensor(0.0), "step": torch.tensor(0), "epoch": torch.tensor(0)}
             self._save_topk_checkpoint(trainer, start)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,7 +17,7 @@ from vidlit.data.batch import LatentBatch, clip_key
 from vidlit.diffusion.noising import stratum_sigmas
 from vidlit.errors import UserError
 from vidlit.metrics.paired_loss import PairedLoss, log_ratio
-from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, judge_divergence
+from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, check_scores, judge_divergence
 from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
 from vidlit.stopping.verdict import Verdict
 
@@ -33,7 +33,8 @@ class DivergenceMonitor(Signal):
     """Scores held-out clips and a train probe at fixed noise, as log-ratios to the base model.
 
     Step 0 is measured by Lightning's sanity check, which this callback makes run over all validation batches. Logs
-    ``val/loss``, ``val/log_ratio``, ``val/log_ratio_bin_<k>`` (lowest noise first), the same for ``probe``, and
+    ``val/loss``, ``val/log_ratio``, ``val/log_ratio_bin_<k>`` (lowest noise first), the same for ``probe``,
+    ``val/score`` (the log-ratio without the jumps of single source videos: the lowest is the best check), and
     ``divergence/gap``, ``divergence/statistic``, ``divergence/threshold``.
 
     Args:
@@ -118,6 +119,8 @@ class DivergenceMonitor(Signal):
                 logged["divergence/gap"] = logged["val/log_ratio"] - logged["probe/log_ratio"]
         if trainer.state.fn == "fit":
             self.steps.append(trainer.global_step)
+            if "val" in self.sets:
+                logged["val/score"] = torch.tensor(check_scores(self.history(trainer))[-1])
         logged["step"] = torch.tensor(float(trainer.global_step))
         pl_module.log_dict(logged, batch_size=1, rank_zero_only=False)
 

@@ -53,6 +53,30 @@ def without_spikes(curve: Array, sigma: Array) -> Array:
     return held
 
 
+def trimmed_scores(curve: Array, by_video: Array) -> Array:
+    """The curve with what single source videos do at single checks taken out: what checks are ranked by.
+
+    Each video's deviation from the median of its last five checks is averaged without the lowest and highest fifth of
+    the videos. A check that is low because one clip's loss jumped is no better than its neighbours; one that is low for
+    all videos is. Later checks do not change a score, so the best so far can be saved as it comes.
+
+    Args:
+        curve: Mean log-ratio at each check (..., J).
+        by_video: Log-ratio of each source video (..., J, V); with fewer than five nothing is trimmed.
+
+    Returns:
+        (..., J); ``curve`` itself where nothing is trimmed.
+    """
+    cut = by_video.shape[-1] // 5
+    if cut == 0:
+        return curve
+    padded = np.concatenate([by_video[..., :1, :]] * 4 + [by_video], axis=-2)
+    usual = np.median(np.lib.stride_tricks.sliding_window_view(padded, 5, axis=-2), axis=-1)
+    deviation = np.sort(by_video - usual, axis=-1)
+    scores: Array = curve + deviation[..., cut:-cut].mean(axis=-1) - deviation.mean(axis=-1)
+    return scores
+
+
 def lowest_average(curve: Array, width: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
     """Lowest moving average of a curve (..., J) over ``width`` (...,) checks.
 

@@ -28,7 +28,14 @@ from vidlit.stopping import curves
 from vidlit.stopping.rule import CASES, MIN_VIDEOS, DivergenceSettings, assess
 from vidlit.stopping.verdict import Action, Verdict
 
-__all__ = ["DivergenceHistory", "DivergenceSettings", "best_check", "conservative_check", "judge_divergence"]
+__all__ = [
+    "DivergenceHistory",
+    "DivergenceSettings",
+    "best_check",
+    "check_scores",
+    "conservative_check",
+    "judge_divergence",
+]
 
 
 @dataclass(frozen=True)
@@ -65,16 +72,28 @@ class DivergenceHistory:
             raise ValueError("steps must increase")
 
 
+def check_scores(history: DivergenceHistory) -> NDArray[np.float64]:
+    """What checks are ranked by (J,): the mean held-out log-ratio without the jumps of single source videos.
+
+    See :func:`vidlit.stopping.curves.trimmed_scores`. Infinite where a clip's loss was not finite. A score never
+    changes with later checks.
+    """
+    usable = np.isfinite(history.val).all(axis=1)
+    val = history.val[usable].astype(np.float64)
+    scores = np.full(len(history.val), np.inf)
+    scores[usable] = curves.trimmed_scores(val.mean(axis=1), curves.by_video(val, history.val_videos))
+    return scores
+
+
 def best_check(history: DivergenceHistory) -> int:
-    """Index of the check with the lowest mean held-out log-ratio; 0 is the base model."""
-    curve = history.val.mean(axis=1)
-    return int(np.where(np.isfinite(curve), curve, np.inf).argmin())
+    """Index of the check with the lowest score; 0 is the base model."""
+    return int(check_scores(history).argmin())
 
 
 def conservative_check(history: DivergenceHistory, share: float = 0.1) -> int:
-    """Index of the earliest check whose gain is within ``share`` of the best gain."""
-    curve = history.val.mean(axis=1)
-    return int(np.argmax(curve <= (1.0 - share) * curve[best_check(history)]))
+    """Index of the earliest check whose gain, by score, is within ``share`` of the best gain."""
+    scores = check_scores(history)
+    return int(np.argmax(scores <= (1.0 - share) * scores.min()))
 
 
 def judge_divergence(
