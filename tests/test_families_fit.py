@@ -1,0 +1,91 @@
+"""Every family through its own shipped YAML, tiny: encode, fit, export, reload in diffusers, predict."""
+
+import json
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+import yaml
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from tests.models import bases
+from vidlit.__main__ import main
+from vidlit.models.family import open_family
+
+pytestmark = pytest.mark.slow
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TINY = {
+    "cogvideox_lora": (bases.cogvideox, "9x32x48"),
+    "mochi_lora": (bases.mochi, "7x32x48"),
+    "hunyuan_video_lora": (bases.hunyuan_video, "9x32x48"),
+}
+"""Shipped YAML -> a tiny base in place of its own, and a size of clips."""
+IMAGE_TO_VIDEO = {"cogvideox_lora": lambda folder: bases.cogvideox(folder, "5b-i2v")}
+"""Image-to-video bases that the same YAML trains."""
+
+CASES = [
+    *((name, make, size) for name, (make, size) in TINY.items()),
+    *((name, make, TINY[name][1]) for name, make in IMAGE_TO_VIDEO.items()),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "size"), CASES)
+def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path):
+    base = make(tmp_path / "base")
+    shipped = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    options = {
+        "data.source": demo.dir / "clips",
+        "data.store": tmp_path / "latents",
+        "data.buckets": f"[{size}]",
+        "data.fps": 16,
+        "data.val_fraction": 0.5,
+        "data.encode_workers": 1,
+        "model.base": base,
+        "model.warmup_steps": 1,
+        "run.dir": tmp_path / "runs",
+        "samples.num_videos": 1,
+        "samples.num_steps": 2,
+        "samples.num_audit": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "trainer.val_check_interval": shipped["trainer"].get("accumulate_grad_batches", 1),
+        "trainer.log_every_n_steps": 1,
+    }
+    words = ["fit", "--config", str(CONFIGS / f"{name}.yaml"), *(f"--{key}={value}" for key, value in options.items())]
+    assert main(words) == 0
+
+    (run,) = (tmp_path / "runs" / name).iterdir()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["stop_step"] == 2
+    assert len(list(run.glob("samples/step_*/*.mp4"))) == 1
+    family = open_family(base)
+    if shipped["model"].get("adapter"):
+        assert (run / "weights/comfyui_lora.safetensors").exists() == bool(family.comfyui_layers)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(base)
+        pipeline.load_lora_weights(run / "weights")
+        adapters = [module for module in pipeline.transformer.modules() if isinstance(module, BaseTunerLayer)]
+        assert adapters
+        assert {module.scaling[key] for module in adapters for key in module.scaling} == {1.0}
+        assert any(weight.weight.any() for module in adapters for weight in module.lora_B.values())
+    else:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(run / "weights")
+    frames, height, width = map(int, size.split("x"))
+    given = {"image": torch.rand(1, 3, height, width)} if family.clip_extras else {}
+    pipeline.set_progress_bar_config(disable=True)
+    video = pipeline(
+        prompt="A red disc.",
+        num_frames=frames,
+        height=height,
+        width=width,
+        num_inference_steps=2,
+        output_type="pt",
+        **given,
+    ).frames
+    assert video.shape == (1, frames, 3, height, width)
+    assert video.isfinite().all()
+
+
+def test_every_shipped_configuration_of_a_family_is_run():
+    assert set(TINY) == {path.stem for path in CONFIGS.glob("*.yaml")} - {"quickstart", "demo_base", "demo_lora"}
