@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
+from tests.models import bases
 from vidlit.__main__ import main
 from vidlit.data.batch import Conditioning
 from vidlit.data.datamodule import LatentDataModule
@@ -187,6 +188,31 @@ def test_gradient_checkpointing_gives_the_same_gradients(module):
         gradients.append({name: value.grad for name, value in made.named_parameters()})
     for name, value in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], value, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_training_samples_is_given_its_first_frame(quickstart, monkeypatch, share):
+    asked = []
+
+    class Asked(VideoDiffusionModule):
+        def forward(self, noisy, sigmas, conditioning):
+            if self.training:
+                asked.append(sigmas if sigmas.dim() == 2 else sigmas[:, None].expand(-1, noisy.shape[2]))
+            return super().forward(noisy, sigmas, conditioning)
+
+    monkeypatch.setattr("vidlit.cli.VideoDiffusionModule", Asked)
+    assert main(quickstart(model__first_frame=share, trainer__max_steps=4, data__batch_size=4)) == 0
+    given = torch.cat([sigmas[:, 0] == 0 for sigmas in asked])
+    assert len(given) == 16
+    assert all((sigmas[:, 1:] == sigmas[:, 1:2]).all() and (sigmas[:, 1:] > 0).all() for sigmas in asked)
+    assert given.sum() in {0.0: range(1), 0.5: range(4, 13), 1.0: range(16, 17)}[share]
+
+
+def test_a_first_frame_that_a_base_cannot_take_is_refused(demo, tmp_path):
+    with pytest.raises(UserError, match=r"model\.first_frame is 0\.2.*takes no frame without noise.*LTX-Video"):
+        VideoDiffusionModule(str(bases.wan(tmp_path / "base")), first_frame=0.2)
+    with pytest.raises(UserError, match=r"from 0 to 1"):
+        VideoDiffusionModule(str(demo.dir / "base"), first_frame=1.5)
 
 
 def rates_of(module, num_steps):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vidlit.data.batch import Conditioning, LatentBatch
 from vidlit.diffusion.loss import denoising_loss, paired_losses
-from vidlit.diffusion.noising import RectifiedFlow, keyed_generator
+from vidlit.diffusion.noising import RectifiedFlow, keyed_generator, without_first_frame
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA, export_weights
 from vidlit.models.family import open_family
@@ -35,10 +35,14 @@ class VideoDiffusionModule(LightningModule):
         num_strata: noise levels at which each held-out clip is scored at every check.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         fps: frames per second of the clips; ``None`` takes the family's own.
+        first_frame: share of the training samples that are given their first latent frame without noise and learn to
+            go on from it, for families that can (LTX-Video, Wan 2.2 TI2V-5B). Held-out clips are scored with the same
+            share, always the same ones at the same noise levels. At 1 the model is image-to-video alone: its samples
+            start from their clip's first frame; below 1 they start from noise.
         seed: of noise and sigmas, in training and validation.
 
     Raises:
-        UserError: the base is no diffusers folder of a known family.
+        UserError: the base is no diffusers folder of a known family, or does not take a first frame.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class VideoDiffusionModule(LightningModule):
         num_strata: int = 4,
         gradient_checkpointing: bool = False,
         fps: float | None = None,
+        first_frame: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -63,7 +68,15 @@ class VideoDiffusionModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.num_strata = num_strata
         self.gradient_checkpointing = gradient_checkpointing
+        self.first_frame = first_frame
         self.seed = seed
+        if first_frame and not self.family.takes_first_frame:
+            raise UserError(
+                f"model.first_frame is {first_frame:g}, but {base} takes no frame without noise: of the families here "
+                "LTX-Video and Wan 2.2 TI2V-5B do. An image-to-video base is always given its first frame."
+            )
+        if not 0 <= first_frame <= 1:
+            raise UserError(f"model.first_frame is {first_frame:g}: it is a share, from 0 to 1.")
         self.transformer: nn.Module | None = None
         self.strict_loading = False  # a frozen base is not in the checkpoint; on_load_checkpoint checks the rest
 
@@ -101,6 +114,9 @@ class VideoDiffusionModule(LightningModule):
         generators = [keyed_generator("train", self.seed, position, row, device=self.device) for row in rows]
         noising = self.noising.at(batch.latents[0, 0].numel())
         sigmas = torch.cat([noising.sample_sigmas(1, generator) for generator in generators])
+        if self.first_frame > 0:
+            draws = torch.cat([torch.rand(1, generator=each, device=self.device) for each in generators])
+            sigmas = without_first_frame(sigmas, draws < self.first_frame, batch.latents.shape[2])
         shape = batch.latents.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=each, device=self.device) for each in generators])
         loss = denoising_loss(self, noising, batch, noise, sigmas).mean()
@@ -112,7 +128,7 @@ class VideoDiffusionModule(LightningModule):
 
     def validation_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Losses (B, num_strata) at each clip's own noise and sigmas; callbacks reduce and log them."""
-        return paired_losses(self, self.noising, batch, self.seed, self.num_strata)
+        return paired_losses(self, self.noising, batch, self.seed, self.num_strata, self.first_frame)
 
     def test_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """As :meth:`validation_step`; logs ``test/loss``, the mean over clips and strata."""

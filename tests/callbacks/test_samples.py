@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vidlit.callbacks.rendering import sample_latents
 from vidlit.callbacks.samples import SampleVideos, to_frames, write_samples
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.diffusion.noising import keyed_generator
@@ -47,6 +48,20 @@ def test_videos_have_their_clips_size_and_repeat(data, module):
     assert np.abs(alone.astype(int) - videos[1]).max() <= 1
     other = SampleVideos(num_steps=2, seed=1).render(module, data.dataset(clips[1:2]), clips[1:2])[0]
     assert np.abs(other.astype(int) - alone).mean() > 1
+
+
+@torch.no_grad()
+def test_samples_of_an_image_to_video_model_start_from_the_clips_first_frame(data, demo, module):
+    clips = data.val_clips[:1]
+    dataset = data.dataset(clips)
+    model = VideoDiffusionModule(str(demo.dir / "base"), fps=16, first_frame=1.0)
+    model.transformer = module.transformer
+    made = sample_latents(model, dataset, [0], clips, num_steps=3, seed=0)
+    latents = dataset[0].latents.float()
+    assert torch.equal(made[0, :, :1], latents[:, :1])
+    assert (made[0, :, 1:] - latents[:, 1:]).abs().mean() > 0.1
+    free = sample_latents(module, dataset, [0], clips, num_steps=3, seed=0)
+    assert (made[0, :, 1:] - free[0, :, 1:]).abs().mean() > 1e-3  # what comes after knows of it
 
 
 @torch.no_grad()

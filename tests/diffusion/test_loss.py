@@ -146,3 +146,28 @@ def test_pairing_is_what_makes_small_changes_visible():
     paired = torch.stack([score(0.01, seed) - score(0.0, seed) for seed in range(30)])
     fresh = torch.stack([score(0.01, seed) - score(0.0, 1000 + seed) for seed in range(30)])
     assert fresh.var() > 100 * paired.var()
+
+
+def test_a_share_of_the_evaluations_is_given_the_first_frame_always_the_same():
+    batch = make_batch(num_clips=40, shape=(1, 3, 2, 2))
+    calls = []
+    for _ in range(2):
+        model = Recorder()
+        paired_losses(model, FLOW, batch, seed=0, num_strata=4, first_frame=0.3)
+        calls.append(torch.stack([sigmas for _, sigmas, _ in model.calls], dim=1))
+    assert torch.equal(*calls)
+    given = calls[0][:, :, 0] == 0
+    assert 0.2 < given.float().mean() < 0.4
+    assert len({tuple(row) for row in given.tolist()}) > 4  # by stratum as well as by clip
+    torch.testing.assert_close(calls[0][:, :, 1:], stratum_sigmas(FLOW, batch.keys, 4)[..., None].expand(-1, -1, 2))
+    alone = Recorder()
+    one = batch._replace(latents=batch.latents[7:8], keys=batch.keys[7:8])
+    paired_losses(alone, FLOW, one, seed=0, num_strata=4, first_frame=0.3)
+    assert torch.equal(torch.stack([sigmas for _, sigmas, _ in alone.calls], dim=1), calls[0][7:8])
+
+
+def test_a_clip_of_one_latent_frame_is_never_given_it():
+    """There would be nothing left to score."""
+    batch = make_batch(shape=(4, 1, 3, 5))
+    given = paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4, first_frame=1.0)
+    torch.testing.assert_close(given, paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4))

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline
+from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline, LTXPipeline
 
 from vidlit.data.batch import Conditioning, LatentSample, collate
 from vidlit.diffusion.generate import generate
-from vidlit.diffusion.noising import RectifiedFlow
+from vidlit.diffusion.noising import RectifiedFlow, without_first_frame
 from vidlit.models.family import open_family
 
 FPS = 16.0
@@ -237,6 +237,80 @@ def test_guided_generate_against_a_run_of_the_pipeline(family, transformer):
         null,
         3.0,
     )
+    torch.testing.assert_close(made, pipeline._unpack_latents(packed, *SHAPE[1:]), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_first_frame_has_timestep_zero_on_its_tokens(family, transformer):
+    """As LTXImageToVideoPipeline masks timesteps; the other frames keep the sample's."""
+    batch = prompts()
+    noisy, sigmas = torch.randn(3, *SHAPE), torch.tensor([0.15, 0.5, 0.97])
+    by_frame = without_first_frame(sigmas, torch.ones(3, dtype=torch.bool), SHAPE[1])
+    ours = family.velocity(transformer, noisy, by_frame, batch.conditioning)
+    pipeline = pipeline_of(family, transformer)
+    mask = torch.zeros(3, 1, *SHAPE[1:])
+    mask[:, :, 0] = 1
+    tokens = transformer(
+        hidden_states=pipeline._pack_latents(noisy),
+        encoder_hidden_states=batch.conditioning.prompt_embeds,
+        timestep=1000 * sigmas[:, None] * (1 - pipeline._pack_latents(mask).squeeze(-1)),
+        encoder_attention_mask=batch.conditioning.prompt_attention_mask,
+        num_frames=SHAPE[1],
+        height=SHAPE[2],
+        width=SHAPE[3],
+        rope_interpolation_scale=(4 / FPS, 16, 16),
+        return_dict=False,
+    )[0]
+    torch.testing.assert_close(ours, pipeline._unpack_latents(tokens, *SHAPE[1:]), atol=1e-5, rtol=1e-4)
+    everywhere = family.velocity(transformer, noisy, sigmas, batch.conditioning)
+    assert (ours - everywhere).abs().mean() > 1e-4
+    same = family.velocity(transformer, noisy, sigmas[:, None].expand(-1, SHAPE[1]), batch.conditioning)
+    torch.testing.assert_close(same, everywhere, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_generate_from_a_frame_against_a_run_of_the_pipeline(vae_family, transformer, guidance):
+    """From pixels: the pipeline gets the picture, ours the first latent frame of the stored clip."""
+    family, vae = vae_family, vae_family.load_vae("cpu")
+    video = torch.rand(1, 3, NUM_FRAMES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    latents = family.encode_video(vae, video)
+    pipeline = LTXImageToVideoPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, text_encoder=None, tokenizer=None, transformer=transformer
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, *SHAPE)
+    # The mode, as the store has it; and the scaling factor, which this pipeline forgets and published bases have at 1.
+    encoded = pipeline._normalize_latents(
+        vae.encode(video[:, :, :1]).latent_dist.mode(), vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+    )
+    torch.testing.assert_close(latents[:, :, :1], encoded, atol=1e-4, rtol=1e-4)
+    conditioning = Conditioning.of([{"prompt_embeds": torch.randn(5, 64)}])
+    null = Conditioning.of([{"prompt_embeds": torch.randn(1, 64)}], 5)
+    packed = pipeline(
+        image=torch.zeros(1, 3, HEIGHT, WIDTH),  # encoded above
+        prompt_embeds=conditioning.prompt_embeds,
+        prompt_attention_mask=conditioning.prompt_attention_mask,
+        negative_prompt_embeds=null.prompt_embeds,
+        negative_prompt_attention_mask=null.prompt_attention_mask,
+        latents=pipeline._pack_latents(torch.cat([encoded, noise[:, :, 1:]], dim=2)),
+        num_frames=NUM_FRAMES,
+        height=HEIGHT,
+        width=WIDTH,
+        frame_rate=FPS,
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        output_type="latent",
+    ).frames
+    made = generate(
+        lambda *inputs: family.velocity(transformer, *inputs),
+        family.load_scheduler(4, 72),
+        noise,
+        conditioning,
+        null,
+        guidance,
+        first_frame=latents[:, :, :1],
+    )
+    assert torch.equal(made[:, :, :1], latents[:, :, :1])
     torch.testing.assert_close(made, pipeline._unpack_latents(packed, *SHAPE[1:]), atol=1e-4, rtol=1e-4)
 
 

@@ -39,6 +39,8 @@ def sample_latents(
 ) -> Tensor:
     """Latents (B, C, F, H, W) from the prompts of clips of one bucket, from noise keyed by (seed, clip, draw).
 
+    Of an image-to-video model they start from the clips' first frames.
+
     Args:
         pl_module: the model; its mode is put back.
         dataset: where the prompts are.
@@ -58,7 +60,8 @@ def sample_latents(
     )
     was_training = pl_module.training
     pl_module.eval()
-    latents = generate(pl_module, scheduler, noise.to(device), batch.conditioning.to(device))
+    first_frame = batch.latents[:, :, :1].to(device) if pl_module.first_frame == 1 else None
+    latents = generate(pl_module, scheduler, noise.to(device), batch.conditioning.to(device), first_frame=first_frame)
     pl_module.train(was_training)
     return latents
 

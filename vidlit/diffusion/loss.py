@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from vidlit.data.batch import Conditioning, LatentBatch
-from vidlit.diffusion.noising import RectifiedFlow, stratum_noise, stratum_sigmas
+from vidlit.diffusion.noising import (
+    RectifiedFlow,
+    stratum_draws,
+    stratum_noise,
+    stratum_sigmas,
+    without_first_frame,
+)
 
 
 class VelocityModel(Protocol):
@@ -47,7 +53,12 @@ def denoising_loss(
 
 
 def paired_losses(
-    model: VelocityModel, noising: RectifiedFlow, batch: LatentBatch, seed: int, num_strata: int
+    model: VelocityModel,
+    noising: RectifiedFlow,
+    batch: LatentBatch,
+    seed: int,
+    num_strata: int,
+    first_frame: float = 0.0,
 ) -> Tensor:
     """The loss of each clip at its own fixed noise and sigmas, so that two checks of one clip can be compared.
 
@@ -60,6 +71,8 @@ def paired_losses(
         batch: B clips of one resolution.
         seed: of the run.
         num_strata: noise levels for each clip.
+        first_frame: share of the evaluations that are given the clip's first latent frame without noise; which, depends
+            on seed, clip and stratum.
 
     Returns:
         (B, num_strata) float32; see :func:`vidlit.diffusion.noising.stratum_sigmas` for the sigmas.
@@ -71,5 +84,9 @@ def paired_losses(
     losses = []
     for stratum in range(num_strata):
         noise = stratum_noise(seed, batch.keys, stratum, shape).to(device)
-        losses.append(denoising_loss(model, noising, batch, noise, sigmas[:, stratum]))
+        levels = sigmas[:, stratum]
+        if first_frame > 0:
+            given = stratum_draws(seed, batch.keys, stratum) < first_frame
+            levels = without_first_frame(levels, given.to(device), shape[1])
+        losses.append(denoising_loss(model, noising, batch, noise, levels))
     return torch.stack(losses, dim=1)

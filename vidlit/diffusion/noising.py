@@ -161,3 +161,10 @@ def stratum_noise(seed: int, keys: Tensor, stratum: int, shape: tuple[int, ...])
     return torch.stack(
         [torch.randn(shape, generator=keyed_generator("paired", seed, key, stratum)) for key in keys.tolist()]
     )
+
+
+def stratum_draws(seed: int, keys: Tensor, stratum: int) -> Tensor:
+    """Fixed numbers (B,) between 0 and 1 on the CPU, one for each clip at a stratum: what is decided by a share."""
+    return torch.cat(
+        [torch.rand(1, generator=keyed_generator("paired draw", seed, key, stratum)) for key in keys.tolist()]
+    )

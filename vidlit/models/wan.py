@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.errors import UserError
+from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder, VideoEncoder
 from vidlit.models.family import Family, read_config
 
@@ -34,6 +35,17 @@ class Wan(Family):
 
     transformer_class: ClassVar[str] = "WanTransformer3DModel"
     lora_targets: ClassVar[str] = r"blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
+    comfyui_layers: ClassVar[Layers] = {
+        **{
+            f"blocks.{{}}.{ours}.{short}": (f"blocks.{{}}.{theirs}.{name}",)
+            for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+            for short, name in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
+        },
+        "blocks.{}.cross_attn.k_img": ("blocks.{}.attn2.add_k_proj",),
+        "blocks.{}.cross_attn.v_img": ("blocks.{}.attn2.add_v_proj",),
+        "blocks.{}.ffn.0": ("blocks.{}.ffn.net.0.proj",),
+        "blocks.{}.ffn.2": ("blocks.{}.ffn.net.2",),
+    }
     default_fps = 16.0
     pipeline_class = "WanPipeline"
     prompt_length = MAX_PROMPT_TOKENS  # the transformer takes no mask: it has learned to read zeros after the prompt
