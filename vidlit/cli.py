@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from vidlit.callbacks.checkpoints import RunCheckpoints
 from vidlit.callbacks.divergence import DivergenceMonitor
+from vidlit.callbacks.evaluation import Evaluation, ValidationTable
 from vidlit.callbacks.export import WeightExport
 from vidlit.callbacks.exposure import ExposureLedger
 from vidlit.callbacks.interrupt import GracefulInterrupt
@@ -243,6 +244,13 @@ class VidlitCLI(LightningCLI):
                 GracefulInterrupt(),
                 RunCheckpoints(),
             ]
+        elif self.subcommand == "validate":
+            callbacks = [
+                *callbacks,
+                *(ValidationTable(each) for each in callbacks if isinstance(each, DivergenceMonitor)),
+            ]
+        elif self.subcommand == "test":
+            callbacks = [*callbacks, *(Evaluation(each) for each in callbacks if isinstance(each, SampleVideos))]
         return super()._instantiate_trainer(config, callbacks)
 
     # -- commands

@@ -93,6 +93,10 @@ class RunDirectory:
         """Folder of the videos generated at a step."""
         return self.path / "samples" / f"step_{step:06d}"
 
+    def test(self, step: int) -> Path:
+        """Folder of what ``vidlit test`` found for a step's weights: ``results.json`` and sampled videos."""
+        return self.path / "test" / f"step_{step:06d}"
+
     def append_decision(self, decision: dict[str, Any]) -> None:
         """Add one line to :attr:`decisions`."""
         self.path.mkdir(parents=True, exist_ok=True)

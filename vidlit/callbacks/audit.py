@@ -50,12 +50,13 @@ class Audit:
     """Generates the same clips again and again and remembers how near they come to training clips, and to each other.
 
     Args:
-        datamodule: training and held-out clips with their latents.
+        datamodule: training clips and the latents of all.
         extractor: what clips are compared by.
         num_clips: to generate, half from training captions; all where nothing is held out.
         num_steps: denoising steps.
         seed: of the start noise.
         metrics: distances between all samples and training clips to compute as well.
+        held_out: clips that were not trained on; ``None`` for those of the validation.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Audit:
         num_steps: int,
         seed: int,
         metrics: Sequence[Quality] = (),
+        held_out: Sequence[Clip] | None = None,
     ) -> None:
         self.datamodule = datamodule
         self.extractor = extractor
@@ -73,10 +75,11 @@ class Audit:
         self.seed = seed
         self.metrics = metrics
         self.quality: dict[str, float] = {}
-        held_out = num_clips // 2 if datamodule.val_clips else 0
+        self.held_out = datamodule.val_clips if held_out is None else held_out
+        num_held_out = num_clips // 2 if self.held_out else 0
         prompts = [
-            *_prompts(datamodule.train_clips, num_clips - held_out),
-            *_prompts(datamodule.val_clips, held_out),
+            *_prompts(datamodule.train_clips, num_clips - num_held_out),
+            *_prompts(self.held_out, num_held_out),
         ]
         self.clips, self.draws = [clip for clip, _ in prompts], [draw for _, draw in prompts]
         self.steps: list[int] = []
@@ -96,8 +99,15 @@ class Audit:
                 self._real = self._read_real(trainer, pl_module)
 
     @torch.no_grad()
-    def run(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:
-        """Generate, compare, remember and write the videos. Every rank makes its share."""
+    def run(self, trainer: Trainer, pl_module: VideoDiffusionModule, step: int, folder: Path | None) -> None:
+        """Generate, compare and remember. Every rank makes its share.
+
+        Args:
+            trainer: whose ranks share the work.
+            pl_module: the model.
+            step: it was trained for.
+            folder: to write the videos to; ``None`` for none.
+        """
         assert self._real is not None, "prepare first"
         real = self._real
         with _own_randomness(pl_module.device):
@@ -136,10 +146,9 @@ class Audit:
                 gathered = _gather(pixels.to(pl_module.device), len(rows), trainer)
                 if trainer.is_global_zero:
                     videos |= {row: video.cpu().numpy() for row, video in zip(rows, gathered, strict=True)}
-            self._remember(trainer.global_step, copies, diversity)
+            self._remember(step, copies, diversity)
             self.quality = quality(self.metrics, torch.cat(content), real.train.content, self.seed)
-        if trainer.is_global_zero:
-            folder = RunDirectory(Path(trainer.default_root_dir)).samples(trainer.global_step)
+        if trainer.is_global_zero and folder is not None:
             ordered = [videos[row] for row in range(len(self.clips))]
             write_samples(folder, ordered, self.clips, pl_module.family.fps, PREFIX)
             with _own_randomness(pl_module.device):
@@ -175,8 +184,8 @@ class Audit:
         train = self._describe(trainer, pl_module, vae, train_clips)
         everything = train.content
         self.limit = copy_limit([])
-        if self.datamodule.val_clips:
-            held_out = self._describe(trainer, pl_module, vae, self.datamodule.val_clips)
+        if self.held_out:
+            held_out = self._describe(trainer, pl_module, vae, self.held_out)
             ratios = [nearest_train(*pair, groups).ratio for pair in zip(held_out, train, strict=True)]
             self.limit = copy_limit(copy_ratio(*ratios).cpu())
             everything = torch.cat([train.content, held_out.content])
@@ -210,16 +219,20 @@ class Audit:
 
     # -- judging
 
-    def copies(self) -> Verdict:
-        """Are samples copies of training clips?"""
+    def copies(self, folder: Path | None = None) -> Verdict:
+        """Are samples copies of training clips?
+
+        Args:
+            folder: the videos are in, from the run directory; ``None`` for that of the latest step.
+        """
         if not self.steps:
             return Verdict("copies", "continue", "No clips were sampled yet.")
-        folder = RunDirectory(Path()).samples(self.steps[-1]).as_posix()
-        names = [f"{folder}/{sample_name(k, clip.source.caption, PREFIX)}" for k, clip in enumerate(self.clips)]
+        where = (folder or RunDirectory(Path()).samples(self.steps[-1])).as_posix()
+        names = [f"{where}/{sample_name(k, clip.source.caption, PREFIX)}" for k, clip in enumerate(self.clips)]
         nearest = [self.datamodule.train_clips[clip].clip_id for clip in self.nearest]
         verdict = judge_copies(self.steps, torch.stack(self.ratios).numpy(), self.limit, names, nearest)
         for row in self._suspects()[:1]:  # none where ratios have no meaning
-            pair = f"{folder}/{_pair_name(row)}"
+            pair = f"{where}/{_pair_name(row)}"
             verdict.evidence.update(pair=f"{pair}.mp4", pair_picture=f"{pair}.png")
         return verdict
 

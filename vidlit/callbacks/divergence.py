@@ -16,7 +16,7 @@ from vidlit.callbacks.signal import Signal
 from vidlit.data.batch import LatentBatch, clip_key
 from vidlit.diffusion.noising import stratum_sigmas
 from vidlit.errors import UserError
-from vidlit.metrics.paired_loss import PairedLoss, log_ratio
+from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, log_ratio, summarise
 from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, check_scores, judge_divergence
 from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
 from vidlit.stopping.verdict import Verdict
@@ -133,6 +133,17 @@ class DivergenceMonitor(Signal):
                 for row, shape in enumerate(shapes)
             ]
         )
+
+    def summaries(self, pl_module: VideoDiffusionModule) -> dict[str, PairedSummary]:
+        """The latest check of each set against step 0; empty where no step 0 is known."""
+        if not self.references:
+            return {}
+        clips, found = self._clips(), {}
+        for name in self.sets:
+            sigmas = stratum_sigmas(pl_module.noising, self._keys[name], pl_module.num_strata)
+            videos = [clip.source.group for clip in clips[name]]
+            found[name] = summarise(self._metrics[name].compute().cpu(), self.references[name], sigmas, videos)
+        return found
 
     # -- judging
 

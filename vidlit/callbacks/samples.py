@@ -87,19 +87,23 @@ class SampleVideos(Callback):
             return []
         return [SampleSignal(self, Audit.copies), SampleSignal(self, Audit.diversity)]
 
+    def make_audit(self, datamodule: Any, held_out: Sequence[Clip] | None = None) -> Audit | None:
+        """An audit as these options say; none with ``num_audit`` 0.
+
+        Args:
+            datamodule: training clips and the latents of all.
+            held_out: clips that were not trained on; ``None`` for those of the validation.
+        """
+        if not self.num_audit:
+            return None
+        return Audit(datamodule, self.features, self.num_audit, self.audit_steps, self.seed, self.metrics, held_out)
+
     # -- while training
 
     def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
         """Choose the prompts."""
-        if stage == "fit" and self.num_audit:
-            self.audit = Audit(
-                trainer.datamodule,  # type: ignore[attr-defined]
-                self.features,
-                self.num_audit,
-                self.audit_steps,
-                self.seed,
-                self.metrics,
-            )
+        if stage == "fit":
+            self.audit = self.make_audit(trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
         """Start the clock."""
@@ -117,7 +121,8 @@ class SampleVideos(Callback):
                 return
         self.audit.prepare(trainer, pl_module)
         began = time.monotonic()
-        self.audit.run(trainer, pl_module)
+        step = trainer.global_step
+        self.audit.run(trainer, pl_module, step, RunDirectory(Path(trainer.default_root_dir)).samples(step))
         seconds = time.monotonic() - began
         numbers = self.audit.numbers()
         if trainer.sanity_checking:  # self.log is off then, and the clock starts later

@@ -6,6 +6,8 @@ serves every family. Negative is better; 0 is the base model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,3 +70,50 @@ def log_ratio(losses: Tensor, reference: Tensor, sigmas: Tensor) -> Tensor:
     """
     weight = torch.where(sigmas > HIGH_SIGMA, HIGH_SIGMA_WEIGHT, 1.0).to(losses)
     return ((losses / reference).log() * weight).sum(1) / weight.sum(1)
+
+
+@dataclass(frozen=True)
+class PairedSummary:
+    """A set of clips under two models, in the numbers that one would print.
+
+    Args:
+        clips: scored.
+        videos: source videos they come from.
+        reference: mean loss of the base model.
+        loss: mean loss now.
+        log_ratio: mean over clips of the weighted ``log(loss / reference)``; negative is better.
+        standard_error: of its mean over source videos; NaN for a single one.
+        log_ratio_bins: mean ``log(loss / reference)`` in each stratum, lowest noise first.
+    """
+
+    clips: int
+    videos: int
+    reference: float
+    loss: float
+    log_ratio: float
+    standard_error: float
+    log_ratio_bins: tuple[float, ...]
+
+
+def summarise(losses: Tensor, reference: Tensor, sigmas: Tensor, videos: Sequence[str]) -> PairedSummary:
+    """What changed between the base model and now.
+
+    Args:
+        losses: (N, K) now.
+        reference: (N, K) of the base model.
+        sigmas: (N, K) where they were taken.
+        videos: Source video of each clip (N,): clips of one film say the same thing twice.
+    """
+    ratios = log_ratio(losses, reference, sigmas)
+    numbers = {video: number for number, video in enumerate(dict.fromkeys(videos))}
+    member = torch.tensor([numbers[video] for video in videos])
+    by_video = torch.stack([ratios[member == number].mean() for number in range(len(numbers))])
+    return PairedSummary(
+        clips=len(videos),
+        videos=len(numbers),
+        reference=float(reference.mean()),
+        loss=float(losses.mean()),
+        log_ratio=float(ratios.mean()),
+        standard_error=float(by_video.std() / len(numbers) ** 0.5) if len(numbers) > 1 else float("nan"),
+        log_ratio_bins=tuple((losses / reference).log().mean(0).tolist()),
+    )

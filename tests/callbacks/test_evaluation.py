@@ -1,0 +1,102 @@
+"""`vidlit validate` and `vidlit test`: what they say of a checkpoint, against numbers taken another way."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from vidlit.__main__ import main
+from vidlit.data.batch import clip_key, collate
+from vidlit.data.datamodule import LatentDataModule
+from vidlit.diffusion.loss import paired_losses
+from vidlit.diffusion.noising import RectifiedFlow, stratum_sigmas
+from vidlit.metrics.paired_loss import log_ratio, summarise
+from vidlit.module import VideoDiffusionModule
+
+SMALL = {"trainer__max_steps": 4, "data__test_fraction": 0.34, "data__buckets": "[9x48x48]"}
+
+
+@torch.no_grad()
+def by_hand(demo, data, state=None):
+    module = VideoDiffusionModule(str(demo.dir / "base"), fps=16)
+    module.configure_model()
+    if state is not None:
+        module.load_state_dict(state, strict=False)
+    module.eval()
+    dataset = data.dataset(data.test_clips)
+    rows = range(len(data.test_clips))
+    return torch.cat([paired_losses(module, module.noising, collate([dataset[row]]), 0, 4) for row in rows])
+
+
+def test_the_test_compares_with_the_base_and_audits(quickstart, demo, latents, tmp_path, capsys):
+    assert main(quickstart(**SMALL)) == 0
+    run = tmp_path / "runs" / "quickstart" / "0"
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    capsys.readouterr()
+    audit = {"samples__num_audit": 4, "samples__audit_steps": 2, "samples__metrics": "[fid]"}
+    assert main([*quickstart("test", **SMALL, **audit), f"--ckpt_path={checkpoint}"]) == 0
+    printed = capsys.readouterr().out
+
+    folder = run / "test" / "step_000004"
+    results = json.loads((folder / "results.json").read_text())
+    data = LatentDataModule(
+        demo.dir / "clips",
+        latents,
+        str(demo.dir / "base"),
+        ["9x48x48"],
+        fps=16,
+        val_fraction=0.5,
+        test_fraction=0.34,
+    )
+    base, now = by_hand(demo, data), by_hand(demo, data, torch.load(checkpoint, weights_only=True)["state_dict"])
+    keys = torch.tensor([clip_key(clip.clip_id) for clip in data.test_clips])
+    ratios = log_ratio(now, base, stratum_sigmas(RectifiedFlow(), keys, 4))
+    assert results["step"] == 4
+    assert (results["clips"], results["videos"]) == (len(data.test_clips), 2)
+    assert results["reference"] == pytest.approx(float(base.mean()), rel=1e-4)
+    assert results["loss"] == pytest.approx(float(now.mean()), rel=1e-4)
+    assert results["log_ratio"] == pytest.approx(float(ratios.mean()), abs=1e-4)
+    assert f"{100 * math.expm1(results['log_ratio']):+.2f}" in printed
+    assert results["copies"]["clips"] == 4
+    assert results["diversity"]["ratio"] > 0
+    assert results["quality"]["fid"] > 0
+    train = {clip.clip_id for clip in data.train_clips}
+    assert results["copies"]["nearest_clip"] in train
+    for file in ("sample", "pair", "pair_picture"):
+        assert (run / results["copies"][file]).is_file()
+    assert len(list(folder.glob("audit_0*.mp4"))) == 4
+    assert str(folder) in printed
+
+
+def test_the_base_alone_can_be_tested_and_leaves_nothing(quickstart, tmp_path, capsys):
+    assert main(quickstart("test", **SMALL)) == 0
+    assert "test/loss" in capsys.readouterr().out
+    assert not list(tmp_path.glob("runs/**/results.json"))
+
+
+def test_validate_shows_the_change_against_step_0(quickstart, tmp_path, capsys):
+    assert main(quickstart(trainer__max_steps=4)) == 0
+    run = tmp_path / "runs" / "quickstart" / "0"
+    summary = json.loads((run / "summary.json").read_text())
+    capsys.readouterr()
+    assert main([*quickstart("validate"), f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
+    printed = capsys.readouterr().out
+    for row, name in (("held out", "val_log_ratio"), ("of training", "probe_log_ratio")):
+        shown = re.search(rf"{row}[^\n]*?([+-]\d+\.\d+)[^\n]*%", printed)
+        assert float(shown.group(1)) == pytest.approx(100 * math.expm1(summary[name]), abs=0.006), printed
+    assert main(quickstart("validate")) == 0  # of the base model: nothing to compare with
+    assert "held out" not in capsys.readouterr().out.split("held out,")[-1].split("clips of")[-1]
+
+
+def test_videos_not_clips_are_what_the_error_counts():
+    reference = torch.ones(4, 2)
+    losses = torch.tensor([0.5, 0.5, 0.8, 0.8]).log().exp()[:, None].expand(4, 2)
+    summary = summarise(losses, reference, torch.full((4, 2), 0.5), ["a", "a", "b", "b"])
+    by_video = torch.tensor([0.5, 0.8]).log()
+    assert summary.videos == 2
+    assert summary.standard_error == pytest.approx(float(by_video.std() / 2**0.5))
+    assert summary.log_ratio == pytest.approx(float(by_video.mean()))
+    assert summary.log_ratio_bins == pytest.approx([float(by_video.mean())] * 2)
+    assert math.isnan(summarise(losses[:2], reference[:2], torch.full((2, 2), 0.5), ["a", "a"]).standard_error)

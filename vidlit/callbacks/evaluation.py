@@ -1,0 +1,166 @@
+"""What ``vidlit validate`` and ``vidlit test`` say of a checkpoint: against the base model, clip by clip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from vidlit.callbacks.audit import Audit
+from vidlit.callbacks.divergence import DivergenceMonitor
+from vidlit.callbacks.samples import SampleVideos
+from vidlit.data.batch import LatentBatch, clip_key
+from vidlit.diffusion.noising import stratum_sigmas
+from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, summarise
+from vidlit.run_directory import RunDirectory, write_text
+from vidlit.stopping.verdict import Verdict
+
+if TYPE_CHECKING:
+    from vidlit.data.clips import Clip
+    from vidlit.module import VideoDiffusionModule
+
+BASE, TRAINED = 0, 1
+"""Steps that the two audits of a test are told apart by."""
+
+
+class ValidationTable(Callback):
+    """Prints the paired losses of ``vidlit validate``, against step 0 of the checkpoint's run.
+
+    Args:
+        monitor: that scored them.
+    """
+
+    def __init__(self, monitor: DivergenceMonitor) -> None:
+        self.monitor = monitor
+
+    def on_validation_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Print."""
+        if trainer.state.fn == "validate" and trainer.is_global_zero:
+            summaries = self.monitor.summaries(pl_module)
+            if summaries:
+                names = {"val": "held out", "probe": "of training"}
+                print_summaries({names[name]: summary for name, summary in summaries.items()})
+
+
+class Evaluation(Callback):
+    """The full audit of ``vidlit test``: losses, copies and diversity on clips that neither training nor stopping saw.
+
+    The base model is measured first, in the same way, because each number only means something against its own.
+    ``results.json`` and the sampled videos go to ``test/step_XXXXXX`` of the checkpoint's run directory; without a
+    checkpoint the base model alone is measured and nothing is written.
+
+    Args:
+        samples: how to audit.
+    """
+
+    def __init__(self, samples: SampleVideos) -> None:
+        self.samples = samples
+        self.step: int | None = None
+        self.audit: Audit | None = None
+        self._metric = PairedLoss(0, 1)
+        self._reference: Tensor | None = None
+
+    def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
+        """One table for the losses, and the prompts of the audit."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._metric = PairedLoss(len(datamodule.test_clips), pl_module.num_strata)
+        self.audit = self.samples.make_audit(datamodule, datamodule.test_clips)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Which step this is."""
+        self.step = int(checkpoint["global_step"])
+
+    def on_test_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Measure the base model, and put the trained weights back."""
+        self._metric.to(pl_module.device).reset()
+        if self.audit is not None:
+            self.audit.prepare(trainer, pl_module)
+        if self.step is None:
+            return
+        trained = {name: value.detach().clone() for name, value in pl_module.trainable_state().items()}
+        pl_module.load_base()
+        pl_module.eval()
+        # A loader of its own: Lightning has begun to read from the other.
+        for batch in trainer.datamodule.test_dataloader():  # type: ignore[attr-defined]
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            with trainer.precision_plugin.test_step_context():
+                self._metric.update(batch.indices, pl_module.validation_step(batch, 0))
+        self._reference = self._metric.compute().cpu()
+        self._metric.reset()
+        if self.audit is not None:
+            self.audit.run(trainer, pl_module, BASE, None)
+        pl_module.load_state_dict(trained, strict=False)
+        pl_module.eval()
+
+    def on_test_batch_end(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: VideoDiffusionModule,
+        outputs: STEP_OUTPUT,
+        batch: LatentBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Feed the losses of one batch."""
+        assert isinstance(outputs, Tensor)
+        self._metric.update(batch.indices, outputs)
+
+    def on_test_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Audit, write and print."""
+        losses = self._metric.compute().cpu()
+        if self.step is None or self._reference is None:
+            return
+        folder = RunDirectory(Path(trainer.default_root_dir)).test(self.step)
+        clips: Sequence[Clip] = trainer.datamodule.test_clips  # type: ignore[attr-defined]
+        keys = torch.tensor([clip_key(clip.clip_id) for clip in clips], dtype=torch.int64)
+        sigmas = stratum_sigmas(pl_module.noising, keys, pl_module.num_strata)
+        summary = summarise(losses, self._reference, sigmas, [clip.source.group for clip in clips])
+        results: dict[str, Any] = {"checkpoint": str(trainer.ckpt_path), "step": self.step, **asdict(summary)}
+        verdicts: list[Verdict] = []
+        if self.audit is not None:
+            self.audit.run(trainer, pl_module, TRAINED, folder)
+            verdicts = [self.audit.copies(folder.relative_to(trainer.default_root_dir)), self.audit.diversity()]
+            results |= {verdict.signal: _told(verdict) for verdict in verdicts}
+            results["quality"] = self.audit.quality
+        if trainer.is_global_zero:
+            write_text(folder / "results.json", dumps(results, indent=2) + "\n")
+            print_summaries({"test": summary})
+            for verdict in verdicts:
+                print(f"{verdict.signal}: {verdict.reason}")
+            print(f"Written to {folder}")
+
+
+def _told(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as JSON, without the words of a run that could be stopped."""
+    return {"alarm": verdict.action != "continue", "reason": verdict.reason, **verdict.evidence}
+
+
+def print_summaries(summaries: dict[str, PairedSummary]) -> None:
+    """A table of paired losses, one row a set of clips."""
+    bins = max(len(summary.log_ratio_bins) for summary in summaries.values())
+    table = Table("clips", title="loss of the denoiser, each clip against itself under the base model")
+    for name in ("clips", "videos", "base", "now", "change", "by noise level, low to high"):
+        table.add_column(name, justify="right")
+    for name, summary in summaries.items():
+        error = summary.standard_error
+        spread = "" if math.isnan(error) else f" ± {100 * error:.2g}"
+        table.add_row(
+            name,
+            str(summary.clips),
+            str(summary.videos),
+            f"{summary.reference:.4f}",
+            f"{summary.loss:.4f}",
+            f"{100 * math.expm1(summary.log_ratio):+.2f}{spread} %",
+            " ".join(f"{100 * math.expm1(value):+.1f} %" for value in summary.log_ratio_bins[:bins]),
+        )
+    Console().print(table)
