@@ -66,10 +66,11 @@ def test_same_seed_same_numbers_and_another_seed_others(quickstart, tmp_path):
     assert first != other
 
 
-@pytest.mark.parametrize(("workers", "signalled_at"), [(0, 6), (0, 8), (2, 3)])
-def test_interrupted_and_resumed_equals_uninterrupted(quickstart, tmp_path, monkeypatch, workers, signalled_at):
-    """At step 6 between checks, at 8 where a check is due, at 3 before the first."""
-    assert main(quickstart(data__num_workers=workers)) == 0
+@pytest.mark.parametrize(("workers", "signalled_at", "clips"), [(0, 6, 4), (0, 8, 0), (2, 3, 0)])
+def test_interrupted_and_resumed_equals_uninterrupted(quickstart, tmp_path, monkeypatch, workers, signalled_at, clips):
+    """At step 6 between checks and audits, at 8 where a check is due, at 3 before the first."""
+    options = {"data__num_workers": workers, "samples__num_audit": clips, "samples__audit_steps": 2}
+    assert main(quickstart(**options)) == 0
 
     step = VideoDiffusionModule.training_step
 
@@ -80,11 +81,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(quickstart, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(VideoDiffusionModule, "training_step", training_step)
-        assert main(quickstart(run__name="cut", data__num_workers=workers)) == 128 + 15
+        assert main(quickstart(run__name="cut", **options)) == 128 + 15
     summary = json.loads((tmp_path / "runs" / "cut" / "0" / "summary.json").read_text())
     assert summary["stopped_by"] == "interrupted"
     assert summary["stop_step"] == signalled_at
-    assert main([*quickstart(run__name="cut", data__num_workers=workers), "--ckpt_path=last"]) == 0
+    assert main([*quickstart(run__name="cut", **options), "--ckpt_path=last"]) == 0
 
     whole, cut = (tmp_path / "runs" / name / "0" for name in ("quickstart", "cut"))
     assert not (tmp_path / "runs" / "cut" / "1").exists()
@@ -92,5 +93,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(quickstart, tmp_path, monk
         assert read_metrics(cut, column) == read_metrics(whole, column), column
     assert (cut / "exposure.csv").read_text() == (whole / "exposure.csv").read_text()
     assert (cut / "decisions.jsonl").read_text() == (whole / "decisions.jsonl").read_text()
+    heard = {verdict["signal"] for verdict in json.loads((cut / "decisions.jsonl").open().readline())["verdicts"]}
+    assert heard == {"divergence", "exposure", *(["copies", "diversity"] if clips else [])}
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(cut)[name]), name

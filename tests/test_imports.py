@@ -41,6 +41,8 @@ MAY_IMPORT = {
     "launch.py": LIGHTNING | {"torch"},
     "plan.py": {"rich", "vidlit.data", "vidlit.stopping"},
     "redaction.py": set(),
+    "refit.py": set(),
+    "kfold.py": {"rich", "vidlit.refit"},
     "run_record.py": ARRAYS | {"yaml", "vidlit.stopping", "vidlit.data.batch"},
     "report/": {"numpy", "yaml", "jinja2", "markupsafe", "matplotlib", "vidlit.__version__", "vidlit.run_record"}
     | {"vidlit.stopping"},

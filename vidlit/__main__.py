@@ -15,7 +15,8 @@ Fine-tunes video diffusion transformers on your clips and stops before they over
 commands that read a YAML file (--config FILE, any value can be overridden: --trainer.max_steps 500)
   fit        encode what is not encoded yet, train, stop by itself, export the best weights, sample videos
   validate   paired losses of a checkpoint on the held-out clips (--ckpt_path FILE)
-  test       losses of a checkpoint on the test split (--ckpt_path FILE)
+  test       losses, copies and diversity of a checkpoint on the test split (--ckpt_path FILE)
+  kfold      fit once a fold of source videos, and say what is best for all clips (--folds 5)
   plan       before training: clips used and left out, batches, exposures, cost (--json)
   encode     only fill the latent store
 

@@ -34,6 +34,7 @@ from vidlit.launch import Launch
 from vidlit.module import VideoDiffusionModule
 from vidlit.plan import make_plan, print_plan
 from vidlit.redaction import redact
+from vidlit.refit import finished
 from vidlit.run_directory import (
     RunDirectory,
     latest_run_directory,
@@ -171,6 +172,12 @@ class VidlitCLI(LightningCLI):
         parser.add_argument("--run.dir", type=Path, default=Path("runs"), help="Folder of all run directories.")
         parser.add_argument("--run.name", type=str, default="vidlit", help="Runs of one name are numbered in a folder.")
         parser.add_argument("--run.report", type=bool, default=True, help="Make report.html when training is over.")
+        parser.add_argument(
+            "--refit",
+            type=bool,
+            default=False,
+            help="After the stop train again on all clips, for as long as was best.",
+        )
         parser.add_lightning_class_args(DivergenceMonitor, "divergence")
         parser.add_lightning_class_args(ExposureLedger, "exposure")
         parser.add_lightning_class_args(OverfitStopping, "overfit_stopping")
@@ -255,6 +262,14 @@ class VidlitCLI(LightningCLI):
 
     # -- commands
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave out the first phase of a refit that is over."""
+        config = self.config[self.subcommand]
+        if subcommand == "fit" and config.refit and config.get("ckpt_path") is not None:
+            if finished(self.run_directory.read_summary(), config.trainer.max_steps):
+                return
+        super()._run_subcommand(subcommand)
+
     def before_fit(self) -> None:
         """Encode what is missing, and say what there is to train on."""
         self._encode()
@@ -300,6 +315,19 @@ def _report(directory: RunDirectory) -> None:
     except Exception as error:
         print(f"vidlit: warning: no report was made ({type(error).__name__}: {error}); the run is complete. Try again ")
         print(f"with `vidlit report {directory.path}`.")
+
+
+class ParsedConfig(VidlitCLI):
+    """Only reads the command line and its config files: nothing is made or run."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
 
 
 def _used(data: LatentDataModule) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import gc
+import json
 import os
 import signal
 import sys
@@ -10,17 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vidlit.callbacks.interrupt import Interrupted
-from vidlit.cli import RUN_DIRECTORY_VARIABLE, VidlitCLI
+from vidlit.cli import RUN_DIRECTORY_VARIABLE, ParsedConfig, VidlitCLI
 from vidlit.data.progress import quiet_lightning
 from vidlit.demo import Demo
 from vidlit.errors import UserError
-from vidlit.run_directory import RunDirectory
+from vidlit.kfold import fold_words, print_folds, summarise_folds
+from vidlit.refit import announcement, finished, full_steps, no_refit_because, note_refit, refit_words
+from vidlit.run_directory import RunDirectory, write_text
 
-FLAGS = ("--json", "--verify")
+FLAGS = ("--json", "--verify", "--refit")
 
 
 def run(words: list[str]) -> int:
@@ -44,7 +49,7 @@ def run(words: list[str]) -> int:
         print(f"vidlit: error: {message}", file=sys.stderr)
         return 2
     except Interrupted as interrupt:
-        print(f"\nvidlit: {interrupt}; saved. Go on with --ckpt_path {interrupt.checkpoint}", file=sys.stderr)
+        print(f"\nvidlit: {interrupt}; saved. {interrupt.advice}", file=sys.stderr)
         return 128 + interrupt.signal_number
     except (KeyboardInterrupt, SystemExit) as end:
         # Before training begins; Lightning turns Ctrl-C into sys.exit(1) on its way.
@@ -57,14 +62,25 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _lightning(words: list[str]) -> None:
-    launched = RUN_DIRECTORY_VARIABLE in os.environ
+def _lightning(words: list[str], directory: RunDirectory | None = None) -> VidlitCLI:
+    """Run a command that LightningCLI knows.
+
+    Args:
+        words: of the command line.
+        directory: of the run, where it is decided already.
+    """
+    before = os.environ.get(RUN_DIRECTORY_VARIABLE)
+    if directory is not None:
+        os.environ[RUN_DIRECTORY_VARIABLE] = str(directory.path)
     try:
         with quiet_lightning():
             warnings.showwarning = _show_warning  # until quiet_lightning puts the old one back
-            VidlitCLI(words)
+            return VidlitCLI(words)
     finally:
-        if not launched and (claimed := os.environ.pop(RUN_DIRECTORY_VARIABLE, None)):
+        claimed = os.environ.pop(RUN_DIRECTORY_VARIABLE, None)
+        if before is not None:
+            os.environ[RUN_DIRECTORY_VARIABLE] = before
+        elif claimed is not None:
             RunDirectory(Path(claimed)).discard_if_empty()  # a run that never began leaves no folder
 
 
@@ -77,6 +93,84 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     print(f"vidlit: warning: {message}", file=sys.stderr)
+
+
+def _fit(words: list[str]) -> None:
+    """Fit, and where ``--refit`` asks for it, train again on all clips when the best step is known.
+
+    Both phases run in this process, and with several devices in each: all of them come here and go the same way.
+    """
+    cli = _lightning(words)
+    directory, shows = cli.run_directory, cli.trainer.is_global_zero
+    if not cli.config.fit.refit:
+        return
+    del cli
+    gc.collect()  # the first phase's model
+    summary = directory.read_summary()
+    if reason := no_refit_because(summary):
+        if shows:
+            print(f"No refit: {reason}.")
+        return
+    if shows:
+        print(f"\n{announcement(summary)}")
+    if not finished(directory.refit.read_summary(), full_steps(summary)):
+        try:
+            _lightning(refit_words(summary, directory), directory.refit)
+        except Interrupted as interrupt:
+            interrupt.advice = f"Go on with the same command and --ckpt_path {directory.last_checkpoint}"
+            raise
+    if shows:
+        note_refit(directory)
+
+
+def _kfold(words: list[str]) -> None:
+    """Fit once a fold, leaving out those that are over, and say what all of them say."""
+    # jsonargparse does not part options it knows from those it does not.
+    parser = argparse.ArgumentParser(
+        prog="vidlit kfold",
+        description="Fit once a fold of source videos, and say what is best for all of them.",
+        epilog="All options of `vidlit fit` are taken, too: see `vidlit fit --help`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--folds", type=int, default=5, help="parts that the source videos are divided into")
+    options, fit_words = parser.parse_known_args(words[1:])
+    config = ParsedConfig(["fit", *fit_words]).config.fit
+    if config.get("ckpt_path") is not None:
+        raise UserError("kfold goes on by itself where it was interrupted: leave --ckpt_path out.")
+    root = config.run.dir / config.run.name / f"kfold_{options.folds}"
+    _same_config(root / "config.json", config)
+    folds = [RunDirectory(root / f"fold_{number}") for number in range(options.folds)]
+    shows = "LOCAL_RANK" not in os.environ or os.environ.get("RANK", os.environ["LOCAL_RANK"]) == "0"
+    for number, directory in enumerate(folds):
+        if finished(directory.read_summary(), config.trainer.max_steps):
+            continue
+        if shows:
+            print(f"\nfold {number} of {options.folds}")
+        try:
+            _lightning(fold_words(fit_words, number, options.folds, directory), directory)
+        except Interrupted as interrupt:
+            interrupt.advice = "Go on with the same command."
+            raise
+        gc.collect()
+    if shows:
+        told = summarise_folds([directory.read_summary() for directory in folds])
+        path = root / "folds.json"
+        write_text(path, json.dumps(told, indent=2) + "\n")
+        print_folds(told, fit_words, path)
+
+
+def _same_config(path: Path, config: Namespace) -> None:
+    """Keep the config of the folds, or make sure that it is the one kept.
+
+    Raises:
+        UserError: folds of another config lie there.
+    """
+    text = json.dumps(config.as_dict(), indent=2, default=str, sort_keys=True)
+    if path.is_file() and path.read_text() != text:
+        raise UserError(
+            f"{path.parent} holds folds of other options ({path.name}): give them another --run.name, or delete them."
+        )
+    write_text(path, text)
 
 
 def _demo(words: list[str]) -> None:
@@ -99,5 +193,10 @@ def _report(words: list[str]) -> None:
     print(write_report(options.runs, options.out, options.megabytes))
 
 
-COMMANDS: dict[str, Callable[[list[str]], object]] = {"demo": _demo, "report": _report}
-"""The commands that LightningCLI does not know."""
+COMMANDS: dict[str, Callable[[list[str]], object]] = {
+    "demo": _demo,
+    "fit": _fit,
+    "kfold": _kfold,
+    "report": _report,
+}
+"""The commands that are more than LightningCLI's own."""

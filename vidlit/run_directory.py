@@ -89,6 +89,11 @@ class RunDirectory:
         """The run as one page for a browser."""
         return self.path / "report.html"
 
+    @property
+    def refit(self) -> RunDirectory:
+        """The run of ``--refit``'s second phase."""
+        return RunDirectory(self.path / "refit")
+
     def samples(self, step: int) -> Path:
         """Folder of the videos generated at a step."""
         return self.path / "samples" / f"step_{step:06d}"

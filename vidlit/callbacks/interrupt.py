@@ -28,6 +28,7 @@ class Interrupted(Exception):  # noqa: N818 - says what happened, as KeyboardInt
         super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
         self.checkpoint = checkpoint
+        self.advice = f"Go on with --ckpt_path {checkpoint}"
 
 
 class GracefulInterrupt(Callback):
