@@ -6,6 +6,8 @@ One function a family. What they leave out of the real models is size alone: the
 import torch
 import transformers
 
+from vidlit.data.batch import Conditioning
+
 DIM = 64
 """Width of the tiny text encoders."""
 
@@ -307,3 +309,31 @@ def hunyuan_video(folder):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
     parts = {"transformer": transformer, "vae": vae, "scheduler": scheduler, **llama_and_clip()}
     return save(diffusers.HunyuanVideoPipeline(**parts), folder)
+
+
+EVERY = {
+    "ltx_video": ltx_video,
+    "wan": wan,
+    "wan-i2v": wan_image_to_video,
+    "wan-5b": wan_5b,
+    "cogvideox-2b": lambda folder: cogvideox(folder, "2b"),
+    "cogvideox": cogvideox,
+    "cogvideox-1.5-i2v": lambda folder: cogvideox(folder, "1.5-i2v"),
+    "mochi": mochi,
+    "hunyuan_video": hunyuan_video,
+}
+"""A maker of each kind of base, for what must hold in every family."""
+
+
+def size_of(family):
+    """Frames, height, width of small clips."""
+    return family.frame_multiple + 1, 32, 32
+
+
+@torch.no_grad()
+def conditioning_of(family):
+    """Of two clips and captions, by the family's own encoders."""
+    clips = torch.rand(2, 3, *size_of(family), generator=torch.Generator().manual_seed(2)) * 2 - 1
+    extras = {name: value for name, value in family.load_video_encoder("cpu")(clips).items() if name != "latents"}
+    made = Conditioning.of(family.load_prompt_encoder("cpu")(["A red disc.", "x"]), family.prompt_length)
+    return made._replace(extras=made.extras | extras)

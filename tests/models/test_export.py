@@ -12,32 +12,20 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from tests.models import bases
-from vidlit.data.batch import Conditioning
 from vidlit.models.adapters import LoRA, export_weights
 from vidlit.models.comfyui import comfyui_lora
 from vidlit.models.family import open_family
 from vidlit.models.hunyuan_video import HunyuanVideo
 
-MAKERS = {
-    "ltx_video": bases.ltx_video,
-    "wan": bases.wan,
-    "wan-i2v": bases.wan_image_to_video,
-    "wan-5b": bases.wan_5b,
-    "cogvideox": bases.cogvideox,
-    "cogvideox-i2v": lambda folder: bases.cogvideox(folder, "1.5-i2v"),
-    "mochi": bases.mochi,
-    "hunyuan_video": bases.hunyuan_video,
-}
 
-
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=bases.EVERY)
 def family(request, tmp_path_factory):
-    return open_family(MAKERS[request.param](tmp_path_factory.mktemp(request.param) / "base"))
+    return open_family(bases.EVERY[request.param](tmp_path_factory.mktemp(request.param) / "base"))
 
 
 @pytest.fixture(scope="module")
 def conditioning(family):
-    return conditioning_of(family)
+    return bases.conditioning_of(family)
 
 
 def trained(family, lora):
@@ -51,23 +39,9 @@ def trained(family, lora):
     return transformer
 
 
-def size_of(family):
-    """Frames, height, width of small clips."""
-    return family.frame_multiple + 1, 32, 32
-
-
-@torch.no_grad()
-def conditioning_of(family):
-    """Of two clips and captions, by the family's own encoders."""
-    clips = torch.rand(2, 3, *size_of(family), generator=torch.Generator().manual_seed(2)) * 2 - 1
-    extras = {name: value for name, value in family.load_video_encoder("cpu")(clips).items() if name != "latents"}
-    made = Conditioning.of(family.load_prompt_encoder("cpu")(["A red disc.", "x"]), family.prompt_length)
-    return made._replace(extras=made.extras | extras)
-
-
 @torch.no_grad()
 def velocities(family, transformer, conditioning):
-    noisy = torch.randn(2, *family.latent_shape(*size_of(family)), generator=torch.Generator().manual_seed(0))
+    noisy = torch.randn(2, *family.latent_shape(*bases.size_of(family)), generator=torch.Generator().manual_seed(0))
     return family.velocity(transformer, noisy, torch.tensor([0.3, 0.8]), conditioning)
 
 
@@ -171,13 +145,13 @@ published width only (next test)."""
 @pytest.mark.parametrize("name", COMFYUI)
 def test_a_lora_under_comfyui_names_loads_in_the_pipeline(name, tmp_path):
     """By diffusers' converter from these names."""
-    family = open_family(MAKERS[name](tmp_path / "base"))
+    family = open_family(bases.EVERY[name](tmp_path / "base"))
     transformer = trained(family, LoRA(rank=4, alpha=8.0, targets=COMFYUI[name]))
     written = export_weights(family, transformer, tmp_path / "weights")
     assert [path.name for path in written] == ["pytorch_lora_weights.safetensors", "comfyui_lora.safetensors"]
     assert all(key.startswith("diffusion_model.") for key in load_file(written[1]))
     again = reload(family, written[1])
-    conditioning = conditioning_of(family)
+    conditioning = bases.conditioning_of(family)
     expected = velocities(family, transformer, conditioning)
     torch.testing.assert_close(velocities(family, again, conditioning), expected, atol=1e-5, rtol=1e-5)
     assert_same(deltas(again), deltas(transformer))
