@@ -1,10 +1,17 @@
-"""What must hold in every family, whatever its conventions."""
+"""What must hold in every family, whatever its conventions: a new one is one line in ``bases.EVERY``."""
 
+import inspect
+import json
+
+import diffusers
 import pytest
 import torch
 
 from tests.models import bases
+from tests.models.batches import batch_of, random_frames
 from vidlit.data.batch import Conditioning, LatentBatch
+from vidlit.data.buckets import Bucket
+from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import known_families, open_family
@@ -20,6 +27,12 @@ def batch(family):
     shape = family.latent_shape(*bases.size_of(family))
     latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))
     return LatentBatch(latents, bases.conditioning_of(family), torch.arange(2), torch.arange(2))
+
+
+@pytest.fixture(scope="module")
+def encoded(family):
+    """Clips of noise and captions as the latent store would hold them."""
+    return batch_of(family, bases.size_of(family))
 
 
 def loss_of(family, transformer, batch):
@@ -86,3 +99,84 @@ def test_a_lora_learns(family, batch):
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.97 * losses[0]
+
+
+def test_the_base_says_which_family_it_is(family):
+    index = json.loads((family.base / "model_index.json").read_text())
+    assert family.transformer_class == index["transformer"][1]
+    assert hasattr(diffusers, family.pipeline_class)
+    assert family.prompt_recipe
+    assert bool(family.clip_extras) <= bool(family.clip_recipe)
+
+
+def test_latents_have_the_shape_that_buckets_are_planned_with(family, encoded):
+    assert encoded.latents.shape[1:] == family.latent_shape(*bases.size_of(family))
+    Bucket(*bases.size_of(family)).check(family.frame_multiple, family.pixel_multiple)
+
+
+def test_decoded_videos_have_the_size_of_the_encoded(family, encoded):
+    video = family.decode_latents(family.load_vae("cpu"), encoded.latents)
+    assert video.shape == (2, 3, *bases.size_of(family))
+    assert video.isfinite().all()
+
+
+@torch.no_grad()
+def test_decoding_undoes_the_normalisation_of_encoding(family, encoded):
+    """Encode, decode is the VAE's own round trip, whatever scale and shift lie between."""
+    vae = family.load_vae("cpu")
+    video = random_frames(bases.size_of(family)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    raw = vae.encode(video).latent_dist.mode()
+    own = encoded.latents[:, :, -raw.shape[2] :]  # without a family's padding in time
+    assert (raw - own).abs().mean() > 1e-3  # it is normalised
+    given = [torch.zeros(2)] * ("temb" in inspect.signature(vae.decode).parameters)
+    direct = vae.decode(raw, *([None] * len(given)), return_dict=False)[0]
+    torch.testing.assert_close(family.decode_latents(vae, encoded.latents), direct, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_the_velocity_depends_on_all_it_is_given(family, encoded):
+    transformer = family.load_transformer().eval()
+    noisy, sigmas = torch.randn(encoded.latents.shape), torch.tensor([0.3, 0.6])
+    before = family.velocity(transformer, noisy, sigmas, encoded.conditioning)
+    assert before.shape == noisy.shape
+    embeds, _, extras = encoded.conditioning
+    others = {
+        "noisy": (noisy.flip(0), sigmas, encoded.conditioning),
+        "sigmas": (noisy, sigmas.flip(0), encoded.conditioning),
+        "prompt_embeds": (noisy, sigmas, encoded.conditioning._replace(prompt_embeds=embeds.flip(0))),
+    }
+    for name in extras:
+        flipped = {**extras, name: extras[name].flip(0)}
+        others[name] = (noisy, sigmas, encoded.conditioning._replace(extras=flipped))
+    for name, given in others.items():
+        assert (family.velocity(transformer, *given) - before).abs().mean() > 1e-5, name
+
+
+@pytest.mark.parametrize("num_steps", [2, 5])
+def test_sampling_with_the_true_velocity_gives_the_latents(family, encoded, num_steps):
+    """The sampler undoes what training's noising did: path, sign and schedule are one mathematics."""
+    noise = torch.randn(encoded.latents.shape, generator=torch.Generator().manual_seed(1))
+    scheduler = family.load_scheduler(num_steps, noise[0, 0].numel())
+
+    def velocity(noisy, sigmas, conditioning):
+        """Towards the latents from wherever the sampler is: some add noise on their way."""
+        return (noisy - encoded.latents) / sigmas.view(-1, 1, 1, 1, 1)
+
+    latents = generate(velocity, scheduler, noise, encoded.conditioning)
+    # Published samplers round their timesteps to whole ones: a thousandth of the way.
+    torch.testing.assert_close(latents, encoded.latents, atol=1e-2, rtol=0)
+
+
+def test_the_default_noising_draws_levels_that_the_model_takes_and_can_be_learned_from(family, encoded):
+    noising = family.noising().at(encoded.latents[0, 0].numel())
+    sigmas = noising.sample_sigmas(1000, torch.Generator().manual_seed(0))
+    assert sigmas.min() > 0
+    assert sigmas.max() <= 1
+    transformer = family.load_transformer().train()
+    noise = torch.randn(encoded.latents.shape)
+    loss = denoising_loss(
+        lambda *inputs: family.velocity(transformer, *inputs), noising, encoded, noise, sigmas[:2]
+    ).mean()
+    loss.backward()
+    without = [name for name, parameter in transformer.named_parameters() if parameter.grad is None]
+    assert not without

@@ -218,7 +218,12 @@ def known_families() -> dict[str, type[Family]]:
     package = importlib.import_module("vidlit.models")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"vidlit.models.{module.name}")
-    return {family.transformer_class: family for family in Family.__subclasses__()}
+    return {family.transformer_class: family for family in _subclasses(Family)}  # type: ignore[type-abstract]
+
+
+def _subclasses(family: type[Family]) -> list[type[Family]]:
+    """All of them: one family may derive from another."""
+    return [derived for child in family.__subclasses__() for derived in (child, *_subclasses(child))]
 
 
 def read_config(base: Path, part: str, file: str = "config.json") -> dict[str, Any]:

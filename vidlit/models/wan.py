@@ -102,7 +102,7 @@ class Wan(Family):
         )
         scheduler = scheduler_class.from_pretrained(self.base, subfolder="scheduler")
         scheduler.set_timesteps(num_steps)
-        return _AskedAtTimesteps(scheduler)
+        return AskedAtTimesteps(scheduler)
 
     def noising(self) -> RectifiedFlow:
         """Logit-normal as in the report, shifted as the base's sampler is."""
@@ -182,8 +182,12 @@ class WanImageEncoder(VideoEncoder):
         return encoded
 
 
-class _AskedAtTimesteps:
-    """A scheduler whose model is asked at its timesteps, as pipelines do: UniPC rounds them down from its sigmas."""
+class AskedAtTimesteps:
+    """A scheduler whose model is asked at its timesteps, as pipelines do: UniPC rounds them down from its sigmas.
+
+    Args:
+        scheduler: a diffusers scheduler of flow matching with 1000 timesteps, its timesteps set.
+    """
 
     def __init__(self, scheduler: Any) -> None:
         self.timesteps: Tensor = scheduler.timesteps

@@ -1,0 +1,31 @@
+"""Batches as training gets them, made by a base's own encoders."""
+
+import torch
+
+from vidlit.data.batch import LatentSample, collate
+from vidlit.models.encoders import Encoders
+
+CAPTIONS = ("A red disc.", "  Two striped &amp; blue\n rings   before a grey wall. ")
+
+
+def random_frames(size, count=2):
+    """Videos (count, F, H, W, 3) uint8 of noise; ``size`` is frames, height, width."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, *size, 3), generator=generator, dtype=torch.uint8)
+
+
+def batch_of(family, size, captions=CAPTIONS):
+    """A clip of noise for each caption, with all that a latent store would hold of it."""
+    encoders = Encoders(family)
+    videos, prompts = (
+        encoders.encode_video(random_frames(size, len(captions))),
+        encoders.encode_captions(list(captions)),
+    )
+    assert set(videos) == {"latents", *family.clip_extras}
+    samples = []
+    for row, prompt in enumerate(prompts):
+        assert set(prompt) == {"prompt_embeds", *family.prompt_extras}
+        extras = {name: prompt[name] for name in family.prompt_extras}
+        extras |= {name: videos[name][row] for name in family.clip_extras}
+        samples.append(LatentSample(videos["latents"][row], prompt["prompt_embeds"], row, row, extras))
+    return collate(samples, family.prompt_length)
