@@ -10,6 +10,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
 from tests.models.bases import cogvideox
 from vidlit.data.batch import Conditioning, LatentBatch
+from vidlit.data.datamodule import LatentDataModule
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.diffusion.noising import RectifiedFlow, keyed_generator
@@ -298,6 +299,12 @@ def test_sizes_that_cannot_come_back_are_refused(bases):
     assert open_family(bases["5b-i2v"]).latent_shape(9, 32, 48) == (16, 3, 4, 6)
     with pytest.raises(UserError, match="32x48"):
         open_family(bases["5b-i2v"]).latent_shape(9, 64, 48)
+
+
+@pytest.mark.parametrize(("kind", "bucket", "said"), [("5b", "13x32x48", "8k \\+ 1"), ("5b-i2v", "9x64x48", "32x48")])
+def test_such_sizes_are_refused_before_anything_is_encoded(bases, demo, tmp_path, kind, bucket, said):
+    with pytest.raises(UserError, match=said):
+        LatentDataModule(source=demo.dir / "clips", base=bases[kind], store=tmp_path, buckets=[bucket])
 
 
 def test_schedulers_of_another_kind_are_refused(base):

@@ -129,7 +129,7 @@ class CogVideoX(Family):
 
     def _rotary_embedding(self, *shape_and_device: Any) -> tuple[Tensor, Tensor] | None:
         """As the pipeline makes them, kept for each latent shape; ``None`` for the 2B model, which has none."""
-        if not self.config["use_rotary_positional_embeddings"]:
+        if not self.config.get("use_rotary_positional_embeddings"):
             return None
         if shape_and_device not in self._rotary:
             self._rotary[shape_and_device] = self._make_rotary_embedding(*shape_and_device)

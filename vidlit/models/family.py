@@ -64,6 +64,9 @@ class Family(ABC):
     """The same of each clip's ``latents``."""
     takes_first_frame: bool = False
     """Whether :meth:`velocity` takes a sigma for each latent frame, so that the first one can be given clean."""
+    embeds_guidance: bool = False
+    """The transformer takes the scale of guidance as an input, ``guidance`` (B,) among the conditioning's extras, and
+    is called once a step: a distilled model."""
     clip_recipe: str = ""
     """How clip extras are made, in words: part of the identity of latents where there are any."""
 

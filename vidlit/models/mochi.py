@@ -70,10 +70,14 @@ class Mochi(Family):
         return (raw - mean) * vae.config.scaling_factor / std  # type: ignore[no-any-return]
 
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
-        """See :meth:`Family.decode_latents`."""
+        """See :meth:`Family.decode_latents`. Large videos in blended tiles: whole, their decoder takes tens of GB."""
         mean, std = self._statistics(vae, latents)
         raw = (latents * std / vae.config.scaling_factor + mean).to(next(vae.parameters()).dtype)
-        return vae.decode(raw, return_dict=False)[0].float()  # type: ignore[no-any-return]
+        vae.enable_tiling()
+        try:
+            return vae.decode(raw, return_dict=False)[0].float()  # type: ignore[no-any-return]
+        finally:
+            vae.disable_tiling()
 
     def _statistics(self, vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         config = vae.config
