@@ -362,3 +362,13 @@ def test_audit_reads_real_clips_in_order(fit, data):
     assert (same == (samples.audit._real.groups[:, None] == samples.audit._real.groups).numpy()).all()
     assert isinstance(samples.audit, Audit)
     assert 0 < samples.audit.limit <= 0.6
+
+
+def test_of_a_large_set_the_prompts_own_videos_and_a_spread_are_compared(data, monkeypatch):
+    monkeypatch.setattr("vidlit.callbacks.audit.MAX_TRAIN_CLIPS", 4)
+    audit = Audit(data, LatentFeatures(), num_clips=2, num_steps=2, seed=0)
+    assert len(data.train_clips) > 4
+    compared = {clip.clip_id for clip in audit.train_clips}
+    assert len(compared) == len(audit.train_clips) <= 4
+    assert audit.clips[0].clip_id in compared
+    assert compared <= {clip.clip_id for clip in data.train_clips}

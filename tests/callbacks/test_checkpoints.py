@@ -124,8 +124,8 @@ def test_conservative_keeps_the_earliest_check_within_a_tenth_of_the_best_gain(q
     cut = tmp_path / "runs" / "cut" / "0"
     (cut / "checkpoints" / "candidate_000026.ckpt").write_bytes(b"left over from before a kill")
     assert main([*words, *falling, "--run.name=cut", "--ckpt_path=last"]) == 0
-    again = {**summary_of(cut), "seconds": 0}
-    assert again == {**summary, "seconds": 0}
+    again = {**summary_of(cut), "seconds": 0, "validation_share": 0}
+    assert again == {**summary, "seconds": 0, "validation_share": 0}
     assert {path.name for path in (cut / "checkpoints").iterdir()} == {p.name for p in (run / "checkpoints").iterdir()}
 
 
@@ -172,3 +172,8 @@ def test_with_nothing_held_out_the_run_trains_and_says_what_it_leans_on(quicksta
     assert "no clip is held out" in said.err
     assert "exposure.hard_cap" in said.err
     assert "nothing was held out to choose by" in said.out
+    assert (
+        f"To go on all the same: --ckpt_path {run / 'checkpoints' / 'last.ckpt'} --exposure.hard_cap null" in said.out
+    )
+    assert main([*words, "--exposure.hard_cap=null", "--ckpt_path=last"]) == 0
+    assert (summary_of(run)["stopped_by"], summary_of(run)["stop_step"]) == ("max_steps", 12)

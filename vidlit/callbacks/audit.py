@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PREFIX = "audit_"
 """Audited samples may lie in one folder with the samples of the kept weights."""
+MAX_TRAIN_CLIPS = 4096
+"""Training clips that are read for the comparison; reading all of a large set would take longer than training."""
 MAX_PAIRS = 4
 """Copies that are shown beside the clip they were copied from, the worst first."""
 
@@ -82,12 +84,22 @@ class Audit:
             *_prompts(self.held_out, num_held_out),
         ]
         self.clips, self.draws = [clip for clip, _ in prompts], [draw for _, draw in prompts]
+        self.train_clips = self._compared(datamodule)
         self.steps: list[int] = []
         self.ratios: list[Tensor] = []
         self.nearest: list[int] = []
         self.rke: list[float] = []
         self.limit = self.real_bound = 0.0
         self._real: RealClips | None = None
+
+    def _compared(self, datamodule: Any) -> list[Clip]:
+        """Training clips that samples are compared with: all, or of a large set those of the prompts and a spread."""
+        if len(datamodule.train_clips) <= MAX_TRAIN_CLIPS:
+            return list(datamodule.train_clips)
+        prompted = {clip.source.group for clip in self.clips}
+        own = [clip for clip in datamodule.train_clips if clip.source.group in prompted][: MAX_TRAIN_CLIPS // 2]
+        spread = datamodule.spread(datamodule.train_clips, MAX_TRAIN_CLIPS - len(own))
+        return list({clip.clip_id: clip for clip in [*own, *spread]}.values())
 
     # -- measuring
 
@@ -159,7 +171,7 @@ class Audit:
     ) -> None:
         """Each suspect beside the training clip it comes nearest to, decoded from its latents."""
         for row in self._suspects():
-            real = self.datamodule.train_clips[self.nearest[row]]
+            real = self.train_clips[self.nearest[row]]
             latents = self.datamodule.dataset([real])[0].latents[None].to(pl_module.device).float()
             frames = to_frames(pl_module.family.decode_latents(vae, latents)[0])
             captions = (f"sampled: {self.clips[row].source.caption}", f"training clip {real.clip_id}")
@@ -178,7 +190,7 @@ class Audit:
     def _read_real(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> RealClips:
         """Features of training and held-out clips, and what follows from them: limit and bound."""
         vae = pl_module.family.load_vae(pl_module.device) if self.extractor.reads == "frames" else None
-        train_clips = self.datamodule.train_clips
+        train_clips = self.train_clips
         numbers = {group: k for k, group in enumerate(dict.fromkeys(clip.source.group for clip in train_clips))}
         groups = torch.tensor([numbers[clip.source.group] for clip in train_clips], device=pl_module.device)
         train = self._describe(trainer, pl_module, vae, train_clips)
@@ -229,7 +241,7 @@ class Audit:
             return Verdict("copies", "continue", "No clips were sampled yet.")
         where = (folder or RunDirectory(Path()).samples(self.steps[-1])).as_posix()
         names = [f"{where}/{sample_name(k, clip.source.caption, PREFIX)}" for k, clip in enumerate(self.clips)]
-        nearest = [self.datamodule.train_clips[clip].clip_id for clip in self.nearest]
+        nearest = [self.train_clips[clip].clip_id for clip in self.nearest]
         verdict = judge_copies(self.steps, torch.stack(self.ratios).numpy(), self.limit, names, nearest)
         for row in self._suspects()[:1]:  # none where ratios have no meaning
             pair = f"{where}/{_pair_name(row)}"

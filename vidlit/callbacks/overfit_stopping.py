@@ -124,6 +124,11 @@ class OverfitStopping(Callback):
             "stop_step": trainer.global_step,
             "planned_steps": trainer.max_steps,
             "seconds": round(self._seconds + time.monotonic() - self._since, 1),
+            **{
+                f"{what}_share": float(trainer.callback_metrics[f"perf/{what}_share"])  # of the time, as measured
+                for what in ("validation", "audit")
+                if f"perf/{what}_share" in trainer.callback_metrics
+            },
         }
         if _steps(trainer):
             self.summary |= self._measured(trainer, kept or Kept("last", None))

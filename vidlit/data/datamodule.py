@@ -230,12 +230,16 @@ class LatentDataModule(LightningDataModule):
         most = self.max_val_clips or self.affordable_val_clips
         if most is None or most >= len(self.split.val):
             return self.split.val
-        return spread_over_videos(self.split.val, most, self.seed)
+        return self.spread(self.split.val, most)
 
     @property
     def probe_clips(self) -> list[Clip]:
         """Training clips that are scored as the held-out ones are."""
-        return spread_over_videos(self.split.train, len(self.scored_clips) or PROBE_ALONE, self.seed)
+        return self.spread(self.split.train, len(self.scored_clips) or PROBE_ALONE)
+
+    def spread(self, clips: list[Clip], num_clips: int) -> list[Clip]:
+        """Some of the clips, spread evenly over source videos; always the same."""
+        return spread_over_videos(clips, num_clips, self.seed)
 
     def dataset(self, clips: list[Clip]) -> LatentDataset:
         """Encoded clips by row.
