@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "__main__.py": {"vidlit.__version__", "vidlit.commands"},
     "data/": ARRAYS | {"av", "safetensors", "pyarrow", "PIL", "imagehash", "filelock", "rich"},
     "data/datamodule.py": LIGHTNING | {"vidlit.models.family", "vidlit.models.encoders"},  # hands them to encode.py
+    "data/prompts.py": LIGHTNING | {"vidlit.models.encoders"},  # encodes them before the transformer is loaded
     "data/encode.py": LIGHTNING | {"diffusers", "transformers", "vidlit.models.family"},
     "data/progress.py": LIGHTNING,  # encode.py's progress bar
     "diffusion/": ARRAYS | {"vidlit.data.batch"},
@@ -47,6 +48,7 @@ MAY_IMPORT = {
     "report/": {"numpy", "yaml", "jinja2", "markupsafe", "matplotlib", "vidlit.__version__", "vidlit.run_record"}
     | {"vidlit.stopping"},
     "dashboard.py": {"wandb", "wandb_workspaces"},
+    "predict.py": {f"vidlit.{room}" for room in ("callbacks", "data", "models.adapters", "module")},
     "demo.py": ARRAYS | {"diffusers", "transformers", "vidlit.data.video", "vidlit.models.codec"},
     "cli.py": ARRAYS | LIGHTNING | {"jsonargparse", "rich", "wandb", "yaml", "vidlit"},
     "commands.py": LIGHTNING | {"jsonargparse", "vidlit"},

@@ -16,6 +16,7 @@ commands that read a YAML file (--config FILE, any value can be overridden: --tr
   fit        encode what is not encoded yet, train, stop by itself, export the best weights, sample videos
   validate   paired losses of a checkpoint on the held-out clips (--ckpt_path FILE)
   test       losses, copies and diversity of a checkpoint on the test split (--ckpt_path FILE)
+  predict    videos for prompts as mp4 files, from a checkpoint, a LoRA file or the base (--prompts FILE)
   kfold      fit once a fold of source videos, and say what is best for all clips (--folds 5)
   plan       before training: clips used and left out, batches, exposures, cost (--json)
   encode     only fill the latent store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from vidlit.errors import UserError
 from vidlit.launch import Launch
 from vidlit.module import VideoDiffusionModule
 from vidlit.plan import make_plan, print_plan
+from vidlit.predict import Predict
 from vidlit.redaction import redact
 from vidlit.refit import finished
 from vidlit.run_directory import (
@@ -118,7 +120,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class VidlitCLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``encode`` and ``plan``, driven by one YAML file.
+    """``fit``, ``validate``, ``test``, ``predict``, ``encode`` and ``plan``, driven by one YAML file.
 
     Args:
         args: words of the command line.
@@ -162,6 +164,7 @@ class VidlitCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": {"model", "dataloaders", "datamodule"},
             "test": {"model", "dataloaders", "datamodule"},
+            "predict": {"model", "dataloaders", "datamodule", "return_predictions"},
             "encode": {"model", "datamodule"},
             "plan": {"model", "datamodule"},
         }
@@ -187,6 +190,15 @@ class VidlitCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("model.base", "data.base")
         parser.link_arguments("data.fps", "model.fps")
+        parser.link_arguments(
+            ("samples.guidance_scale", "samples.negative_prompt"), "data.further_captions", compute_fn=_further_captions
+        )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_class_arguments(Predict)
+        return parser
 
     # -- before anything is made
 
@@ -212,7 +224,8 @@ class VidlitCLI(LightningCLI):
     def _inherit(self, config: Namespace) -> tuple[str | None, str | None]:
         directory = RunDirectory(Path(os.environ[RUN_DIRECTORY_VARIABLE]))
         checkpoint = config.get("ckpt_path")
-        return str(directory.path), str(directory.last_checkpoint) if checkpoint == "last" else checkpoint
+        named = {"last": str(directory.last_checkpoint), "best": str(directory.best_checkpoint)}
+        return str(directory.path), named.get(checkpoint, checkpoint)
 
     def _prepare(self, config: Namespace) -> tuple[str | None, str | None]:
         """The run directory, if there is one, and the checkpoint to load: decided by one process for all."""
@@ -221,12 +234,12 @@ class VidlitCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if self.subcommand == "fit" and (restarted := restarted_run_directory(config.run.dir, config.run.name)):
             directory, checkpoint = restarted, str(restarted.last_checkpoint)
-        elif checkpoint == "last":
-            directory = latest_run_directory(config.run.dir, config.run.name)
-            checkpoint = str(directory.last_checkpoint)
+        elif checkpoint in ("last", "best"):
+            directory = _run_of(config)
+            checkpoint = str(directory.last_checkpoint if checkpoint == "last" else directory.best_checkpoint)
         elif checkpoint is not None:
             if not Path(checkpoint).is_file():
-                raise UserError(f"--ckpt_path {checkpoint}: no such file. Name a checkpoint, or 'last'.")
+                raise UserError(f"--ckpt_path {checkpoint}: no such file. Name a checkpoint, 'best' or 'last'.")
             directory = RunDirectory(Path(checkpoint).resolve().parents[1])
         elif self.subcommand == "fit":
             directory = new_run_directory(config.run.dir, config.run.name)
@@ -238,6 +251,9 @@ class VidlitCLI(LightningCLI):
         loggers = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
         kept = [logger for logger in loggers if logger not in (None, True, False)]
         training = self.subcommand == "fit"
+        if self.subcommand == "predict":
+            callbacks = []  # they watch training and scores
+            config["enable_progress_bar"] = False  # each video is a line
         config["logger"] = [*kept, RunCSVLogger(self.run_directory)] if training else False
         if training:
             signals = [signal for each in callbacks if isinstance(each, SampleVideos) for signal in each.signals()]
@@ -282,6 +298,18 @@ class VidlitCLI(LightningCLI):
         """Encode what is missing."""
         self._encode()
 
+    def before_predict(self) -> None:
+        """Read the prompts, and refuse what cannot be made or written before anything is loaded."""
+        config = self.config[self.subcommand]
+        options = Predict(**{field.name: config[field.name] for field in fields(Predict)})
+        sampling = self._get(self.config_init, "samples").sampling
+        self.datamodule, writer = options.prepare(self.model, self.datamodule, sampling, config.ckpt_path)
+        self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+
+    def predict(self, **arguments: Any) -> None:
+        """LightningCLI runs this in place of the Trainer's method."""
+        self.trainer.predict(**arguments, return_predictions=False)
+
     def _encode(self) -> None:
         trainer: VidlitTrainer = self.trainer  # type: ignore[assignment]
         report = self.datamodule.encode(
@@ -297,6 +325,12 @@ class VidlitCLI(LightningCLI):
             print("\n" + closing_paragraph(self.run_directory.read_summary(), self.run_directory))
             if self.config.fit.run.report:
                 _report(self.run_directory)
+
+
+def _run_of(config: Namespace) -> RunDirectory:
+    """The run that a saved config is of, else the latest of its name."""
+    own = RunDirectory(Path(config.trainer.default_root_dir or ""))
+    return own if own.last_checkpoint.is_file() else latest_run_directory(config.run.dir, config.run.name)
 
 
 def _without_secrets(text: str) -> str:
@@ -328,6 +362,11 @@ class ParsedConfig(VidlitCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing."""
+
+
+def _further_captions(guidance_scale: float, negative_prompt: str) -> list[str]:
+    """What samples need beside the captions of clips."""
+    return [negative_prompt] if guidance_scale != 1.0 else []
 
 
 def _used(data: LatentDataModule) -> str:

@@ -25,7 +25,7 @@ from vidlit.kfold import fold_words, print_folds, summarise_folds
 from vidlit.refit import announcement, finished, full_steps, no_refit_because, note_refit, refit_words
 from vidlit.run_directory import RunDirectory, write_text
 
-FLAGS = ("--json", "--verify", "--refit")
+FLAGS = ("--json", "--verify", "--refit", "--overwrite")
 
 
 def run(words: list[str]) -> int:

@@ -10,11 +10,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from vidlit.data.batch import Conditioning, LatentBatch
+from vidlit.data.batch import Conditioning, LatentBatch, PromptBatch
+from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, keyed_generator, without_first_frame
 from vidlit.errors import UserError
-from vidlit.models.adapters import LoRA, export_weights
+from vidlit.models.adapters import LoRA, LoRAFile, export_weights
 from vidlit.models.family import open_family
 
 if TYPE_CHECKING:
@@ -60,9 +61,10 @@ class VideoDiffusionModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.base = base
         self.family = open_family(base, fps)
         self.noising = noising or self.family.noising()
-        self.adapter = adapter
+        self.adapter: LoRA | LoRAFile | None = adapter
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.warmup_steps = warmup_steps
@@ -136,6 +138,33 @@ class VideoDiffusionModule(LightningModule):
         shared = self.trainer.world_size > 1
         self.log("test/loss", losses.mean(), batch_size=len(losses), on_epoch=True, sync_dist=shared)
         return losses
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Latents (B, C, F, H, W) of prompts; the start noise of each is a function of its seed and number."""
+        shape = self.family.latent_shape(*batch.size)
+        keys = zip(batch.seeds, batch.numbers, strict=True)
+        noise = torch.stack([torch.randn(shape, generator=keyed_generator("predict", *key)) for key in keys])
+        return self.sample(
+            noise.to(self.device), batch.conditioning, batch.num_steps, batch.null_conditioning, batch.guidance_scale
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        noise: Tensor,
+        conditioning: Conditioning,
+        num_steps: int,
+        null_conditioning: Conditioning | None = None,
+        guidance_scale: float = 1.0,
+        first_frame: Tensor | None = None,
+    ) -> Tensor:
+        """Walk from noise to latents (B, C, F, H, W) on the family's schedule; see :func:`generate`."""
+        scheduler = self.family.load_scheduler(num_steps, noise[0, 0].numel())
+        was_training = self.training
+        self.eval()
+        latents = generate(self, scheduler, noise, conditioning, null_conditioning, guidance_scale, first_frame)
+        self.train(was_training)
+        return latents
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over trainable parameters, with linear warm-up before the schedule."""

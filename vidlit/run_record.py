@@ -126,11 +126,8 @@ class RunRecord:
 
     def caption(self, sample: Path) -> str:
         """The prompt that a sample was made from; the words of its file name where that was not written down."""
-        for written in sample.parent.glob("*captions.json"):
-            with suppress(ValueError):
-                captions = json.loads(written.read_text())
-                if sample.name in captions:
-                    return str(captions[sample.name])
+        with suppress(OSError, ValueError, KeyError):
+            return str(json.loads(sample.with_suffix(".json").read_text())["prompt"])
         return re.sub(r"^(audit_)?\d+_", "", sample.stem).replace("_", " ")
 
     @property

@@ -115,7 +115,7 @@ def test_audits_are_judged_logged_and_written(fit):
     assert all(0 < share < 1 for share in column(directory, "perf/audit_share").values())
     for step in (0, 4, 8):
         files = sorted(path.name for path in directory.samples(step).iterdir())
-        assert len(files) == 10
+        assert len(files) == 2 * 6 + 1 + 2  # videos with their JSON, the sheet, a pair
         assert "audit_contact_sheet.png" in files
     copies, diversity = decisions(directory, "copies"), decisions(directory, "diversity")
     assert {step: verdict["evidence"]["step"] for step, verdict in copies.items()} == {2: 0, 4: 4, 6: 4, 8: 8}

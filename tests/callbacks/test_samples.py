@@ -1,15 +1,20 @@
 import json
+from types import SimpleNamespace
+from typing import ClassVar
 
 import av
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from vidlit.callbacks.rendering import sample_latents
-from vidlit.callbacks.samples import SampleVideos, to_frames, write_samples
+from vidlit.callbacks.rendering import Sample, log_samples, to_frames, write_samples
+from vidlit.callbacks.sampling import Sampling, sample_clips
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.diffusion.noising import keyed_generator
+from vidlit.errors import UserError
 from vidlit.module import VideoDiffusionModule
 
 
@@ -29,53 +34,83 @@ def module(demo):
     return made
 
 
-def test_videos_have_their_clips_size_and_repeat(data, module):
+@pytest.fixture(scope="module")
+def render(data, module):
+    """Frames of samples of clips, on one rank."""
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    vae = module.family.load_vae("cpu")
+
+    def made(clips, model=module, look=None, **options):
+        sampling = Sampling(**{"num_steps": 2, "seed": 0, "guidance_scale": 1.0, "negative_prompt": "", **options})
+        return sample_clips(trainer, model, data, clips, sampling, step=7, vae=vae, look=look)
+
+    return made
+
+
+def test_videos_have_their_clips_size_and_repeat(data, module, render):
     by_bucket = {clip.bucket: clip for clip in data.plan.clips}
     clips = [*by_bucket.values(), data.plan.clips[0]]
     assert len({clip.bucket for clip in clips}) == 2
-    samples = SampleVideos(num_steps=2)
     torch.manual_seed(0)
     state = torch.random.get_rng_state()
-    videos = samples.render(module, data.dataset(clips), clips)
+    samples = render(clips)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert module.training  # as it was
-    for clip, video in zip(clips, videos, strict=True):
-        assert video.shape == (*clip.bucket, 3)
-        assert video.dtype == np.uint8
-        assert video.std() > 1
+    for clip, sample in zip(clips, samples, strict=True):
+        assert sample.frames.shape == (*clip.bucket, 3)
+        assert sample.frames.dtype == np.uint8
+        assert sample.frames.std() > 1
+        told = {"prompt": clip.source.caption, "seed": 0, "num_steps": 2, "step": 7, "size": str(clip.bucket)}
+        assert told.items() <= sample.metadata.items()
     # a clip's video depends on nothing but itself and the seed
-    alone = samples.render(module, data.dataset(clips[1:2]), clips[1:2])[0]
-    assert np.abs(alone.astype(int) - videos[1]).max() <= 1
-    other = SampleVideos(num_steps=2, seed=1).render(module, data.dataset(clips[1:2]), clips[1:2])[0]
+    alone = render(clips[1:2])[0].frames
+    assert np.abs(alone.astype(int) - samples[1].frames).max() <= 1
+    other = render(clips[1:2], seed=1)[0].frames
     assert np.abs(other.astype(int) - alone).mean() > 1
 
 
-@torch.no_grad()
-def test_samples_of_an_image_to_video_model_start_from_the_clips_first_frame(data, demo, module):
+def test_guidance_leads_away_from_the_negative_prompt(data, render):
     clips = data.val_clips[:1]
-    dataset = data.dataset(clips)
+    with pytest.raises(UserError, match="not"):  # was not encoded
+        render(clips, guidance_scale=3.0, negative_prompt="blurry")
+    data.further_captions = ["blurry", clips[0].source.caption]
+    data.encode(accelerator="cpu", devices=1)
+    plain = render(clips)[0]
+    guided = render(clips, guidance_scale=3.0, negative_prompt="blurry")[0]
+    assert guided.metadata["negative_prompt"] == "blurry"
+    assert "negative_prompt" not in plain.metadata
+    assert np.abs(guided.frames.astype(int) - plain.frames).mean() > 0.5
+    # away from itself there is no way to go
+    still = render(clips, guidance_scale=3.0, negative_prompt=clips[0].source.caption)[0]
+    assert np.abs(still.frames.astype(int) - plain.frames).max() <= 1
+
+
+@torch.no_grad()
+def test_samples_of_an_image_to_video_model_start_from_the_clips_first_frame(data, demo, module, render):
+    (clip,) = data.val_clips[:1]
+    chunks = []
     model = VideoDiffusionModule(str(demo.dir / "base"), fps=16, first_frame=1.0)
     model.transformer = module.transformer
-    made = sample_latents(model, dataset, [0], clips, num_steps=3, seed=0)
-    latents = dataset[0].latents.float()
-    assert torch.equal(made[0, :, :1], latents[:, :1])
-    assert (made[0, :, 1:] - latents[:, 1:]).abs().mean() > 0.1
-    free = sample_latents(module, dataset, [0], clips, num_steps=3, seed=0)
-    assert (made[0, :, 1:] - free[0, :, 1:]).abs().mean() > 1e-3  # what comes after knows of it
+    for each in (model, module):
+        render([clip], model=each, look=chunks.append, num_steps=3)
+    made, free = (chunk.latents[0] for chunk in chunks)
+    latents = data.dataset([clip])[0].latents.float()
+    assert torch.equal(made[:, :1], latents[:, :1])
+    assert (made[:, 1:] - latents[:, 1:]).abs().mean() > 0.1
+    assert (made[:, 1:] - free[:, 1:]).abs().mean() > 1e-3  # what comes after knows of it
 
 
 @torch.no_grad()
-def test_a_perfect_model_draws_the_very_clip(data, module, monkeypatch):
+def test_a_perfect_model_draws_the_very_clip(data, module, render, monkeypatch):
     """With the true velocity the sampler must end in the encoded clip: key, schedule and decoding fit together."""
     (clip,) = data.val_clips[:1]
-    dataset = data.dataset([clip])
-    sample = dataset[0]
+    sample = data.dataset([clip])[0]
     latents = sample.latents.float()[None]
     noise = torch.randn(latents.shape[1:], generator=keyed_generator("sample", 0, sample.key))[None]
     monkeypatch.setattr(VideoDiffusionModule, "forward", lambda *_: noise - latents)
-    (video,) = SampleVideos(num_steps=3).render(module, dataset, [clip])
+    (video,) = render([clip], num_steps=3)
     expected = to_frames(module.family.decode_latents(module.family.load_vae("cpu"), latents)[0])
-    assert np.abs(video.astype(int) - expected).max() <= 1
+    assert np.abs(video.frames.astype(int) - expected).max() <= 1
 
 
 def test_frames_are_rounded_and_clipped():
@@ -85,22 +120,27 @@ def test_frames_are_rounded_and_clipped():
     assert frames[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
 
 
+def noise_samples(clips):
+    generator = np.random.default_rng(0)
+    return [
+        Sample(
+            generator.integers(0, 255, (*clip.bucket, 3)).astype(np.uint8), {"prompt": clip.source.caption, "seed": 3}
+        )
+        for clip in clips
+    ]
+
+
 def test_files_are_playable_and_named_by_caption(data, tmp_path):
     clips = data.val_clips[:2]
-    generator = np.random.default_rng(0)
-    videos = [generator.integers(0, 255, (*clip.bucket, 3)).astype(np.uint8) for clip in clips]
-    write_samples(tmp_path / "samples", videos, clips, 16.0)
-    first, second, captions, sheet = sorted((tmp_path / "samples").iterdir())
-    assert sheet.name == "contact_sheet.png"
-    assert first.name.startswith("00_")
-    assert second.name.startswith("01_")
-    assert json.loads(captions.read_text()) == {
-        first.name: clips[0].source.caption,
-        second.name: clips[1].source.caption,
-    }
+    paths = write_samples(tmp_path / "samples", noise_samples(clips), 16.0)
+    sheet = tmp_path / "samples" / "contact_sheet.png"
+    notes = [path.with_suffix(".json") for path in paths]
+    assert sorted((tmp_path / "samples").iterdir()) == sorted([*paths, *notes, sheet])
+    assert [path.name[:3] for path in paths] == ["00_", "01_"]
     words = clips[0].source.caption.lower().split()
-    assert "_".join(words[:3]) in first.name
-    for path, clip in ((first, clips[0]), (second, clips[1])):
+    assert "_".join(words[:3]) in paths[0].name
+    for path, note, clip in zip(paths, notes, clips, strict=True):
+        assert json.loads(note.read_text()) == {"prompt": clip.source.caption, "seed": 3}
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             assert stream.codec_context.name == "h264"
@@ -110,3 +150,23 @@ def test_files_are_playable_and_named_by_caption(data, tmp_path):
     with Image.open(sheet) as picture:
         assert picture.width >= max(5 * clip.bucket.width for clip in clips)
         assert picture.height > sum(clip.bucket.height for clip in clips)
+
+
+def test_tensorboard_gets_the_contact_sheet(data, tmp_path):
+    """Through Lightning's logger; only its writer stands in, because tensorboard is not installed with vidlit."""
+    samples = noise_samples(data.val_clips[:1])
+    paths = write_samples(tmp_path, samples, 16.0)
+
+    class Writer:
+        shown: ClassVar[list] = []
+
+        def add_image(self, *shown, dataformats):
+            self.shown.append((*shown, dataformats))
+
+    logger = TensorBoardLogger.__new__(TensorBoardLogger)
+    logger._experiment = Writer()
+    log_samples(SimpleNamespace(loggers=[logger]), "samples", 20, paths, samples)
+    ((name, picture, step, formats),) = Writer.shown
+    assert (name, step, formats) == ("samples", 20, "HWC")
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert np.array_equal(picture, np.asarray(sheet))

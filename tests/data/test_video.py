@@ -383,6 +383,17 @@ def test_write_mp4_round_trips(tmp_path, height, width):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.mp4"]
 
 
+def test_the_same_frames_are_written_to_the_same_bytes(tmp_path):
+    """Or a demo's clips, and all that is trained on them, would differ from machine to machine, and from day to day."""
+    coarse = np.random.default_rng(0).integers(0, 255, (17, 8, 8, 3)).astype(np.uint8)
+    frames = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    written = set()
+    for number in range(12):
+        write_mp4(tmp_path / f"{number}.mp4", frames, 16.0)
+        written.add((tmp_path / f"{number}.mp4").read_bytes())
+    assert len(written) == 1
+
+
 def test_write_mp4_leaves_nothing_behind_when_it_fails(tmp_path):
     with pytest.raises(ValueError, match="Unexpected"):
         write_mp4(tmp_path / "a.mp4", np.zeros((2, 64, 64, 2), np.uint8), 8.0)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vidlit.callbacks.rendering import sample_latents, sample_name, to_frames, write_pair, write_samples
+from vidlit.callbacks.rendering import Sample, log_samples, sample_name, to_frames, write_pair, write_samples
+from vidlit.callbacks.sampling import Chunk, Sampling, gather, own_randomness, sample_clips, share
 from vidlit.data.batch import clip_key
 from vidlit.errors import UserError
 from vidlit.metrics.diversity import Diversity, kernel_bandwidth, subset_bound
@@ -55,8 +53,7 @@ class Audit:
         datamodule: training clips and the latents of all.
         extractor: what clips are compared by.
         num_clips: to generate, half from training captions; all where nothing is held out.
-        num_steps: denoising steps.
-        seed: of the start noise.
+        sampling: steps, seed and guidance.
         metrics: distances between all samples and training clips to compute as well.
         held_out: clips that were not trained on; ``None`` for those of the validation.
     """
@@ -66,15 +63,13 @@ class Audit:
         datamodule: Any,
         extractor: FeatureExtractor,
         num_clips: int,
-        num_steps: int,
-        seed: int,
+        sampling: Sampling,
         metrics: Sequence[Quality] = (),
         held_out: Sequence[Clip] | None = None,
     ) -> None:
         self.datamodule = datamodule
         self.extractor = extractor
-        self.num_steps = num_steps
-        self.seed = seed
+        self.sampling = sampling
         self.metrics = metrics
         self.quality: dict[str, float] = {}
         self.held_out = datamodule.val_clips if held_out is None else held_out
@@ -107,12 +102,12 @@ class Audit:
     def prepare(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:
         """Read the real clips, once: the longer part where they must be decoded. Every rank reads its share."""
         if self._real is None:
-            with _own_randomness(pl_module.device):
+            with own_randomness(pl_module.device):
                 self._real = self._read_real(trainer, pl_module)
 
     @torch.no_grad()
     def run(self, trainer: Trainer, pl_module: VideoDiffusionModule, step: int, folder: Path | None) -> None:
-        """Generate, compare and remember. Every rank makes its share.
+        """Generate, compare, remember, write and log. Every rank makes its share.
 
         Args:
             trainer: whose ranks share the work.
@@ -121,61 +116,43 @@ class Audit:
             folder: to write the videos to; ``None`` for none.
         """
         assert self._real is not None, "prepare first"
-        real = self._real
-        with _own_randomness(pl_module.device):
-            vae = pl_module.family.load_vae(pl_module.device)
-            copies = {
-                "content": Memorization(real.train.content, real.groups).to(pl_module.device),
-                "motion": Memorization(real.train.motion, real.groups).to(pl_module.device),
-            }
-            diversity = Diversity(real.train.content.shape[1], real.bandwidth).to(pl_module.device)
-            content: list[Tensor] = []
-            videos: dict[int, NDArray[np.uint8]] = {}
-            dataset = self.datamodule.dataset(self.clips)
-            for rows in self._chunks(trainer.world_size):
-                places = _share(len(rows), trainer)
-                mine = [rows[place % len(rows)] for place in places]
-                with trainer.precision_plugin.forward_context():
-                    latents = sample_latents(
-                        pl_module,
-                        dataset,
-                        mine,
-                        self.clips,
-                        self.num_steps,
-                        self.seed,
-                        [self.draws[row] for row in mine],
-                    )
-                frames = pl_module.family.decode_latents(vae, latents)
-                features = self.extractor(latents if self.extractor.reads == "latents" else frames)
-                own = [k for k, place in enumerate(places) if place < len(rows)]  # the rest are there to keep step
-                if own:
-                    numbers = torch.tensor([mine[k] for k in own], device=pl_module.device)
-                    copies["content"].update(numbers, features.content[own])
-                    copies["motion"].update(numbers, features.motion[own])
-                    diversity.update(features.content[own])
-                content.append(_gather(features.content, len(rows), trainer))
-                pixels = torch.stack([torch.from_numpy(to_frames(video)) for video in frames])
-                gathered = _gather(pixels.to(pl_module.device), len(rows), trainer)
-                if trainer.is_global_zero:
-                    videos |= {row: video.cpu().numpy() for row, video in zip(rows, gathered, strict=True)}
-            self._remember(step, copies, diversity)
-            self.quality = quality(self.metrics, torch.cat(content), real.train.content, self.seed)
-        if trainer.is_global_zero and folder is not None:
-            ordered = [videos[row] for row in range(len(self.clips))]
-            write_samples(folder, ordered, self.clips, pl_module.family.fps, PREFIX)
-            with _own_randomness(pl_module.device):
-                self._write_pairs(folder, ordered, pl_module, vae)
+        real, device = self._real, pl_module.device
+        copies = {
+            "content": Memorization(real.train.content, real.groups).to(device),
+            "motion": Memorization(real.train.motion, real.groups).to(device),
+        }
+        diversity = Diversity(real.train.content.shape[1], real.bandwidth).to(device)
+        content: list[Tensor] = []
 
-    def _write_pairs(
-        self, folder: Path, videos: Sequence[NDArray[np.uint8]], pl_module: VideoDiffusionModule, vae: Any
-    ) -> None:
+        def compare(chunk: Chunk) -> None:
+            features = self.extractor(chunk.latents if self.extractor.reads == "latents" else chunk.videos)
+            content.append(gather(features.content, len(chunk.rows), trainer))
+            if own := chunk.own:
+                numbers = torch.tensor([chunk.mine[k] for k in own], device=device)
+                copies["content"].update(numbers, features.content[own])
+                copies["motion"].update(numbers, features.motion[own])
+                diversity.update(features.content[own])
+
+        with own_randomness(device):
+            vae = pl_module.family.load_vae(device)
+            samples = sample_clips(
+                trainer, pl_module, self.datamodule, self.clips, self.sampling, step, vae, self.draws, look=compare
+            )
+            self._remember(step, copies, diversity)
+            self.quality = quality(self.metrics, torch.cat(content), real.train.content, self.sampling.seed)
+            if trainer.is_global_zero and folder is not None:
+                paths = write_samples(folder, samples, pl_module.family.fps, PREFIX)
+                log_samples(trainer, "audit", step, paths, samples)
+                self._write_pairs(folder, samples, pl_module, vae)
+
+    def _write_pairs(self, folder: Path, samples: Sequence[Sample], pl_module: VideoDiffusionModule, vae: Any) -> None:
         """Each suspect beside the training clip it comes nearest to, decoded from its latents."""
         for row in self._suspects():
             real = self.train_clips[self.nearest[row]]
             latents = self.datamodule.dataset([real])[0].latents[None].to(pl_module.device).float()
             frames = to_frames(pl_module.family.decode_latents(vae, latents)[0])
             captions = (f"sampled: {self.clips[row].source.caption}", f"training clip {real.clip_id}")
-            write_pair(folder, _pair_name(row), videos[row], frames, captions, pl_module.family.fps)
+            write_pair(folder, _pair_name(row), samples[row].frames, frames, captions, pl_module.family.fps)
 
     def _suspects(self) -> list[int]:
         return suspects(torch.stack(self.ratios).numpy(), self.limit)[:MAX_PAIRS]
@@ -211,23 +188,13 @@ class Audit:
         """Features of clips, each rank reading its share."""
         dataset = self.datamodule.dataset(clips)
         found = []
-        for place in _share(len(clips), trainer):
+        for place in share(len(clips), trainer):
             videos = dataset[place % len(clips)].latents[None].to(pl_module.device).float()
             if vae is not None:
                 videos = pl_module.family.decode_latents(vae, videos)
             found.append(self.extractor(videos))
         content, motion = (torch.cat(kind) for kind in zip(*found, strict=True))
-        return Features(_gather(content, len(clips), trainer), _gather(motion, len(clips), trainer))
-
-    def _chunks(self, world_size: int) -> Iterator[list[int]]:
-        """Rows of one bucket at a time, no more on a rank than validation scores at once."""
-        sizes = dict(zip(self.datamodule.buckets, self.datamodule.val_batch_sizes, strict=True))
-        by_bucket: dict[Any, list[int]] = defaultdict(list)
-        for row, clip in enumerate(self.clips):
-            by_bucket[clip.bucket].append(row)
-        for bucket, rows in by_bucket.items():
-            size = sizes[bucket] * world_size
-            yield from (rows[first : first + size] for first in range(0, len(rows), size))
+        return Features(gather(content, len(clips), trainer), gather(motion, len(clips), trainer))
 
     # -- judging
 
@@ -298,7 +265,8 @@ class Audit:
         self.limit, self.real_bound = state["limit"], state["real_bound"]
 
     def _keys(self) -> Tensor:
-        names = [f"{clip.clip_id}:{draw}:{self.seed}" for clip, draw in zip(self.clips, self.draws, strict=True)]
+        seed = self.sampling.seed
+        names = [f"{clip.clip_id}:{draw}:{seed}" for clip, draw in zip(self.clips, self.draws, strict=True)]
         return torch.tensor([clip_key(name) for name in names], dtype=torch.int64)
 
 
@@ -322,23 +290,3 @@ def _prompts(clips: Sequence[Clip], count: int) -> list[tuple[Clip, int]]:
 
 def _pair_name(row: int) -> str:
     return f"{PREFIX}pair_{row:02d}"
-
-
-def _share(count: int, trainer: Trainer) -> range:
-    """Places of this rank's part of ``count`` things; as many on every rank, so that none waits for ever.
-
-    A place from ``count`` on stands for the thing at ``place % count`` again.
-    """
-    each = -(-count // trainer.world_size)
-    return range(trainer.global_rank, each * trainer.world_size, trainer.world_size)
-
-
-def _gather(part: Tensor, count: int, trainer: Trainer) -> Tensor:
-    """What all ranks made of their shares (K, ...), in order (count, ...)."""
-    parts = trainer.strategy.all_gather(part).reshape(trainer.world_size, *part.shape)
-    return parts.transpose(0, 1).flatten(0, 1)[:count]
-
-
-def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
-    """Put the global generators back afterwards: loading a model may draw from them."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])

@@ -1,4 +1,4 @@
-"""From prompts to latents, frames, mp4 files and contact sheets."""
+"""From frames to mp4 files, contact sheets and loggers: the same for every command."""
 
 from __future__ import annotations
 
@@ -6,64 +6,31 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vidlit.data.video import write_mp4
-from vidlit.diffusion.generate import generate
-from vidlit.diffusion.noising import keyed_generator
 from vidlit.run_directory import write_text
 
-if TYPE_CHECKING:
-    from vidlit.data.clips import Clip
-    from vidlit.module import VideoDiffusionModule
-
+CONTACT_SHEET = "contact_sheet.png"
 SHEET_FRAMES = 5
 _CAPTION_HEIGHT = 14
 
 
-@torch.no_grad()
-def sample_latents(
-    pl_module: VideoDiffusionModule,
-    dataset: Any,
-    rows: Sequence[int],
-    clips: Sequence[Clip],
-    num_steps: int,
-    seed: int,
-    draws: Sequence[int] | None = None,
-) -> Tensor:
-    """Latents (B, C, F, H, W) from the prompts of clips of one bucket, from noise keyed by (seed, clip, draw).
+class Sample(NamedTuple):
+    """A generated video and how it came about."""
 
-    Of an image-to-video model they start from the clips' first frames.
-
-    Args:
-        pl_module: the model; its mode is put back.
-        dataset: where the prompts are.
-        rows: of the dataset, to sample (B,).
-        clips: of every row of the dataset.
-        num_steps: denoising steps.
-        seed: of the start noise.
-        draws: numbers (B,) that tell videos of the same clip apart; all 0 by default.
-    """
-    family, device = pl_module.family, pl_module.device
-    batch = dataset.read_batch(rows, family.prompt_length)
-    shape = family.latent_shape(*clips[rows[0]].bucket)
-    scheduler = family.load_scheduler(num_steps, shape[1] * shape[2] * shape[3])
-    keys = zip(batch.keys.tolist(), draws or [0] * len(rows), strict=True)
-    noise = torch.stack(
-        [torch.randn(shape, generator=keyed_generator("sample", seed, key, *[draw] * (draw > 0))) for key, draw in keys]
-    )
-    was_training = pl_module.training
-    pl_module.eval()
-    first_frame = batch.latents[:, :, :1].to(device) if pl_module.first_frame == 1 else None
-    latents = generate(pl_module, scheduler, noise.to(device), batch.conditioning.to(device), first_frame=first_frame)
-    pl_module.train(was_training)
-    return latents
+    frames: NDArray[np.uint8]
+    """(F, H, W, 3)"""
+    metadata: dict[str, Any]
+    """at least ``prompt``"""
 
 
 def to_frames(video: Tensor) -> NDArray[np.uint8]:
@@ -78,21 +45,29 @@ def sample_name(number: int, caption: str, prefix: str = "") -> str:
     return f"{prefix}{number:02d}_{words}.mp4"
 
 
-def write_samples(
-    folder: Path, videos: Sequence[NDArray[np.uint8]], clips: Sequence[Clip], fps: float, prefix: str = ""
-) -> None:
-    """Write each video as mp4, named by number and caption, and ``contact_sheet.png`` with frames of all.
+def write_sample(path: Path, sample: Sample, fps: float) -> None:
+    """Write a video as mp4 and, beside it as JSON, how it came about."""
+    write_mp4(path, sample.frames, fps)
+    write_text(path.with_suffix(".json"), json.dumps(sample.metadata, indent=2) + "\n")
 
-    ``captions.json`` beside them holds the whole caption of each file.
+
+def write_samples(folder: Path, samples: Sequence[Sample], fps: float, prefix: str = "") -> list[Path]:
+    """Write each video, named by number and prompt, and a contact sheet with frames of all.
+
+    Returns:
+        The mp4 files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    captions = [clip.source.caption for clip in clips]
-    names = {sample_name(number, caption, prefix): caption for number, caption in enumerate(captions)}
-    write_text(folder / f"{prefix}captions.json", json.dumps(names, indent=2) + "\n")
-    for number, (video, caption) in enumerate(zip(videos, captions, strict=True)):
-        write_mp4(folder / sample_name(number, caption, prefix), video, fps)
-    rows = [_sheet_row(video, caption) for video, caption in zip(videos, captions, strict=True)]
-    _stack(rows).save(folder / f"{prefix}contact_sheet.png")
+    paths = [folder / sample_name(number, sample.metadata["prompt"], prefix) for number, sample in enumerate(samples)]
+    for path, sample in zip(paths, samples, strict=True):
+        write_sample(path, sample, fps)
+    contact_sheet(samples).save(folder / f"{prefix}{CONTACT_SHEET}")
+    return paths
+
+
+def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
+    """A picture with a row of frames for each video, under its prompt."""
+    return _stack([_sheet_row(sample.frames, sample.metadata["prompt"]) for sample in samples])
 
 
 def write_pair(
@@ -134,3 +109,22 @@ def _sheet_row(video: NDArray[np.uint8], caption: str) -> Image.Image:
     row.paste(strip, (0, _CAPTION_HEIGHT))
     ImageDraw.Draw(row).text((2, 1), caption, fill="black")
     return row
+
+
+def log_samples(trainer: Trainer, name: str, step: int, paths: Sequence[Path], samples: Sequence[Sample]) -> None:
+    """Show samples in the loggers that can: videos in W&B, the contact sheet in TensorBoard.
+
+    Args:
+        trainer: whose loggers.
+        name: under which.
+        step: of the weights.
+        paths: the mp4 files, which W&B takes as they are.
+        samples: the same videos.
+    """
+    captions = [sample.metadata["prompt"] for sample in samples]
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            files = [str(path) for path in paths]
+            logger.log_video(name, files, step, caption=captions, format=["mp4"] * len(files))
+        elif isinstance(logger, TensorBoardLogger):  # its videos would need one more package
+            logger.experiment.add_image(name, np.asarray(contact_sheet(samples)), step, dataformats="HWC")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from lightning.pytorch import Callback, Trainer
-from numpy.typing import NDArray
-from torch import Tensor
 
 from vidlit.callbacks.audit import Audit, one_a_caption
-from vidlit.callbacks.rendering import sample_latents, to_frames, write_samples
+from vidlit.callbacks.rendering import log_samples, write_samples
+from vidlit.callbacks.sampling import Sampling, own_randomness, sample_clips
 from vidlit.callbacks.signal import Signal
 from vidlit.metrics.features import FeatureExtractor, LatentFeatures
 from vidlit.metrics.quality import Quality
@@ -37,12 +34,16 @@ class SampleVideos(Callback):
     over, a few videos from captions of held-out clips follow (of training clips where nothing is held out), made with
     the weights that are kept.
 
-    The start noise is keyed by (seed, clip), so two runs, or two steps of one, can be compared side by side.
+    All are written with a JSON file beside each, and shown in W&B and TensorBoard where these are used. The start noise
+    is keyed by (seed, clip), so two runs, or two steps of one, can be compared side by side. ``vidlit predict`` takes
+    steps, seed and guidance from here, too.
 
     Args:
         num_videos: how many when training is over; 0 for none.
         num_steps: denoising steps.
         seed: of the start noise.
+        guidance_scale: 1 is none; above, each step is led away from the negative prompt, at twice the cost.
+        negative_prompt: what guidance leads away from; the empty prompt by default.
         num_audit: clips of an audit, 16 or more to see copies surely; 0 for no audits.
         audit_steps: denoising steps of an audit: its clips are compared, not shown off, and what a model knows by heart
             it finds in few.
@@ -59,6 +60,8 @@ class SampleVideos(Callback):
         num_videos: int = 4,
         num_steps: int = 30,
         seed: int = 0,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
         num_audit: int = 16,
         audit_steps: int = 10,
         every_num_checks: int | None = None,
@@ -67,8 +70,7 @@ class SampleVideos(Callback):
         metrics: list[Quality] | None = None,
     ) -> None:
         self.num_videos = num_videos
-        self.num_steps = num_steps
-        self.seed = seed
+        self.sampling = Sampling(num_steps, seed, guidance_scale, negative_prompt)
         self.num_audit = num_audit
         self.audit_steps = audit_steps
         self.every_num_checks = every_num_checks
@@ -96,7 +98,8 @@ class SampleVideos(Callback):
         """
         if not self.num_audit:
             return None
-        return Audit(datamodule, self.features, self.num_audit, self.audit_steps, self.seed, self.metrics, held_out)
+        sampling = replace(self.sampling, num_steps=self.audit_steps)
+        return Audit(datamodule, self.features, self.num_audit, sampling, self.metrics, held_out)
 
     # -- while training
 
@@ -142,7 +145,7 @@ class SampleVideos(Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         samples = datamodule.samples_per_batch * trainer.accumulate_grad_batches
         return audit_interval(
-            audit_evaluations(self.num_audit, self.audit_steps, guided=False),
+            audit_evaluations(self.num_audit, self.audit_steps, guided=self.sampling.guided),
             TRAINING_EVALUATIONS * samples * trainer.max_steps,
             max(1, trainer.max_steps // max(1, trainer.global_step)),
             self.max_share,
@@ -152,27 +155,18 @@ class SampleVideos(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
         """Sample with the weights that are kept."""
-        if not trainer.is_global_zero or self.num_videos < 1:
+        if self.num_videos < 1:
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         clips = one_a_caption(datamodule.val_clips or datamodule.train_clips)[: self.num_videos]
-        videos = self.render(pl_module, datamodule.dataset(clips), clips)
         directory = RunDirectory(Path(trainer.default_root_dir))
         kept_step = directory.read_summary().get("kept_step", trainer.global_step)
-        write_samples(directory.samples(kept_step), videos, clips, pl_module.family.fps)
-
-    @torch.no_grad()
-    def render(self, pl_module: VideoDiffusionModule, dataset: Any, clips: Sequence[Clip]) -> list[NDArray[np.uint8]]:
-        """One video (F, H, W, 3) for each clip, from its caption, at its size."""
-        by_bucket: dict[Any, list[int]] = defaultdict(list)
-        for row, clip in enumerate(clips):
-            by_bucket[clip.bucket].append(row)
-        latents: dict[int, Tensor] = {}
-        for rows in by_bucket.values():
-            made = sample_latents(pl_module, dataset, rows, clips, self.num_steps, self.seed)
-            latents |= dict(zip(rows, made, strict=True))
-        vae = pl_module.family.load_vae(pl_module.device)
-        return [to_frames(pl_module.family.decode_latents(vae, latents[row][None])[0]) for row in range(len(clips))]
+        with own_randomness(pl_module.device):
+            vae = pl_module.family.load_vae(pl_module.device)
+            samples = sample_clips(trainer, pl_module, datamodule, clips, self.sampling, kept_step, vae)
+        if trainer.is_global_zero:
+            paths = write_samples(directory.samples(kept_step), samples, pl_module.family.fps)
+            log_samples(trainer, "samples", kept_step, paths, samples)
 
     # -- state
 

@@ -58,6 +58,11 @@ class Conditioning(NamedTuple):
             extras=extras,
         )
 
+    def instead_of(self, other: Self) -> Self:
+        """This prompt, of one sample, for each of another's: what belongs to a clip and not to its prompt stays."""
+        prompt = self.expand(len(other.prompt_embeds))
+        return prompt._replace(extras={**other.extras, **prompt.extras})
+
 
 class LatentSample(NamedTuple):
     """One clip, encoded: what a dataset returns."""
@@ -85,6 +90,24 @@ class LatentBatch(NamedTuple):
     """(B,) int64, rows of the split's clip table"""
     keys: Tensor
     """(B,) int64, :func:`clip_key` of each clip: seeds the noise of paired validation"""
+
+
+class PromptBatch(NamedTuple):
+    """Prompts of one size to sample: what a prediction step receives."""
+
+    conditioning: Conditioning
+    """of B prompts"""
+    null_conditioning: Conditioning | None
+    """of the negative prompt, for one sample; ``None`` without guidance"""
+    seeds: list[int]
+    numbers: list[int]
+    """places in the list of prompts; with the seeds they key the start noise"""
+    size: tuple[int, ...]
+    """frames, height and width in pixels"""
+    num_steps: int
+    guidance_scale: float
+    is_repeat: bool
+    """made only so that all ranks take as many steps"""
 
 
 def clip_key(clip_id: str) -> int:

@@ -11,13 +11,13 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from vidlit.data.batch import LatentBatch
+from vidlit.data.batch import Conditioning, LatentBatch
 from vidlit.data.buckets import ASPECT_RATIOS, Bucket, derive_buckets
 from vidlit.data.clips import Clip
 from vidlit.data.dataset import LatentDataset
 from vidlit.data.encode import EncodeReport, encode
 from vidlit.data.plan import ClipMode, DatasetPlan, plan_clips
-from vidlit.data.recipe import LatentRecipe
+from vidlit.data.recipe import LatentRecipe, PromptRecipe
 from vidlit.data.sampler import BucketSequence, ResolutionBatchSampler, token_budget_batch_sizes
 from vidlit.data.split import Fold, Split, split_by_video, spread_over_videos
 from vidlit.data.store import LatentStore
@@ -86,6 +86,7 @@ class LatentDataModule(LightningDataModule):
             ``short``, or stop with an ``error``.
         num_workers: processes that load latents; 0 loads in the training process.
         encode_workers: processes that decode videos while encoding; ``None`` for one a core.
+        further_captions: encoded beside those of the clips, such as the negative prompt of guided samples.
         dtype: latents and prompts are stored in.
         seed: of the split and of the order of clips.
 
@@ -113,6 +114,7 @@ class LatentDataModule(LightningDataModule):
         small_bucket: Literal["repeat", "short", "error"] = "repeat",
         num_workers: int = 0,
         encode_workers: int | None = None,
+        further_captions: list[str] | None = None,
         dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
         seed: int = 0,
     ) -> None:
@@ -134,6 +136,7 @@ class LatentDataModule(LightningDataModule):
         self.small_bucket = small_bucket
         self.num_workers = num_workers
         self.encode_workers = encode_workers
+        self.further_captions = further_captions or []
         self.dtype = dtype
         self.seed = seed
         self.affordable_val_clips: int | None = None
@@ -196,6 +199,7 @@ class LatentDataModule(LightningDataModule):
             self.store,
             self.family.identity,
             lambda: Encoders(self.family),
+            further_captions=self.further_captions,
             dtype=self.dtype,
             num_workers=self.encode_workers,
             trainer_options=trainer_options,
@@ -255,6 +259,18 @@ class LatentDataModule(LightningDataModule):
             clip_extras=self.family.clip_extras,
             prompt_extras=self.family.prompt_extras,
         )
+
+    def prompt(self, caption: str) -> Conditioning:
+        """A stored caption, as of one sample.
+
+        Raises:
+            UserError: it is not stored: it is neither a clip's nor one of ``further_captions``.
+        """
+        recipe = PromptRecipe.of(caption, self.family.identity, self.dtype)
+        self.store.require([recipe])
+        names = ("prompt_embeds", *self.family.prompt_extras)
+        tensors = {name: self.store.locate("prompt", name, [recipe.key]).read(0) for name in names}
+        return Conditioning.of([tensors], self.family.prompt_length)
 
     def setup(self, stage: str) -> None:
         """Make sure of the split and, before long training, of what the trainer must leave alone."""

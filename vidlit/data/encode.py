@@ -83,6 +83,7 @@ def encode(
     identity: Mapping[str, str],
     load_encoders: Callable[[], Encoders],
     *,
+    further_captions: Sequence[str] = (),
     dtype: str = "bfloat16",
     background: Color = BLACK,
     batch_size: int = 1,
@@ -104,6 +105,7 @@ def encode(
         store: where to.
         identity: ``vae`` and ``text``, as the encoders will say once loaded.
         load_encoders: called on each rank, only if something is missing.
+        further_captions: to encode beside those of the clips.
         dtype: what to store floating-point tensors in.
         background: red, green, blue (0-255) behind transparent pixels.
         batch_size: clips of one bucket that go through the autoencoder at once.
@@ -120,9 +122,8 @@ def encode(
     began = time.monotonic()
     store.clean()
     recipes = [LatentRecipe.of(clip, identity, dtype, background) for clip in clips]
-    prompts = [
-        PromptRecipe.of(caption, identity, dtype) for caption in dict.fromkeys(clip.source.caption for clip in clips)
-    ]
+    captions = dict.fromkeys([*(clip.source.caption for clip in clips), *further_captions])
+    prompts = [PromptRecipe.of(caption, identity, dtype) for caption in captions]
     before = store.keys("latent")
     skip = before if retry_quarantined else before | store.keys("quarantined")
     rows_of_key = {recipe.key: row for row, recipe in reversed(list(enumerate(recipes)))}  # the first of each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
+from vidlit.errors import UserError
 from vidlit.models.comfyui import comfyui_lora
 from vidlit.models.family import Family
 
@@ -43,6 +45,38 @@ class LoRA:
             target_modules=self.targets or family.lora_targets,
         )
         transformer.add_adapter(config, adapter_name=ADAPTER_NAME)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class LoRAFile:
+    """A trained LoRA from a file, whoever made it, to sample with.
+
+    Args:
+        path: a safetensors file with the names of diffusers, or others that the family's pipeline understands.
+    """
+
+    path: Path
+
+    def apply(self, transformer: nn.Module, family: Family) -> None:
+        """Add it to the transformer, in place, as the family's pipeline does.
+
+        Raises:
+            UserError: the file cannot be read, or is of another model.
+        """
+        import diffusers
+
+        pipeline_class = getattr(diffusers, family.pipeline_class)
+        wanted = inspect.signature(pipeline_class).parameters.values()
+        parts = {each.name: None for each in wanted if each.default is inspect.Parameter.empty}
+        pipeline = pipeline_class(**{**parts, "transformer": transformer})
+        folder, name = self.path.parent, self.path.name
+        try:
+            pipeline.load_lora_weights(folder, weight_name=name, adapter_name=ADAPTER_NAME, use_safetensors=True)
+        except Exception as error:  # safetensors, diffusers and peft each raise their own
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{self.path} cannot be loaded as a LoRA of {family.base}: {reason}") from error
+        if not getattr(transformer, "peft_config", None):
+            raise UserError(f"{self.path} holds no LoRA of {family.base}: it is of another family.")
 
 
 def export_weights(family: Family, transformer: nn.Module, folder: Path) -> list[Path]:

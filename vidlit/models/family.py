@@ -185,6 +185,11 @@ class Family(ABC):
             video = self._fingerprint(recipe, "image_encoder", "image_processor")
         return {"vae": video, "text": self._fingerprint(self.prompt_recipe, "text_encoder", "tokenizer")}
 
+    @property
+    def transformer_fingerprint(self) -> str:
+        """What tells the base's transformer from others; see :func:`fingerprint`."""
+        return fingerprint(self.base / "transformer")
+
     def _fingerprint(self, recipe: str, *parts: str) -> str:
         """A short hash of words and of the base's folders whose names begin like these."""
         folders = sorted(path for path in self.base.iterdir() if path.name.startswith(parts))
