@@ -3,9 +3,12 @@
     python benchmarks/loading.py
 
 `LatentDataset` in a DataLoader against bare reads of the same bytes in the same order, and against one file per
-sample read with `torch.load`. All contenders take turns on the same files, in one process and with two workers; the
-median round counts. Bare reads are `os.pread` of the very byte ranges, known beforehand, in the main process, each
-batch kept until the next one is there.
+sample, latents and prompt in it, read with `torch.load` in a DataLoader, too. All contenders take turns on the same
+files, from a warm page cache; the median round counts, and shares and gains are medians of each round's own ratio.
+
+Bare reads are what a person would write who knows where the bytes lie: open, seek, read, each sample into fresh memory,
+or with the shards open already and into memory that is used again. One process does them. The loaders run in the
+training process and, in the last columns, with two workers each.
 """
 
 from __future__ import annotations
@@ -69,22 +72,48 @@ def write(folder: Path, count: int, shape: tuple[int, ...], width: int) -> Laten
     return LatentDataset(store, [str(number) for number in range(count)], latent_keys, prompt_keys)
 
 
-def bare_reads(dataset: LatentDataset, root: Path, batches: list[list[int]]) -> Iterator[list[bytes]]:
-    """The ranges of the shards, nothing else; where they are is known beforehand."""
+def places(dataset: LatentDataset, batches: list[list[int]]) -> list[list[tuple[str, int, int]]]:
+    """For each batch shard, offset and number of bytes of all that is to be read."""
     tables = (dataset._latents, dataset._prompts)
-    descriptors = {shard: os.open(root / shard, os.O_RDONLY) for table in tables for shard in table.shards}
-    places = [
+    return [
         [
-            (descriptors[t.shards[t.shard_codes[row]]], 2 * math.prod(t.layout(row)[0]), int(t.offsets[row]))
+            (table.shards[shard], offset, 2 * math.prod(table.layouts[layout][0]))
             for row in batch
-            for t in tables
+            for table in tables
+            for shard, offset, layout in [table.places[row].tolist()]
         ]
         for batch in batches
     ]
-    for batch in places:
-        yield [os.pread(*place) for place in batch]
+
+
+def fresh_reads(root: Path, batches: list[list[tuple[str, int, int]]]) -> Iterator[list[bytes]]:
+    """Open, seek, read: each batch is kept until the next one is there."""
+    for batch in batches:
+        read = []
+        for shard, offset, size in batch:
+            with open(root / shard, "rb", buffering=0) as file:
+                file.seek(offset)
+                read.append(file.read(size))
+        yield read
+
+
+def reused_reads(root: Path, batches: list[list[tuple[str, int, int]]]) -> Iterator[memoryview]:
+    """The least there is to do: into one and the same memory, from shards that are open."""
+    descriptors = {shard: os.open(root / shard, os.O_RDONLY) for batch in batches for shard in {s for s, *_ in batch}}
+    memory = memoryview(bytearray(max(sum(size for *_, size in batch) for batch in batches)))
+    for batch in batches:
+        start = 0
+        for shard, offset, size in batch:
+            os.preadv(descriptors[shard], [memory[start : start + size]], offset)
+            start += size
+        yield memory
     for descriptor in descriptors.values():
         os.close(descriptor)
+
+
+def as_is(batch: object) -> object:
+    """A collate function for what is a batch already; torch's default walks through it."""
+    return batch
 
 
 def speed(batches: Iterator[object], num_batches: int) -> float:
@@ -105,13 +134,17 @@ def compare(folder: Path, size: str, options: argparse.Namespace) -> str:
     batches = [order[start : start + options.batch_size] for start in range(0, len(order), options.batch_size)]
 
     def vidlit(workers: int) -> Iterator[object]:
-        return iter(DataLoader(dataset.batches(), sampler=batches, batch_size=None, num_workers=workers))
+        return iter(
+            DataLoader(dataset.batches(), sampler=batches, batch_size=None, collate_fn=as_is, num_workers=workers)
+        )
 
     def torch_load(workers: int) -> Iterator[object]:
         return iter(DataLoader(files, batch_sampler=batches, collate_fn=collate, num_workers=workers))
 
+    ranges = places(dataset, batches)
     contenders: list[Callable[[], Iterator[object]]] = [
-        lambda: bare_reads(dataset, folder / "store", batches),
+        lambda: fresh_reads(folder / "store", ranges),
+        lambda: reused_reads(folder / "store", ranges),
         lambda: vidlit(0),
         lambda: torch_load(0),
         lambda: vidlit(2),
@@ -120,11 +153,13 @@ def compare(folder: Path, size: str, options: argparse.Namespace) -> str:
     rounds = [[speed(start(), len(batches)) for start in contenders] for _ in range(options.rounds)]
     megabytes = 2 * (math.prod(shape) + TOKENS * width) / 1e6
     speeds = [statistics.median(column) * options.batch_size * megabytes for column in zip(*rounds, strict=True)]
-    share = statistics.median(vidlit / bare for bare, vidlit, *_ in rounds)
-    gain = statistics.median(vidlit / torch_load for _, vidlit, torch_load, *_ in rounds)
-    gain_2 = statistics.median(vidlit / torch_load for *_, vidlit, torch_load in rounds)
-    cells = "".join(f"{value:>12.0f}" for value in speeds)
-    return f"{size:<16}{megabytes:>7.3f}{cells}{share:>10.2f}{gain:>8.1f}x{gain_2:>8.1f}x"
+    ratios = [
+        (ours / fresh, ours / reused, ours / load, ours_2 / load_2)
+        for fresh, reused, ours, load, ours_2, load_2 in rounds
+    ]
+    shares = [statistics.median(column) for column in zip(*ratios, strict=True)]
+    cells = "".join(f"{value:>11.0f}" for value in speeds)
+    return f"{size:<16}{megabytes:>6.2f}{cells}{shares[0]:>9.2f}{shares[1]:>9.2f}{shares[2]:>8.1f}x{shares[3]:>8.1f}x"
 
 
 def main() -> None:
@@ -135,12 +170,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{options.samples} samples in random order, batches of {options.batch_size}, warm page cache, MB/s,")
-    print(f"median of {options.rounds} rounds; shares and gains are medians of each round's own ratio")
-    print(
-        f"{'sample':<16}{'MB':>7}{'bare reads':>12}{'vidlit':>12}{'torch.load':>12}{'2 workers':>12}{'2 workers':>12}"
-        f"{'of bare':>10}{'gain':>9}{'gain 2w':>9}"
-    )
+    print(f"{options.samples} samples in random order, batches of {options.batch_size}, MB/s; r: into reused memory,")
+    print("2: two workers each; shares of both bare reads, gains over torch.load")
+    names = ("bare reads", "bare r", "vidlit", "torch.load", "vidlit 2", "t.load 2")
+    columns = "".join(f"{name:>11}" for name in names)
+    print(f"{'sample':<16}{'MB':>6}{columns}{'of bare':>9}{'of r':>9}{'gain':>9}{'gain 2':>9}")
     for size in SIZES:
         with tempfile.TemporaryDirectory() as name:
             print(compare(Path(name), size, options), flush=True)

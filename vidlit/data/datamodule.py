@@ -342,6 +342,7 @@ class LatentDataModule(LightningDataModule):
             self.dataset(clips).batches(self.family.prompt_length),
             sampler=batch_sampler,  # lists of rows: a batch is read in one go
             batch_size=None,
+            collate_fn=_as_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
@@ -381,3 +382,8 @@ class LatentDataModule(LightningDataModule):
             )
         self._position = state_dict["position"]
         self.affordable_val_clips = state_dict["affordable_val_clips"]
+
+
+def _as_is(batch: Any) -> Any:
+    """What is a batch already stays as it is; torch's default would walk through it."""
+    return batch

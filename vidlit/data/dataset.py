@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, get_worker_info
 
 from vidlit.data.batch import Conditioning, LatentBatch, LatentSample, clip_key
+from vidlit.data.memory import Block, Layout
 from vidlit.data.recipe import LatentRecipe, PromptRecipe
-from vidlit.data.shards import TensorTable, as_bytes, batch_memory
+from vidlit.data.shards import TensorTable
 from vidlit.data.store import LatentStore
 from vidlit.data.video import BLACK, Color
 from vidlit.errors import UserError
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class LatentDataset(Dataset[LatentSample]):
-    """Map-style dataset over clips of a store: 48 bytes a clip in memory, one read for latents, one for the prompt.
+    """Map-style dataset over clips of a store: 56 bytes a clip in memory, one read for latents, one for the prompt.
 
     Tensors come in the dtype they were stored in (bfloat16 unless the store was written otherwise).
 
@@ -103,44 +105,75 @@ class LatentDataset(Dataset[LatentSample]):
         Raises:
             UserError: the clips are of several resolutions, or a shard was damaged.
         """
-        prompts = [self._prompts.layout(row) for row in rows]
-        (_, width), prompt_dtype = prompts[0]
-        lengths = [tokens for (tokens, _), _ in prompts]
+        return self._pack(rows, prompt_length).unpack()
+
+    def _pack(self, rows: Sequence[int], prompt_length: int | None) -> _Packed:
+        # At most a few microseconds each: what is done here for a batch is compared with bare reads of its bytes.
+        latents, layout = _places(self._latents, rows)
+        prompts = self._prompts.places[rows].tolist()
+        (_, width), dtype = self._prompts.layouts[prompts[0][2]]
+        lengths = [self._prompts.layouts[place[2]][0][0] for place in prompts]
         length = prompt_length or max(lengths)
-        latents = _stack(self._latents, rows)
-        prompt_embeds = batch_memory((len(rows), length, width), prompt_dtype)
-        mask = torch.arange(length) < torch.tensor(lengths)[:, None]
-        prompt_bytes = as_bytes(prompt_embeds)
-        prompt_size = len(prompt_bytes) // len(rows)
-        for place, (row, tokens) in enumerate(zip(rows, lengths, strict=True)):
-            if tokens <= length:
-                self._prompts.read_into(row, prompt_bytes[place * prompt_size :])
-                if tokens < length:
-                    prompt_embeds[place, tokens:] = 0
-            else:
-                prompt_embeds[place] = self._prompts.read(row)[:length]
-        extras = {name: _stack(table, rows) for name, table in self._extras.items()}
-        indices = torch.tensor(rows, dtype=torch.int64)
-        conditioning = Conditioning(prompt_embeds, mask, extras)
-        return LatentBatch(latents, conditioning, indices, torch.from_numpy(self.keys[rows]))
+        extras = [(table, *_places(table, rows)) for table in self._extras.values()]
+        block = Block([layout, ((len(rows), length, width), dtype), *(layout for _, _, layout in extras)])
+        parts = block.parts()
+        token = width * dtype.itemsize
+        for place, tokens, part in zip(prompts, lengths, _split(parts[1], len(rows)), strict=True):
+            self._prompts.read_into(place, part[: token * tokens])
+            if tokens < length:
+                np.frombuffer(part[token * tokens :], np.uint8).fill(0)
+        stacked = [(self._latents, latents, layout), *extras]
+        for (table, places, _), whole in zip(stacked, [parts[0], *parts[2:]], strict=True):
+            for place, part in zip(places, _split(whole, len(rows)), strict=True):
+                table.read_into(place, part)
+        return _Packed(block, tuple(self._extras), lengths, list(rows), self.keys[rows])
 
     def batches(self, prompt_length: int | None = None) -> LatentBatches:
         """The same clips by lists of rows, for ``DataLoader(..., sampler=lists_of_rows, batch_size=None)``."""
         return LatentBatches(self, prompt_length)
 
 
-def _stack(table: TensorTable, rows: Sequence[int]) -> Tensor:
-    """Tensors of one shape, read straight into one tensor."""
-    layout = table.layout(rows[0])
-    if other := [row for row in rows if table.layout(row) != layout]:
-        raise UserError(f"rows {rows[0]} and {other[0]} of one batch are of two resolutions: batch by bucket")
-    shape, dtype = layout
-    stacked = batch_memory((len(rows), *shape), dtype)
-    data = as_bytes(stacked)
-    size = len(data) // len(rows)
-    for place, row in enumerate(rows):
-        table.read_into(row, data[place * size :])
-    return stacked
+def _places(table: TensorTable, rows: Sequence[int]) -> tuple[list[list[int]], Layout]:
+    """Where tensors of one shape lie, and the layout of all of them stacked."""
+    places: list[list[int]] = table.places[rows].tolist()
+    layout = places[0][2]
+    for row, place in zip(rows, places, strict=True):
+        if place[2] != layout:
+            raise UserError(f"rows {rows[0]} and {row} of one batch are of two resolutions: batch by bucket")
+    shape, dtype = table.layouts[layout]
+    return places, ((len(rows), *shape), dtype)
+
+
+def _split(memory: memoryview, count: int) -> list[memoryview]:
+    size = len(memory) // count
+    return [memory[start : start + size] for start in range(0, len(memory), size)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A batch with its large tensors in one block, which makes one message of it on its way out of a worker."""
+
+    block: Block
+    extras: tuple[str, ...]
+    lengths: list[int]
+    rows: list[int]
+    keys: NDArray[np.int64]
+
+    def unpack(self) -> LatentBatch:
+        latents, embeds, *extras = self.block.tensors()
+        mask = torch.ones(embeds.shape[:2], dtype=torch.bool)
+        for row, tokens in enumerate(self.lengths):
+            if tokens < embeds.shape[1]:
+                mask[row, tokens:] = False
+        conditioning = Conditioning(embeds, mask, dict(zip(self.extras, extras, strict=True)))
+        return LatentBatch(latents, conditioning, torch.tensor(self.rows), torch.from_numpy(self.keys))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpack, (self.block, self.extras, self.lengths, self.rows, self.keys)
+
+
+def _unpack(*fields: Any) -> LatentBatch:
+    return _Packed(*fields).unpack()
 
 
 class LatentBatches(Dataset[LatentBatch]):
@@ -150,4 +183,7 @@ class LatentBatches(Dataset[LatentBatch]):
         self.dataset, self.prompt_length = dataset, prompt_length
 
     def __getitem__(self, rows: Sequence[int]) -> LatentBatch:
-        return self.dataset.read_batch(rows, self.prompt_length)
+        packed = self.dataset._pack(rows, self.prompt_length)
+        if get_worker_info() is None:
+            return packed.unpack()
+        return packed  # type: ignore[return-value]  # pickled on its way, and unpacked where it arrives

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vidlit.data.shards import batch_memory
+from vidlit.data.memory import batch_memory
 from vidlit.data.video import Color
 from vidlit.errors import UserError
 

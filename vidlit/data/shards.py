@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import uuid
 import zlib
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +15,6 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from vidlit.errors import UserError
 
@@ -54,29 +51,27 @@ def checksum(tensor: Tensor) -> int:
 
 
 class TensorTable:
-    """Where one tensor of many items lies: arrays of 16 bytes a row, read by row. Can be pickled and shared."""
+    """Where one tensor of many items lies: 24 bytes a row, read by row. Can be pickled and shared.
 
-    def __init__(
-        self,
-        root: Path,
-        shards: list[str],
-        layouts: list[str],
-        shard_codes: NDArray[np.int32],
-        layout_codes: NDArray[np.int32],
-        offsets: NDArray[np.int64],
-    ) -> None:
+    Args:
+        root: folder of the store.
+        shards: names of shards.
+        layouts: those of :class:`Place`.
+        places: (rows, 3) number of the shard, byte offset, number of the layout.
+    """
+
+    def __init__(self, root: Path, shards: list[str], layouts: list[str], places: NDArray[np.int64]) -> None:
         self.shards = shards
         self.layouts = [parse_layout(layout) for layout in layouts]
-        self._sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in self.layouts]
-        self.shard_codes, self.layout_codes, self.offsets = shard_codes, layout_codes, offsets
+        self.places = places
         self._files = ShardFiles(root)
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.places)
 
     def layout(self, row: int) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape and dtype of a row's tensor, without reading it."""
-        return self.layouts[int(self.layout_codes[row])]
+        return self.layouts[int(self.places[row, 2])]
 
     def read(self, row: int) -> Tensor:
         """The tensor of a row, in the dtype it was stored in.
@@ -86,17 +81,16 @@ class TensorTable:
         """
         shape, dtype = self.layout(row)
         tensor = torch.empty(shape, dtype=dtype)
-        self.read_into(row, as_bytes(tensor))
+        self.read_into(self.places[row].tolist(), as_bytes(tensor))
         return tensor
 
-    def read_into(self, row: int, buffer: memoryview) -> None:
-        """Fill the front of a buffer with the bytes of a row's tensor.
+    def read_into(self, place: Sequence[int], buffer: memoryview) -> None:
+        """Fill a buffer with the bytes at a place, one of :attr:`places`.
 
         Raises:
             UserError: the shard is gone or shorter than the index says.
         """
-        size = self._sizes[self.layout_codes[row]]
-        self._files.read_into(self.shards[self.shard_codes[row]], int(self.offsets[row]), buffer[:size])
+        self._files.read_into(self.shards[place[0]], place[1], buffer)
 
 
 class ShardFiles:
@@ -110,17 +104,20 @@ class ShardFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._open: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "_open": OrderedDict()}
+        return {"root": self.root, "_open": {}}
 
     def read_into(self, shard: str, offset: int, buffer: memoryview) -> None:
         """Fill a buffer from a byte offset."""
         try:
-            done = 0
-            while done < len(buffer):
-                count = os.preadv(self._descriptor(shard), [buffer[done:]], offset + done)
+            descriptor = self._open.get(shard)
+            if descriptor is None:
+                descriptor = self._descriptor(shard)
+            done = os.preadv(descriptor, [buffer], offset)
+            while done < len(buffer):  # a signal came, or the file ends here
+                count = os.preadv(descriptor, [buffer[done:]], offset + done)
                 if not count:
                     raise UserError(f"{self.root / shard} ends before the index says: it was truncated")
                 done += count
@@ -128,12 +125,9 @@ class ShardFiles:
             raise UserError(f"cannot read {self.root / shard}: {error.strerror}") from error
 
     def _descriptor(self, shard: str) -> int:
-        descriptor = self._open.pop(shard, None)
-        if descriptor is None:
-            descriptor = os.open(self.root / shard, os.O_RDONLY)
-            if len(self._open) >= self.limit:
-                os.close(self._open.popitem(last=False)[1])
-        self._open[shard] = descriptor
+        if len(self._open) >= self.limit:
+            os.close(self._open.pop(next(iter(self._open))))  # opened first
+        descriptor = self._open[shard] = os.open(self.root / shard, os.O_RDONLY)
         return descriptor
 
     def __del__(self) -> None:
@@ -144,17 +138,6 @@ class ShardFiles:
 def as_bytes(tensor: Tensor) -> memoryview:
     """A contiguous tensor's memory, to read or to write."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def batch_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An empty tensor for a batch: in a worker in shared memory, as torch's own collate has it.
-
-    Nothing is copied on the way out then, and the worker's heap does not grow: large aligned blocks fragment it.
-    """
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def parse_layout(text: str) -> tuple[tuple[int, ...], torch.dtype]:

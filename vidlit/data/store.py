@@ -222,8 +222,8 @@ class LatentStore:
             raise KeyError(np.flatnonzero(rows.is_null().to_numpy(zero_copy_only=False)))
         shard_codes, shards = _encode(table["shard"].take(rows))
         layout_codes, layouts = _encode(table["layout"].take(rows))
-        offsets = table["offset"].take(rows).to_numpy()
-        return TensorTable(self.root, shards, layouts, shard_codes, layout_codes, offsets)
+        places = np.stack([shard_codes, table["offset"].take(rows).to_numpy(), layout_codes], axis=1, dtype=np.int64)
+        return TensorTable(self.root, shards, layouts, places)
 
     def require(self, wanted: Sequence[Recipe]) -> None:
         """Check that everything wanted is stored.
