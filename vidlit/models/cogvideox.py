@@ -173,12 +173,12 @@ class CogVideoX(Family):
             UserError: a size that this transformer cannot take.
         """
         channels, frames, *size = super().latent_shape(num_frames, height, width)
-        sample = [self.config["sample_height"], self.config["sample_width"]]
-        if self.config.get("use_learned_positional_embeddings") and size != sample:
-            wanted = "x".join(str(side * self.compression[1]) for side in sample)
+        learned = [self.config["sample_frames"], self.config["sample_height"], self.config["sample_width"]]
+        if self.config.get("use_learned_positional_embeddings") and [num_frames, *size] != learned:
+            wanted = "x".join(map(str, (learned[0], *(side * self.compression[1] for side in learned[1:]))))
             raise UserError(
-                f"{self.base} learned its positions for {wanted} pixels (height x width) and takes no other size, "
-                f"such as {height}x{width}. Choose buckets of {wanted}."
+                f"{self.base} learned a position for each part of {wanted} (frames x height x width) and takes no "
+                f"other size, such as {num_frames}x{height}x{width}. Choose the bucket {wanted}."
             )
         return channels, frames + self._padding(frames), size[0], size[1]
 
