@@ -20,14 +20,21 @@ TINY = {
     "cogvideox_lora": (bases.cogvideox, "9x32x48"),
     "mochi_lora": (bases.mochi, "7x32x48"),
     "hunyuan_video_lora": (bases.hunyuan_video, "9x32x48"),
+    "ltx_video_lora": (bases.ltx_video, "9x32x64"),
+    "wan2_1_1_3b_lora": (bases.wan, "9x32x64"),
+    "wan2_1_1_3b_full": (bases.wan, "9x32x64"),
+    "wan2_1_14b_fsdp": (bases.wan, "9x32x64"),
 }
 """Shipped YAML -> a tiny base in place of its own, and a size of clips."""
-IMAGE_TO_VIDEO = {"cogvideox_lora": lambda folder: bases.cogvideox(folder, "5b-i2v")}
-"""Image-to-video bases that the same YAML trains."""
+OTHERS = {
+    "cogvideox_lora": lambda folder: bases.cogvideox(folder, "5b-i2v"),
+    "wan2_1_1_3b_lora": bases.wan_5b,
+}
+"""Further bases that the same YAML trains."""
 
 CASES = [
     *((name, make, size) for name, (make, size) in TINY.items()),
-    *((name, make, TINY[name][1]) for name, make in IMAGE_TO_VIDEO.items()),
+    *((name, make, TINY[name][1]) for name, make in OTHERS.items()),
 ]
 
 
@@ -49,6 +56,8 @@ def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path):
         "samples.num_steps": 2,
         "samples.num_audit": 0,
         "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.strategy": "auto",
         "trainer.max_steps": 2,
         "trainer.val_check_interval": shipped["trainer"].get("accumulate_grad_batches", 1),
         "trainer.log_every_n_steps": 1,
