@@ -9,7 +9,7 @@ from jsonargparse import ArgumentError
 from vidlit.cli import VidlitCLI
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-WHOLE = sorted(CONFIGS.glob("*.yaml"))
+WHOLE = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "sweep.yaml")  # W&B's own format
 
 
 class ParseOnly(VidlitCLI):

@@ -4,12 +4,16 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from vidlit.__main__ import main
+from vidlit.dashboard import chart_names
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def records(run_file):
@@ -35,46 +39,175 @@ def tripwire(monkeypatch):
     server.close()
 
 
-def test_offline_logger_from_yaml(quickstart, tmp_path, monkeypatch, tripwire):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"):
+@pytest.fixture
+def no_account(monkeypatch, tmp_path):
+    """No key, and a home of its own: what is written outside the run shows up there."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home)
-    outside = []
+    return home
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """Addresses beyond this machine that were connected to."""
+    addresses = []
     connect = socket.socket.connect
 
     def watched(self, address):
         if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            outside.append(address)
+            addresses.append(address)
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", watched)
-    config = tmp_path / "wandb.yaml"
-    logger = {
-        "class_path": "lightning.pytorch.loggers.WandbLogger",
-        "init_args": {"project": "vidlit-test", "offline": True},
-    }
-    config.write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
-    try:
-        assert main([*quickstart(trainer__max_steps=8), "--config", str(config)]) == 0
-    finally:
-        import wandb
+    return addresses
 
-        wandb.finish()
+
+@pytest.fixture
+def logger_config(tmp_path):
+    """Writes a config with a W&B logger."""
+
+    def write(**arguments):
+        logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", **arguments}
+        path = tmp_path / "wandb.yaml"
+        path.write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
+        return str(path)
+
+    return write
+
+
+def history(found):
+    """Everything that was logged, by name: the values in order."""
+    logged = {}
+    for record in found:
+        together = {}
+        for name, value in record.get("history", {}).get("item", {}).items():
+            name, _, part = name.partition(".")  # pictures and histograms come in parts
+            if part:
+                together.setdefault(name, {})[part] = value
+            else:
+                together[name] = value
+        for name, value in together.items():
+            logged.setdefault(name, []).append(value)
+    return logged
+
+
+def final_summary(found):
+    """The summary as it stands after all updates."""
+    summary = {}
+    for record in found:
+        summary |= record.get("summary", {}).get("update", {})
+    return summary
+
+
+def test_a_run_without_an_account(
+    quickstart, tmp_path, logger_config, no_account, outside, tripwire, monkeypatch, capsys
+):
+    canary = "canary-in-the-mine-0123456789"
+    monkeypatch.setenv("HF_TOKEN", canary + "-environment")
+    config = logger_config(
+        init_args={"project": "vidlit-test"}, dict_kwargs={"settings": {"api_key": canary.replace("-", "") + "0" * 20}}
+    )
+    audits = {"samples__num_audit": 4, "samples__every_num_checks": 1, "samples__num_steps": 2}
+    words = quickstart(trainer__max_steps=8, samples__num_videos=2, exposure__hard_cap=4, **audits)
+    assert main([*words, "--config", config]) == 0
 
     run = tmp_path / "runs" / "quickstart" / "0"
     (run_file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    assert not list(home.glob("**/*.wandb"))
-    assert not (home / "wandb").exists()
+    assert "No W&B key is set" in capsys.readouterr().out
+    assert not list(no_account.glob("**/*.wandb"))
+    assert not (no_account / "wandb").exists()
     assert outside == []
     with pytest.raises(BlockingIOError):
         tripwire.accept()
 
+    # no key in any file of the run: neither the environment's, nor the config's
+    for path in (path for path in run.rglob("*") if path.is_file()):
+        assert b"canary" not in path.read_bytes(), path
+
     # metrics.csv is still there, with the same numbers
     assert "val/log_ratio" in (run / "metrics.csv").read_text().splitlines()[0]
-    assert (run / "config.yaml").is_file()
-    printed = json.dumps(records(run_file))
-    for name in ("train/loss", "val/loss", "val/log_ratio", "probe/loss", "divergence/gap", "exposure/mean"):
+    assert "<redacted>" in (run / "config.yaml").read_text()
+    found = records(run_file)
+    logged = history(found)
+
+    # every chart and picture of the workspace has something to show
+    for charts in chart_names(4).values():
+        for title, names in charts:
+            for name in names:
+                assert name in logged, f"{name} of {title!r}"
+    for number in range(4):
+        videos = logged[f"samples/audit_{number:02d}"]
+        assert [video["_type"] for video in videos] == ["video-file"] * 3  # at steps 0, 4 and 8: side by side over time
+        assert videos[0]["caption"].endswith("background.")
+    assert "samples/01" in logged
+
+    printed = json.dumps(found)
+    for name in ("captions", "source_videos", "vidlit-test", "val_check_interval", "decision/stopped_by"):
         assert name in printed, name
+    assert "Stopped by exposure at step 8" in printed  # the alert
+    assert "scene_0" not in printed  # counts, no file names
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["stopped_by"] == "exposure"
+    assert final_summary(found)["val/log_ratio"] == pytest.approx(-summary["kept_gain"])
+
+
+@pytest.mark.slow
+def test_file_names_only_where_asked(quickstart, tmp_path, logger_config, no_account):
+    config = logger_config(init_args={"project": "vidlit-test", "offline": True})
+    assert main([*quickstart(trainer__max_steps=4, wandb__file_names=True), "--config", config]) == 0
+    (run_file,) = (tmp_path / "runs").rglob("run-*.wandb")
+    assert "scene_0" in json.dumps(records(run_file))
+
+
+@pytest.mark.slow
+def test_the_sweep_file_works(quickstart, tmp_path, no_account):
+    """Its command, with the first values a sweep might try."""
+    sweep = yaml.safe_load((CONFIGS / "sweep.yaml").read_text())
+    assert sweep["metric"] == {"name": "val/log_ratio", "goal": "minimize"}
+    values = {
+        name: each["values"][0] if "values" in each else each["min"] for name, each in sweep["parameters"].items()
+    }
+    assert set(values) == {"model.optimizer.init_args.lr", "model.adapter.rank"}
+    tried = [f"--{name}={value}" for name, value in values.items()]
+    program, *words = [part for word in sweep["command"] for part in (tried if word == "${args}" else [word])]
+    assert program == "vidlit"
+    config = words.index("--config") + 1
+    assert (CONFIGS.parent / words[config]).is_file()
+    words[config] = str(CONFIGS.parent / words[config])
+    smaller = [word for word in quickstart(trainer__max_steps=4)[3:] if not word.startswith("--run.name")]
+    assert main([*words, *smaller]) == 0
+    (run_file,) = (tmp_path / "runs" / "sweep").rglob("run-*.wandb")
+    assert "val/log_ratio" in final_summary(records(run_file))
+    assert (tmp_path / "runs" / "sweep" / "0" / "weights" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def raise_error(self, *args, **kwargs):
+    raise ConnectionError("no route to host")
+
+
+def hang(self, *args, **kwargs):
+    time.sleep(600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("broken", "warning"), [(raise_error, "no route to host"), (hang, "still busy")])
+def test_a_broken_logger_changes_nothing(
+    quickstart, tmp_path, logger_config, no_account, monkeypatch, capsys, broken, warning
+):
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.log_metrics", broken)
+    monkeypatch.setattr("vidlit.cli._PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.experiment", property(broken))
+    began = time.monotonic()
+    assert main(quickstart(trainer__max_steps=4)) == 0
+    without = time.monotonic() - began
+    config = logger_config(init_args={"project": "vidlit-test"})
+    began = time.monotonic()
+    assert main([*quickstart(trainer__max_steps=4), "--config", config]) == 0
+    assert time.monotonic() - began < 3 * without + 10
+    assert warning in capsys.readouterr().err
+    plain, logged = (tmp_path / "runs" / "quickstart" / version / "decisions.jsonl" for version in "01")
+    assert plain.read_text() == logged.read_text()

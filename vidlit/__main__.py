@@ -24,6 +24,7 @@ commands that read a YAML file (--config FILE, any value can be overridden: --tr
 others
   report RUN_DIR [RUN_DIR ...]
              one HTML page of a run: why it stopped, curves, exposures, samples; several runs side by side
+  dashboard  the W&B workspace of a project, as code (--config FILE, --dry-run or --push)
   demo DIR   write the procedural clips and the tiny base model of the quickstart
 
 options

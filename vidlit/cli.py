@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 from json import dumps
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
 
+from vidlit.background_logger import BackgroundLogger
 from vidlit.callbacks.checkpoints import RunCheckpoints
 from vidlit.callbacks.divergence import DivergenceMonitor
 from vidlit.callbacks.evaluation import Evaluation, ValidationTable
@@ -26,6 +30,7 @@ from vidlit.callbacks.resume import Rewind
 from vidlit.callbacks.samples import SampleVideos
 from vidlit.callbacks.schedule import ValidationSchedule
 from vidlit.callbacks.throughput import Throughput
+from vidlit.callbacks.wandb_record import WandbRecord
 from vidlit.csv_logger import RunCSVLogger
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.store import LatentStore
@@ -59,6 +64,8 @@ IMPORTABLE = [
     "prodigyopt",
     "schedulefree",
 ]
+_PATIENCE_SECONDS = 30.0
+"""How long the end of a run waits for a logger."""
 RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 """Tells processes that Lightning launches for further devices where their run is."""
 
@@ -186,6 +193,7 @@ class VidlitCLI(LightningCLI):
         parser.add_lightning_class_args(OverfitStopping, "overfit_stopping")
         parser.add_lightning_class_args(SampleVideos, "samples")
         parser.add_lightning_class_args(WeightExport, "export")
+        parser.add_lightning_class_args(WandbRecord, "wandb")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("model.base", "data.base")
@@ -219,7 +227,7 @@ class VidlitCLI(LightningCLI):
             os.environ[RUN_DIRECTORY_VARIABLE] = path
         self.run_directory = RunDirectory(Path(path or config.run.dir))  # where nothing is written, any will do
         config.trainer.default_root_dir = str(self.run_directory.path)
-        _point_wandb_at(config.trainer.logger, self.run_directory.path)
+        _prepare_wandb(config.trainer.logger, self.run_directory.path)
 
     def _inherit(self, config: Namespace) -> tuple[str | None, str | None]:
         directory = RunDirectory(Path(os.environ[RUN_DIRECTORY_VARIABLE]))
@@ -254,8 +262,11 @@ class VidlitCLI(LightningCLI):
         if self.subcommand == "predict":
             callbacks = []  # they watch training and scores
             config["enable_progress_bar"] = False  # each video is a line
-        config["logger"] = [*kept, RunCSVLogger(self.run_directory)] if training else False
+        in_background = [BackgroundLogger(logger, _PATIENCE_SECONDS) for logger in kept]
+        config["logger"] = [*in_background, RunCSVLogger(self.run_directory)] if training else False
         if training:
+            record = [each for each in callbacks if isinstance(each, WandbRecord)]
+            callbacks = [each for each in callbacks if not isinstance(each, WandbRecord)]
             signals = [signal for each in callbacks if isinstance(each, SampleVideos) for signal in each.signals()]
             callbacks = [
                 StepProgress(),
@@ -263,6 +274,7 @@ class VidlitCLI(LightningCLI):
                 ValidationSchedule(),
                 *callbacks,
                 *signals,
+                *record,  # after OverfitStopping, which decides, and SampleVideos
                 Rewind(),
                 GracefulInterrupt(),
                 RunCheckpoints(),
@@ -279,12 +291,15 @@ class VidlitCLI(LightningCLI):
     # -- commands
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Leave out the first phase of a refit that is over."""
+        """Leave out the first phase of a refit that is over; close what loggers have open, whatever happens."""
         config = self.config[self.subcommand]
         if subcommand == "fit" and config.refit and config.get("ckpt_path") is not None:
             if finished(self.run_directory.read_summary(), config.trainer.max_steps):
                 return
-        super()._run_subcommand(subcommand)
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            _finish_loggers(getattr(self, "trainer", None))
 
     def before_fit(self) -> None:
         """Encode what is missing, and say what there is to train on."""
@@ -392,9 +407,43 @@ def _verify(store: LatentStore) -> None:
     print(f"{store.root}: all checksums are right.")
 
 
-def _point_wandb_at(loggers: Any, folder: Path) -> None:
-    """Put W&B's files into the run directory unless the config says otherwise."""
+def _prepare_wandb(loggers: Any, folder: Path) -> None:
+    """W&B's files into the run directory, offline where there is no key, and nothing recorded that may hold one."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         arguments = getattr(logger, "init_args", None)
-        if arguments is not None and logger.class_path.endswith("WandbLogger") and arguments.save_dir in (None, "."):
+        if arguments is None or not logger.class_path.endswith("WandbLogger"):
+            continue
+        if arguments.save_dir in (None, "."):
             arguments.save_dir = str(folder)
+        if not (arguments.offline or "WANDB_MODE" in os.environ or _has_wandb_key()):
+            arguments.offline = True
+            print(f"No W&B key is set: its files stay in {folder / 'wandb'}, `wandb sync` sends them later.")
+        options = logger.get("dict_kwargs") or {}
+        # The console, the command line and git remotes may hold keys; a dead network is not waited for long.
+        quiet = {
+            "silent": True,
+            "console": "off",
+            "disable_git": True,
+            "x_disable_meta": True,
+            "finish_timeout": _PATIENCE_SECONDS,
+        }
+        logger.dict_kwargs = {**options, "settings": {**quiet, **(options.get("settings") or {})}}
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def _finish_loggers(trainer: Trainer | None) -> None:
+    """Close what W&B has open; a network that is gone is not waited for."""
+    for logger in trainer.loggers if trainer is not None else ():
+        if isinstance(logger, BackgroundLogger):
+            if isinstance(logger.logger, WandbLogger):
+                logger.submit(lambda wandb_logger: wandb_logger.experiment.finish())
+            logger.wait()

@@ -1,0 +1,224 @@
+"""What Weights & Biases gets beside the numbers: config, dataset, videos, exposures, decisions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from vidlit import __version__
+from vidlit.background_logger import BackgroundLogger
+from vidlit.callbacks.exposure import ExposureLedger
+from vidlit.redaction import redact, redact_text
+from vidlit.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from vidlit.module import VideoDiffusionModule
+
+STEP = "trainer/global_step"
+"""The step axis of every chart, as Lightning names it."""
+SUMMARIES = {
+    "train/loss": "last",
+    "val/loss": "min",
+    "probe/loss": "min",
+    "divergence/statistic": "max",
+    "exposure/mean": "max",
+    "memorization/copies": "max",
+    "memorization/ratio_min": "min",
+    "diversity/ratio": "min",
+    "perf/samples_per_s": "mean",
+    "perf/tokens_per_s": "mean",
+}
+"""What a run's row in a table shows of a curve. ``val/log_ratio`` is set at the end: that of the weights kept."""
+HISTOGRAM = "exposure/histogram"
+SAMPLE = "samples/{number:02d}"
+AUDIT = "samples/audit_{number:02d}"
+NEAREST = "samples/nearest_{number:02d}"
+
+
+class WandbRecord(Callback):
+    """Fills a W&B run where one of the loggers is lightning's ``WandbLogger``; does nothing otherwise.
+
+    Logs once the config (without keys), the version of the code and a summary of the dataset; at each check the
+    exposures as a histogram and new sample videos under the same names, so that W&B shows them side by side over time;
+    a decision that warns or stops as an alert; at the end the decision in the run's summary.
+
+    Args:
+        file_names: also log the names of video files; they may tell more than you want to share.
+        max_videos: of each kind and step.
+    """
+
+    def __init__(self, file_names: bool = False, max_videos: int = 8) -> None:
+        self.file_names = file_names
+        self.max_videos = max_videos
+        self._shown: set[Path] = set()
+        self._alerted: set[str] = set()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Config, dataset and code."""
+        if not _loggers(trainer):
+            return
+        directory = _directory(trainer)
+        saved = yaml.safe_load(directory.config.read_text()) if directory.config.is_file() else {}
+        dataset = self._dataset(trainer.datamodule)  # type: ignore[attr-defined]
+        record = {**redact(saved), "dataset": dataset, "code": _code()}
+
+        def start(run: Any) -> None:
+            for name, summary in SUMMARIES.items():
+                run.define_metric(name, step_metric=STEP, summary=summary)
+            run.config.update(record, allow_val_change=True)
+            if run.url:
+                print(f"W&B: {run.url}")
+
+        _submit(trainer, start)
+
+    def _dataset(self, data: Any) -> dict[str, Any]:
+        sides = {"train": data.train_clips, "val": data.val_clips, "test": data.test_clips}
+        summary: dict[str, Any] = {
+            "clips": {side: len(clips) for side, clips in sides.items()},
+            "source_videos": {side: len({clip.source.group for clip in clips}) for side, clips in sides.items()},
+            "captions": len({clip.source.caption for clips in sides.values() for clip in clips}),
+            "buckets": dict(Counter(str(clip.bucket) for clips in sides.values() for clip in clips)),
+            "dropped": len(data.plan.dropped),
+            "quarantined": len(data.plan.quarantined),
+        }
+        if self.file_names:
+            summary["files"] = {side: sorted({clip.source.video for clip in clips}) for side, clips in sides.items()}
+        return summary
+
+    def on_validation_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Exposures, audited videos and the decision; after ``OverfitStopping`` wrote it."""
+        if trainer.state.fn != "fit" or not trainer.is_global_zero or not _loggers(trainer):
+            return
+        self._log_videos(trainer, trainer.global_step)
+        if trainer.sanity_checking:
+            return
+        self._log_exposures(trainer)
+        decisions = _directory(trainer).read_decisions()
+        if decisions and decisions[-1]["step"] == trainer.global_step:
+            self._alert(trainer, decisions[-1])
+
+    def _log_exposures(self, trainer: Trainer) -> None:
+        ledgers = [each for each in trainer.callbacks if isinstance(each, ExposureLedger)]  # type: ignore[attr-defined]
+        counts = [count for ledger in ledgers for count in ledger.per_video(trainer).values()]
+        step = trainer.global_step
+
+        def log(run: Any) -> None:
+            import wandb
+
+            run.log({HISTOGRAM: wandb.Histogram(counts), STEP: step})
+
+        if counts:
+            _submit(trainer, log)
+
+    def _alert(self, trainer: Trainer, decision: dict[str, Any]) -> None:
+        """Once for each action and set of signals: a warning that stays is not repeated at every check."""
+        kind = f"{decision['action']} {'+'.join(decision['signals'])}"
+        if decision["action"] == "continue" or kind in self._alerted:
+            return
+        self._alerted.add(kind)
+        stop = decision["action"] == "stop"
+        signals = " and ".join(decision["signals"])
+        title = f"{'Stopped by' if stop else 'Warning of'} {signals} at step {decision['step']}"[:64]
+        text = self._without_names(decision["reason"], [decision])
+
+        _submit(trainer, lambda run: run.alert(title=title, text=text, level="WARN"))
+
+    def _log_videos(self, trainer: Trainer, step: int) -> None:
+        folder = _directory(trainer).samples(step)
+        found: dict[str, Path] = {}
+        for prefix, name in (("audit_", AUDIT), ("", SAMPLE), ("nearest_", NEAREST)):
+            paths = [path for path in sorted(folder.glob(f"{prefix}[0-9]*.mp4")) if path not in self._shown]
+            found |= {name.format(number=number): path for number, path in enumerate(paths[: self.max_videos])}
+        captions: dict[str, str] = {}
+        for path in folder.glob("*captions.json"):
+            captions |= json.loads(path.read_text())
+        self._shown |= set(found.values())
+
+        def log(run: Any) -> None:
+            import wandb
+
+            videos = {
+                name: wandb.Video(str(path), caption=captions.get(path.name), format="mp4")
+                for name, path in found.items()
+            }
+            run.log({**videos, STEP: step})
+
+        if found:
+            _submit(trainer, log)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """The videos of the kept weights, and the decision in the summary."""
+        if not trainer.is_global_zero or not _loggers(trainer):
+            return
+        summary = _directory(trainer).read_summary()
+        self._log_videos(trainer, summary.get("kept_step", trainer.global_step))
+        self._summarise(trainer, summary)
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """How far an interrupted or crashed run came."""
+        if trainer.state.fn == "fit" and trainer.is_global_zero and _loggers(trainer):
+            self._summarise(trainer, _directory(trainer).read_summary())
+
+    def _summarise(self, trainer: Trainer, summary: dict[str, Any]) -> None:
+        reason = self._without_names(str(summary.get("reason", "")), _directory(trainer).read_decisions()[-1:])
+        decision = {f"decision/{name}": value for name, value in summary.items() if name != "reason"}
+        decision["decision/reason"] = reason
+        if summary.get("kept_gain") is not None:
+            decision["val/log_ratio"] = -summary["kept_gain"]
+        _submit(trainer, lambda run: run.summary.update(decision))
+
+    def _without_names(self, text: str, decisions: list[dict[str, Any]]) -> str:
+        """A reason as it may leave this machine."""
+        for decision in decisions:
+            for verdict in decision["verdicts"]:
+                for name, words in (("sample", "a sample"), ("nearest_clip", "a training clip")):
+                    if not self.file_names and verdict["evidence"].get(name):
+                        text = text.replace(verdict["evidence"][name], words)
+        return redact_text(text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Alerts that were sent: a resumed run does not send them again."""
+        return {"alerted": sorted(self._alerted)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember them."""
+        self._alerted = set(state_dict["alerted"])
+
+
+def _directory(trainer: Trainer) -> RunDirectory:
+    return RunDirectory(Path(trainer.default_root_dir))
+
+
+def _loggers(trainer: Trainer) -> list[BackgroundLogger]:
+    background = [each for each in trainer.loggers if isinstance(each, BackgroundLogger)]
+    return [each for each in background if isinstance(each.logger, WandbLogger)]
+
+
+def _submit(trainer: Trainer, task: Callable[[Any], object]) -> None:
+    for logger in _loggers(trainer):
+        logger.submit(lambda wandb_logger: task(wandb_logger.experiment))
+
+
+def _code() -> dict[str, str]:
+    """The version that is installed and, in a clone, its commit."""
+    try:
+        asked = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+        commit = asked.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return {"version": __version__, **({"commit": commit} if commit else {})}
