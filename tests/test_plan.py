@@ -5,6 +5,7 @@ import pytest
 from vidlit.__main__ import main
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.plan import make_plan
+from vidlit.stopping.schedule import check_schedule
 
 
 @pytest.fixture
@@ -34,6 +35,12 @@ def test_plan_foretells_what_the_sampler_does(data):
     assert plan.conservative_max_steps == 10 * 4 // 2
     assert plan.moderate_max_steps == 50 * 4 // 2
     assert plan.band == "moderate"
+    # 4 held-out clips and 4 of the probe, at 4 noise levels each
+    chosen = check_schedule(30, plan.batch_size, 4, 4)
+    assert plan.checks == {"interval": 1, "count": 30, "held_out_clips": 4, "share": chosen.share}
+    assert chosen.share == 2 * 4 * 4 / (3 * 2)
+    told = make_plan(data, max_steps=30, num_replicas=1, accumulate=2, learning_rate=1e-4, check_interval=10)
+    assert told.checks == {"interval": 10, "count": 3, "held_out_clips": 4, "share": chosen.share / 10}
     assert plan.encode["clips"] == 12
     assert plan.encode["captions"] == 6
     assert plan.encode["gigabytes"] > 0

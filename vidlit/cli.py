@@ -28,7 +28,7 @@ from vidlit.callbacks.overfit_stopping import OverfitStopping
 from vidlit.callbacks.progress import StepProgress
 from vidlit.callbacks.resume import Rewind
 from vidlit.callbacks.samples import SampleVideos
-from vidlit.callbacks.schedule import ValidationSchedule
+from vidlit.callbacks.schedule import ValidationSchedule, check_interval
 from vidlit.callbacks.throughput import Throughput
 from vidlit.callbacks.wandb_record import WandbRecord
 from vidlit.csv_logger import RunCSVLogger
@@ -93,7 +93,7 @@ class VidlitTrainer(Trainer):
         """Show what a fit would do: clips used and left out, batches, exposures, cost.
 
         Args:
-            model: only its optimizer is asked, for the learning rate.
+            model: only its optimizer is asked, for the learning rate, and how it is scored.
             datamodule: the folder and the buckets.
             json: print one JSON object for programs instead of tables.
         """
@@ -104,6 +104,8 @@ class VidlitTrainer(Trainer):
             num_replicas=self.world_size,
             accumulate=self.accumulate_grad_batches,
             learning_rate=float(optimizer.param_groups[0]["lr"]),
+            num_strata=model.num_strata,
+            check_interval=check_interval(self),
         )
         if json:
             print(dumps(made.as_dict(), indent=2))

@@ -17,6 +17,7 @@ from vidlit.data.isolation import IsolatedReader
 from vidlit.data.recipe import LatentRecipe, PromptRecipe
 from vidlit.errors import UserError
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band, forecast, video_exposures
+from vidlit.stopping.schedule import check_schedule, check_share
 
 if TYPE_CHECKING:
     from vidlit.data.clips import Clip
@@ -65,6 +66,8 @@ class RunPlan:
     exposures: dict[str, float]
     """Lowest, mean and highest exposures of a source video at ``max_steps``."""
     band: str
+    checks: dict[str, float]
+    """Steps between checks, their number, held-out clips scored at each, and the share of the cost that they add."""
     advice: str
     conservative_max_steps: int
     moderate_max_steps: int
@@ -77,7 +80,14 @@ class RunPlan:
 
 
 def make_plan(
-    data: LatentDataModule, *, max_steps: int, num_replicas: int, accumulate: int, learning_rate: float
+    data: LatentDataModule,
+    *,
+    max_steps: int,
+    num_replicas: int,
+    accumulate: int,
+    learning_rate: float,
+    num_strata: int = 4,
+    check_interval: int | None = None,
 ) -> RunPlan:
     """Plan a run from file headers and the store's index alone.
 
@@ -87,6 +97,8 @@ def make_plan(
         num_replicas: ranks that hold different samples.
         accumulate: micro-batches per optimizer step.
         learning_rate: its highest value.
+        num_strata: noise levels at which a clip is scored at every check.
+        check_interval: steps between checks; ``None`` chooses, as a fit would.
 
     Raises:
         UserError: the folder, the buckets or the split cannot be used.
@@ -119,11 +131,25 @@ def make_plan(
         tokens_per_step=_mean_tokens(data) * batch_size,
         exposures={"min": min(exposures.values()), "mean": mean, "max": max(exposures.values())},
         band=band(mean),
+        checks=_checks(data, max_steps, batch_size, num_strata, check_interval),
         advice=forecast(max_steps, round(batch_size), len(exposures), learning_rate).reason,
         conservative_max_steps=max(1, math.floor(CONSERVATIVE * len(exposures) / batch_size + 1e-9)),
         moderate_max_steps=max(1, math.floor(MODERATE * len(exposures) / batch_size + 1e-9)),
         encode=_encoding(data),
     )
+
+
+def _checks(
+    data: LatentDataModule, max_steps: int, batch_size: float, num_strata: int, interval: int | None
+) -> dict[str, float]:
+    num_clips = len(data.scored_clips) or -(-len(data.probe_clips) // 2)
+    if interval is None:
+        chosen = check_schedule(max_steps, batch_size, num_clips, num_strata)
+        interval, num_clips, share = chosen.interval, chosen.num_clips, chosen.share
+    else:
+        share = check_share(interval, batch_size, num_clips, num_strata)
+    held_out = num_clips if data.scored_clips else 0
+    return {"interval": interval, "count": max(0, max_steps) // interval, "held_out_clips": held_out, "share": share}
 
 
 def _buckets(data: LatentDataModule, num_replicas: int) -> list[BucketPlan]:
@@ -233,6 +259,13 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
         soft_wrap=True,
     )
     console.print(plan.advice, highlight=False, soft_wrap=True)
+    checks = plan.checks
+    console.print(
+        f"checks: {checks['count']}, every {checks['interval']} steps, of {checks['held_out_clips']} held-out clips: "
+        f"about {100 * checks['share']:.0f} % on top of the cost of training",
+        highlight=False,
+        soft_wrap=True,
+    )
     todo = plan.encode
     console.print(
         f"to encode: {todo['clips']} clips and {todo['captions']} captions, {todo['gigabytes']:.3f} GB; decoding takes "

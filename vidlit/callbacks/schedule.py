@@ -17,6 +17,17 @@ UNSET = 1.0
 """Lightning's ``val_check_interval`` where none is given; an endless epoch has no such share."""
 
 
+def is_left_to_choose(trainer: Trainer) -> bool:
+    """Whether the user says nothing of when to check; a Trainer that goes by the clock has no such attribute."""
+    return getattr(trainer, "val_check_interval", None) == UNSET and trainer.check_val_every_n_epoch is None
+
+
+def check_interval(trainer: Trainer) -> int | None:
+    """Optimizer steps between checks as the user set them; ``None`` where they did not count them."""
+    batches = getattr(trainer, "val_check_interval", UNSET)
+    return max(1, batches // trainer.accumulate_grad_batches) if isinstance(batches, int) else None
+
+
 class ValidationSchedule(Callback):
     """Sets ``trainer.val_check_interval`` where it is left out, and logs ``perf/validation_share``, as measured.
 
@@ -36,7 +47,7 @@ class ValidationSchedule(Callback):
 
     def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
         """Choose, before the validation clips are laid out."""
-        if stage != "fit" or trainer.val_check_interval != UNSET or trainer.check_val_every_n_epoch is not None:
+        if stage != "fit" or not is_left_to_choose(trainer):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         samples = datamodule.samples_per_batch * trainer.accumulate_grad_batches

@@ -59,7 +59,19 @@ def check_schedule(
         affordable = math.floor(max_share * step * max_steps / (MIN_CHECKS * each))
         scored = min(scored, max(affordable, MIN_CLIPS))
     interval = max(1, min(math.ceil(scored * each / (max_share * step)), longest))
-    return CheckSchedule(int(interval), scored, scored * each / (step * interval))
+    return CheckSchedule(int(interval), scored, check_share(int(interval), batch_size, scored, num_strata))
+
+
+def check_share(interval: int, batch_size: float, num_clips: int, num_strata: int) -> float:
+    """Share of the cost of training that checks add: ``2 N K / (3 B M)``.
+
+    Args:
+        interval: Optimizer steps M from one check to the next.
+        batch_size: Samples B per optimizer step.
+        num_clips: Held-out clips N that are scored, and as many of the probe.
+        num_strata: Noise levels K for each.
+    """
+    return 2 * num_clips * num_strata / (TRAINING_EVALUATIONS * batch_size * interval)
 
 
 def audit_evaluations(num_clips: int, num_steps: int, guided: bool) -> float:
