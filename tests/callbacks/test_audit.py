@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from vidlit.__main__ import main
 from vidlit.callbacks.audit import Audit, _prompts
 from vidlit.callbacks.checkpoints import RunCheckpoints
 from vidlit.callbacks.divergence import DivergenceMonitor
@@ -372,3 +373,22 @@ def test_of_a_large_set_the_prompts_own_videos_and_a_spread_are_compared(data, m
     assert len(compared) == len(audit.train_clips) <= 4
     assert audit.clips[0].clip_id in compared
     assert compared <= {clip.clip_id for clip in data.train_clips}
+
+
+def test_a_vision_model_is_named_in_a_config_and_compares(quickstart, tmp_path):
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Dinov2Model(config).save_pretrained(tmp_path / "dinov2")
+    (tmp_path / "features.yaml").write_text(
+        "samples:\n  num_audit: 4\n  audit_steps: 2\n  features:\n"
+        f"    class_path: vidlit.metrics.features.VisionFeatures\n    init_args: {{model: {tmp_path / 'dinov2'}}}\n"
+    )
+    command, *words = quickstart(trainer__max_steps=4)
+    words = [word for word in words if not word.startswith("--samples.num_audit")]
+    assert main([command, *words, "--config", str(tmp_path / "features.yaml")]) == 0
+    directory = RunDirectory(tmp_path / "runs" / "quickstart" / "0")
+    assert list(column(directory, "memorization/ratio_min")) == [0, 4]
+    assert (directory.path / decisions(directory, "copies")[4]["evidence"]["pair"]).is_file()
