@@ -39,7 +39,7 @@ def test_strangers_in_the_dark_stay_strangers(tmp_path):
         faded = [(frame * min(1.0, index / 20)).astype(np.uint8) for index, frame in enumerate(frames)]
         paths.append(write_film(tmp_path / f"fade{seed}.mp4", faded))
     found = fingerprints(paths)
-    assert found["black.mp4"] == found["night.mp4"] == [None] * NUM_FRAMES
+    assert found["black.mp4"].spread == found["night.mp4"].spread == (None,) * NUM_FRAMES
     assert not find_near_duplicates(found)
 
 
@@ -64,8 +64,8 @@ def test_images_need_to_be_closer(tmp_path):
 def test_damaged_films_are_compared_by_what_can_be_seen(shared_videos):
     path = shared_videos / "odd" / "decord__corrupted.mp4"
     found = fingerprint(path, probe(path))
-    assert found[0] is not None
-    assert found[-1] is None
+    assert found.spread[0] is not None
+    assert found.spread[-1] is None
 
 
 def test_groups_are_merged_whatever_the_order():

@@ -11,13 +11,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 
+from vidlit.data.duplicates import Fingerprint
 from vidlit.data.isolation import IsolatedReader
 from vidlit.data.video import VideoError, VideoInfo
 
-_CACHE_VERSION = 1  # goes up whenever a file that did not change would be inspected differently
+_CACHE_VERSION = 2  # goes up whenever a file that did not change would be inspected differently
 _MAX_READERS = 8
 
 
@@ -28,7 +30,7 @@ class Inspection:
     content: str
     """SHA-256 of its bytes, in hexadecimal."""
     info: VideoInfo
-    fingerprint: tuple[str | None, ...] | None
+    fingerprint: Fingerprint | None
     """Of :func:`vidlit.data.duplicates.fingerprint`; ``None`` if it was not asked for."""
 
 
@@ -93,7 +95,7 @@ def _inspect_files(
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except (VideoError, OSError) as error:
             return str(error)
-        return Inspection(content, info, tuple(hashes) if fingerprint else None)
+        return Inspection(content, info, _fingerprint(hashes) if fingerprint else None)
 
     workers = min(_MAX_READERS, os.cpu_count() or 1, len(missing))
     if workers:
@@ -113,6 +115,12 @@ def _inspect_files(
     return {video: results[video] for video in sorted(results)}
 
 
+def _fingerprint(fields: list[Any]) -> Fingerprint:
+    """From JSON, which knows lists only."""
+    spread, timeline = fields
+    return Fingerprint(tuple(spread), tuple((time, code) for time, code in timeline))
+
+
 def _read_cache(cache: Path | None) -> dict[tuple[str, int, int], Inspection]:
     """An unreadable or older cache is no cache."""
     try:
@@ -121,7 +129,7 @@ def _read_cache(cache: Path | None) -> dict[tuple[str, int, int], Inspection]:
             return {}
         return {
             (path, size, mtime_ns): Inspection(
-                content, VideoInfo(**info), tuple(hashes) if hashes is not None else None
+                content, VideoInfo(**info), _fingerprint(hashes) if hashes is not None else None
             )
             for path, size, mtime_ns, content, info, hashes in saved["files"]
         }

@@ -72,8 +72,8 @@ class IsolatedReader:
         self._ask("read_clip", path, clip, **arguments, background=background)
         return clip
 
-    def inspect(self, path: Path, fingerprint: bool) -> tuple[VideoInfo, list[str | None]]:
-        """:func:`vidlit.data.video.probe`, and :func:`vidlit.data.duplicates.fingerprint` if wanted.
+    def inspect(self, path: Path, fingerprint: bool) -> tuple[VideoInfo, list[Any]]:
+        """:func:`vidlit.data.video.probe`, and the fields of :func:`vidlit.data.duplicates.fingerprint` if wanted.
 
         Raises:
             VideoError: the file cannot be used.
@@ -199,11 +199,11 @@ def _answer(request: dict[str, Any], reader: VideoReader, output: BinaryIO, desc
             output.write(b"{}\n")
             return
         info = probe(path)
-        hashes: list[str | None] = []
+        hashes: list[Any] = []
         if request["fingerprint"]:
             from vidlit.data.duplicates import fingerprint  # imports what reading clips never needs
 
-            hashes = fingerprint(path, info)
+            hashes = list(fingerprint(path, info))
         answer = {"info": asdict(info), "fingerprint": hashes}
     except VideoError as error:
         answer = {"error": str(error)}

@@ -160,7 +160,7 @@ def _tie(
     distances = {
         (first, second): distance
         for first, second, distance in find_near_duplicates(
-            {video: inspection.fingerprint or () for video, inspection in known.items() if near_duplicates}
+            {video: found.fingerprint for video, found in known.items() if near_duplicates and found.fingerprint}
         )
     }
     same: dict[str, list[str]] = defaultdict(list)  # flat films have no fingerprint, but equal bytes are equal

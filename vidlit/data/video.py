@@ -6,6 +6,7 @@ Imports nothing heavy: a child process (:mod:`vidlit.data.isolation`) starts wit
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,6 +40,7 @@ __all__ = [
     "VideoReader",
     "probe",
     "read_clip",
+    "read_key_frames",
     "write_mp4",
 ]
 
@@ -122,6 +124,34 @@ def read_clip(
     """
     with VideoReader() as reader:
         return reader.read_clip(path, start, num_frames, fps, height, width, background)
+
+
+def read_key_frames(
+    path: Path, start: float, spacing: float, height: int, width: int
+) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Key frames of a video from a time on, which decode without any other: (seconds, (H, W, 3) full-range RGB).
+
+    Args:
+        path: a video.
+        start: seconds after the first frame.
+        spacing: seconds between two of them at least.
+        height: pixels.
+        width: pixels.
+
+    Raises:
+        VideoError: the file cannot be opened or decoded.
+    """
+    check_regular(path)
+    with ffmpeg_errors():
+        container, stream = open_stream(path)
+        with closing(container):
+            stream.codec_context.skip_frame = "NONKEY"
+            resize = Resizer(height, width, sample_aspect_of(stream), BLACK)
+            due = start
+            for time, frame in timed_frames(container, stream):
+                if time >= due:
+                    due = time + spacing
+                    yield time, resize(frame)
 
 
 class VideoReader:

@@ -1,0 +1,118 @@
+"""A clip cut out of a longer film that is in the folder, too: found by hashes of frames that agree on one offset.
+
+The beginning of every video is hashed densely, the rest of a long one at its key frames, which decode at little cost.
+A pair of videos is looked at closely once two frames of one share a quarter of their bits with two of the other at the
+same offset: sorting finds these, so the cost grows with the number of frames, not with its square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+DENSE_SECONDS = 20.0
+"""Beginning of a video that is hashed at :data:`DENSE_RATE`."""
+DENSE_RATE = 4.0
+"""Hashes a second there."""
+MAX_DISTANCE = 8.0
+"""Bits of 64 that frames of an excerpt differ by from the film's, on average."""
+
+_SPACING = 0.45  # seconds between frames of the film that are looked for
+_SLACK = 0.2  # seconds that two frames taken at one moment of a film may be apart
+_BANDS = 4  # of 16 bits
+_COMMON = 1000  # a picture shared by so many says nothing: a logo, a title card
+_LEAST = 2  # frames of the film within the excerpt
+
+Timeline = Sequence[tuple[float, str | None]]
+"""(seconds, hash) of frames in order; ``None`` for one too flat or dark to tell from another."""
+
+
+def find_excerpts(timelines: Mapping[str, Timeline]) -> list[tuple[str, str, float]]:
+    """Pairs of videos of which one holds the beginning of the other, at whatever time.
+
+    Args:
+        timelines: by video.
+
+    Returns:
+        (first, second, mean distance in bits), sorted.
+    """
+    videos = sorted(timelines)
+    known = [[(time, int(text, 16)) for time, text in timelines[video] if text is not None] for video in videos]
+    times = [np.array([time for time, _ in frames], np.float64) for frames in known]
+    bits = [np.array([code for _, code in frames], np.uint64) for frames in known]
+    dense = [each <= DENSE_SECONDS for each in times]
+    sparse = [_thinned(each) for each in times]
+    pairs: dict[tuple[str, str], float] = {}
+    for film, excerpt, offset in _candidates(times, bits, sparse, dense):
+        distance = _distance(
+            times[film][sparse[film]] - offset,
+            bits[film][sparse[film]],
+            times[excerpt][dense[excerpt]],
+            bits[excerpt][dense[excerpt]],
+        )
+        if distance <= MAX_DISTANCE:
+            pair = (videos[min(film, excerpt)], videos[max(film, excerpt)])
+            pairs[pair] = min(distance, pairs.get(pair, distance))
+    return sorted((*pair, distance) for pair, distance in pairs.items())
+
+
+def _thinned(times: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rows at least a spacing apart."""
+    kept, last = [], -np.inf
+    for row, time in enumerate(times.tolist()):
+        if time - last >= _SPACING:
+            kept.append(row)
+            last = time
+    return np.array(kept, np.int64)
+
+
+def _candidates(
+    times: list[NDArray[np.float64]],
+    bits: list[NDArray[np.uint64]],
+    sparse: list[NDArray[np.int64]],
+    dense: list[NDArray[np.bool_]],
+) -> list[tuple[int, int, float]]:
+    """(film, excerpt, seconds of the film at which the excerpt begins) that two frames or more agree on."""
+    if not times:
+        return []
+    film = np.repeat(np.arange(len(times)), [len(rows) for rows in sparse])
+    film_time = np.concatenate([time[rows] for time, rows in zip(times, sparse, strict=True)])
+    film_bits = np.concatenate([code[rows] for code, rows in zip(bits, sparse, strict=True)])
+    excerpt = np.repeat(np.arange(len(times)), [int(rows.sum()) for rows in dense])
+    excerpt_time = np.concatenate([time[rows] for time, rows in zip(times, dense, strict=True)])
+    excerpt_bits = np.concatenate([code[rows] for code, rows in zip(bits, dense, strict=True)])
+    hits = []
+    for band in range(_BANDS):
+        shift, mask = np.uint64(16 * band), np.uint64(0xFFFF)
+        wanted, offered = (film_bits >> shift) & mask, (excerpt_bits >> shift) & mask
+        order = np.argsort(offered, kind="stable")
+        first = np.searchsorted(offered[order], wanted, "left")
+        count = np.searchsorted(offered[order], wanted, "right") - first
+        count[count > _COMMON] = 0
+        a = np.repeat(np.arange(len(wanted)), count)
+        b = order[np.arange(len(a)) - np.repeat(count.cumsum() - count - first, count)]
+        other = film[a] != excerpt[b]
+        hits.append(np.stack([a[other], b[other]], axis=1))
+    a, b = np.unique(np.concatenate(hits), axis=0).T
+    step = np.round((film_time[a] - excerpt_time[b]) / _SLACK).astype(np.int64)
+    # A frame counts once for its own step and the next, so that two that differ by rounding meet.
+    votes = np.concatenate([np.stack([film[a], excerpt[b], step + more, a], axis=1) for more in (0, 1)])
+    places, number = np.unique(np.unique(votes, axis=0)[:, :3], axis=0, return_counts=True)
+    return [(int(f), int(e), (int(at) - 0.5) * _SLACK) for f, e, at in places[number >= _LEAST]]
+
+
+def _distance(
+    film_time: NDArray[np.float64],
+    film_bits: NDArray[np.uint64],
+    excerpt_time: NDArray[np.float64],
+    excerpt_bits: NDArray[np.uint64],
+) -> float:
+    """Mean bits between frames of the film within the excerpt's span and the excerpt's there; infinite if too few."""
+    inside = (film_time >= excerpt_time[0] - _SLACK) & (film_time <= excerpt_time[-1] + _SLACK)
+    apart = np.abs(film_time[inside, None] - excerpt_time)
+    differing = np.where(apart <= 2 * _SLACK, np.bitwise_count(film_bits[inside, None] ^ excerpt_bits), 255)
+    nearest = differing.min(axis=1)
+    nearest = nearest[nearest < 255]  # where the excerpt is too dark to tell, nothing is known
+    return float(nearest.mean()) if len(nearest) >= _LEAST else np.inf
