@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.stopping import report
 from benchmarks.stopping.curves import CHECKS, JITTERS, SCENARIOS, simulate
 from benchmarks.stopping.measure import (
+    WITH_ORACLE,
     Cell,
     Outcome,
     by_scenario,
@@ -25,11 +26,14 @@ from benchmarks.stopping.measure import (
     without,
 )
 from benchmarks.stopping.rules import RULES, divergence, patience
+from vidlit.stopping.rule import DivergenceSettings
 
 TUNE_SEED, TEST_SEED = 1, 2
 PATIENCES = (2, 3, 5, 7, 10, 14, 20, 28, 40, 56, 80)  # for patience at equal overshoot
 OURS = "vidlit divergence"
 AMBIGUOUS = ("double descent",)  # see curves.py; reported with and without
+DEEP = "deep double descent"
+CONFIRMS = (0.25, 0.55, 1.0, 2.0, 4.0)  # for the trade-off
 
 
 def main() -> None:
@@ -77,6 +81,7 @@ def run(runs: int, seed: int, few_videos: bool) -> dict[str, object]:
         "equal_overshoot": _equal_overshoot(outcomes[OURS], ladder, ()),
         "equal_overshoot_without_double_descent": _equal_overshoot(outcomes[OURS], ladder, AMBIGUOUS),
         "few_videos": _few_videos(runs, seed) if few_videos else {},
+        "trade_off": _trade_off(min(runs, 100), seed),
         "seconds": round(time.perf_counter() - begun, 1),
     }
 
@@ -89,6 +94,25 @@ def _equal_overshoot(
     points = sorted(premature_and_overshoot(found, leave_out)[::-1] for found in ladder.values())
     at_equal = float(np.interp(overshoot, [x for x, _ in points], [y for _, y in points]))
     return {"overshoot": overshoot, "premature": premature, "patience_premature": at_equal}
+
+
+def _trade_off(runs: int, seed: int) -> dict[str, dict[str, float]]:
+    """What longer confirmation buys in double descent, and what it costs where the rise lasts (jitter 0.03)."""
+    table: dict[str, dict[str, float]] = {}
+    cells = [(scenario, checks) for scenario in (*WITH_ORACLE, "double descent", DEEP) for checks in (80, 240)]
+    drawn = {cell: simulate(cell[0], cell[1], 0.03, runs, seed) for cell in cells}
+    for confirm in CONFIRMS:
+        settings = DivergenceSettings(confirm=confirm)
+        found = {cell: measure(cell[0], drawn[cell], divergence(drawn[cell], settings)).values for cell in cells}
+        table[f"{confirm:g}"] = {
+            "overshoot": float(np.mean([found[cell]["overshoot"].mean() for cell in cells if cell[0] in WITH_ORACLE])),
+            "late": float(max(found[cell]["late"].mean() for cell in cells if cell[0] in WITH_ORACLE)),
+            **{
+                name: float(max(found[name, checks]["premature"].mean() for checks in (80, 240)))
+                for name in ("double descent", DEEP)
+            },
+        }
+    return table
 
 
 def _few_videos(runs: int, seed: int) -> dict[str, dict[str, float]]:

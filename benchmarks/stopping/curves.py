@@ -64,6 +64,8 @@ class Runs:
         population: Truth with the common jitter: what clips that the rule never sees would measure (R, J + 1).
         oracle: Check of the minimum of the truth (R,).
         right_from: First check at which a stop is right (R,); J + 1 where it never is.
+        fresh: Held-out loss with fresh draws (R, J + 1), where it was measured; else the rules simulate it.
+        warmup_checks: Checks of the warm-up, where they are known; else ``WARMUP`` of the plan.
     """
 
     val: Array
@@ -74,6 +76,8 @@ class Runs:
     population: Array
     oracle: NDArray[np.int64]
     right_from: NDArray[np.int64]
+    fresh: Array | None = None
+    warmup_checks: int | None = None
 
 
 def simulate(scenario: str, checks: int, jitter: float, runs: int, seed: int, videos: int = 12) -> Runs:

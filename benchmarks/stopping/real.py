@@ -14,58 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.stopping.training import Plan, World, train
-
-CURVES = Path(__file__).parent / "results" / "real_curves.npz"
-# Steps and spacing by number of clips, and how much longer by learning rate: slower rates turn later in small sets.
-LENGTHS = {8: (160, 4), 32: (480, 12), 128: (1280, 32)}
-RATES = {3e-3: 1.0, 1.5e-3: 1.0, 7e-4: 1.5}
-
-
-def plans() -> list[Plan]:
-    """Every run, in the order in which they are trained."""
-
-    def clips(seed: int, *sizes: int) -> list[Plan]:
-        longer = {(n, lr): 1.0 if n == 128 else RATES[lr] for n in sizes for lr in RATES}
-        return [
-            Plan("clips", n, lr, seed, round(LENGTHS[n][0] * by), round(LENGTHS[n][1] * by))
-            for (n, lr), by in longer.items()
-        ]
-
-    def fresh(seed: int) -> list[Plan]:
-        return [Plan("fresh", 0, lr, seed, 480, 16) for lr in RATES]
-
-    tuned = [Plan("tuned", n, lr, 0, 300, 10) for n in (8, 32) for lr in (1e-3, 3e-4, 1e-4)]
-    return [
-        *clips(0, 8, 32, 128),
-        *fresh(0),
-        *tuned,
-        *clips(1, 8, 32),
-        *clips(2, 8, 32),
-        *fresh(1),
-        *clips(1, 128),
-        *clips(2, 128),
-    ]
-
-
-def stored(path: Path = CURVES) -> dict[str, dict[str, np.ndarray]]:
-    """Arrays of each run by its name."""
-    runs: dict[str, dict[str, np.ndarray]] = {}
-    if path.is_file():
-        with np.load(path) as file:
-            for key in file.files:
-                run, name = key.split("/")
-                runs.setdefault(run, {})[name] = file[key]
-    return runs
-
-
-def store(runs: dict[str, dict[str, np.ndarray]], path: Path = CURVES) -> None:
-    """Writes all runs to one file, at once or not at all."""
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    np.savez_compressed(
-        unfinished, **{f"{run}/{name}": a for run, arrays in runs.items() for name, a in arrays.items()}
-    )
-    unfinished.replace(path)
+from benchmarks.stopping.real_runs import CURVES, plans, store, stored
+from benchmarks.stopping.training import World, train
 
 
 def main() -> None:

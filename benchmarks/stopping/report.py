@@ -31,6 +31,12 @@ def table(results: dict[str, Any]) -> str:
             f" patience {e['patience_premature']:.2%}."
         )
     lines += ["", "## The divergence rule, cell by cell (checks/jitter in gains)", "", *_cells(results["cells"])]
+    lines += [
+        "",
+        "## What waiting longer costs (80 and 240 checks, jitter 0.03)",
+        "",
+        *_trade_off(results["trade_off"]),
+    ]
     if results["few_videos"]:
         lines += ["", "## Few held-out source videos (24 checks, jitter 0.03)", ""]
         lines += [
@@ -58,6 +64,20 @@ def _rules(summary: dict[str, Any]) -> list[str]:
             else:
                 row.append(f"{m['mean']:.1%} / {m['worst']:.1%} [{low:.1%}, {high:.1%}]")
         lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
+def _trade_off(trade_off: dict[str, Any]) -> list[str]:
+    """The rule's one knob against double descent: the share of the way to the lowest stretch that a rise must last."""
+    lines = [
+        "| `confirm` | mean overshoot | worst late | premature, double descent | premature, deep double descent |",
+        "|---|---|---|---|---|",
+    ]
+    for confirm, found in trade_off.items():
+        lines.append(
+            f"| {confirm} | {found['overshoot']:.0%} | {found['late']:+.0%} | {found['double descent']:.0%} |"
+            f" {found['deep double descent']:.0%} |"
+        )
     return lines
 
 

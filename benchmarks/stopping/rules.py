@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.stopping.curves import WARMUP, Runs
-from vidlit.stopping.curves import trimmed_scores
+from vidlit.stopping.curves import without_jumps
 from vidlit.stopping.rule import CASES, DivergenceSettings, assess
 
 Stops = tuple[NDArray[np.int64], NDArray[np.int64]]  # check of the stop, restored check
@@ -31,7 +31,7 @@ def divergence(runs: Runs, settings: DivergenceSettings | None = None, cases: li
             probe[:, : now + 1],
             settings,
             planned_checks=checks,
-            warmup_checks=math.ceil(WARMUP * checks),
+            warmup_checks=math.ceil(WARMUP * checks) if runs.warmup_checks is None else runs.warmup_checks,
         )
         over = stops[found.case]
         if over.any():
@@ -42,7 +42,7 @@ def divergence(runs: Runs, settings: DivergenceSettings | None = None, cases: li
             val, probe = val[~over], probe[~over]
             if not len(going):
                 break
-    return stop, _lowest(trimmed_scores(runs.val, runs.val_by_video), stop)
+    return stop, _lowest(without_jumps(runs.val, runs.val_by_video), stop)
 
 
 def patience(runs: Runs, checks: int, fresh: bool) -> Stops:
@@ -105,7 +105,9 @@ RULES: dict[str, Callable[[Runs], Stops]] = {
 
 
 def _fresh(runs: Runs) -> NDArray[np.float64]:
-    """The same curve under fresh noise and timesteps at each check."""
+    """The same curve under fresh noise and timesteps at each check: measured, or simulated where it was not."""
+    if runs.fresh is not None:
+        return runs.fresh
     scale = np.diff(runs.val - runs.truth, axis=1).std(axis=1, keepdims=True) / math.sqrt(2.0)
     return runs.val + FRESH_NOISE * scale * np.random.default_rng(7).standard_normal(runs.val.shape)
 

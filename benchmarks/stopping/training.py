@@ -18,7 +18,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,55 +28,29 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
+from benchmarks.stopping.real_runs import (
+    BATCH_SIZE,
+    FRESH_CLIPS,
+    VAL_TAKES,
+    VAL_VIDEOS,
+    VIDEOS,
+    WARMUP_STEPS,
+    Plan,
+)
 from vidlit.data.batch import LatentBatch, LatentSample, clip_key, collate
 from vidlit.data.passes import Passes
 from vidlit.demo import Scene, write_base
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, keyed_generator, stratum_sigmas
 from vidlit.metrics.paired_loss import log_ratio
-from vidlit.models.family import Encoders, open_family
+from vidlit.models.encoders import Encoders
+from vidlit.models.family import open_family
 from vidlit.module import VideoDiffusionModule
 
 FRAMES, SIZE = 5, 48  # two latent frames of 3 x 3: a step costs 30 ms on one core
 NOISING = RectifiedFlow()
-VIDEOS = {8: 4, 32: 8, 128: 16}  # source videos of a training set by its clips
-BATCH_SIZE = 4
-WARMUP_STEPS = 20
-VAL_VIDEOS, VAL_TAKES = 16, 2
 ORACLE_VIDEOS, ORACLE_STRATA, ORACLE_GROUPS = 256, 1, 8
-FRESH_CLIPS = 1920
 TRAIN, VAL, ORACLE, FRESH = 2_000_000, 3_000_000, 4_000_000, 5_000_000  # numbers of scenes, far from any other use
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One run.
-
-    Args:
-        kind: "clips", "fresh" or "tuned".
-        clips: training clips; 0 for ``fresh``.
-        lr: learning rate, constant after the warm-up.
-        seed: of the choice of clips, their order, noise and sigmas.
-        steps: planned, all of them trained.
-        every: steps between checks.
-    """
-
-    kind: str
-    clips: int
-    lr: float
-    seed: int
-    steps: int
-    every: int
-
-    @property
-    def name(self) -> str:
-        """Key of the run in the data file."""
-        return f"{self.kind}-{self.clips}-{self.lr:g}-{self.seed}"
-
-    @property
-    def videos(self) -> int:
-        """Source videos of the training set."""
-        return FRESH_CLIPS if self.kind == "fresh" else VIDEOS[self.clips]
 
 
 class World:

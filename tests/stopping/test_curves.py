@@ -93,10 +93,10 @@ def test_scores_leave_out_what_one_video_does_at_one_check():
     level = rng.uniform(-2.0, -1.0, 10)
     clips = level + 0.01 * rng.standard_normal((40, 10))
     clips[0] = 0.0
-    quiet = curves.trimmed_scores(clips.mean(axis=1), clips)
+    quiet = curves.without_jumps(clips.mean(axis=1), clips)
     clips[20, 4] -= 5.0  # one video jumps
     clips[30] -= 0.1  # all of them fall
-    scores = curves.trimmed_scores(clips.mean(axis=1), clips)
+    scores = curves.without_jumps(clips.mean(axis=1), clips)
     assert clips.mean(axis=1).argmin() == 20
     assert scores.argmin() == 30
     assert scores[20] == pytest.approx(quiet[20], abs=0.01)
@@ -105,13 +105,13 @@ def test_scores_leave_out_what_one_video_does_at_one_check():
 
 def test_scores_do_not_change_with_later_checks():
     clips = np.random.default_rng(4).standard_normal((3, 30, 12)).cumsum(axis=1)
-    scores = curves.trimmed_scores(clips.mean(axis=2), clips)
+    scores = curves.without_jumps(clips.mean(axis=2), clips)
     for check in (1, 5, 17, 30):
         part = clips[:, :check]
-        np.testing.assert_allclose(curves.trimmed_scores(part.mean(axis=2), part), scores[:, :check])
+        np.testing.assert_allclose(curves.without_jumps(part.mean(axis=2), part), scores[:, :check])
 
 
 def test_scores_of_few_videos_are_the_curve():
     clips = np.random.default_rng(5).standard_normal((30, 4))
     curve = clips.mean(axis=1)
-    np.testing.assert_array_equal(curves.trimmed_scores(curve, clips), curve)
+    np.testing.assert_array_equal(curves.without_jumps(curve, clips), curve)

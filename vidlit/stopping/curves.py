@@ -53,27 +53,29 @@ def without_spikes(curve: Array, sigma: Array) -> Array:
     return held
 
 
-def trimmed_scores(curve: Array, by_video: Array) -> Array:
-    """The curve with what single source videos do at single checks taken out: what checks are ranked by.
+def without_jumps(curve: Array, by_video: Array) -> Array:
+    """The curve without what single source videos do at single checks: what checks are ranked by.
 
-    Each video's deviation from the median of its last five checks is averaged without the lowest and highest fifth of
-    the videos. A check that is low because one clip's loss jumped is no better than its neighbours; one that is low for
-    all videos is. Later checks do not change a score, so the best so far can be saved as it comes.
+    Each video's deviation from the median of its last five checks is held within three robust standard deviations
+    (1.4826 times the median absolute deviation) of the median video's. A check that is low because one clip's loss
+    jumped is no better than its neighbours; one that is low for all videos is. Later checks do not change a score, so
+    the best so far can be saved as it comes.
 
     Args:
         curve: Mean log-ratio at each check (..., J).
-        by_video: Log-ratio of each source video (..., J, V); with fewer than five nothing is trimmed.
+        by_video: Log-ratio of each source video (..., J, V); with fewer than five nothing is held.
 
     Returns:
-        (..., J); ``curve`` itself where nothing is trimmed.
+        (..., J).
     """
-    cut = by_video.shape[-1] // 5
-    if cut == 0:
+    if by_video.shape[-1] < 5:
         return curve
     padded = np.concatenate([by_video[..., :1, :]] * 4 + [by_video], axis=-2)
-    usual = np.median(np.lib.stride_tricks.sliding_window_view(padded, 5, axis=-2), axis=-1)
-    deviation = np.sort(by_video - usual, axis=-1)
-    scores: Array = curve + deviation[..., cut:-cut].mean(axis=-1) - deviation.mean(axis=-1)
+    deviation = by_video - np.median(np.lib.stride_tricks.sliding_window_view(padded, 5, axis=-2), axis=-1)
+    middle = np.median(deviation, axis=-1, keepdims=True)
+    bound = 3.0 * 1.4826 * np.median(np.abs(deviation - middle), axis=-1, keepdims=True)
+    jumps = deviation - np.clip(deviation, middle - bound, middle + bound)
+    scores: Array = curve - jumps.mean(axis=-1)
     return scores
 
 

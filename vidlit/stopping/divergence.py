@@ -75,13 +75,13 @@ class DivergenceHistory:
 def check_scores(history: DivergenceHistory) -> NDArray[np.float64]:
     """What checks are ranked by (J,): the mean held-out log-ratio without the jumps of single source videos.
 
-    See :func:`vidlit.stopping.curves.trimmed_scores`. Infinite where a clip's loss was not finite. A score never
+    See :func:`vidlit.stopping.curves.without_jumps`. Infinite where a clip's loss was not finite. A score never
     changes with later checks.
     """
     usable = np.isfinite(history.val).all(axis=1)
     val = history.val[usable].astype(np.float64)
     scores = np.full(len(history.val), np.inf)
-    scores[usable] = curves.trimmed_scores(val.mean(axis=1), curves.by_video(val, history.val_videos))
+    scores[usable] = curves.without_jumps(val.mean(axis=1), curves.by_video(val, history.val_videos))
     return scores
 
 

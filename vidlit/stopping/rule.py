@@ -23,9 +23,15 @@ Flags = NDArray[np.bool_]
 MIN_VIDEOS = 4
 """Source videos from which a t-test across them is used; with fewer, all must agree."""
 PLATEAU_Z = 2.0
-"""Standard errors by which a curve called flat must stay under the tolerance, and the probe's fall above it."""
-PLATEAU_TOLERANCE = 0.025
-"""Improvement, as a share of the gain, below which the held-out loss counts as no longer improving."""
+"""Standard errors by which a curve called flat must stay under its limit, and the probe's fall above its own."""
+PLATEAU_PACE = 0.1
+"""Share of the probe's fall below which the held-out loss counts as no longer improving."""
+PLATEAU_TOLERANCE = 0.03
+"""Share of the gain by which the held-out loss may go down within a plateau, and the probe must at least fall."""
+PLATEAU_HUMP = 0.5
+"""Standard errors by which a plateau may rise and come down again; after a hump, more learning may follow."""
+LUCK = 0.5
+"""Share of the depth expected of the lowest of independent averages: those of a curve overlap."""
 GROWING = 1.1
 """The tip of a rise over the mean of its later half, at least: a straight line has 1.2, a hump past its top under 1."""
 
@@ -59,7 +65,7 @@ class DivergenceSettings:
 
     alpha: float = 0.05
     min_excess: float = 0.01
-    confirm: float = 0.5
+    confirm: float = 0.55
     min_checks: int = 8
     plateau_checks: int = 8
     plateau_share: float = 0.35
@@ -151,8 +157,8 @@ def _divergence(
     width = np.clip(wanted, 3, max(3, now // 6)).astype(np.int64)
     lowest, end = curves.lowest_average(curve, width)
     gain = np.maximum(-lowest, 0.0)
-    # The lowest of many averages is too low: add what the lowest of now / width averages of pure noise lies under zero.
-    lucky = sigma / np.sqrt(width) * np.sqrt(2.0 * np.log(np.maximum(now / width, 1.0)))
+    # The lowest of many averages is too low: add what that of now / width averages of pure noise lies under zero.
+    lucky = LUCK * sigma / np.sqrt(width) * np.sqrt(2.0 * np.log(np.maximum(now / width, 1.0)))
     worth = settings.min_excess * gain
 
     # The later half of the time since then against the reference: in the mean, video by video, and for the probe.
@@ -196,9 +202,10 @@ def _no_gain(
 def _plateau(curve: Array, probe: Array, sigma: Array, gain: Array, settings: DivergenceSettings, times: int) -> Flags:
     """The held-out loss surely no longer improves while the probe surely does.
 
-    "Surely": with its standard error, the improvement from the first to the second half of the window is under the
-    tolerance, so a jittery curve has to wait for a longer window instead of being called flat; and no sixth of the
-    window lies above a later one by more than that, so the way into a dip or out of a hump is not taken for a plateau.
+    "Surely": with its standard error, the improvement from the first to the second half of the window is under a tenth
+    of the probe's, so a jittery curve has to wait for a longer window instead of being called flat. Nor may the window
+    hold the way into a dip (a sixth of it above a later one) or a hump that has passed (a sixth above an earlier and a
+    later one): after both, more learning may follow.
     """
     now = curve.shape[1] - 1
     length = _window(now, settings) * times
@@ -206,13 +213,18 @@ def _plateau(curve: Array, probe: Array, sigma: Array, gain: Array, settings: Di
         return np.zeros(len(curve), dtype=np.bool_)
     each = length // 6
     sixths = curve[:, -6 * each :].reshape(len(curve), 6, each).mean(axis=2)
-    fall = (np.maximum.accumulate(sixths, axis=1) - sixths).max(axis=1)
-    noise = 2.0 * sigma / math.sqrt(length)
+    lowest_before = np.minimum.accumulate(sixths, axis=1)
+    lowest_after = np.minimum.accumulate(sixths[:, ::-1], axis=1)[:, ::-1]
+    down = (sixths - lowest_after).max(axis=1)
+    hump = np.minimum(sixths - lowest_before, sixths - lowest_after).max(axis=1)
+    of_a_sixth = sigma * math.sqrt(2.0 / each)
+    noise = PLATEAU_Z * 2.0 * sigma / math.sqrt(length)
     tolerance = PLATEAU_TOLERANCE * gain
-    flat = _fall(curve, length) + PLATEAU_Z * noise < tolerance
-    flat &= fall < tolerance + sigma * math.sqrt(2.0 / each)
     probe_falls = _fall(probe, length)
-    flat &= (probe_falls.mean(axis=1) - PLATEAU_Z * noise > tolerance) & _positive(probe_falls, settings.alpha)[1]
+    pace = probe_falls.mean(axis=1)
+    flat = _fall(curve, length) + noise < PLATEAU_PACE * pace
+    flat &= (down < tolerance + of_a_sixth) & (hump < PLATEAU_HUMP * of_a_sixth)
+    flat &= (pace - noise > tolerance) & _positive(probe_falls, settings.alpha)[1]
     found: Flags = flat
     return found
 
