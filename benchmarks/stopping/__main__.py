@@ -1,6 +1,7 @@
-"""``python -m benchmarks.stopping --quick|--full``: every rule on the simulated runs; writes a table and a plot.
+"""``python -m benchmarks.stopping --quick|--full``: every rule on simulated and real runs; writes tables and plots.
 
 Quick: 60 runs a cell, under a minute. Full: 500 runs a cell and the runs with few source videos, under eight minutes.
+``--real`` leaves the simulated runs out: seconds. Real ones are made by ``python -m benchmarks.stopping.real --train``.
 ``--tune`` draws the runs on which the rule's numbers were chosen; without it, runs that it has never seen.
 """
 
@@ -10,10 +11,11 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.stopping import report
+from benchmarks.stopping import real_measure, report
 from benchmarks.stopping.curves import CHECKS, JITTERS, SCENARIOS, simulate
 from benchmarks.stopping.measure import (
     WITH_ORACLE,
@@ -33,7 +35,8 @@ PATIENCES = (2, 3, 5, 7, 10, 14, 20, 28, 40, 56, 80)  # for patience at equal ov
 OURS = "vidlit divergence"
 AMBIGUOUS = ("double descent",)  # see curves.py; reported with and without
 DEEP = "deep double descent"
-CONFIRMS = (0.25, 0.55, 1.0, 2.0, 4.0)  # for the trade-off
+PLATEAU = "plateau, probe falls"
+PLATEAU_SHARES, NOISY = (0.25, 0.35, 0.42, 0.49), (0.03, 0.08)  # for the trade-off
 
 
 def main() -> None:
@@ -42,18 +45,26 @@ def main() -> None:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--quick", action="store_true", help="60 runs a cell (the default)")
     mode.add_argument("--full", action="store_true", help="500 runs a cell")
+    mode.add_argument("--real", action="store_true", help="the real runs alone")
     parser.add_argument("--tune", action="store_true", help="the seeds on which the rule was tuned")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
-    results = run(runs=500 if args.full else 60, seed=TUNE_SEED if args.tune else TEST_SEED, few_videos=args.full)
     args.out.mkdir(parents=True, exist_ok=True)
-    name = f"simulated_{'full' if args.full else 'quick'}{'_tune' if args.tune else ''}"
-    (args.out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    table = report.table(results)
-    (args.out / f"{name}.md").write_text(table, encoding="utf-8")
-    report.plot(results, args.out / f"{name}.png")
+    if not args.real:
+        results = run(runs=500 if args.full else 60, seed=TUNE_SEED if args.tune else TEST_SEED, few_videos=args.full)
+        name = f"simulated_{'full' if args.full else 'quick'}{'_tune' if args.tune else ''}"
+        _write(args.out / name, results, report.table(results))
+        report.plot(results, args.out / f"{name}.png")
+    real = real_measure.measure_all()
+    _write(args.out / "real", real, report.real_table(real))
+    report.real_plot(*real_measure.shown(), args.out / "real.png")
+
+
+def _write(path: Path, results: dict[str, object], table: str) -> None:
+    path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(table, encoding="utf-8")
     print(table)
-    print(f"written to {args.out}/{name}.md, .json and .png")
+    print(f"written to {path}.md, .json and .png")
 
 
 def run(runs: int, seed: int, few_videos: bool) -> dict[str, object]:
@@ -97,20 +108,25 @@ def _equal_overshoot(
 
 
 def _trade_off(runs: int, seed: int) -> dict[str, dict[str, float]]:
-    """What longer confirmation buys in double descent, and what it costs where the rise lasts (jitter 0.03)."""
+    """What a longer plateau window buys in double descent and what it costs elsewhere (240 checks, the hardest)."""
     table: dict[str, dict[str, float]] = {}
-    cells = [(scenario, checks) for scenario in (*WITH_ORACLE, "double descent", DEEP) for checks in (80, 240)]
-    drawn = {cell: simulate(cell[0], cell[1], 0.03, runs, seed) for cell in cells}
-    for confirm in CONFIRMS:
-        settings = DivergenceSettings(confirm=confirm)
-        found = {cell: measure(cell[0], drawn[cell], divergence(drawn[cell], settings)).values for cell in cells}
-        table[f"{confirm:g}"] = {
-            "overshoot": float(np.mean([found[cell]["overshoot"].mean() for cell in cells if cell[0] in WITH_ORACLE])),
-            "late": float(max(found[cell]["late"].mean() for cell in cells if cell[0] in WITH_ORACLE)),
-            **{
-                name: float(max(found[name, checks]["premature"].mean() for checks in (80, 240)))
-                for name in ("double descent", DEEP)
-            },
+    scenarios = (*WITH_ORACLE, PLATEAU, *AMBIGUOUS, DEEP)
+    cells = {
+        (scenario, jitter): simulate(scenario, 240, jitter, runs, seed) for scenario in scenarios for jitter in NOISY
+    }
+    for share in PLATEAU_SHARES:
+        settings = DivergenceSettings(plateau_share=share)
+        found = {cell: measure(cell[0], drawn, divergence(drawn, settings)).values for cell, drawn in cells.items()}
+
+        def of(metric: str, *names: str, found: dict[tuple[str, float], dict[str, Any]] = found) -> list[float]:
+            return [float(values[metric].mean()) for cell, values in found.items() if cell[0] in names]
+
+        table[f"{share:g}"] = {
+            "overshoot": float(np.mean(of("overshoot", *WITH_ORACLE))),
+            "late": max(of("late", *WITH_ORACLE)),
+            "missed": float(np.mean(of("missed", PLATEAU))),
+            "double descent": max(of("premature", *AMBIGUOUS)),
+            DEEP: max(of("premature", DEEP)),
         }
     return table
 

@@ -115,6 +115,22 @@ def test_a_plateau_with_a_falling_probe_is_warned_of_and_then_stopped():
     assert "training clips still falls" in last.reason
 
 
+def test_a_hump_that_has_passed_is_not_a_plateau():
+    t = np.arange(121)
+    flat = -0.6 * (1 - np.exp(-t / 6))
+    probe = flat - 0.006 * t
+    stops = []
+    for centre in (None, 20, 30):
+        hump = 0.03 * np.exp(-0.5 * ((t - centre) / 5.0) ** 2) if centre else 0.0
+        last = replay(history(flat + hump, probe, jitter=0.003))[-1]
+        assert (last.action, last.evidence["case"]) == ("stop", "plateau")
+        stops.append(last.evidence["step"] // 10)
+    # The window of a stop is the last 0.7 of the run: it waits until the hump has left it.
+    assert stops[0] < 62
+    assert stops[1] > 65
+    assert stops[2] > 90
+
+
 def test_a_plateau_with_a_flat_probe_is_not_a_reason_to_stop():
     val = -0.4 * (1 - np.exp(-np.arange(121) / 5.0))
     for seed in range(5):

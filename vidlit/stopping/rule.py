@@ -31,7 +31,8 @@ PLATEAU_TOLERANCE = 0.03
 PLATEAU_HUMP = 0.5
 """Standard errors by which a plateau may rise and come down again; after a hump, more learning may follow."""
 LUCK = 0.5
-"""Share of the depth expected of the lowest of independent averages: those of a curve overlap."""
+"""Share of a lowest stretch's depth that is owed to luck, of that of as many averages of pure noise, once the loss has
+surely fallen: few averages compete at the bottom of a curve. Before, all of it is."""
 GROWING = 1.1
 """The tip of a rise over the mean of its later half, at least: a straight line has 1.2, a hump past its top under 1."""
 
@@ -158,7 +159,8 @@ def _divergence(
     lowest, end = curves.lowest_average(curve, width)
     gain = np.maximum(-lowest, 0.0)
     # The lowest of many averages is too low: add what that of now / width averages of pure noise lies under zero.
-    lucky = LUCK * sigma / np.sqrt(width) * np.sqrt(2.0 * np.log(np.maximum(now / width, 1.0)))
+    luck = np.where(-rough < 3.0 * sigma, 1.0, LUCK)
+    lucky = luck * sigma / np.sqrt(width) * np.sqrt(2.0 * np.log(np.maximum(now / width, 1.0)))
     worth = settings.min_excess * gain
 
     # The later half of the time since then against the reference: in the mean, video by video, and for the probe.
