@@ -30,14 +30,36 @@ MAY_IMPORT = {
     "data/progress.py": LIGHTNING,  # encode.py's progress bar
     "diffusion/": ARRAYS | {"vidlit.data.batch"},
     "diffusion/generate.py": {"diffusers"},
-    "models/": ARRAYS | {"diffusers", "transformers", "peft", "safetensors", "vidlit.diffusion", "vidlit.data.batch"},
+    "models/": ARRAYS
+    | {"diffusers", "transformers", "peft", "safetensors", "torchao", "vidlit.diffusion", "vidlit.data.batch"},
     "metrics/": ARRAYS | {"torchmetrics", "transformers"},
     "stopping/": ARRAYS,
-    "module.py": ARRAYS | LIGHTNING | {f"vidlit.{room}" for room in ("diffusion", "models", "metrics", "data.batch")},
+    "optimizers.py": ARRAYS,
+    "flops.py": ARRAYS,
+    "checkpoint_files.py": ARRAYS | LIGHTNING,
+    "module.py": ARRAYS
+    | LIGHTNING
+    | {
+        f"vidlit.{room}"
+        for room in ("diffusion", "models", "metrics", "data.batch", "optimizers", "flops", "checkpoint_files")
+    },
     "callbacks/": ARRAYS
     | LIGHTNING
     | {"rich", "PIL"}
-    | {f"vidlit.{room}" for room in ("metrics", "stopping", "diffusion", "data.batch", "data.video", "csv_logger")},
+    | {
+        f"vidlit.{room}"
+        for room in (
+            "metrics",
+            "stopping",
+            "diffusion",
+            "data.batch",
+            "data.video",
+            "csv_logger",
+            "flops",
+            "checkpoint_files",
+            "models.memory",
+        )
+    },
     "callbacks/wandb_record.py": {"wandb", "yaml", "vidlit.__version__", "vidlit.background_logger"},
     "csv_logger.py": LIGHTNING,
     "background_logger.py": LIGHTNING,

@@ -16,14 +16,18 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from vidlit.background_logger import BackgroundLogger
+from vidlit.callbacks.averaging import AveragedValidation
 from vidlit.callbacks.checkpoints import RunCheckpoints
 from vidlit.callbacks.divergence import DivergenceMonitor
 from vidlit.callbacks.evaluation import Evaluation, ValidationTable
 from vidlit.callbacks.export import WeightExport
 from vidlit.callbacks.exposure import ExposureLedger
+from vidlit.callbacks.faults import BadSteps
 from vidlit.callbacks.interrupt import GracefulInterrupt
+from vidlit.callbacks.memory_advice import is_out_of_memory, memory_use
 from vidlit.callbacks.overfit_stopping import OverfitStopping
 from vidlit.callbacks.progress import StepProgress
 from vidlit.callbacks.resume import Rewind
@@ -31,6 +35,7 @@ from vidlit.callbacks.samples import SampleVideos
 from vidlit.callbacks.schedule import ValidationSchedule, check_interval
 from vidlit.callbacks.throughput import Throughput
 from vidlit.callbacks.wandb_record import WandbRecord
+from vidlit.checkpoint_files import AtomicCheckpointIO, is_sharded, save_sharded, shards_weights
 from vidlit.csv_logger import RunCSVLogger
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.store import LatentStore
@@ -71,7 +76,17 @@ RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 
 
 class VidlitTrainer(Trainer):
-    """Lightning's Trainer with two more things it can run."""
+    """Lightning's Trainer with two more things it can run, and checkpoints that are never half written."""
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any = None
+    ) -> None:
+        """As Lightning's; folders of shards take the old one's place in one act, as files do."""
+        save = super().save_checkpoint
+        if shards_weights(self):
+            save_sharded(lambda path: save(path, weights_only, storage_options), Path(filepath), self)
+        else:
+            save(filepath, weights_only, storage_options)
 
     def encode(self, model: VideoDiffusionModule, datamodule: LatentDataModule, verify: bool = False) -> None:
         """Fill the latent store with what it lacks.
@@ -97,7 +112,7 @@ class VidlitTrainer(Trainer):
             datamodule: the folder and the buckets.
             json: print one JSON object for programs instead of tables.
         """
-        optimizer = model.optimizer([torch.nn.Parameter(torch.zeros(1))])
+        optimizer = model.optimizer([torch.nn.Parameter(torch.zeros(1, 1))])  # Muon takes matrices only
         made = make_plan(
             datamodule,
             max_steps=self.max_steps,
@@ -201,7 +216,9 @@ class VidlitCLI(LightningCLI):
         parser.link_arguments("model.base", "data.base")
         parser.link_arguments("data.fps", "model.fps")
         parser.link_arguments(
-            ("samples.guidance_scale", "samples.negative_prompt"), "data.further_captions", compute_fn=_further_captions
+            ("samples.guidance_scale", "samples.negative_prompt", "model.caption_dropout"),
+            "data.further_captions",
+            compute_fn=_further_captions,
         )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -248,7 +265,7 @@ class VidlitCLI(LightningCLI):
             directory = _run_of(config)
             checkpoint = str(directory.last_checkpoint if checkpoint == "last" else directory.best_checkpoint)
         elif checkpoint is not None:
-            if not Path(checkpoint).is_file():
+            if not Path(checkpoint).is_file() and not is_sharded(Path(checkpoint)):
                 raise UserError(f"--ckpt_path {checkpoint}: no such file. Name a checkpoint, 'best' or 'last'.")
             directory = RunDirectory(Path(checkpoint).resolve().parents[1])
         elif self.subcommand == "fit":
@@ -264,6 +281,10 @@ class VidlitCLI(LightningCLI):
         if self.subcommand == "predict":
             callbacks = []  # they watch training and scores
             config["enable_progress_bar"] = False  # each video is a line
+        if isinstance(config["strategy"], ModelParallelStrategy):
+            config["inference_mode"] = False  # what it gathers cannot be trained with; as for Lightning's FSDP
+        plugins = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
+        config["plugins"] = [*(plugin for plugin in plugins if plugin is not None), AtomicCheckpointIO()]
         in_background = [BackgroundLogger(logger, _PATIENCE_SECONDS) for logger in kept]
         config["logger"] = [*in_background, RunCSVLogger(self.run_directory)] if training else False
         if training:
@@ -271,9 +292,11 @@ class VidlitCLI(LightningCLI):
             callbacks = [each for each in callbacks if not isinstance(each, WandbRecord)]
             signals = [signal for each in callbacks if isinstance(each, SampleVideos) for signal in each.signals()]
             callbacks = [
+                AveragedValidation(),
                 StepProgress(),
                 Throughput(),
                 ValidationSchedule(),
+                BadSteps(),
                 *callbacks,
                 *signals,
                 *record,  # after OverfitStopping, which decides, and SampleVideos
@@ -293,13 +316,22 @@ class VidlitCLI(LightningCLI):
     # -- commands
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Leave out the first phase of a refit that is over; close what loggers have open, whatever happens."""
+        """Leave out the first phase of a refit that is over; close what loggers have open, whatever happens.
+
+        Where memory ran out, say what would have saved how much.
+        """
         config = self.config[self.subcommand]
         if subcommand == "fit" and config.refit and config.get("ckpt_path") is not None:
             if finished(self.run_directory.read_summary(), config.trainer.max_steps):
                 return
         try:
             super()._run_subcommand(subcommand)
+        except (RuntimeError, MemoryError) as error:
+            if subcommand != "fit" or not is_out_of_memory(error) or self.model.transformer is None:
+                raise
+            raise UserError(
+                f"out of memory at step {self.trainer.global_step}. {memory_use(self.trainer, self.model)}"
+            ) from error
         finally:
             _finish_loggers(getattr(self, "trainer", None))
 
@@ -381,9 +413,10 @@ class ParsedConfig(VidlitCLI):
         """Nothing."""
 
 
-def _further_captions(guidance_scale: float, negative_prompt: str) -> list[str]:
-    """What samples need beside the captions of clips."""
-    return [negative_prompt] if guidance_scale != 1.0 else []
+def _further_captions(guidance_scale: float, negative_prompt: str, caption_dropout: float) -> list[str]:
+    """What samples and training need beside the captions of clips."""
+    guided = [negative_prompt] if guidance_scale != 1.0 else []
+    return list(dict.fromkeys([*guided, *([""] if caption_dropout > 0 else [])]))
 
 
 def _used(data: LatentDataModule) -> str:

@@ -70,6 +70,11 @@ class RunDirectory:
         return self.path / "decisions.jsonl"
 
     @property
+    def skipped(self) -> Path:
+        """One JSON line for each step that was left out because its loss or gradient was NaN or infinite."""
+        return self.path / "skipped.jsonl"
+
+    @property
     def exposure(self) -> Path:
         """How often each clip was in a training batch."""
         return self.path / "exposure.csv"

@@ -171,3 +171,16 @@ def test_a_clip_of_one_latent_frame_is_never_given_it():
     batch = make_batch(shape=(4, 1, 3, 5))
     given = paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4, first_frame=1.0)
     torch.testing.assert_close(given, paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4))
+
+
+def test_training_is_weighted_by_noise_level_and_validation_is_not():
+    """So that curves of runs with other weights can be compared."""
+    batch = make_batch()
+    weighted = RectifiedFlow(weighting="cosmap")
+    noise, sigmas = torch.randn(batch.latents.shape), torch.tensor([0.2, 0.5, 0.8])
+    plain = denoising_loss(Recorder(), FLOW, batch, noise, sigmas)
+    torch.testing.assert_close(
+        denoising_loss(Recorder(), weighted, batch, noise, sigmas), plain * weighted.weight(sigmas)
+    )
+    scored = [paired_losses(Recorder(), flow, batch, seed=0, num_strata=2) for flow in (FLOW, weighted)]
+    assert torch.equal(*scored)

@@ -155,3 +155,17 @@ def test_stratum_noise_of_a_clip_depends_on_seed_clip_and_stratum_alone():
     others = [stratum_noise(1, keys, 1, shape), stratum_noise(0, keys, 2, shape), stratum_noise(0, keys + 1, 1, shape)]
     assert all(not torch.equal(together[0], other[0]) for other in others)
     assert stats.kstest(stratum_noise(0, torch.arange(50), 0, shape).flatten().numpy(), "norm").pvalue > 0.01
+
+
+def test_weights_against_their_sources():
+    from diffusers.training_utils import compute_loss_weighting_for_sd3
+
+    sigmas = torch.linspace(0.05, 0.95, 19)
+    assert torch.equal(RectifiedFlow().weight(sigmas), torch.ones(19))
+    cosmap = RectifiedFlow(weighting="cosmap")
+    torch.testing.assert_close(cosmap.weight(sigmas), compute_loss_weighting_for_sd3("cosmap", sigmas))
+    # Min-SNR weights the clean latents' error; with x = noisy - sigma * velocity that is sigma^2 times the velocity's.
+    snr = ((1 - sigmas) / sigmas) ** 2
+    min_snr = RectifiedFlow(weighting="min_snr", snr_gamma=3.0)
+    torch.testing.assert_close(min_snr.weight(sigmas), snr.clamp(max=3.0) * sigmas**2)
+    assert torch.equal(min_snr.unweighted().weight(sigmas), torch.ones(19))

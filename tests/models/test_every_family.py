@@ -15,6 +15,8 @@ from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import known_families, open_family
+from vidlit.models.memory import checkpoint_blocks, repeated_blocks
+from vidlit.module import VideoDiffusionModule
 
 
 @pytest.fixture(scope="module", params=bases.EVERY)
@@ -180,3 +182,34 @@ def test_the_default_noising_draws_levels_that_the_model_takes_and_can_be_learne
     loss.backward()
     without = [name for name, parameter in transformer.named_parameters() if parameter.grad is None]
     assert not without
+
+
+def test_blocks_are_found_and_operations_counted_without_weights(family, batch):
+    """What compiling, sharding, recomputing and ``perf/mfu`` go by; attention grows with the square of the tokens."""
+    transformer = family.load_transformer()
+    blocks = repeated_blocks(transformer)
+    inside = sum(parameter.numel() for block in blocks for parameter in block.parameters())
+    assert len(blocks) > 1
+    assert inside > 0.2 * sum(parameter.numel() for parameter in transformer.parameters())
+    module = VideoDiffusionModule(str(family.base))
+    weights = sum(p.numel() for p in transformer.parameters() if p.dim() > 1)
+    tokens = batch.latents[0, 0].numel()
+    assert 0 < module.flops_of_a_sample(batch) < 3 * 2 * weights * (tokens + 600) * 2
+    assert module.transformer is None
+
+
+def test_every_second_block_is_recomputed_and_gradients_stay(family, batch):
+    gradients, calls = [], []
+    for every in (0, 2):
+        transformer = family.load_transformer()
+        if every:
+            checkpoint_blocks(transformer, every)
+            for number, block in enumerate(repeated_blocks(transformer)):
+                block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+        loss_of(family, transformer, batch).mean().backward()
+        gradients.append({name: p.grad for name, p in transformer.named_parameters() if p.grad is not None})
+    assert {number: calls.count(number) for number in calls} == {
+        number: 2 if number % 2 == 0 else 1 for number in range(len(repeated_blocks(transformer)))
+    }
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], value, atol=1e-6, rtol=1e-4)

@@ -28,9 +28,11 @@ class WeightExport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
         """Export."""
-        if trainer.is_global_zero and pl_module.transformer is not None:
-            folder = RunDirectory(Path(trainer.default_root_dir)).weights
-            pl_module.export(folder)
+        if pl_module.transformer is None:
+            return
+        folder = RunDirectory(Path(trainer.default_root_dir)).weights
+        pl_module.export(folder)  # gathers what is sharded, so all ranks are here
+        if trainer.is_global_zero:
             if pl_module.adapter is None and self.base_parts != "none":
                 add_base_parts(pl_module.family.base, folder, copy=self.base_parts == "copy")
 

@@ -60,7 +60,8 @@ class ExposureLedger(Signal):
     ) -> None:
         """Count the clips of this rank's batch."""
         self._pending.index_add_(0, batch.indices.cpu(), torch.ones(len(batch.indices), dtype=torch.int64))
-        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        group = trainer.optimizers[0].param_groups[0]
+        rate = float(group["lr"]) * float(group.get("d", 1.0))  # Prodigy's estimate scales its rate
         self._peak_learning_rate = max(self._peak_learning_rate, rate)
         micro_batch = len(batch.indices) * trainer.world_size
         # One call a micro-batch: its share of the step's exposures at the step's batch size.

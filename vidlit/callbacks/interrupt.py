@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave."""
+"""Ctrl-C, SIGTERM and SIGUSR1: finish the step, save, leave."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from vidlit.run_directory import RunDirectory
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C; the end of a preemptible machine or job; what SLURM is asked to send before the time is up."""
 
 
 class Interrupted(Exception):  # noqa: N818 - says what happened, as KeyboardInterrupt does

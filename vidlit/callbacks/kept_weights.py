@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import torch
 from lightning.pytorch import Trainer
 
+from vidlit.checkpoint_files import load_weights, remove_checkpoint
 from vidlit.run_directory import RunDirectory
 from vidlit.stopping.divergence import DivergenceHistory, best_check, conservative_check
 
@@ -77,18 +77,19 @@ class KeptWeights:
             saved = int(history.steps[conservative_check(_without_latest(history))])
             for step, path in directory.candidates().items():
                 if step < saved or step > trainer.global_step:  # later ones are left over from before a resume
-                    path.unlink()
+                    remove_checkpoint(path)
 
     def put_back(self, trainer: Trainer, pl_module: VideoDiffusionModule, kept: Kept, step: int) -> None:
-        """Load the weights of the check at a step into the model."""
+        """Load the weights that the check at a step was scored with into the model; every rank calls it."""
         if step == 0:  # best.ckpt may hold a check that was low by luck
             pl_module.load_base()
             return
         directory = RunDirectory(Path(trainer.default_root_dir))
         path = directory.candidate(step) if kept.name == "conservative" else directory.best_checkpoint
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        assert checkpoint["global_step"] == step
-        pl_module.load_state_dict(checkpoint["state_dict"], strict=False)
+        found = load_weights(pl_module, path)
+        assert found == step, (found, step)
+        if pl_module.averaged is not None:
+            pl_module.averaged.copy_to_parameters()
 
 
 def _without_latest(history: DivergenceHistory) -> DivergenceHistory:

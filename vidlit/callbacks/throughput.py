@@ -1,63 +1,106 @@
-"""How fast training is, and how much of its time it waits for data."""
+"""How fast training is, how much of the device it uses, and how much of its time it waits for data."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from vidlit.data.batch import LatentBatch
+from vidlit.flops import peak_flops
+
+if TYPE_CHECKING:
+    from vidlit.module import VideoDiffusionModule
 
 
 class Throughput(Callback):
-    """Logs ``perf/samples_per_s``, ``perf/tokens_per_s`` (latent positions) and ``perf/data_wait`` (share of the time).
+    """Logs speed and memory, averaged since the last log; validation is not counted.
 
-    Over all ranks, averaged since the last log; validation is not counted.
+    - ``perf/samples_per_s`` and ``perf/tokens_per_s`` (latent positions), over all ranks;
+    - ``perf/mfu``: model FLOP utilisation, the operations that the model itself needs (recomputed ones do not count)
+      as a share of what the devices could do in that time; on a CPU of what a plain matrix product reaches there.
+      Counted once for each resolution, at the length of the first prompts. Left out where a device's peak is unknown;
+    - ``perf/data_wait``: share of the time spent waiting for batches;
+    - ``perf/peak_memory_gb``: most memory that rank 0 ever had, of its GPU or, without one, of its process.
     """
 
     def __init__(self) -> None:
+        self._peak: float | None = None
+        self._flops: dict[tuple[int, ...], float] = {}
         self._reset(0.0)
 
     def _reset(self, now: float) -> None:
         self._samples = self._tokens = 0
-        self._busy = self._waited = 0.0
+        self._done = self._busy = self._waited = 0.0
         self._last_end = now
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+    def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Learn the device's peak and start the clock."""
+        self._peak = peak_flops(pl_module.device, str(trainer.precision) != "32-true")
         self._reset(time.monotonic())
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Time since the last batch was spent waiting for this one."""
         self._began = time.monotonic()
         self._waited += self._began - self._last_end
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: LatentBatch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: VideoDiffusionModule,  # type: ignore[override]
+        outputs: STEP_OUTPUT,
+        batch: LatentBatch,
+        batch_idx: int,
     ) -> None:
         """Count, and log as often as Lightning logs."""
         now = time.monotonic()
         self._busy += now - self._began
-        self._last_end = now
         samples = len(batch.indices) * trainer.world_size
         self._samples += samples
         self._tokens += samples * batch.latents[0, 0].numel()
+        if self._peak is not None:
+            self._count(pl_module, batch, samples)
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         # Lightning's own counter decides when logged values reach the loggers.
         if (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % log_every == 0:
             seconds = max(1e-9, self._busy + self._waited)
-            pl_module.log_dict(
-                {
-                    "perf/samples_per_s": self._samples / seconds,
-                    "perf/tokens_per_s": self._tokens / seconds,
-                    "perf/data_wait": self._waited / seconds,
-                },
-                batch_size=1,
-            )
+            logged = {
+                "perf/samples_per_s": self._samples / seconds,
+                "perf/tokens_per_s": self._tokens / seconds,
+                "perf/data_wait": self._waited / seconds,
+                "perf/peak_memory_gb": peak_memory(pl_module.device) / 1e9,
+            }
+            if self._peak is not None:
+                logged["perf/mfu"] = self._done / seconds / (self._peak * trainer.world_size)
+            pl_module.log_dict(logged, batch_size=1)
             self._reset(now)
+        self._last_end = time.monotonic()  # counting is no waiting
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _count(self, pl_module: VideoDiffusionModule, batch: LatentBatch, samples: int) -> None:
+        """Add a batch's operations; a model that cannot be counted trains on without the number."""
+        shape = tuple(batch.latents.shape[1:])
+        try:
+            if shape not in self._flops:
+                self._flops[shape] = pl_module.flops_of_a_sample(batch)
+            self._done += samples * self._flops[shape]
+        except (RuntimeError, NotImplementedError) as error:
+            rank_zero_warn(f"perf/mfu is left out, this model's operations cannot be counted: {error}")
+            self._peak = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Leave the validation out."""
         self._last_end = time.monotonic()
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most bytes so far: allocated on a GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(kilobytes) if sys.platform == "darwin" else 1024.0 * kilobytes

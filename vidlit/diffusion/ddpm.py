@@ -32,6 +32,9 @@ class DDPMTimesteps(RectifiedFlow):
     def weight(self, sigmas: Tensor) -> Tensor:
         """Turns the squared error of ``noise - latents`` into that of ``v``.
 
-        With ``n^2 = (1 - sigma)^2 + sigma^2`` an error of ``v`` is ``n`` times the error of the velocity.
+        With ``n^2 = (1 - sigma)^2 + sigma^2`` an error of ``v`` is ``n`` times the error of the velocity. Where a
+        ``weighting`` is named it takes the place of that.
         """
+        if self.weighting != "none":
+            return super().weight(sigmas)
         return (1 - sigmas) ** 2 + sigmas**2

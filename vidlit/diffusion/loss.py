@@ -78,7 +78,7 @@ def paired_losses(
         (B, num_strata) float32; see :func:`vidlit.diffusion.noising.stratum_sigmas` for the sigmas.
     """
     device = batch.latents.device
-    noising = noising.at(batch.latents[0, 0].numel())
+    noising = noising.at(batch.latents[0, 0].numel()).unweighted()
     shape = tuple(batch.latents.shape[1:])
     sigmas = stratum_sigmas(noising, batch.keys, num_strata).to(device)
     losses = []

@@ -59,6 +59,11 @@ class RectifiedFlow:
             number, or a line over the size of the video.
         min_sigma: lowest sigma trained on.
         max_sigma: highest sigma trained on.
+        weighting: of the training loss by sigma; validation is not weighted. ``cosmap`` is
+            ``2 / (pi (1 - 2 s + 2 s^2))``, section 3.1 of the same paper; ``min_snr`` is ``s^2 min(SNR, snr_gamma)``
+            with ``SNR = ((1 - s) / s)^2``: the weight of https://arxiv.org/abs/2303.09556 on the error of the clean
+            latents, which is ``s^2`` times the velocity's.
+        snr_gamma: highest SNR that counts in ``min_snr``.
     """
 
     distribution: Literal["uniform", "logit_normal"] = "logit_normal"
@@ -67,13 +72,23 @@ class RectifiedFlow:
     shift: float | ResolutionShift = 1.0
     min_sigma: float = 0.0
     max_sigma: float = 1.0
+    weighting: Literal["none", "cosmap", "min_snr"] = "none"
+    snr_gamma: float = 5.0
 
     def at(self, num_tokens: int) -> Self:
         """The same for videos of one size, given in latent positions: a shift that depends on it becomes a number."""
         return replace(self, shift=self.shift.at(num_tokens)) if isinstance(self.shift, ResolutionShift) else self
 
+    def unweighted(self) -> Self:
+        """The same with all noise levels counting alike, as validation takes them."""
+        return replace(self, weighting="none")
+
     def weight(self, sigmas: Tensor) -> Tensor:
-        """What the squared error of the velocity counts at these sigmas: all the same."""
+        """What the squared error of the velocity counts at these sigmas, elementwise."""
+        if self.weighting == "cosmap":
+            return 2 / (math.pi * (1 - 2 * sigmas + 2 * sigmas**2))
+        if self.weighting == "min_snr":
+            return torch.minimum((1 - sigmas) ** 2, self.snr_gamma * sigmas**2)
         return torch.ones_like(sigmas)
 
     def quantile(self, probability: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,26 @@ class LoRAFile:
             raise UserError(f"{self.path} cannot be loaded as a LoRA of {family.base}: {reason}") from error
         if not getattr(transformer, "peft_config", None):
             raise UserError(f"{self.path} holds no LoRA of {family.base}: it is of another family.")
+
+
+def train_layers(transformer: nn.Module, pattern: str) -> None:
+    """Freeze all but the modules whose whole name matches a pattern, in place.
+
+    Raises:
+        UserError: it matches none that has weights, or is no pattern.
+    """
+    transformer.requires_grad_(False)
+    try:
+        chosen = [module for name, module in transformer.named_modules() if name and re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise UserError(f"model.layers {pattern!r} is no pattern: {error}.") from error
+    for module in chosen:
+        module.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in transformer.parameters()):
+        names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+        raise UserError(
+            f"model.layers {pattern!r} matches no module with weights. Names look like {', '.join(names[:4])}."
+        )
 
 
 def export_weights(family: Family, transformer: nn.Module, folder: Path) -> list[Path]:

@@ -83,6 +83,13 @@ class Family(ABC):
         model_class = getattr(diffusers, self.transformer_class)
         return _load(model_class, self.base, "transformer", torch_dtype=dtype)  # type: ignore[no-any-return]
 
+    def empty_transformer(self) -> nn.Module:
+        """The same structure with fresh weights, on the current device; on ``meta`` without memory for them."""
+        import diffusers
+
+        model_class = getattr(diffusers, self.transformer_class)
+        return model_class.from_config(read_config(self.base, "transformer"))  # type: ignore[no-any-return]
+
     @abstractmethod
     def velocity(
         self,

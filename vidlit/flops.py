@@ -1,0 +1,100 @@
+"""What a device could compute at most, and what a training step of a model asks of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.fx.experimental import _config as fx_config
+from torch.utils.flop_counter import FlopCounterMode
+
+PEAK_TERAFLOPS: dict[str, tuple[float, float]] = {
+    "GB200": (2500, 1250),
+    "B200": (2250, 1125),
+    "H200": (989, 494),
+    "GH200": (989, 494),
+    "H100 PCIe": (756, 378),
+    "H100 NVL": (835, 417),
+    "H100": (989, 494),
+    "H800": (989, 494),
+    "H20": (148, 74),
+    "A100": (312, 156),
+    "A800": (312, 156),
+    "A40": (150, 75),
+    "A30": (165, 82),
+    "A10G": (70, 35),
+    "A10": (125, 62),
+    "L40S": (362, 183),
+    "L40": (181, 90),
+    "L4": (121, 60),
+    "RTX PRO 6000": (503, 252),
+    "RTX 6000 Ada": (364, 182),
+    "RTX A6000": (155, 77),
+    "RTX 5090": (210, 105),
+    "RTX 4090": (165, 83),
+    "RTX 3090": (71, 36),
+    "T4": (65, 8),
+    "V100": (125, 16),
+}
+"""Dense matrix products with float32 accumulation, in 10^12 a second: (bfloat16 or float16, float32 as TF32 where the
+device has it). From the makers' data sheets; figures "with sparsity" are halved."""
+_MATMUL_SIZE = 768
+
+
+def peak_flops(device: torch.device, low_precision: bool) -> float | None:
+    """Most floating-point operations a second of one device; ``None`` where its name is in no table.
+
+    A CPU's is measured, by a float32 matrix product with the threads that torch may use now.
+
+    Args:
+        device: that computes.
+        low_precision: in bfloat16 or float16.
+    """
+    if device.type == "cpu":
+        return _measure()
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    # Whole words: "A10" is no "A100", and the longest of several names is the exact one.
+    found = [key for key in PEAK_TERAFLOPS if all(re.search(rf"\b{word}\b", name) for word in key.split())]
+    if not found:
+        return None
+    low, full = PEAK_TERAFLOPS[max(found, key=len)]
+    return 1e12 * (low if low_precision else full)
+
+
+def count_flops(loss: Callable[[], Tensor]) -> int:
+    """Floating-point operations of matrix products and convolutions in a loss and its backward pass.
+
+    Args:
+        loss: computes it; on the ``meta`` device nothing is computed, and attention is counted on every machine alike.
+    """
+    with _lenient_meta(), FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(loss())
+    return int(counter.get_total_flops())
+
+
+@contextmanager
+def _lenient_meta() -> Iterator[None]:
+    """Let pass what Mochi does and ``meta`` refuses: autocast, which changes no count, and a look for masked tokens."""
+    autocast = torch.autocast
+    torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment,misc]
+    try:
+        with fx_config.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
+            yield
+    finally:
+        torch.autocast = autocast  # type: ignore[misc]
+
+
+def _measure() -> float:
+    left, right = torch.ones(2, _MATMUL_SIZE, _MATMUL_SIZE).unbind()
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - began)
+    return float(2 * _MATMUL_SIZE**3 / best)

@@ -1,0 +1,119 @@
+"""What makes a transformer fit: frozen weights in fewer bits, activations recomputed, weights sharded over ranks.
+
+Everything here acts on the transformer's repeated blocks, where nearly all of its weights, activations and time are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from vidlit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+FrozenDtype = Literal["float32", "bfloat16", "float8", "int8"]
+"""How weights that are not trained are kept: the last two in 8 bits, dequantised in each layer (torchao)."""
+BYTES = {"float32": 4, "bfloat16": 2, "float8": 1, "int8": 1}
+"""Of one weight."""
+
+
+def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
+    """The transformer's blocks in order: members of its own module lists."""
+    return [block for child in transformer.children() if isinstance(child, nn.ModuleList) for block in child]
+
+
+def checkpoint_blocks(transformer: nn.Module, every: int) -> None:
+    """Recompute the activations of every ``every``-th block in the backward pass, through diffusers' own switch.
+
+    Args:
+        transformer: a diffusers model.
+        every: 1 recomputes all blocks, 2 every other one ...
+    """
+    chosen = {id(block) for number, block in enumerate(repeated_blocks(transformer)) if number % every == 0}
+
+    def run(block: Callable[..., Any], *inputs: Any) -> Any:
+        return checkpoint(block, *inputs, use_reentrant=False) if id(block) in chosen else block(*inputs)
+
+    transformer.enable_gradient_checkpointing(run)  # type: ignore[operator]
+
+
+def store_frozen(transformer: nn.Module, dtype: FrozenDtype) -> None:
+    """Keep frozen weights in fewer bits, in place, and trained ones in float32.
+
+    Args:
+        transformer: some of whose parameters do not require gradients.
+        dtype: of the frozen ones. In ``int8`` and ``float8`` the weights of linear layers are quantised, one scale an
+            output channel; everything else that is frozen is kept in bfloat16.
+
+    Raises:
+        UserError: torchao, which quantises, is not installed.
+    """
+    floats = {"float32": torch.float32}.get(dtype, torch.bfloat16)
+    fp32 = tuple(getattr(transformer, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in transformer.named_parameters():
+        kept = parameter.requires_grad or any(part in fp32 for part in name.split("."))
+        parameter.data = parameter.data.to(torch.float32 if kept else floats)
+    if dtype in ("int8", "float8"):
+        _quantise(transformer, dtype)
+
+
+def _quantise(transformer: nn.Module, dtype: FrozenDtype) -> None:
+    try:
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise UserError(
+            f"model.base_dtype {dtype} needs torchao: pip install 'vidlit[quantize]', or choose bfloat16."
+        ) from error
+    in_blocks = {id(module) for block in repeated_blocks(transformer) for module in block.modules()}
+
+    def frozen_linear(module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Linear) and id(module) in in_blocks and not module.weight.requires_grad
+
+    quantize_(transformer, Int8WeightOnlyConfig() if dtype == "int8" else Float8WeightOnlyConfig(), frozen_linear)
+
+
+def shard(transformer: nn.Module, mesh: DeviceMesh, base_dtype: FrozenDtype, *, low_precision: bool) -> None:
+    """Spread weights, gradients and moments over ranks, block by block (FSDP2), in place.
+
+    Args:
+        transformer: whole on every rank.
+        mesh: of ``ModelParallelStrategy``, whose data-parallel ranks share the weights.
+        base_dtype: of the frozen weights.
+        low_precision: gather and compute in bfloat16; gradients are still reduced in float32.
+
+    Raises:
+        UserError: what is asked for cannot be sharded.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    if mesh["tensor_parallel"].size() > 1:
+        raise UserError(
+            "set data_parallel_size of the ModelParallelStrategy to the number of all devices and tensor_parallel_size "
+            f"to 1: weights are sharded over data-parallel ranks only, here over {mesh['data_parallel'].size()}."
+        )
+    if base_dtype in ("int8", "float8"):
+        raise UserError(
+            f"model.base_dtype {base_dtype} cannot be sharded: choose bfloat16, or a strategy without shards."
+        )
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    options: dict[str, Any] = {"mesh": mesh["data_parallel"], **({"mp_policy": policy} if low_precision else {})}
+    for block in repeated_blocks(transformer):
+        fully_shard(block, **options)
+    fully_shard(transformer, **options)
+
+
+def whole(transformer: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    """Sharded parameters by name, gathered one after the other on the CPU; every rank calls it."""
+    parameters = dict(transformer.named_parameters())
+    gathered = {}
+    for name in names:
+        value = parameters[name].detach()
+        gathered[name] = (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+    return gathered
