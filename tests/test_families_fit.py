@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from peft.tuners.tuners_utils import BaseTunerLayer
+from PIL import Image
 
 from tests.models import bases
 from vidlit.__main__ import main
@@ -94,6 +95,16 @@ def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path):
     ).frames
     assert video.shape == (1, frames, 3, height, width)
     assert video.isfinite().all()
+
+    Image.new("RGB", (width, height), "red").save(tmp_path / "red.png")
+    image = "red.png" if family.clip_extras else ""
+    (tmp_path / "prompts.csv").write_text(f"prompt,image\nA red disc,{image}\n")
+    words[0] = "predict"
+    again = {"prompts": tmp_path / "prompts.csv", "output": tmp_path / "out", "ckpt_path": "best"}
+    assert main([*words, *(f"--{key}={value}" for key, value in again.items())]) == 0
+    (note,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json"))
+    assert note["step"] == summary["kept_step"]
+    assert (tmp_path / "out" / "00_a_red_disc.mp4").is_file()
 
 
 def test_every_shipped_configuration_of_a_family_is_run():

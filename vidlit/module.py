@@ -232,7 +232,12 @@ class VideoDiffusionModule(LightningModule):
         keys = zip(batch.seeds, batch.numbers, strict=True)
         noise = torch.stack([torch.randn(shape, generator=keyed_generator("predict", *key)) for key in keys])
         return self.sample(
-            noise.to(self.device), batch.conditioning, batch.num_steps, batch.null_conditioning, batch.guidance_scale
+            noise.to(self.device),
+            batch.conditioning,
+            batch.num_steps,
+            batch.null_conditioning,
+            batch.guidance_scale,
+            batch.first_frame,
         )
 
     @torch.no_grad()
@@ -245,7 +250,14 @@ class VideoDiffusionModule(LightningModule):
         guidance_scale: float = 1.0,
         first_frame: Tensor | None = None,
     ) -> Tensor:
-        """Walk from noise to latents (B, C, F, H, W) on the family's schedule; see :func:`generate`."""
+        """Walk from noise to latents (B, C, F, H, W) on the family's schedule; see :func:`generate`.
+
+        A distilled model is told the scale of guidance, and the negative prompt has no part.
+        """
+        if self.family.embeds_guidance:
+            told = torch.full((len(noise),), guidance_scale, device=noise.device)
+            conditioning = conditioning._replace(extras=conditioning.extras | {"guidance": told})
+            null_conditioning, guidance_scale = None, 1.0
         scheduler = self.family.load_scheduler(num_steps, noise[0, 0].numel())
         was_training = self.training
         self.eval()

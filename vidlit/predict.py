@@ -26,7 +26,8 @@ class Predict:
 
     Args:
         prompts: a text file (one prompt a line), a CSV file (``prompt``, and ``seed``, ``resolution`` as
-            HEIGHTxWIDTH, ``num_frames`` where rows differ), a prompt in quotes, or a list of these.
+            HEIGHTxWIDTH, ``num_frames`` where rows differ, ``image`` for a first frame), a prompt in quotes, or a
+            list of these.
         output: folder for an mp4 and a JSON file of each prompt.
         lora: a LoRA file, of this project or another, or the folder it lies in.
         size: as FRAMESxHEIGHTxWIDTH, where a prompt has none; ``None`` takes the largest of ``data.buckets``.
@@ -69,6 +70,7 @@ class Predict:
             sampling.guidance_scale,
             sampling.negative_prompt,
             self.batch_size,
+            first_frame=module.first_frame == 1,
         )
         return loader, writer
 

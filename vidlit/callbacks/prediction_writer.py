@@ -106,6 +106,7 @@ class PredictionWriter(BasePredictionWriter):
             video = pl_module.family.decode_latents(self._vae, latents[None])[0]
             metadata = {
                 "prompt": prompt.text,
+                **({"image": str(prompt.image)} if prompt.image else {}),
                 **self.sampling.as_dict(),
                 "seed": prompt.seed,
                 "number": number,
