@@ -20,6 +20,7 @@ def test_killed_again_and_again_ends_as_the_uninterrupted_run(quickstart, tmp_pa
         "trainer__max_steps": 200,
         "trainer__val_check_interval": 10,
         "overfit_stopping__policy__divergence": "off",
+        "overfit_stopping__restore": "conservative",
     }
     assert main(quickstart(run__name="whole", **options)) == 0
     words = quickstart(run__name="killed", **options)
@@ -43,6 +44,10 @@ def test_killed_again_and_again_ends_as_the_uninterrupted_run(quickstart, tmp_pa
     whole, killed = tmp_path / "runs" / "whole" / "0", last.parent.parent
     for file in ("exposure.csv", "decisions.jsonl"):
         assert (killed / file).read_text() == (whole / file).read_text()
+    # The weights that may come to be kept are there, and no others.
+    assert sorted(path.name for path in (killed / "checkpoints").iterdir()) == sorted(
+        path.name for path in (whole / "checkpoints").iterdir()
+    )
     losses = []
     for run in (whole, killed):
         with (run / "metrics.csv").open() as table:

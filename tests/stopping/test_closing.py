@@ -54,6 +54,13 @@ def test_it_says_how_to_go_on_all_the_same(stopped_by, options):
     assert text.endswith(f"To go on all the same: --ckpt_path runs/a/0/checkpoints/last.ckpt {options}")
 
 
+def test_a_copy_can_be_seen_beside_its_clip():
+    evidence = {"copies": {"pair": "samples/step_000300/audit_pair_02.mp4"}}
+    text = paragraph(stopped_by="copies", evidence=evidence)
+    assert "Side by side: runs/a/0/samples/step_000300/audit_pair_02.mp4." in text
+    assert "Side by side" not in paragraph()
+
+
 @pytest.mark.parametrize("stopped_by", ["max_steps", "other"])
 def test_a_run_that_no_signal_stopped_needs_no_such_advice(stopped_by):
     assert "all the same" not in paragraph(stopped_by=stopped_by)

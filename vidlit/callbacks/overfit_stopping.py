@@ -130,6 +130,9 @@ class OverfitStopping(Callback):
                 if f"perf/{what}_share" in trainer.callback_metrics
             },
         }
+        if self.decision is not None and self.decision.signals:
+            fired = {verdict.signal: verdict.evidence for verdict in self.decision.verdicts}
+            self.summary["evidence"] = {signal: fired[signal] for signal in self.decision.signals}
         if _steps(trainer):
             self.summary |= self._measured(trainer, kept or Kept("last", None))
         _directory(trainer).write_summary(self.summary)

@@ -24,10 +24,16 @@ def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
     seen = summary["exposures"]
     return (
         f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} after {summary['seconds']:.0f} s by "
-        f"{summary['stopped_by']}. {summary['reason']} {_kept(summary)} At the end each video had been seen "
-        f"{seen['mean']:.0f} times on average ({seen['min']} to {seen['max']}): {seen['band']}. Weights: "
-        f"{directory.weights}. Samples, curves and decisions: {directory.path}{_go_on(summary, directory)}"
+        f"{summary['stopped_by']}. {summary['reason']}{_pair(summary, directory)} {_kept(summary)} At the end each "
+        f"video had been seen {seen['mean']:.0f} times on average ({seen['min']} to {seen['max']}): {seen['band']}. "
+        f"Weights: {directory.weights}. Samples, curves and decisions: {directory.path}{_go_on(summary, directory)}"
     )
+
+
+def _pair(summary: dict[str, Any], directory: RunDirectory) -> str:
+    """Where a copy can be seen beside the clip it was copied from."""
+    pair = summary.get("evidence", {}).get("copies", {}).get("pair")
+    return f" Side by side: {directory.path / pair}." if pair else ""
 
 
 def _go_on(summary: dict[str, Any], directory: RunDirectory) -> str:
