@@ -163,9 +163,9 @@ class WanImageEncoder(VideoEncoder):
         if "image_embeds" in family.clip_extras:
             from transformers import CLIPImageProcessor, CLIPVisionModel
 
-            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
             self.processor = CLIPImageProcessor.from_pretrained(family.base / "image_processor")
-            encoder = CLIPVisionModel.from_pretrained(family.base / "image_encoder", dtype=dtype)
+            # In float32, as it is published: it is small, and runs once a clip.
+            encoder = CLIPVisionModel.from_pretrained(family.base / "image_encoder", dtype=torch.float32)
             self.image_encoder = encoder.to(device).eval().requires_grad_(False)
 
     def __call__(self, video: Tensor) -> dict[str, Tensor]:
@@ -177,7 +177,7 @@ class WanImageEncoder(VideoEncoder):
         if self.image_encoder is not None:
             pixels = ((frame[:, :, 0] + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
             images = self.processor(images=list(pixels), return_tensors="pt").pixel_values
-            images = images.to(self.image_encoder.device, self.image_encoder.dtype)
+            images = images.to(self.image_encoder.device)
             encoded["image_embeds"] = self.image_encoder(images, output_hidden_states=True).hidden_states[-2]
         return encoded
 
