@@ -126,8 +126,9 @@ class RunRecord:
 
     def caption(self, sample: Path) -> str:
         """The prompt that a sample was made from; the words of its file name where that was not written down."""
+        note = sample.with_suffix(".json")
         with suppress(OSError, ValueError, KeyError):
-            return str(json.loads(sample.with_suffix(".json").read_text())["prompt"])
+            return str(json.loads(note.read_text())["prompt"])
         return re.sub(r"^(audit_)?\d+_", "", sample.stem).replace("_", " ")
 
     @property

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
+from vidlit.background_logger import BackgroundLogger
 from vidlit.callbacks.rendering import Sample, log_samples, to_frames, write_samples
 from vidlit.callbacks.sampling import Sampling, sample_clips
 from vidlit.data.datamodule import LatentDataModule
@@ -155,7 +156,7 @@ def test_files_are_playable_and_named_by_caption(data, tmp_path):
 def test_tensorboard_gets_the_contact_sheet(data, tmp_path):
     """Through Lightning's logger; only its writer stands in, because tensorboard is not installed with vidlit."""
     samples = noise_samples(data.val_clips[:1])
-    paths = write_samples(tmp_path, samples, 16.0)
+    write_samples(tmp_path, samples, 16.0)
 
     class Writer:
         shown: ClassVar[list] = []
@@ -165,7 +166,9 @@ def test_tensorboard_gets_the_contact_sheet(data, tmp_path):
 
     logger = TensorBoardLogger.__new__(TensorBoardLogger)
     logger._experiment = Writer()
-    log_samples(SimpleNamespace(loggers=[logger]), "samples", 20, paths, samples)
+    background = BackgroundLogger(logger)
+    log_samples(SimpleNamespace(loggers=[background]), "samples", 20, samples)
+    assert background.wait()
     ((name, picture, step, formats),) = Writer.shown
     assert (name, step, formats) == ("samples", 20, "HWC")
     with Image.open(tmp_path / "contact_sheet.png") as sheet:

@@ -77,7 +77,7 @@ def test_it_needs_nothing_else(finished_run):
 
 def test_videos_play(finished_run):
     page = Page(RunDirectory(finished_run).report)
-    assert len(page.videos) == 2 + 4 * 4  # of the kept weights, and four prompts at four audits
+    assert len(page.videos) == 1 + 2 + 4 * 4  # the nearest pair, the kept weights, four prompts at four audits
     for address in page.videos:
         kind, data = address.split(",")
         assert kind == "data:video/mp4;base64"
@@ -139,16 +139,21 @@ def test_an_interrupted_run(run):
     assert f"Go on with --ckpt_path {run.last_checkpoint}" in words
 
 
-def test_copies_are_shown_with_their_training_clip(run):
+def test_the_nearest_sample_is_shown_beside_its_training_clip(run):
+    (evidence,) = [each["evidence"] for each in run.read_decisions()[-1]["verdicts"] if each["signal"] == "copies"]
+    page = Page(run.report)
+    assert f"Left the sample, right the training clip {evidence['nearest_clip']}" in page.words
+    pair = (run.path / evidence["pair"]).read_bytes()
+    assert "data:video/mp4;base64," + base64.b64encode(pair).decode() in page.videos
+
+
+def test_a_copy_without_such_a_file(run):
     decisions = run.read_decisions()
     (verdict,) = [each for each in decisions[-1]["verdicts"] if each["signal"] == "copies"]
-    sample = sorted((run.path / "samples" / "step_000012").glob("audit_*.mp4"))[0]
-    verdict["evidence"] |= {
-        "copies": 2,
-        "sample": sample.relative_to(run.path).as_posix(),
-        "nearest_clip": "a.mp4@0.000-1.000",
-        "ratio": 0.2,
-    }
+    sample = sorted((run.path / "samples" / "step_000012").glob("audit_0*.mp4"))[0]
+    verdict["evidence"] |= {"copies": 2, "sample": sample.relative_to(run.path).as_posix(), "ratio": 0.2}
+    verdict["evidence"] |= {"nearest_clip": "a.mp4@0.000-1.000"}
+    del verdict["evidence"]["pair"]
     run.decisions.write_text("".join(json.dumps(decision) + "\n" for decision in decisions))
     page = Page(write_report([run.path]))
     assert "Nearest training clip: a.mp4@0.000-1.000, at 0.20 of a new take's distance" in page.words
@@ -230,5 +235,5 @@ def test_in_a_browser(finished_run, tmp_path, width):
     )
     found = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
     assert found["inside"]
-    assert found["videos"] == [True] * 18
+    assert found["videos"] == [True] * 19
     assert found["shown"] >= 12

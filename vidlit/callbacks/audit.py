@@ -141,8 +141,8 @@ class Audit:
             self._remember(step, copies, diversity)
             self.quality = quality(self.metrics, torch.cat(content), real.train.content, self.sampling.seed)
             if trainer.is_global_zero and folder is not None:
-                paths = write_samples(folder, samples, pl_module.family.fps, PREFIX)
-                log_samples(trainer, "audit", step, paths, samples)
+                write_samples(folder, samples, pl_module.family.fps, PREFIX)
+                log_samples(trainer, "audit", step, samples)
                 self._write_pairs(folder, samples, pl_module, vae)
 
     def _write_pairs(self, folder: Path, samples: Sequence[Sample], pl_module: VideoDiffusionModule, vae: Any) -> None:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from vidlit.background_logger import BackgroundLogger
 from vidlit.data.video import write_mp4
 from vidlit.run_directory import write_text
 
@@ -111,20 +112,22 @@ def _sheet_row(video: NDArray[np.uint8], caption: str) -> Image.Image:
     return row
 
 
-def log_samples(trainer: Trainer, name: str, step: int, paths: Sequence[Path], samples: Sequence[Sample]) -> None:
-    """Show samples in the loggers that can: videos in W&B, the contact sheet in TensorBoard.
+def log_samples(trainer: Trainer, name: str, step: int, samples: Sequence[Sample]) -> None:
+    """Show the contact sheet in TensorBoard, whose videos would need one more package.
+
+    W&B gets the mp4 files themselves: :class:`~vidlit.callbacks.wandb_record.WandbRecord`.
 
     Args:
         trainer: whose loggers.
         name: under which.
         step: of the weights.
-        paths: the mp4 files, which W&B takes as they are.
-        samples: the same videos.
+        samples: the videos.
     """
-    captions = [sample.metadata["prompt"] for sample in samples]
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            files = [str(path) for path in paths]
-            logger.log_video(name, files, step, caption=captions, format=["mp4"] * len(files))
-        elif isinstance(logger, TensorBoardLogger):  # its videos would need one more package
+
+    def show(logger: Any) -> None:
+        if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, np.asarray(contact_sheet(samples)), step, dataformats="HWC")
+
+    for logger in trainer.loggers:
+        if isinstance(logger, BackgroundLogger):
+            logger.submit(show)

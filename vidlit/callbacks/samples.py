@@ -165,8 +165,8 @@ class SampleVideos(Callback):
             vae = pl_module.family.load_vae(pl_module.device)
             samples = sample_clips(trainer, pl_module, datamodule, clips, self.sampling, kept_step, vae)
         if trainer.is_global_zero:
-            paths = write_samples(directory.samples(kept_step), samples, pl_module.family.fps)
-            log_samples(trainer, "samples", kept_step, paths, samples)
+            write_samples(directory.samples(kept_step), samples, pl_module.family.fps)
+            log_samples(trainer, "samples", kept_step, samples)
 
     # -- state
 

@@ -134,20 +134,17 @@ class WandbRecord(Callback):
     def _log_videos(self, trainer: Trainer, step: int) -> None:
         folder = _directory(trainer).samples(step)
         found: dict[str, Path] = {}
-        for prefix, name in (("audit_", AUDIT), ("", SAMPLE), ("nearest_", NEAREST)):
+        for prefix, name in (("audit_", AUDIT), ("", SAMPLE), ("audit_pair_", NEAREST)):
             paths = [path for path in sorted(folder.glob(f"{prefix}[0-9]*.mp4")) if path not in self._shown]
             found |= {name.format(number=number): path for number, path in enumerate(paths[: self.max_videos])}
-        captions: dict[str, str] = {}
-        for path in folder.glob("*captions.json"):
-            captions |= json.loads(path.read_text())
+        captions = {path: _prompt(path) for path in found.values()}
         self._shown |= set(found.values())
 
         def log(run: Any) -> None:
             import wandb
 
             videos = {
-                name: wandb.Video(str(path), caption=captions.get(path.name), format="mp4")
-                for name, path in found.items()
+                name: wandb.Video(str(path), caption=captions[path], format="mp4") for name, path in found.items()
             }
             run.log({**videos, STEP: step})
 
@@ -205,6 +202,12 @@ def _loggers(trainer: Trainer) -> list[BackgroundLogger]:
 def _submit(trainer: Trainer, task: Callable[[Any], object]) -> None:
     for logger in _loggers(trainer):
         logger.submit(lambda wandb_logger: task(wandb_logger.experiment))
+
+
+def _prompt(sample: Path) -> str | None:
+    """What a sample was made from, as was written beside it."""
+    note = sample.with_suffix(".json")
+    return json.loads(note.read_text()).get("prompt") if note.is_file() else None
 
 
 def _code() -> dict[str, str]:

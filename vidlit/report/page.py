@@ -282,7 +282,8 @@ def _copies(run: RunRecord, budget: VideoBudget) -> tuple[list[Copy], str]:
     shown: dict[str, Copy] = {}
     for verdict in verdicts:
         evidence = verdict.evidence
-        if not evidence.get("copies") or "sample" not in evidence:
+        # Where nothing is a copy, what comes nearest at the end still shows how far away that is.
+        if "sample" not in evidence or not (evidence["copies"] or verdict is verdicts[-1]):
             continue
         sample, pair = str(evidence["sample"]), evidence.get("pair")
         path = run.path / str(pair or sample)

@@ -86,7 +86,7 @@ def over_time(run: RunRecord, budget: VideoBudget) -> list[list[ShownVideo]]:
 
 def is_pair(path: Path) -> bool:
     """Whether a file shows a sample beside its nearest training clip."""
-    return "nearest" in path.stem
+    return path.stem.startswith("audit_pair_")
 
 
 def _spread(values: list[int], count: int) -> list[int]:
