@@ -54,10 +54,18 @@ TRAIN, VAL, ORACLE, FRESH = 2_000_000, 3_000_000, 4_000_000, 5_000_000  # number
 
 
 class World:
-    """Clips, encoded once and kept in a folder beside the bases."""
+    """Clips of one size, encoded once and kept in a folder beside the bases.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: to keep them in.
+        frames: of each clip.
+        size: height and width in pixels.
+    """
+
+    def __init__(self, folder: Path, frames: int = FRAMES, size: int = SIZE) -> None:
         self.folder = folder
+        self.frames = frames
+        self.size = size
         self.base = folder / "base"
         if not (self.base / "model_index.json").is_file():
             write_base(self.base)
@@ -67,7 +75,7 @@ class World:
         return Encoders(open_family(self.base, fps=16))
 
     def _encode(self, number: int, take: int, negative: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        scene = replace(Scene.draw(number), num_frames=FRAMES, size=(SIZE, SIZE))
+        scene = replace(Scene.draw(number), num_frames=self.frames, size=(self.size, self.size))
         frames = torch.from_numpy(scene.render(np.random.default_rng([number, take])))
         frames = 255 - frames if negative else frames
         latents = self._encoders.encode_video(frames[None])["latents"]
@@ -76,7 +84,7 @@ class World:
 
     def clips(self, first: int, videos: int, takes: int, negative: bool = False) -> list[LatentSample]:
         """All takes of consecutive scenes; rows count from 0."""
-        path = self.folder / f"clips-{first}-{videos}-{takes}-{int(negative)}.pt"
+        path = self.folder / f"clips-{self.frames}x{self.size}-{first}-{videos}-{takes}-{int(negative)}.pt"
         if not path.is_file():
             made = [self._encode(first + v, take, negative) for v in range(videos) for take in range(takes)]
             torch.save([(latents, prompt.half()) for latents, prompt in made], path)

@@ -143,6 +143,14 @@ def test_stratum_sigmas_of_a_clip_depend_on_its_key_alone():
         assert torch.equal(stratum_sigmas(flow, key[None], 4)[0], together[row])
 
 
+def test_neighbouring_strata_mirror_their_noise():
+    keys, shape = torch.tensor([5, 9]), (2, 1, 3, 3)
+    noise = [stratum_noise(0, keys, stratum, shape) for stratum in range(4)]
+    assert torch.equal(noise[1], -noise[0])
+    assert torch.equal(noise[3], -noise[2])
+    assert not torch.equal(noise[2].abs(), noise[0].abs())
+
+
 def test_stratum_noise_of_a_clip_depends_on_seed_clip_and_stratum_alone():
     shape = (3, 2, 4, 4)
     keys = torch.tensor([5, 2**63 - 1, 9])

@@ -164,6 +164,9 @@ def stratum_sigmas(noising: RectifiedFlow, keys: Tensor, num_strata: int) -> Ten
 def stratum_noise(seed: int, keys: Tensor, stratum: int, shape: tuple[int, ...]) -> Tensor:
     """Fixed noise for one stratum of each clip, drawn on the CPU so that every device gets the same.
 
+    Every second stratum mirrors the noise of the one before: what changes sign with the noise then cancels out of a
+    clip's mean, at no cost (antithetic variates; `benchmarks/stopping/variance.py` measures the gain).
+
     Args:
         seed: of the run.
         keys: (B,) int64 clip keys.
@@ -173,9 +176,10 @@ def stratum_noise(seed: int, keys: Tensor, stratum: int, shape: tuple[int, ...])
     Returns:
         (B, C, F, H, W) float32 on the CPU.
     """
-    return torch.stack(
-        [torch.randn(shape, generator=keyed_generator("paired", seed, key, stratum)) for key in keys.tolist()]
-    )
+    pair, mirrored = divmod(stratum, 2)
+    generators = [keyed_generator("paired", seed, key, 2 * pair) for key in keys.tolist()]
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    return -noise if mirrored else noise
 
 
 def stratum_draws(seed: int, keys: Tensor, stratum: int) -> Tensor:
