@@ -9,8 +9,9 @@ gives them; it is the harder case, and with one clip a video nothing in the data
 quarter of the 16 are training clips with white noise of that share of the latents' standard deviation; the rest are
 new scenes.
 
-`alarm` is two clips below the limit, at one audit; two in a row stop a run. `at once`: a quarter of the clips are below
-1/3, which stops at the first audit. Beside the rule: plain d1 / d2, in content and motion, and in content alone.
+`alarm` is two clips below the limit (three with one clip a video), at one audit; two in a row stop a run. `at once`: a
+quarter of the clips are below 1/3, which stops at the first audit. Beside the rule: plain d1 / d2, in content and
+motion, and in content alone.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from vidlit.demo import STATISTICS_VIDEOS, Scene, _codec_input
 from vidlit.metrics.features import Features, LatentFeatures
 from vidlit.metrics.memorization import UNKNOWN_TAKE, copy_ratio, nearest_train, take_distances
 from vidlit.models.codec import PatchDCTCodec
-from vidlit.stopping.copies import copy_limit, judge_copies
+from vidlit.stopping.copies import copy_limit, judge_copies, min_copies
 
 FIRST_SCENE = 10_000
 TAKES = 3
@@ -78,6 +79,7 @@ class Trial:
         self.scenes, held_out = scenes[:num_videos], scenes[num_videos : num_videos + max(4, num_videos // 4)]
         self.others = scenes[num_videos + len(held_out) :]
         self.rows = row(np.repeat(self.scenes, takes), np.tile(np.arange(takes), num_videos))
+        self.alarm = min_copies([str(scene) for scene in np.repeat(self.scenes, takes)])
         self.groups = torch.arange(num_videos).repeat_interleave(takes)
         self.train = [kind[self.rows] for kind in clean]
         self.takes = [take_distances(kind, self.groups) for kind in self.train]
@@ -98,7 +100,9 @@ class Trial:
         """Alarm and stop at once by rule (3, 2)."""
         names = [""] * NUM_AUDIT
         verdicts = [
-            judge_copies([0, 1], torch.stack([self.base[rule], ratios]).numpy(), self.limits[rule], names, names)
+            judge_copies(
+                [0, 1], torch.stack([self.base[rule], ratios]).numpy(), self.limits[rule], names, names, self.alarm
+            )
             for rule, ratios in self.ratios(made).items()
         ]
         return np.array([[verdict.action != "continue", verdict.action == "stop"] for verdict in verdicts])

@@ -21,7 +21,7 @@ def by_loop(made, train, groups):
         d2 = min(distance[row, k] for k in range(len(train)) if groups[k] != groups[nearest])
         siblings = [k for k in range(len(train)) if groups[k] == groups[nearest] and k != nearest]
         take = min((between[nearest, k] for k in siblings), default=math.inf)
-        take = 2 * d2 / 3 if math.isinf(take) else min(max(take, d2 / 3), d2)
+        take = 7 * d2 / 9 if math.isinf(take) else min(max(take, d2 / 3), d2)
         ratios.append(distance[row, nearest] / take)
         clips.append(nearest)
     return torch.tensor(ratios).float(), clips
@@ -48,7 +48,7 @@ def test_a_new_take_is_as_far_as_takes_are():
     assert ratio_of(-3.0, [0.0, 4.5, 5.0], [0, 0, 1]) == pytest.approx(3 / 4.5)
     assert ratio_of(-3.0, [0.0, 7.0, 5.0], [0, 0, 1]) == pytest.approx(3 / 7)
     assert ratio_of(-3.0, [0.0, 9.0, 5.0], [0, 0, 1]) == pytest.approx(3 / 8)  # another video is nearer than the take
-    assert ratio_of(-3.0, [0.0, 5.0], [0, 1]) == pytest.approx(3 / (8 * 2 / 3))  # no other take
+    assert ratio_of(-3.0, [0.0, 5.0], [0, 1]) == pytest.approx(3 / (8 * 7 / 9))  # no other take
 
 
 def test_an_exact_copy_is_zero_and_a_tiny_distance_keeps_its_digits():

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from vidlit.stopping.copies import copy_limit, judge_copies
+from vidlit.stopping.copies import copy_limit, judge_copies, min_copies
 
 N = 16
 BASE = [0.95] * N
@@ -106,3 +106,14 @@ def test_small_audits_need_two_clips_too():
 def test_shapes_must_agree(steps, rows, samples, nearest):
     with pytest.raises(ValueError, match="ratios are"):
         judge_copies(steps, rows, 0.6, samples, nearest)
+
+
+def test_an_alarm_takes_more_copies_where_videos_have_one_clip_each():
+    assert min_copies(["a", "b", "c"]) == 3
+    assert min_copies(["a", "a", "b", "b"]) == 2
+    assert min_copies(["a", "a", "b"]) == 2
+    assert min_copies(["a", "a", "b", "c", "d"]) == 3
+    names = ["s"] * 8
+    ratios = [[1.0] * 8, [0.5, 0.5, *[1.0] * 6], [0.5, 0.5, *[1.0] * 6]]
+    assert judge_copies([0, 1, 2], ratios, 0.6, names, names).action == "stop"
+    assert judge_copies([0, 1, 2], ratios, 0.6, names, names, alarm=3).action == "continue"

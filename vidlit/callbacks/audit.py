@@ -21,7 +21,7 @@ from vidlit.metrics.features import FeatureExtractor, Features
 from vidlit.metrics.memorization import Memorization, copy_ratio, nearest_train
 from vidlit.metrics.quality import Quality, quality
 from vidlit.run_directory import RunDirectory
-from vidlit.stopping.copies import copy_limit, judge_copies, suspects
+from vidlit.stopping.copies import copy_limit, judge_copies, min_copies, suspects
 from vidlit.stopping.diversity import judge_diversity
 from vidlit.stopping.verdict import Verdict
 
@@ -209,7 +209,8 @@ class Audit:
         where = (folder or RunDirectory(Path()).samples(self.steps[-1])).as_posix()
         names = [f"{where}/{sample_name(k, clip.source.caption, PREFIX)}" for k, clip in enumerate(self.clips)]
         nearest = [self.train_clips[clip].clip_id for clip in self.nearest]
-        verdict = judge_copies(self.steps, torch.stack(self.ratios).numpy(), self.limit, names, nearest)
+        alarm = min_copies([clip.source.group for clip in self.datamodule.train_clips])
+        verdict = judge_copies(self.steps, torch.stack(self.ratios).numpy(), self.limit, names, nearest, alarm)
         for row in self._suspects()[:1]:  # none where ratios have no meaning
             pair = f"{where}/{_pair_name(row)}"
             verdict.evidence.update(pair=f"{pair}.mp4", pair_picture=f"{pair}.png")

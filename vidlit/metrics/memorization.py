@@ -9,7 +9,7 @@ take, and a good one is nearer to its scene than to others, yet no copy. So
 
 with ``t`` the distance from the nearest training clip to its nearest other take. Takes of a film without movement are
 nearly the same; the lower bound keeps them from hiding copies. Of a clip without other takes ``t`` is not known and
-taken to be 2/3 of ``d2``. The ratio is 0 for an exact copy and about 1 for a new take, whatever the features' scale.
+taken to be 7/9 of ``d2``. The ratio is 0 for an exact copy and about 1 for a new take, whatever the features' scale.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-MIN_TAKE, UNKNOWN_TAKE = 1 / 3, 2 / 3
+MIN_TAKE, UNKNOWN_TAKE = 1 / 3, 7 / 9
 """Distance between takes as a share of the distance to another video: the least that counts, and where not known."""
 
 

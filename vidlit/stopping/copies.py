@@ -7,6 +7,7 @@ them from the base model: what is near a training clip there was not learned her
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,8 +17,8 @@ from vidlit.stopping.verdict import Action, Verdict
 
 SUSPECT_RATIO = 0.6
 CERTAIN_RATIO = 1 / 3
-MIN_COPIES = 2
-"""Clips below the limit that raise an alarm: one alone may be chance."""
+MIN_COPIES, MIN_COPIES_OF_ONE_TAKE = 2, 3
+"""Clips below the limit that raise an alarm: one alone may be chance; two, where nothing says how far takes differ."""
 CERTAIN_SHARE = 0.25
 """Share of clips below ``CERTAIN_RATIO`` that stops at once."""
 
@@ -32,12 +33,27 @@ def copy_limit(held_out: ArrayLike) -> float:
     return float(np.nanmin(np.append(ratios, SUSPECT_RATIO)))
 
 
+def min_copies(videos: Sequence[str]) -> int:
+    """Copies that raise an alarm: two; three where most training clips are the only ones of their video (N,).
+
+    The ratio of a clip without another take leans on a guess of how far takes differ.
+    """
+    clips = Counter(videos)
+    alone = sum(clips[video] == 1 for video in videos)
+    return MIN_COPIES_OF_ONE_TAKE if 2 * alone > len(videos) else MIN_COPIES
+
+
 def judge_copies(
-    steps: Sequence[int], ratios: ArrayLike, limit: float, samples: Sequence[str], nearest: Sequence[str]
+    steps: Sequence[int],
+    ratios: ArrayLike,
+    limit: float,
+    samples: Sequence[str],
+    nearest: Sequence[str],
+    alarm: int = MIN_COPIES,
 ) -> Verdict:
     """Judges the clips generated so far.
 
-    Two clips below the limit are an alarm; two alarms in a row stop, and so does a quarter of the clips below 1/3.
+    Some clips below the limit are an alarm; two alarms in a row stop, and so does a quarter of the clips below 1/3.
 
     Args:
         steps: Optimizer steps of the audits (J,), the base model's first.
@@ -45,6 +61,7 @@ def judge_copies(
         limit: From :func:`copy_limit`.
         samples: Names of the latest audit's clips (n,), for the evidence.
         nearest: clip_id of the training clip nearest to each (n,).
+        alarm: Clips below the limit that are an alarm; see :func:`min_copies`.
 
     Returns:
         A verdict with evidence: step, clips, copies, certain, base_copies, limit and, where a ratio is known,
@@ -59,7 +76,7 @@ def judge_copies(
     num_clips = table.shape[1]
     copied = _learned(table, limit)
     certain = int(_learned(table, min(limit, CERTAIN_RATIO))[-1].sum())
-    alarms = copied.sum(axis=1) >= MIN_COPIES
+    alarms = copied.sum(axis=1) >= alarm
     evidence: dict[str, float | int | str] = {
         "step": int(steps[-1]),
         "clips": num_clips,
@@ -79,7 +96,7 @@ def judge_copies(
         "nearest_clip": nearest[worst],
     }
     action: Action = "warn" if alarms[-1] else "continue"
-    if certain >= max(MIN_COPIES, CERTAIN_SHARE * num_clips) or bool(alarms[-2:].all() and len(alarms) > 1):
+    if certain >= max(alarm, CERTAIN_SHARE * num_clips) or bool(alarms[-2:].all() and len(alarms) > 1):
         action = "stop"
     return Verdict("copies", action, _reason(evidence), evidence)
 
