@@ -232,7 +232,7 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
     for name, rows, line in (
         ("quarantined", plan.quarantined, "{video}: {reason}"),
         ("dropped", plan.dropped, "{video}: {reason}"),
-        ("shortened", plan.shortened, "{video}: {used:.1f} of {total:.1f} s used"),
+        ("shortened", plan.shortened, "{video}: {used:.2f} of {total:.2f} s used"),
         ("near-duplicates, tied into one group", plan.near_duplicates, "{first} = {second} (group {group})"),
         ("in the folder but in no row", [{"video": video} for video in plan.unlisted], "{video}"),
     ):

@@ -1,4 +1,7 @@
 import itertools
+import json
+import subprocess
+import sys
 
 import pytest
 
@@ -74,3 +77,40 @@ def test_without_encoding_the_error_says_what_is_missing(demo, tmp_path):
     data.setup("fit")
     with pytest.raises(UserError, match="encode"):
         data.train_dataloader()
+
+
+RANKS = """
+import itertools, json, sys
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from vidlit.data.datamodule import LatentDataModule
+out, source, store, base, buckets = sys.argv[1:]
+said = []
+for data_parallel, tensor_parallel in ((1, 2), (2, 1)):
+    strategy = ModelParallelStrategy(data_parallel, tensor_parallel)
+    trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False, use_distributed_sampler=False)
+    trainer.strategy.connect(LightningModule())
+    trainer.strategy.setup_environment()
+    data = LatentDataModule(
+        source, store, base, buckets.split(), batch_size=2 // data_parallel, fps=16, val_fraction=0.34
+    )
+    data.trainer = trainer
+    batches = itertools.islice(data.train_dataloader(), 8)
+    said.append([batch.indices.tolist() for batch in batches])
+json.dump(said, open(f"{out}/{trainer.global_rank}.json", "w"))
+"""
+
+
+def test_tensor_parallel_ranks_share_their_samples_and_data_parallel_ones_do_not(make, demo, latents, tmp_path):
+    data = make(batch_size=2)
+    one = [batch.indices.tolist() for batch in itertools.islice(data.train_dataloader(), 8)]
+    (tmp_path / "ranks.py").write_text(RANKS)
+    words = [tmp_path, demo.dir / "clips", latents, demo.dir / "base", " ".join(BUCKETS)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launch, tmp_path / "ranks.py", *words], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0][0] == ranks[1][0] == one
+    assert [first + second for first, second in zip(ranks[0][1], ranks[1][1], strict=True)] == one

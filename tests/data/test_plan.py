@@ -228,7 +228,7 @@ def test_cache(folder, tmp_path):
     assert changed.clips[1].content != first.clips[1].content
     cache.write_text("{broken")
     assert run() == (changed, ["blink.mp4", "long.mp4", "short.mp4", "small.mp4", "still.png"])
-    assert [path.name for path in cache.parent.iterdir()] == ["inspected.json"]
+    assert {path.name for path in cache.parent.iterdir()} == {"inspected.json", ".inspected.json.lock"}
 
 
 def test_near_duplicates_join_groups(tmp_path):

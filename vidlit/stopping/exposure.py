@@ -146,7 +146,7 @@ def forecast(max_steps: int, batch_size: int, num_videos: int, learning_rates: A
     }
     name = band(exposures)
     reason = (
-        f"{max_steps:,} steps of {batch_size} over {num_videos:,} videos show each video {exposures:.3g} times: "
+        f"{max_steps:,} steps of {batch_size} over {num_videos:,} videos show each video {_times(exposures)} times: "
         f"{name} ({MEANING[name]})."
     )
     reason += _low_learning_rate_remark(exposures, float(rates.max()))
@@ -191,7 +191,7 @@ def judge_exposure(
     }
     if adjusted is not None:
         evidence["adjusted"] = float(adjusted)
-    seen = f"Each video was seen {mean:.3g} times on average (at most {highest:.0f})"
+    seen = f"Each video was seen {_times(mean)} times on average (at most {highest:.0f})"
     if hard_cap is not None:
         evidence["hard_cap"] = float(hard_cap)
         if mean >= hard_cap:
@@ -204,3 +204,8 @@ def _low_learning_rate_remark(exposures: float, learning_rate: float) -> str:
     if learning_rate > LOW_LEARNING_RATE or not CONSERVATIVE < exposures <= LOW_LEARNING_RATE_SAFE:
         return ""
     return f" At a learning rate of {learning_rate:g} this is still relatively safe; under 10 is ideal."
+
+
+def _times(exposures: float) -> str:
+    """Three digits, and never as ``4.8e+03``."""
+    return f"{exposures:,.0f}" if exposures >= 100 else f"{exposures:.3g}"
