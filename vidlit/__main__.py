@@ -28,6 +28,7 @@ others
   demo DIR   write the procedural clips and the tiny base model of the quickstart
 
 options
+  -v         let Lightning say everything it does
   --debug    show the full traceback of an error
   --version  print the version
   -h, --help print this; `vidlit COMMAND --help` prints all options of a command

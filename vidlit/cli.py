@@ -29,6 +29,7 @@ from vidlit.callbacks.faults import BadSteps
 from vidlit.callbacks.interrupt import GracefulInterrupt
 from vidlit.callbacks.memory_advice import is_out_of_memory, memory_use
 from vidlit.callbacks.overfit_stopping import OverfitStopping
+from vidlit.callbacks.overview import RunOverview, closing_facts, print_facts
 from vidlit.callbacks.progress import StepProgress
 from vidlit.callbacks.resume import Rewind
 from vidlit.callbacks.samples import SampleVideos
@@ -293,6 +294,7 @@ class VidlitCLI(LightningCLI):
             signals = [signal for each in callbacks if isinstance(each, SampleVideos) for signal in each.signals()]
             callbacks = [
                 AveragedValidation(),
+                RunOverview(),
                 StepProgress(),
                 Throughput(),
                 ValidationSchedule(),
@@ -366,14 +368,17 @@ class VidlitCLI(LightningCLI):
         )
         if trainer.is_global_zero:
             print(report)
-            print(_used(self.datamodule))
+            if self.subcommand != "fit":  # whose table says it
+                print(_used(self.datamodule))
 
     def after_fit(self) -> None:
         """Say how it ended, and make the page that shows it."""
         if self.trainer.is_global_zero:
-            print("\n" + closing_paragraph(self.run_directory.read_summary(), self.run_directory))
+            summary = self.run_directory.read_summary()
+            print("\n" + closing_paragraph(summary, self.run_directory) + "\n")
             if self.config.fit.run.report:
                 _report(self.run_directory)
+            print_facts(closing_facts(summary, self.run_directory))
 
 
 def _run_of(config: Namespace) -> RunDirectory:
@@ -394,7 +399,7 @@ def _report(directory: RunDirectory) -> None:
     try:
         from vidlit.report import write_report  # loads matplotlib
 
-        print(f"Report, for a browser: {write_report([directory.path])}")
+        write_report([directory.path])
     except Exception as error:
         print(f"vidlit: warning: no report was made ({type(error).__name__}: {error}); the run is complete. Try again ")
         print(f"with `vidlit report {directory.path}`.")

@@ -18,13 +18,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vidlit.callbacks.interrupt import Interrupted
 from vidlit.cli import RUN_DIRECTORY_VARIABLE, ParsedConfig, VidlitCLI
-from vidlit.data.progress import quiet_lightning
+from vidlit.data.progress import VERBOSE_VARIABLE, quiet_lightning
 from vidlit.demo import Demo
 from vidlit.errors import UserError
 from vidlit.kfold import fold_words, print_folds, summarise_folds
 from vidlit.refit import announcement, finished, full_steps, no_refit_because, note_refit, refit_words
 from vidlit.run_directory import RunDirectory, write_text
 
+SWITCHES = ("--debug", "-v", "--verbose")
 FLAGS = ("--json", "--verify", "--refit", "--overwrite")
 
 
@@ -38,8 +39,11 @@ def run(words: list[str]) -> int:
         Exit code: 0 for success, 2 for an error of the user's, 128 + the signal's number after an interrupt.
     """
     debug = "--debug" in words
+    verbose = "-v" in words or "--verbose" in words
     # jsonargparse wants a value for a bool; people type flags.
-    words = [f"{word}=true" if word in FLAGS else word for word in words if word != "--debug"]
+    words = [f"{word}=true" if word in FLAGS else word for word in words if word not in SWITCHES]
+    if verbose:
+        os.environ[VERBOSE_VARIABLE] = "1"
     try:
         COMMANDS.get(words[0], _lightning)(words)
     except (UserError, ArgumentError) as error:

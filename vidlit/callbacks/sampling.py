@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from vidlit.callbacks.progress import track_sampling
 from vidlit.callbacks.rendering import Sample, to_frames
 from vidlit.diffusion.noising import keyed_generator
 
@@ -97,7 +98,8 @@ def sample_clips(
     samples: dict[int, Sample] = {}
     with own_randomness(pl_module.device):
         dataset = datamodule.dataset(clips)
-        for rows in _of_one_bucket(clips, datamodule, trainer.world_size):
+        chunks = list(_of_one_bucket(clips, datamodule, trainer.world_size))
+        for rows in track_sampling(chunks, trainer.is_global_zero):
             places = share(len(rows), trainer)
             mine = [rows[place % len(rows)] for place in places]
             noise = _start_noise(pl_module, dataset, clips, mine, draws, sampling.seed)

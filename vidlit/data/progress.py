@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -14,11 +15,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _LINE_SECONDS = 30.0
+VERBOSE_VARIABLE = "VIDLIT_VERBOSE"
+"""Set in the environment, it lets Lightning say everything; further processes of a run inherit it."""
 
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keep the Trainer's remarks about devices, worker counts and services to itself; errors still come through."""
+    if os.environ.get(VERBOSE_VARIABLE):
+        yield
+        return
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -32,9 +32,11 @@ _PERFORMANCE = {
     "perf/tokens_per_s": "Tokens per second",
     "perf/data_wait": "Time spent waiting for data",
     "perf/audit_share": "Time spent on audits",
+    "perf/validation_share": "Time spent on checks",
     "perf/mfu": "Of the device's peak FLOP/s",
+    "perf/peak_memory_gb": "Peak memory, GB",
 }
-_SHARES = {"perf/data_wait", "perf/audit_share", "perf/mfu"}
+_SHARES = {"perf/data_wait", "perf/audit_share", "perf/validation_share", "perf/mfu"}
 
 
 @dataclass(frozen=True)
