@@ -308,6 +308,7 @@ class VidlitCLI(LightningCLI):
             ]
         elif self.subcommand == "validate":
             callbacks = [
+                AveragedValidation(),
                 *callbacks,
                 *(ValidationTable(each) for each in callbacks if isinstance(each, DivergenceMonitor)),
             ]

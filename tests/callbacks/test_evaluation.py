@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vidlit.__main__ import main
 from vidlit.data.batch import clip_key, collate
@@ -16,6 +17,14 @@ from vidlit.metrics.paired_loss import log_ratio, summarise
 from vidlit.module import VideoDiffusionModule
 
 SMALL = {"trainer__max_steps": 4, "data__test_fraction": 0.34, "data__val_fraction": 0.2, "data__buckets": "[9x48x48]"}
+
+
+def small_data(demo, latents):
+    """As ``SMALL`` says."""
+    base = str(demo.dir / "base")
+    return LatentDataModule(
+        demo.dir / "clips", latents, base, ["9x48x48"], fps=16, val_fraction=0.2, test_fraction=0.34
+    )
 
 
 @torch.no_grad()
@@ -41,15 +50,7 @@ def test_the_test_compares_with_the_base_and_audits(quickstart, demo, latents, t
 
     folder = run / "test" / "step_000004"
     results = json.loads((folder / "results.json").read_text())
-    data = LatentDataModule(
-        demo.dir / "clips",
-        latents,
-        str(demo.dir / "base"),
-        ["9x48x48"],
-        fps=16,
-        val_fraction=0.2,
-        test_fraction=0.34,
-    )
+    data = small_data(demo, latents)
     base, now = by_hand(demo, data), by_hand(demo, data, torch.load(checkpoint, weights_only=True)["state_dict"])
     keys = torch.tensor([clip_key(clip.clip_id) for clip in data.test_clips])
     ratios = log_ratio(now, base, stratum_sigmas(RectifiedFlow(), keys, 4))
@@ -70,18 +71,34 @@ def test_the_test_compares_with_the_base_and_audits(quickstart, demo, latents, t
     assert str(folder) in printed
 
 
+def test_the_test_measures_averaged_weights_where_there_are_such(quickstart, demo, latents, tmp_path):
+    options = ["--model.ema.decay=0.9", "--overfit_stopping.restore=last"]
+    assert main([*quickstart(**SMALL), *options]) == 0
+    run = tmp_path / "runs" / "quickstart" / "0"
+    assert main([*quickstart("test", **SMALL), options[0], f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
+    results = json.loads((run / "test" / "step_000004" / "results.json").read_text())
+    exported = load_file(run / "weights" / "transformer" / "diffusion_pytorch_model.safetensors")
+    average = {f"transformer.{name}": value for name, value in exported.items()}
+    trained = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    data = small_data(demo, latents)
+    assert results["loss"] == pytest.approx(float(by_hand(demo, data, average).mean()), rel=1e-5)
+    assert results["loss"] != pytest.approx(float(by_hand(demo, data, trained).mean()), rel=1e-5)
+
+
 def test_the_base_alone_can_be_tested_and_leaves_nothing(quickstart, tmp_path, capsys):
     assert main(quickstart("test", **SMALL)) == 0
     assert "test/loss" in capsys.readouterr().out
     assert not list(tmp_path.glob("runs/**/results.json"))
 
 
-def test_validate_shows_the_change_against_step_0(quickstart, tmp_path, capsys):
-    assert main(quickstart(trainer__max_steps=4)) == 0
+@pytest.mark.parametrize("average", [[], ["--model.ema.decay=0.9"]])
+def test_validate_shows_the_change_against_step_0(quickstart, tmp_path, capsys, average):
+    """And scores what the checks of the run scored: the averaged weights where there are such."""
+    assert main([*quickstart(trainer__max_steps=4), *average]) == 0
     run = tmp_path / "runs" / "quickstart" / "0"
     summary = json.loads((run / "summary.json").read_text())
     capsys.readouterr()
-    assert main([*quickstart("validate"), f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
+    assert main([*quickstart("validate"), *average, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
     printed = capsys.readouterr().out
     assert "under the base model" in " ".join(printed.split())
     for row, name in (("held out", "val_log_ratio"), ("of training", "probe_log_ratio")):

@@ -81,7 +81,9 @@ class Evaluation(Callback):
         self.step = int(checkpoint["global_step"])
 
     def on_test_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
-        """Measure the base model, and put the trained weights back."""
+        """Measure the base model, and put the trained weights, or their average, back."""
+        if self.step is not None and pl_module.averaged is not None:
+            pl_module.averaged.copy_to_parameters()
         self._metric.to(pl_module.device).reset()
         if self.audit is not None:
             self.audit.prepare(trainer, pl_module)
