@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return checkpoint | {"state_dict": _read_shards(path)}
         try:
             return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only)
-        except (OSError, RuntimeError, EOFError) as error:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(f"{path} is no checkpoint, or a damaged one: {error}") from error
 
 

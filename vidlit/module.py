@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -142,6 +143,11 @@ class VideoDiffusionModule(LightningModule):
         """Load the transformer, once, when Lightning knows where it will live."""
         if self.transformer is not None:
             return
+        if self.adapter is not None and self._trainer is not None and self.trainer.precision == "bf16-true":
+            raise UserError(
+                "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "
+                "--trainer.precision bf16-mixed with --model.base_dtype bfloat16, which needs no more memory."
+            )
         self.load_base()
         training = self._trainer is not None and self.trainer.state.fn == "fit"
         if training and (self.ema is not None or self.is_schedule_free):
@@ -179,7 +185,10 @@ class VideoDiffusionModule(LightningModule):
     def forward(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicted velocity (B, C, F, H, W); see :class:`vidlit.diffusion.loss.VelocityModel`."""
         assert self.transformer is not None
-        return self.family.velocity(self.transformer, noisy, sigmas, conditioning)
+        # Frozen weights in fewer bits and trained ones in float32 meet in bfloat16.
+        kept_small = self.base_dtype != "float32"
+        with torch.autocast(self.device.type, torch.bfloat16) if kept_small else nullcontext():
+            return self.family.velocity(self.transformer, noisy, sigmas, conditioning)
 
     # -- steps
 
@@ -320,16 +329,18 @@ class VideoDiffusionModule(LightningModule):
         """
         transformer = self.transformer
         assert transformer is not None
-        if self.device_mesh is not None:
-            transformer = self._gathered()
+        if self.device_mesh is not None or (self.layers is not None and self.base_dtype != "float32"):
+            transformer = self._whole_transformer()
         return export_weights(self.family, transformer, folder) if self.global_rank == 0 else []
 
-    def _gathered(self) -> nn.Module:
-        """A transformer of the same structure with whole weights on rank 0; of an adapter's base the structure only."""
+    def _whole_transformer(self) -> nn.Module:
+        """One with whole trained weights, on rank 0; the others are as the base came, or none beside an adapter."""
         assert self.transformer is not None
-        names = [name for name, p in self.transformer.named_parameters() if self.adapter is None or p.requires_grad]
+        names = [name for name, parameter in self.transformer.named_parameters() if parameter.requires_grad]
         weights = whole(self.transformer, names)
-        transformer = self._structure()
+        if self.global_rank != 0:
+            return self.transformer
+        transformer = self.family.load_transformer() if self.layers is not None else self._structure()
         transformer.load_state_dict(weights, strict=False, assign=True)
         return transformer
 
