@@ -5,8 +5,13 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
+
+from tests.conftest import CONFIGS
+from vidlit.data.datamodule import LatentDataModule
 
 
 def fit(words, folder):
@@ -45,3 +50,20 @@ def test_two_ranks_train_as_one_with_the_same_global_batch(quickstart, tmp_path)
     weights = [load_file(run / "weights/transformer/diffusion_pytorch_model.safetensors") for run in (one, two)]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_ledger_of_ranks_accumulation_and_a_resume_is_what_the_plan_says(quickstart, demo, latents, tmp_path):
+    options = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accumulate_grad_batches": 2}
+    options |= {"data__batch_size": 1, "trainer__val_check_interval": 4, "overfit_stopping__policy__divergence": "off"}
+    fit(quickstart(trainer__max_steps=4, **options), tmp_path)
+    fit([*quickstart(trainer__max_steps=9, **options), "--ckpt_path=last"], tmp_path)
+    buckets = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())["data"]["buckets"]
+    data = LatentDataModule(
+        demo.dir / "clips", latents, str(demo.dir / "base"), buckets, batch_size=1, fps=16, val_fraction=0.5
+    )
+    planned = data.sampler(num_replicas=2, rank=0).exposures(9 * 2)
+    with (tmp_path / "runs" / "quickstart" / "0" / "exposure.csv").open() as file:
+        counted = {row["clip_id"]: int(row["exposures"]) for row in csv.DictReader(file) if row["split"] == "train"}
+    assert counted == dict(zip([clip.clip_id for clip in data.train_clips], planned.tolist(), strict=True))
+    assert sum(counted.values()) == 9 * 2 * 2

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pytest
@@ -79,3 +80,9 @@ def test_the_ledger_goes_through_a_checkpoint_as_tensors_and_numbers(quickstart,
     assert restored.per_video(trainer) == judged["ledger"].per_video(trainer)
     assert restored.verdict(trainer, trainer.lightning_module) == judged["verdict"]
     assert restored.statistics_at(4).items() >= judged["ledger"].statistics(trainer).items()
+
+
+def test_steps_after_the_last_check_are_counted(quickstart, tmp_path):
+    assert main(quickstart(trainer__max_steps=5, trainer__val_check_interval=4)) == 0
+    with (tmp_path / "runs" / "quickstart" / "0" / "exposure.csv").open() as file:
+        assert sum(int(row["exposures"]) for row in csv.DictReader(file)) == 5 * 2

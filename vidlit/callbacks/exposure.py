@@ -86,6 +86,11 @@ class ExposureLedger(Signal):
         )
         self._write(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Count what was trained on since the last check, too."""
+        self._agree(trainer)
+        self._write(trainer)
+
     def verdict(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> Verdict:
         """Are videos seen too often?"""
         counts = list(self.per_video(trainer).values())
