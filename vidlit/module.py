@@ -169,9 +169,9 @@ class VideoDiffusionModule(LightningModule):
         if self.compile_blocks:
             for block in repeated_blocks(transformer):
                 block.compile()
-        self.transformer = transformer.to(self.device).train()
-        if self.device_mesh is not None:
+        if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
             shard(transformer, self.device_mesh, self.base_dtype, low_precision=self.trainer.precision == "bf16-mixed")
+        self.transformer = transformer.to(self.device).train()
 
     def _choose_trained(self, transformer: nn.Module) -> None:
         if self.layers is not None:

@@ -15,7 +15,7 @@ from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import known_families, open_family
-from vidlit.models.memory import checkpoint_blocks, repeated_blocks
+from vidlit.models.memory import checkpoint_blocks, repeated_blocks, shard
 from vidlit.module import VideoDiffusionModule
 
 
@@ -71,6 +71,31 @@ def test_bfloat16_weights_give_nearly_the_same_velocities(family, batch):
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert ((half - full).square().mean() / full.square().mean()).sqrt() < 0.05
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    """Of one process, as ``ModelParallelStrategy`` makes it."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield torch.distributed.init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    torch.distributed.destroy_process_group()
+
+
+@torch.no_grad()
+def test_sharded_weights_in_mixed_precision_lose_no_more_than_whole_ones(family, batch, mesh):
+    """Gathered in bfloat16, they must not take timesteps and rotary angles down with them."""
+    sigmas = torch.tensor([0.7131, 0.9985])
+    exact = family.velocity(family.load_transformer().eval(), batch.latents, sigmas, batch.conditioning)
+    errors = []
+    for sharded in (False, True):
+        transformer = family.load_transformer().eval()
+        if sharded:
+            shard(transformer, mesh, "float32", low_precision=True)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            velocity = family.velocity(transformer, batch.latents, sigmas, batch.conditioning)
+        errors.append(((velocity - exact).square().mean() / exact.square().mean()).sqrt().item())
+    assert errors[0] < 0.02
+    assert errors[1] < 2 * errors[0]
 
 
 def test_checkpointed_activations_give_the_same_gradients(family, batch):
