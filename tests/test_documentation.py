@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.test_configs import ParseOnly
+from tests.test_families_fit import TINY
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -101,26 +102,35 @@ def test_yaml_on_a_page_is_accepted(block, tmp_path):
 
 SHIM = """\
 #!{python}
-import sys, yaml
+import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
+from tests.test_documentation import shortened
 from vidlit.__main__ import main
 
-words = sys.argv[1:]
-if words and words[0] in ("fit", "validate", "test", "predict", "encode", "plan"):
-    configs = [Path(words[k + 1]) for k, word in enumerate(words[:-1]) if word == "--config"]
-    bases = [yaml.safe_load(path.read_text()).get("model", dict()).get("base") for path in configs]
-    base = next((base for base in reversed(bases) if base), None)
-    named = [words[k + 1] for k, word in enumerate(words[:-1]) if word == "--model.base"]
-    if words[0] != "plan":
-        words += ["--data.encode_workers", "1"]
-    if base and not named and base.count("/") == 1 and not Path(base).is_dir():
-        words += ["--model.base", tiny_base(base), "--data.buckets", "[5x64x64]", "--data.upscale", "true"]
-    if words[0] == "fit":
-        words += "--trainer.max_steps 6 --trainer.val_check_interval 3 --samples.num_videos 1".split()
-        words += "--samples.num_steps 2".split()
-sys.exit(main(words))
+sys.exit(main(shortened(sys.argv[1:])))
 """
+
+
+def shortened(words):
+    """A command as the page has it, with less work: a few steps, and a tiny base where it would fetch one."""
+    if not words or words[0] not in ParseOnly.subcommands():
+        return words
+    configs = [Path(words[k + 1]) for k, word in enumerate(words[:-1]) if word == "--config"]
+    options = {"data.encode_workers": 1} if words[0] != "plan" else {}
+    for config in configs:
+        if config.stem in TINY:
+            make, size = TINY[config.stem]
+            base = Path("tiny_bases", config.stem)
+            if not base.is_dir():
+                make(base)
+            options |= {"model.base": base, "data.buckets": f"[{size}]", "data.fps": 16, "data.val_fraction": 0.5}
+            options |= {"trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.precision": "32-true"}
+            options |= {"data.upscale": "true"}
+    if words[0] == "fit":
+        options |= {"trainer.max_steps": 6, "trainer.val_check_interval": 3, "samples.num_audit": 0}
+        options |= {"samples.num_videos": 1, "samples.num_steps": 2}
+    return [*words, *(f"--{key}={value}" for key, value in options.items())]
 
 
 @pytest.fixture
