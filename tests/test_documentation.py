@@ -129,6 +129,7 @@ def shortened(words):
             options |= {"data.upscale": "true"}
     if words[0] == "fit":
         options |= {"trainer.max_steps": 6, "trainer.val_check_interval": 3, "samples.num_audit": 0}
+        options |= {"trainer.accumulate_grad_batches": 1}
         options |= {"samples.num_videos": 1, "samples.num_steps": 2}
     return [*words, *(f"--{key}={value}" for key, value in options.items())]
 

@@ -71,3 +71,10 @@ def test_what_the_user_says_holds(quickstart, tmp_path):
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     assert state["DivergenceMonitor"]["val_curves"].shape == (4, 2)
     assert "ValidationSchedule" not in state
+
+
+def test_a_check_in_the_middle_of_a_step_is_refused(quickstart, capsys):
+    """Two checks of one step once ended a run with a traceback."""
+    words = quickstart(trainer__accumulate_grad_batches=3, trainer__val_check_interval=4)
+    assert main(words) == 2
+    assert "set 6" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from vidlit.errors import UserError
 from vidlit.stopping.schedule import MIN_CHECKS, CheckSchedule, check_schedule
 
 if TYPE_CHECKING:
@@ -46,8 +47,21 @@ class ValidationSchedule(Callback):
         self._seconds = 0.0
 
     def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
-        """Choose, before the validation clips are laid out."""
-        if stage != "fit" or not is_left_to_choose(trainer):
+        """Choose, before the validation clips are laid out.
+
+        Raises:
+            UserError: checks would fall into the middle of an optimizer step.
+        """
+        if stage != "fit":
+            return
+        set_interval, accumulate = getattr(trainer, "val_check_interval", UNSET), trainer.accumulate_grad_batches
+        if isinstance(set_interval, int) and set_interval % accumulate:
+            raise UserError(
+                f"trainer.val_check_interval {set_interval} counts batches and must be a multiple of "
+                f"trainer.accumulate_grad_batches {accumulate}, or checks would fall into the middle of a step: set "
+                f"{-(-set_interval // accumulate) * accumulate}, or leave it out."
+            )
+        if not is_left_to_choose(trainer):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         samples = datamodule.samples_per_batch * trainer.accumulate_grad_batches
