@@ -69,3 +69,13 @@ def test_starting_anew_in_a_folder_forgets_what_lay_there(tmp_path):
     logger.rewind(-1)
     log(logger, range(2))
     assert list(rows(directory)) == [0, 1]
+
+
+def test_a_run_that_is_resumed_when_it_is_over_keeps_its_rows(tmp_path):
+    """Nothing is trained then, so nothing is rewound; the whole history was once lost."""
+    directory = RunDirectory(tmp_path)
+    log(RunCSVLogger(directory), range(9))
+    logger = RunCSVLogger(directory)
+    logger.log_metrics({"test/loss": 1.0}, step=9)
+    logger.finalize("success")
+    assert list(rows(directory)) == list(range(10))

@@ -60,7 +60,8 @@ def name_of(page):
 def test_blocks_are_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
-        "text\n```bash\nls\n```\n<!-- not run: it is long -->\n\n```python\nx = 1\n```\n- item\n  ```yaml\n  a: 1\n  ```\n"
+        "text\n```bash\nls\n```\n<!-- not run: it is long -->\n\n```python\nx = 1\n```\n"
+        "- item\n  ```yaml\n  a: 1\n  ```\n"
     )
     assert [(b.language, b.text, b.run, b.line) for b in blocks_of(page)] == [
         ("bash", "ls\n", True, 2),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 
 from vidlit.run_directory import RunDirectory
@@ -24,11 +26,21 @@ class RunCSVLogger(CSVLogger):
         super().__init__(directory.path, name="", version="", flush_logs_every_n_steps=50)
         self._earlier: list[dict[str, str]] = _read_rows(directory.metrics)
 
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """What writes the file, begun with the rows that were there: opening it deletes them."""
+        opened = self._experiment is not None
+        writer: Any = super().experiment
+        if not opened:
+            writer.metrics[:0] = self._earlier
+            self._earlier = []
+        return writer
+
     def rewind(self, step: int) -> None:
         """Keep the rows up to a step that were there when the logger was made; forget later ones."""
-        kept = [{k: v for k, v in row.items() if v} for row in self._earlier if int(float(row["step"])) <= step]
-        self._earlier = []
-        self.experiment.metrics[:0] = kept
+        rows = self.experiment.metrics
+        rows[:] = [row for row in rows if int(float(row["step"])) <= step]
         self.save()
 
 
@@ -36,4 +48,4 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row.get("step")]
+        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if row.get("step")]

@@ -132,7 +132,7 @@ def exposure_histogram(axes: Axes, exposures: Mapping[str, int]) -> None:
 def exposure_over_time(axes: Axes, run: RunRecord) -> None:
     """Mean and highest exposures of a source video, over the bands."""
     steps, highest = run.curve("exposure/max")
-    top = 1.1 * max(CONSERVATIVE, *highest)
+    top = 1.1 * max([CONSERVATIVE, *highest])
     edges = (0.0, CONSERVATIVE, MODERATE, RISKY, max(top, RISKY))
     for name, low, high in zip(BANDS, edges[:-1], edges[1:], strict=True):
         axes.axhspan(low, high, color=COLOURS[name], linewidth=0, alpha=0.5)
