@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.stopping import curves, rules
+from benchmarks.stopping import curves, real_measure, real_runs, report, rules, training
 from benchmarks.stopping.measure import measure
 from vidlit.stopping.divergence import DivergenceHistory, judge_divergence
 
@@ -62,3 +62,33 @@ def test_the_rule_in_bulk_is_the_rule_one_by_one():
         else:
             check = 24
         assert check == stops[run]
+
+
+def test_the_rule_on_the_stored_real_runs():
+    every = real_measure.read()
+    assert {one.plan.kind for one in every} == {"clips", "fresh", "tuned"}
+    for one in every:
+        found = real_measure.outcome(one, rules.divergence(one.runs))
+        assert found.get("premature", 0.0) == found.get("false", 0.0) == 0.0, one.plan.name
+        assert one.runs.val_by_video.shape[1:] == (len(one.steps), real_runs.VAL_VIDEOS)
+
+
+def test_a_real_run_is_trained_scored_stored_and_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "ORACLE_VIDEOS", 16)
+    plan = real_runs.Plan("clips", 8, 1e-3, 0, steps=12, every=2)
+    arrays = training.train(training.World(tmp_path), plan)
+    assert not arrays["val"][0].any()
+    assert arrays["val"].shape == (7, real_runs.VAL_VIDEOS * real_runs.VAL_TAKES, 4)
+    assert arrays["oracle"].mean(axis=1)[-1] < 0  # it learns
+    assert np.isfinite(arrays["fresh"]).all()
+    path = tmp_path / "curves.npz"
+    real_runs.store({plan.name: arrays}, path)
+    again = real_runs.stored(path)[plan.name]
+    assert all(np.array_equal(again[name], value, equal_nan=True) for name, value in arrays.items())
+    monkeypatch.setattr(real_measure, "plans", lambda: [plan])
+    monkeypatch.setattr(real_measure, "stored", lambda: {plan.name: again})
+    results = real_measure.measure_all()
+    assert results["runs"][plan.name]["stop"] == 12  # too short to judge
+    fixed = real_measure.fixed_exposures(real_measure.read()[0], 10)
+    assert int(fixed[0][0]) == 5  # a step shows each of the four videos once: ten exposures are ten steps, five checks
+    assert plan.name in report.real_table(results)
