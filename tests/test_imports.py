@@ -56,6 +56,8 @@ MAY_IMPORT = {
             "data.video",
             "csv_logger",
             "background_logger",
+            "run_record",
+            "model_card",
             "flops",
             "checkpoint_files",
             "models.memory",
@@ -73,12 +75,13 @@ MAY_IMPORT = {
     "report/": {"numpy", "yaml", "jinja2", "markupsafe", "matplotlib", "vidlit.__version__", "vidlit.run_record"}
     | {"vidlit.stopping"},
     "dashboard.py": {"yaml", "wandb_workspaces"},
+    "model_card.py": {"yaml", "numpy", "matplotlib", "huggingface_hub", "vidlit.__version__", "vidlit.run_record"},
     "predict.py": {f"vidlit.{room}" for room in ("callbacks", "data", "models.adapters", "module")},
     "demo.py": ARRAYS | {"diffusers", "transformers", "vidlit.data.video", "vidlit.models.codec"},
     "cli.py": ARRAYS | LIGHTNING | {"jsonargparse", "rich", "wandb", "yaml", "vidlit"},
     "commands.py": LIGHTNING | {"jsonargparse", "vidlit"},
 }
-LAZY_ONLY = {"diffusers", "transformers", "wandb", "peft"}
+LAZY_ONLY = {"diffusers", "transformers", "wandb", "peft", "huggingface_hub"}
 """Take seconds to import: only inside functions, except where a class derives from theirs."""
 EAGER = {"models/codec.py"}
 

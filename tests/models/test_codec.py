@@ -100,3 +100,10 @@ def test_the_whole_demo_base_loads_as_a_pipeline(demo):
     assert type(pipeline.vae).__name__ == "PatchDCTCodec"
     assert pipeline.vae_spatial_compression_ratio == 16
     assert pipeline.vae_temporal_compression_ratio == 4
+
+
+def test_it_loads_in_bfloat16_as_on_a_gpu(tmp_path):
+    PatchDCTCodec(latent_channels=8).save_pretrained(tmp_path)
+    loaded = PatchDCTCodec.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert loaded.kernel.dtype == torch.bfloat16
+    assert torch.equal(loaded.kernel, PatchDCTCodec(latent_channels=8).kernel.bfloat16())

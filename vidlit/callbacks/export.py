@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from lightning.pytorch import Callback, Trainer
 
+from vidlit.model_card import CardFacts, check_hub_name, push, write_model_card
 from vidlit.run_directory import RunDirectory, write_text
+from vidlit.run_record import RunRecord
 
 if TYPE_CHECKING:
     from vidlit.module import VideoDiffusionModule
@@ -17,24 +19,60 @@ if TYPE_CHECKING:
 class WeightExport(Callback):
     """Fills ``weights/`` of the run directory with what diffusers loads: a LoRA file, or the transformer's folder.
 
+    Beside it a model card (``README.md``) says what the weights are, why training stopped, and how to load them.
+
     Args:
         base_parts: what lies beside a fully fine-tuned transformer: with the base's other parts (VAE, text encoders,
             tokenizers, scheduler), as a ``link`` or a ``copy``, the folder is a whole model, for pipelines and as
             ``model.base`` of another run; ``none`` leaves the transformer alone. A LoRA never has them.
+        push_to_hub: owner/name of a repository on the Hugging Face hub to upload weights and card to, private where it
+            is new; ``None`` for none.
+
+    Raises:
+        UserError: ``push_to_hub`` is no such name.
     """
 
-    def __init__(self, base_parts: Literal["none", "link", "copy"] = "link") -> None:
+    def __init__(self, base_parts: Literal["none", "link", "copy"] = "link", push_to_hub: str | None = None) -> None:
         self.base_parts = base_parts
+        self.push_to_hub = push_to_hub
+        if push_to_hub is not None:
+            check_hub_name(push_to_hub)
 
     def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
-        """Export."""
+        """Export, describe and, where asked for, upload."""
         if pl_module.transformer is None:
             return
-        folder = RunDirectory(Path(trainer.default_root_dir)).weights
-        pl_module.export(folder)  # gathers what is sharded, so all ranks are here
-        if trainer.is_global_zero:
-            if pl_module.adapter is None and self.base_parts != "none":
-                add_base_parts(pl_module.family.base, folder, copy=self.base_parts == "copy")
+        directory = RunDirectory(Path(trainer.default_root_dir))
+        pl_module.export(directory.weights)  # gathers what is sharded, so all ranks are here
+        if not trainer.is_global_zero:
+            return
+        is_lora = bool(getattr(pl_module.transformer, "peft_config", None))
+        if not is_lora and self.base_parts != "none":
+            add_base_parts(pl_module.family.base, directory.weights, copy=self.base_parts == "copy")
+        if "num_clips" not in directory.read_summary():  # ended before its first check
+            return
+        for logger in trainer.loggers:
+            logger.save()  # the card draws from metrics.csv
+        family = pl_module.family
+        facts = CardFacts(
+            base=pl_module.base,
+            base_folder=family.base,
+            pipeline_class=family.pipeline_class,
+            transformer_class=family.transformer_class,
+            takes_image=pl_module.first_frame > 0 or bool(family.clip_extras),
+            is_lora=is_lora,
+        )
+        write_model_card(RunRecord(directory.path), facts)
+        if self.push_to_hub is not None:
+            self._push(directory.weights, self.push_to_hub)
+
+    def _push(self, folder: Path, name: str) -> None:
+        """Upload; whatever goes wrong, the weights are here."""
+        try:
+            print(f"Uploaded to {push(folder, name)}")
+        except Exception as error:
+            print(f"vidlit: warning: nothing was uploaded to {name} ({type(error).__name__}: {error}).")
+            print(f"The weights are in {folder}. Log in with `hf auth login`, then `hf upload {name} {folder}`.")
 
 
 def add_base_parts(base: Path, folder: Path, copy: bool) -> None:

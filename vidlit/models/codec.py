@@ -102,8 +102,9 @@ def _lowest_frequencies(num_kept: int, patch_frames: int, patch_size: int) -> Te
     """Orthonormal basis (num_kept, 3, patch_frames, patch_size, patch_size) of the smoothest patches."""
     time, space = _dct_matrix(patch_frames), _dct_matrix(patch_size)
     # Rows are luma and the two chroma axes of YCbCr, made orthonormal so that the transpose decodes.
-    luma = torch.tensor([0.299, 0.587, 0.114])
-    colour = torch.linalg.qr(torch.stack([luma, torch.tensor([0.0, -0.5, 1.0]), torch.tensor([1.0, -0.5, 0.0])]).T)[0].T
+    # In float32 whatever the default is: from_pretrained(dtype=bfloat16) sets it, and QR knows no bfloat16.
+    axes = torch.tensor([[0.299, 0.587, 0.114], [0.0, -0.5, 1.0], [1.0, -0.5, 0.0]], dtype=torch.float32)
+    colour = torch.linalg.qr(axes.T)[0].T
     num_luma = round(num_kept * LUMA_SHARE)
     num_chroma = (num_kept - num_luma) // 2
     wanted = [num_luma, num_chroma, num_kept - num_luma - num_chroma]
@@ -122,7 +123,7 @@ def _lowest_frequencies(num_kept: int, patch_frames: int, patch_size: int) -> Te
 
 def _dct_matrix(size: int) -> Tensor:
     """Orthonormal DCT-II, (frequency, position)."""
-    position = torch.arange(size) + 0.5
-    matrix = torch.cos(math.pi / size * torch.arange(size)[:, None] * position[None])
+    frequency = torch.arange(size, dtype=torch.float32)
+    matrix = torch.cos(math.pi / size * frequency[:, None] * (frequency + 0.5)[None])
     matrix[0] /= math.sqrt(2)
     return matrix * math.sqrt(2 / size)
