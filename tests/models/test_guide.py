@@ -42,7 +42,8 @@ def family(tmp_path_factory):
 
 
 # The line in the table: the very tests of all families, with the family above for theirs.
-batch, encoded, conditioning = test_every_family.batch, test_every_family.encoded, test_export.conditioning
+batch, encoded, mesh = test_every_family.batch, test_every_family.encoded, test_every_family.mesh
+conditioning = test_export.conditioning
 ALL = {
     name: test
     for name, test in vars(test_every_family).items()
