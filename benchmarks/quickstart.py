@@ -2,14 +2,13 @@
 
     python benchmarks/quickstart.py                      # five seeds
     python benchmarks/quickstart.py --videos 16 32 64 --seeds 0   # more demo videos train longer before the stop
+    python benchmarks/quickstart.py --seeds 0 --picture docs/images/quickstart.png
 
 Prints one row a run. `probe falls` says whether the train probe's log-ratio still fell over the last half of the run,
 `peak GB` is the largest resident size of the process, encoding and its decoding children not added up.
 """
 
 import argparse
-import csv
-import json
 import resource
 import statistics
 import subprocess
@@ -18,10 +17,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+from matplotlib.figure import Figure
+
+from vidlit.run_directory import RunDirectory
+from vidlit.run_record import RunRecord
+
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
 
-def run(folder: Path, videos: int, seed: int, max_steps: int) -> dict[str, object]:
+def run(folder: Path, videos: int, seed: int, max_steps: int) -> tuple[RunDirectory, dict[str, object]]:
     """Fit once in a process of its own and say how it went."""
     name = f"videos{videos}_seed{seed}"
     options = [f"--demo.num_videos={videos}", f"--seed_everything={seed}", f"--run.name={name}"]
@@ -35,12 +40,11 @@ def run(folder: Path, videos: int, seed: int, max_steps: int) -> dict[str, objec
     )
     if done.returncode:
         raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
-    directory = folder / "runs" / name / "0"
-    summary = json.loads((directory / "summary.json").read_text())
-    with (directory / "metrics.csv").open() as file:
-        probe = [float(row["probe/log_ratio"]) for row in csv.DictReader(file) if row.get("probe/log_ratio")]
+    directory = RunDirectory(folder / "runs" / name / "0")
+    summary = directory.read_summary()
+    probe = RunRecord(directory.path).curve("probe/log_ratio").values
     half = len(probe) // 2
-    return {
+    return directory, {
         "videos": videos,
         "seed": seed,
         "best step": summary["best_step"],
@@ -55,19 +59,46 @@ def run(folder: Path, videos: int, seed: int, max_steps: int) -> dict[str, objec
     }
 
 
+def draw(directory: RunDirectory, path: Path) -> None:
+    """The run's curves with its decision marked."""
+    run, summary = RunRecord(directory.path), directory.read_summary()
+    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for name, label, colour in (
+        ("val/log_ratio", "held-out clips", "#c2410c"),
+        ("probe/log_ratio", "training clips", "#1d4ed8"),
+    ):
+        curve = run.curve(name)
+        axes.plot(curve.steps, 100 * np.expm1(curve.values), color=colour, label=label)
+    for step, text in ((summary["kept_step"], "kept"), (summary["stop_step"], "stopped")):
+        axes.axvline(step, color="0.45", linestyle=":", linewidth=1)
+        axes.annotate(
+            f"{text}: step {step}", (step, 0), (4, -4), textcoords="offset points", rotation=90, ha="left", va="top"
+        )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9")
+    axes.set(xlabel="step", ylabel="loss against the base model (%)", xlim=(0, 1.06 * summary["stop_step"]))
+    axes.legend(frameon=False, loc="lower left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
 def main() -> None:
     """Run all, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--videos", type=int, nargs="+", default=[16], help="source videos, half of them held out")
     parser.add_argument("--max-steps", type=int, default=1200)
+    parser.add_argument("--picture", type=Path, help="file to draw the first run's curves to")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         header = False
         for videos in arguments.videos:
             for seed in arguments.seeds:
-                row = run(Path(folder), videos, seed, arguments.max_steps)
+                directory, row = run(Path(folder), videos, seed, arguments.max_steps)
                 if not header:
+                    if arguments.picture:
+                        draw(directory, arguments.picture)
                     print("| " + " | ".join(row) + " |\n|" + "---|" * len(row))
                     header = True
                 print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
