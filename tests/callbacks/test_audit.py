@@ -16,6 +16,7 @@ from vidlit.callbacks.divergence import DivergenceMonitor
 from vidlit.callbacks.exposure import ExposureLedger
 from vidlit.callbacks.overfit_stopping import OverfitStopping
 from vidlit.callbacks.samples import SampleVideos
+from vidlit.callbacks.sampling import Sampling
 from vidlit.csv_logger import RunCSVLogger
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.errors import UserError
@@ -367,7 +368,7 @@ def test_audit_reads_real_clips_in_order(fit, data):
 
 def test_of_a_large_set_the_prompts_own_videos_and_a_spread_are_compared(data, monkeypatch):
     monkeypatch.setattr("vidlit.callbacks.audit.MAX_TRAIN_CLIPS", 4)
-    audit = Audit(data, LatentFeatures(), num_clips=2, num_steps=2, seed=0)
+    audit = Audit(data, LatentFeatures(), 2, Sampling(num_steps=2, seed=0, guidance_scale=1.0, negative_prompt=""))
     assert len(data.train_clips) > 4
     compared = {clip.clip_id for clip in audit.train_clips}
     assert len(compared) == len(audit.train_clips) <= 4

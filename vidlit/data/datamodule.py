@@ -381,7 +381,7 @@ class LatentDataModule(LightningDataModule):
                 f"{here}: set --data.batch_size so that batch_size x ranks is the same, with the same buckets."
             )
         self._position = state_dict["position"]
-        self.affordable_val_clips = state_dict["affordable_val_clips"]
+        self.affordable_val_clips = state_dict.get("affordable_val_clips")
 
 
 def _as_is(batch: Any) -> Any:
