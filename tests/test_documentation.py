@@ -128,6 +128,8 @@ def shortened(words):
             options |= {"model.base": base, "data.buckets": f"[{size}]", "data.fps": 16, "data.val_fraction": 0.5}
             options |= {"trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.precision": "32-true"}
             options |= {"data.upscale": "true"}
+        if config.stem in ("demo_base", "demo_lora"):
+            options |= {"demo.num_videos": 16}
     if words[0] == "fit":
         options |= {"trainer.max_steps": 6, "trainer.val_check_interval": 3, "samples.num_audit": 0}
         options |= {"trainer.accumulate_grad_batches": 1}
