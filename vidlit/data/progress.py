@@ -17,15 +17,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _LINE_SECONDS = 30.0
 VERBOSE_VARIABLE = "VIDLIT_VERBOSE"
 """Set in the environment, it lets Lightning say everything; further processes of a run inherit it."""
+_TALKATIVE = (
+    "lightning.pytorch",
+    "lightning.fabric",
+    "torchao",  # tells at every start which kernels it was built without
+    "torch.utils._pytree",
+    "diffusers.quantizers.torchao",
+)
 
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep the Trainer's remarks about devices, worker counts and services to itself; errors still come through."""
+    """Keep remarks about devices, worker counts, services and missing kernels to themselves; errors come through."""
     if os.environ.get(VERBOSE_VARIABLE):
         yield
         return
-    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
