@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
+import vidlit.module
 from tests.models import bases
 from vidlit.__main__ import main
-from vidlit.data.batch import Conditioning
+from vidlit.data.batch import Conditioning, LatentBatch
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA
@@ -188,6 +189,87 @@ def test_gradient_checkpointing_gives_the_same_gradients(module):
         gradients.append({name: value.grad for name, value in made.named_parameters()})
     for name, value in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], value, atol=1e-6, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def vae_base(tmp_path_factory):
+    """A base whose VAE has a posterior with some width."""
+    return bases.ltx_video(tmp_path_factory.mktemp("posterior") / "base")
+
+
+def test_latents_are_drawn_anew_at_each_visit_and_in_training_alone(quickstart, vae_base, tmp_path, monkeypatch):
+    drawn, scored = [], []
+    loss = vidlit.module.denoising_loss
+
+    class Spied(VideoDiffusionModule):
+        def training_step(self, batch, batch_idx):
+            self.modes = batch.latents.float()
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            scored.append((batch.latents, batch.conditioning.extras))
+            return super().validation_step(batch, batch_idx, dataloader_idx)
+
+    def denoising_loss(model, noising, batch, *given):
+        drawn.append((batch.keys.tolist(), batch.latents.float() - model.modes, batch.conditioning.extras))
+        return loss(model, noising, batch, *given)
+
+    monkeypatch.setattr("vidlit.cli.VideoDiffusionModule", Spied)
+    monkeypatch.setattr(vidlit.module, "denoising_loss", denoising_loss)
+
+    def run(name, latents, *further, **options):
+        drawn.clear(), scored.clear()
+        options = {"data__store": tmp_path / "store", "model__base": vae_base, "data__latents": latents} | options
+        assert main([*quickstart(run__name=name, **options), "--overfit_stopping.restore=last", *further]) == 0
+        return list(drawn), list(scored)
+
+    mode, at_mode = run("mode", "mode")
+    whole, at_sample = run("whole", "sample")
+    start, _ = run("cut", "sample", trainer__max_steps=5)
+    rest, _ = run("cut", "sample", "--ckpt_path=last")
+
+    # no batch and no check has another clip or another conditioning; only training has other latents
+    assert [keys for keys, *_ in mode] == [keys for keys, *_ in whole] == [keys for keys, *_ in start + rest]
+    assert not any(extras for *_, extras in mode + whole + at_mode + at_sample)
+    for (latents, _), (others, _) in zip(at_mode, at_sample, strict=True):
+        assert torch.equal(latents, others)
+    assert all((offset == 0).all() for _, offset, _ in mode)
+    runs = [tmp_path / "runs" / name / "0" for name in ("mode", "whole")]
+    assert column(runs[0], "val/loss")[0] == column(runs[1], "val/loss")[0]
+    assert column(runs[0], "train/loss")[1] != column(runs[1], "train/loss")[1]
+
+    visits = {}
+    for keys, offsets, _ in whole:
+        for key, offset in zip(keys, offsets, strict=True):
+            assert offset.std() > 0.1
+            assert all(not torch.equal(offset, other) for other in visits.setdefault(key, []))
+            visits[key].append(offset)
+    assert len(visits[keys[0]]) > 1
+
+    # a resumed run draws what the uninterrupted one did
+    for (_, offset, _), (_, other, _) in zip(whole, start + rest, strict=True):
+        assert torch.equal(offset, other)
+
+
+def test_drawn_latents_depend_on_the_row_of_the_global_batch_and_not_on_its_rank(module):
+    model = module()
+    latents, std = torch.zeros(4, 2, 3, 4, 5, dtype=torch.bfloat16), torch.ones(4, 2, 3, 4, 5, dtype=torch.bfloat16)
+
+    def draw(*rows, position=7):
+        part = list(rows)
+        conditioning = Conditioning(torch.zeros(len(part), 1, 1), torch.ones(len(part), 1), {"latents_std": std[part]})
+        batch = LatentBatch(latents[part], conditioning, torch.tensor(part), torch.tensor(part))
+        return model.draw_latents(batch, position, rows).latents
+
+    whole = draw(0, 1, 2, 3)
+    assert torch.equal(torch.cat([draw(0, 1), draw(2, 3)]), whole)
+    assert len({row.sum().item() for row in [*whole, *draw(0, 1, 2, 3, position=8)]}) == 8
+    assert whole.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_latents_of_a_codec_without_spread_cannot_be_drawn(quickstart, capsys):
+    assert main(quickstart(data__latents="sample")) == 2
+    assert "data.latents is sample, but the VAE of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

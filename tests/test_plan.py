@@ -1,7 +1,9 @@
 import json
+import math
 
 import pytest
 
+from tests.models.bases import ltx_video
 from vidlit.__main__ import main
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.plan import make_plan
@@ -43,8 +45,21 @@ def test_plan_foretells_what_the_sampler_does(data):
     assert told.checks == {"interval": 10, "count": 3, "held_out_clips": 4, "share": chosen.share / 10}
     assert plan.encode["clips"] == 12
     assert plan.encode["captions"] == 6
-    assert plan.encode["gigabytes"] > 0
+    elements = sum(math.prod(data.family.latent_shape(*clip.bucket)) for clip in data.plan.clips)
+    assert plan.encode["gigabytes"] == 2 * elements / 1e9
     assert plan.encode["decode_seconds"] > 0
+
+
+def test_plan_counts_the_deviation_that_latents_are_drawn_with(demo, tmp_path):
+    base = ltx_video(tmp_path / "base")
+    sizes = []
+    for latents in ("mode", "sample"):
+        data = LatentDataModule(
+            demo.dir / "clips", tmp_path / "store", str(base), ["9x64x64", "17x48x80"], fps=16, latents=latents
+        )
+        plan = make_plan(data, max_steps=10, num_replicas=1, accumulate=1, learning_rate=1e-4)
+        sizes.append(plan.encode["gigabytes"])
+    assert sizes[1] == 2 * sizes[0] > 0
 
 
 def test_plan_proposes_to_merge_a_bucket_that_is_too_small(demo, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -195,8 +196,9 @@ class VideoDiffusionModule(LightningModule):
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         """Mean loss of a batch.
 
-        Noise and sigma of a sample are a function of (seed, position in the run, its row in the global batch): no two
-        ranks share noise, a resumed run draws the same, and so does one with the global batch spread over other ranks.
+        Noise and sigma of a sample, and its latents where they are drawn from the VAE's posterior, are a function of
+        (seed, position in the run, its row in the global batch): no two ranks share noise, a resumed run draws the
+        same, and so does one with the global batch spread over other ranks.
         """
         position = self.trainer.fit_loop.epoch_loop.total_batch_idx
         first_row = self.global_rank * len(batch.latents)
@@ -209,6 +211,7 @@ class VideoDiffusionModule(LightningModule):
             sigmas = without_first_frame(sigmas, draws < self.first_frame, batch.latents.shape[2])
         shape = batch.latents.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=each, device=self.device) for each in generators])
+        batch = self.draw_latents(batch, position, rows)
         if self.caption_dropout > 0:
             dropped = draw_dropped(self.caption_dropout, self.seed, position, rows)
             batch = batch._replace(conditioning=self._drop_captions(batch.conditioning, dropped.to(self.device)))
@@ -218,6 +221,17 @@ class VideoDiffusionModule(LightningModule):
         shared = self.trainer.world_size > 1
         self.log_dict({"train/loss": loss, "step": stepped}, batch_size=len(noise), sync_dist=shared)
         return loss
+
+    def draw_latents(self, batch: LatentBatch, position: int, rows: Sequence[int]) -> LatentBatch:
+        """Replace the posterior's mode by a sample where its standard deviation came along."""
+        extras = dict(batch.conditioning.extras)
+        std = extras.pop("latents_std", None)
+        if std is None:
+            return batch
+        generators = [keyed_generator("latents", self.seed, position, row, device=self.device) for row in rows]
+        noise = torch.stack([torch.randn(std.shape[1:], generator=each, device=self.device) for each in generators])
+        drawn = self.family.draw_latents(batch.latents, std, noise)
+        return batch._replace(latents=drawn, conditioning=batch.conditioning._replace(extras=extras))
 
     def _drop_captions(self, conditioning: Conditioning, dropped: Tensor) -> Conditioning:
         if self._empty_prompt is None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vidlit.data.isolation import IsolatedReader
-from vidlit.data.recipe import LatentRecipe, PromptRecipe
+from vidlit.data.recipe import PromptRecipe
 from vidlit.errors import UserError
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band, forecast, video_exposures
 from vidlit.stopping.schedule import check_schedule, check_share
@@ -185,11 +185,11 @@ def _mean_tokens(data: LatentDataModule) -> float:
 
 def _encoding(data: LatentDataModule) -> dict[str, float]:
     identity = data.family.identity
-    clips = {LatentRecipe.of(clip, identity, data.dtype): clip for clip in data.plan.clips}
+    clips = dict(zip(data.latent_recipes(), data.plan.clips, strict=True))
     todo = [clips[recipe] for recipe in data.store.missing(list(clips))]
     captions = list(dict.fromkeys(clip.source.caption for clip in data.plan.clips))
     missing = data.store.missing([PromptRecipe.of(caption, identity, data.dtype) for caption in captions])
-    width = 4 if data.dtype == "float32" else 2
+    width = (4 if data.dtype == "float32" else 2) * (1 + data.with_std)
     size = sum(width * math.prod(data.family.latent_shape(*clip.bucket)) for clip in todo)
     return {
         "clips": len(todo),

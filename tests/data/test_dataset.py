@@ -77,6 +77,8 @@ def test_what_is_not_stored_is_an_error_that_names_the_difference(filled):
         LatentDataset.from_clips(store, clips, {**IDENTITY, "text": "letters-2"})
     with pytest.raises(UserError, match="dtype: stored bfloat16, wanted float32"):
         LatentDataset.from_clips(store, clips, IDENTITY, dtype="float32")
+    with pytest.raises(UserError, match="latents: stored mode, wanted mode and std"):
+        LatentDataset.from_clips(store, clips, IDENTITY, with_std=True)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

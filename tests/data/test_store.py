@@ -84,6 +84,7 @@ def test_shards_are_ordinary_safetensors_of_one_bucket(tmp_path):
         ("encoder", "vae-2"),
         ("dtype", "float32"),
         ("preprocessing", "crop-2"),
+        ("posterior", "mode and std"),
     ],
 )
 def test_one_changed_ingredient_is_another_item_and_is_named(tmp_path, field, value):
@@ -98,6 +99,24 @@ def test_one_changed_ingredient_is_another_item_and_is_named(tmp_path, field, va
     assert expected in str(error.value)
     assert str(value) in str(error.value) or field == "content"
     store.require([latent_recipe(0)])
+
+
+def test_a_store_from_before_an_ingredient_was_written_down_is_read(tmp_path):
+    """Its keys are those of the mode, and what is missing is named against the mode."""
+    store = LatentStore(tmp_path)
+    store.write([latent_item(0)])
+    (part,) = (tmp_path / "index").iterdir()
+    pq.write_table(pq.read_table(part).drop_columns("posterior"), part)
+    assert latent_recipe(0).key == "a5b9cb5d795b8c49fb65b77b15bfb03f"
+    store.write([latent_item(1)])
+    for _ in range(2):
+        store.require([latent_recipe(0), latent_recipe(1)])
+        with pytest.raises(UserError, match="1 of them: latents: stored mode, wanted mode and std"):
+            store.require([latent_recipe(0, posterior="mode and std")])
+        store.compact()
+    assert torch.equal(
+        store.locate("latent", "latents", keys(latent_item(0))).read(0), latent_item(0).tensors["latents"]
+    )
 
 
 def test_a_file_that_changed_and_a_quarantined_clip_are_named(tmp_path):

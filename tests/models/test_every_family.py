@@ -161,6 +161,30 @@ def test_decoding_undoes_the_normalisation_of_encoding(family, encoded):
 
 
 @torch.no_grad()
+def test_the_posteriors_deviation_is_scaled_as_its_mode_is(family):
+    assert not family.encodes_to_points
+    video = random_frames(bases.size_of(family)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    encoded = family.load_video_encoder("cpu", with_std=True)(video)
+    assert set(encoded) == {"latents", "latents_std", *family.clip_extras}
+    posterior = family.load_vae("cpu").encode(video).latent_dist
+    own = slice(encoded["latents"].shape[2] - posterior.std.shape[2], None)  # without a family's padding in time
+    mode, std = encoded["latents"][:, :, own], encoded["latents_std"][:, :, own]
+    over = {"dim": (0, 2, 3, 4), "keepdim": True}
+    scale = mode.std(**over) / posterior.mode().std(**over)
+    assert posterior.std.min() > 0.1
+    torch.testing.assert_close(std, posterior.std * scale, atol=0, rtol=1e-3)
+    without = family.load_video_encoder("cpu")(video)
+    assert "latents_std" not in without
+    assert torch.equal(without["latents"], encoded["latents"])
+
+    noise = torch.randn(encoded["latents"].shape, generator=torch.Generator().manual_seed(5))
+    drawn = family.draw_latents(encoded["latents"], encoded["latents_std"], noise)
+    torch.testing.assert_close(drawn[:, :, own], mode + std * noise[:, :, own])
+    padding = drawn[:, :, : own.start]
+    assert torch.equal(padding, drawn[:, :, own][:, :, :1].expand_as(padding))
+
+
+@torch.no_grad()
 def test_the_velocity_depends_on_all_it_is_given(family, encoded):
     transformer = family.load_transformer().eval()
     noisy, sigmas = torch.randn(encoded.latents.shape), torch.tensor([0.3, 0.6])

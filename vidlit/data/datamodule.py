@@ -88,6 +88,8 @@ class LatentDataModule(LightningDataModule):
         encode_workers: processes that decode videos while encoding; ``None`` for one a core.
         further_captions: encoded beside those of the clips, such as the negative prompt of guided samples.
         dtype: latents and prompts are stored in.
+        latents: what training takes of the VAE's posterior: its ``mode``, or a ``sample``, drawn anew at each visit of
+            a clip, for which the store holds the standard deviation beside the mode. All else takes the mode.
         seed: of the split and of the order of clips.
 
     Raises:
@@ -116,6 +118,7 @@ class LatentDataModule(LightningDataModule):
         encode_workers: int | None = None,
         further_captions: list[str] | None = None,
         dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+        latents: Literal["mode", "sample"] = "mode",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -138,10 +141,16 @@ class LatentDataModule(LightningDataModule):
         self.encode_workers = encode_workers
         self.further_captions = further_captions or []
         self.dtype = dtype
+        self.with_std = latents == "sample"
         self.seed = seed
         self.affordable_val_clips: int | None = None
         """Chosen together with the interval of checks; a resumed run keeps it."""
         self._position = 0
+        if self.with_std and self.family.encodes_to_points:
+            raise UserError(
+                f"data.latents is sample, but the VAE of {base} gives each video one latent, without a spread to draw "
+                "from. Leave data.latents at mode."
+            )
 
     def _make_buckets(self, wanted: list[str] | BucketBudget) -> list[Bucket]:
         pixels = self.family.pixel_multiple
@@ -198,19 +207,25 @@ class LatentDataModule(LightningDataModule):
             self.plan.clips,
             self.store,
             self.family.identity,
-            lambda: Encoders(self.family),
+            lambda: Encoders(self.family, self.with_std),
             further_captions=self.further_captions,
             dtype=self.dtype,
+            with_std=self.with_std,
             num_workers=self.encode_workers,
             trainer_options=trainer_options,
         )
+
+    def latent_recipes(self) -> list[LatentRecipe]:
+        """What the latents of each of the plan's clips are made of."""
+        identity = self.family.identity
+        return [LatentRecipe.of(clip, identity, self.dtype, with_std=self.with_std) for clip in self.plan.clips]
 
     @cached_property
     def split(self) -> Split:
         """The clips of each side, without those that could not be encoded."""
         quarantined = self.store.keys("quarantined")
-        recipes = [LatentRecipe.of(clip, self.family.identity, self.dtype) for clip in self.plan.clips]
-        usable = [clip for clip, recipe in zip(self.plan.clips, recipes, strict=True) if recipe.key not in quarantined]
+        clips = zip(self.plan.clips, self.latent_recipes(), strict=True)
+        usable = [clip for clip, recipe in clips if recipe.key not in quarantined]
         return split_by_video(usable, self.val_fraction, self.test_fraction, self.seed, self.fold, self.train_on_val)
 
     @property
@@ -245,8 +260,12 @@ class LatentDataModule(LightningDataModule):
         """Some of the clips, spread evenly over source videos; always the same."""
         return spread_over_videos(clips, num_clips, self.seed)
 
-    def dataset(self, clips: list[Clip]) -> LatentDataset:
+    def dataset(self, clips: list[Clip], *, for_training: bool = False) -> LatentDataset:
         """Encoded clips by row.
+
+        Args:
+            clips: of each row.
+            for_training: with what training draws latents from, if it does.
 
         Raises:
             UserError: some are not encoded; names what differs from what is stored.
@@ -256,8 +275,9 @@ class LatentDataModule(LightningDataModule):
             clips,
             self.family.identity,
             self.dtype,
-            clip_extras=self.family.clip_extras,
+            clip_extras=(*self.family.clip_extras, *["latents_std"] * (for_training and self.with_std)),
             prompt_extras=self.family.prompt_extras,
+            with_std=self.with_std,
         )
 
     def prompt(self, caption: str) -> Conditioning:
@@ -315,7 +335,7 @@ class LatentDataModule(LightningDataModule):
                 f"bucket {self.buckets[number]} holds {num_clips} training clips, fewer than the "
                 f"{self.batch_sizes[number] * replicas} of a batch: its batches are filled by {self.small_bucket}"
             )
-        return self._loader(self.train_clips, sampler)
+        return self._loader(self.dataset(self.train_clips, for_training=True), sampler)
 
     def val_dataloader(self) -> list[Loader]:
         """Held-out clips, where there are any, then the train probe, each clip once."""
@@ -335,11 +355,11 @@ class LatentDataModule(LightningDataModule):
         replicas, rank = self._ranks()
         buckets = [self.buckets.index(clip.bucket) for clip in clips]
         order = BucketSequence(buckets, self.val_batch_sizes, num_replicas=replicas, rank=rank, even=replicas > 1)
-        return self._loader(clips, order)
+        return self._loader(self.dataset(clips), order)
 
-    def _loader(self, clips: list[Clip], batch_sampler: Any) -> Loader:
+    def _loader(self, dataset: LatentDataset, batch_sampler: Any) -> Loader:
         return DataLoader(
-            self.dataset(clips).batches(self.family.prompt_length),
+            dataset.batches(self.family.prompt_length),
             sampler=batch_sampler,  # lists of rows: a batch is read in one go
             batch_size=None,
             collate_fn=_as_is,

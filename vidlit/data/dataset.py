@@ -65,13 +65,24 @@ class LatentDataset(Dataset[LatentSample]):
         background: Color = BLACK,
         clip_extras: Sequence[str] = (),
         prompt_extras: Sequence[str] = (),
+        with_std: bool = False,
     ) -> LatentDataset:
         """Rows in the order of ``clips``, as the encoders of ``identity`` (``vae``, ``text``) would encode them.
+
+        Args:
+            store: where the clips are.
+            clips: of each row.
+            identity: of the encoders.
+            dtype: they were stored in.
+            background: behind transparent pixels.
+            clip_extras: names of further tensors stored with the latents.
+            prompt_extras: names of further tensors stored with the prompt embeddings.
+            with_std: they were stored with ``latents_std``; name it in ``clip_extras`` to read it.
 
         Raises:
             UserError: something is not stored; names what differs from what is.
         """
-        latents = [LatentRecipe.of(clip, identity, dtype, background) for clip in clips]
+        latents = [LatentRecipe.of(clip, identity, dtype, background, with_std) for clip in clips]
         prompts = [PromptRecipe.of(clip.source.caption, identity, dtype) for clip in clips]
         store.require(latents)
         store.require(prompts)

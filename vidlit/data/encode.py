@@ -86,6 +86,7 @@ def encode(
     further_captions: Sequence[str] = (),
     dtype: str = "bfloat16",
     background: Color = BLACK,
+    with_std: bool = False,
     batch_size: int = 1,
     num_workers: int | None = None,
     shard_bytes: int = 2**26,
@@ -108,6 +109,7 @@ def encode(
         further_captions: to encode beside those of the clips.
         dtype: what to store floating-point tensors in.
         background: red, green, blue (0-255) behind transparent pixels.
+        with_std: the encoders give ``latents_std``, too.
         batch_size: clips of one bucket that go through the autoencoder at once.
         num_workers: decoding processes per rank; ``None`` shares this machine's cores among its ranks.
         shard_bytes: a shard is committed when it holds this much, ...
@@ -121,7 +123,7 @@ def encode(
     """
     began = time.monotonic()
     store.clean()
-    recipes = [LatentRecipe.of(clip, identity, dtype, background) for clip in clips]
+    recipes = [LatentRecipe.of(clip, identity, dtype, background, with_std) for clip in clips]
     captions = dict.fromkeys([*(clip.source.caption for clip in clips), *further_captions])
     prompts = [PromptRecipe.of(caption, identity, dtype) for caption in captions]
     before = store.keys("latent")

@@ -22,10 +22,12 @@ class _Recipe:
     __slots__ = ()
     kind: ClassVar[str]
     words: ClassVar[dict[str, str]]  # field -> what people call it
+    unsaid: ClassVar[dict[str, str]] = {}  # field that came later -> what it was before, which keys leave out
 
     @property
     def ingredients(self) -> dict[str, str | float]:
-        return {field: getattr(self, field) for field in self.words}
+        values = {field: getattr(self, field) for field in self.words}
+        return {field: value for field, value in values.items() if value != self.unsaid.get(field)}
 
     @property
     def key(self) -> str:
@@ -36,9 +38,9 @@ class _Recipe:
     def differences(self, stored: Mapping[str, str | float | None]) -> list[str]:
         """What separates a stored item from this recipe, e.g. ``["fps: stored 8.0, wanted 24.0"]``."""
         return [
-            f"{word}: stored {stored[field]}, wanted {wanted}"
+            f"{word}: stored {had}, wanted {wanted}"
             for field, word in self.words.items()
-            if stored[field] != (wanted := getattr(self, field))
+            if (had := stored[field] or self.unsaid.get(field, stored[field])) != (wanted := getattr(self, field))
         ]
 
 
@@ -54,6 +56,7 @@ class LatentRecipe(_Recipe):
         encoder: identity of the video autoencoder.
         dtype: what is stored, e.g. ``"bfloat16"``.
         preprocessing: how the file's frames became pixels.
+        posterior: what is stored of the VAE's posterior: its ``mode``, or ``mode and std``.
     """
 
     kind: ClassVar[str] = "latent"
@@ -65,7 +68,9 @@ class LatentRecipe(_Recipe):
         "preprocessing": "preprocessing",
         "encoder": "VAE",
         "dtype": "dtype",
+        "posterior": "latents",
     }
+    unsaid: ClassVar[dict[str, str]] = {"posterior": "mode"}
 
     content: str
     start: float
@@ -74,10 +79,16 @@ class LatentRecipe(_Recipe):
     encoder: str
     dtype: str
     preprocessing: str
+    posterior: str = "mode"
 
     @classmethod
     def of(
-        cls, clip: Clip, identity: Mapping[str, str], dtype: str = "bfloat16", background: Color = BLACK
+        cls,
+        clip: Clip,
+        identity: Mapping[str, str],
+        dtype: str = "bfloat16",
+        background: Color = BLACK,
+        with_std: bool = False,
     ) -> LatentRecipe:
         """The recipe of a clip under the encoders named by ``identity["vae"]``."""
         return cls(
@@ -88,6 +99,7 @@ class LatentRecipe(_Recipe):
             encoder=identity["vae"],
             dtype=dtype,
             preprocessing=f"{PREPROCESSING} on rgb {','.join(map(str, background))}",
+            posterior="mode and std" if with_std else "mode",
         )
 
 

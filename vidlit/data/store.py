@@ -186,7 +186,12 @@ class LatentStore:
                     if (schema.metadata or {}).get(b"vidlit_store") != VERSION:
                         raise UserError(f"{path} was written by another version of vidlit: use another store folder")
                     filters = None if kind is None else [("kind", "=", kind)]
-                    tables.append(pq.read_table(file, columns=list(columns), filters=filters))
+                    written = [name for name in columns if name in schema.names]
+                    table = pq.read_table(file, columns=written, filters=filters)
+                    for field in (_SCHEMA.field(name) for name in columns if name not in schema.names):
+                        # an ingredient that came later
+                        table = table.append_column(field, pa.nulls(len(table), field.type))
+                    tables.append(table)
             except FileNotFoundError:
                 continue
             except pa.ArrowException as error:

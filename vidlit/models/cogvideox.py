@@ -186,21 +186,35 @@ class CogVideoX(Family):
         """Latent frames that fill up the transformer's patches in time, before the first: CogVideoX 1.5 alone."""
         return -frames % (self.config.get("patch_size_t") or 1)
 
-    def encode_video(self, vae: Any, video: Tensor) -> Tensor:
-        """See :meth:`Family.encode_video`. Padding repeats the first frame, as in its training."""
-        raw = vae.encode(video.to(next(vae.parameters()).dtype)).latent_dist.mode().float()
-        first = raw[:, :, :1].expand(-1, -1, self._padding(raw.shape[2]), -1, -1)
-        return torch.cat([first, raw], dim=2) * vae.config.scaling_factor  # type: ignore[no-any-return]
+    def _without_padding(self, latents: Tensor) -> Tensor:
+        """An even number of latent frames begins with one of padding."""
+        padding = 1 - latents.shape[2] % 2 if self.config.get("patch_size_t") else 0
+        return latents[:, :, padding:]
+
+    def _padded(self, latents: Tensor) -> Tensor:
+        first = latents[:, :, :1].expand(-1, -1, self._padding(latents.shape[2]), -1, -1)
+        return torch.cat([first, latents], dim=2)
+
+    def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
+        """See :meth:`Family.statistics`."""
+        return torch.tensor(0.0), torch.tensor(1 / vae.config.scaling_factor)
+
+    def normalise(self, vae: Any, raw: Tensor, *, is_std: bool = False) -> Tensor:
+        """See :meth:`Family.normalise`. Padding repeats the first frame, as in its training."""
+        return self._padded(super().normalise(vae, raw, is_std=is_std))
+
+    def draw_latents(self, latents: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+        """See :meth:`Family.draw_latents`. Padding repeats what was drawn of the first frame."""
+        return self._padded(self._without_padding(super().draw_latents(latents, std, noise)))
 
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
-        """See :meth:`Family.decode_latents`. An even number of latent frames begins with one of padding."""
-        padding = 1 - latents.shape[2] % 2 if self.config.get("patch_size_t") else 0
-        raw = (latents[:, :, padding:] / vae.config.scaling_factor).to(next(vae.parameters()).dtype)
+        """See :meth:`Family.decode_latents`; without the padding."""
+        raw = self.denormalise(vae, self._without_padding(latents))
         return vae.decode(raw, return_dict=False)[0].float()  # type: ignore[no-any-return]
 
-    def load_video_encoder(self, device: torch.device | str) -> VideoEncoder:
+    def load_video_encoder(self, device: torch.device | str, with_std: bool = False) -> VideoEncoder:
         """The VAE, and for image-to-video the VAE on the first frame."""
-        return FirstFrameEncoder(self, device) if self.conditioned_on_image else VideoEncoder(self, device)
+        return (FirstFrameEncoder if self.conditioned_on_image else VideoEncoder)(self, device, with_std)
 
     # -- prompts
 

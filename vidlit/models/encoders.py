@@ -21,15 +21,25 @@ class VideoEncoder:
     Args:
         family: of the base.
         device: to encode on.
+        with_std: give the standard deviation of the VAE's posterior, too.
     """
 
-    def __init__(self, family: Family, device: torch.device | str) -> None:
+    def __init__(self, family: Family, device: torch.device | str, with_std: bool = False) -> None:
         self.family = family
         self.vae = family.load_vae(device)
+        self.with_std = with_std
 
     def __call__(self, video: Tensor) -> dict[str, Tensor]:
-        """Videos (B, 3, F, H, W) in [-1, 1] to ``latents`` (B, C, F, H, W) and the family's ``clip_extras``."""
-        return {"latents": self.family.encode_video(self.vae, video)}
+        """Videos (B, 3, F, H, W) in [-1, 1] to ``latents`` (B, C, F, H, W) and the family's ``clip_extras``.
+
+        ``latents`` is the mode of the VAE's posterior. Its standard deviation, normalised as the latents are, is
+        ``latents_std`` (B, C, F, H, W).
+        """
+        posterior = self.family.posterior(self.vae, video)
+        encoded = {"latents": self.family.normalise(self.vae, posterior.mode())}
+        if self.with_std:
+            encoded["latents_std"] = self.family.normalise(self.vae, posterior.std, is_std=True)
+        return encoded
 
 
 class PromptEncoder(ABC):
@@ -108,10 +118,12 @@ class Encoders:
 
     Args:
         family: of the base.
+        with_std: give the standard deviation of the VAE's posterior, too; see :class:`VideoEncoder`.
     """
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, with_std: bool = False) -> None:
         self.family = family
+        self.with_std = with_std
         self.device = torch.device("cpu")
         self.identity: Mapping[str, str] = family.identity
 
@@ -122,7 +134,7 @@ class Encoders:
 
     @cached_property
     def _video_encoder(self) -> VideoEncoder:
-        return self.family.load_video_encoder(self.device)
+        return self.family.load_video_encoder(self.device, self.with_std)
 
     @cached_property
     def _prompt_encoder(self) -> PromptEncoder:

@@ -163,13 +163,49 @@ class Family(ABC):
         vae: nn.Module = _load(vae_class, self.base, "vae", torch_dtype=dtype).to(device)
         return vae.eval().requires_grad_(False)
 
+    @property
+    def encodes_to_points(self) -> bool:
+        """The VAE's posterior has no width: there is nothing to draw latents from."""
+        from vidlit.models.codec import PatchDCTCodec
+
+        return bool(read_config(self.base, "vae").get("_class_name") == PatchDCTCodec.__name__)
+
     @abstractmethod
+    def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation that latents are normalised by: (C,), or () for all channels alike."""
+
+    def posterior(self, vae: Any, video: Tensor) -> Any:
+        """The VAE's distribution over the latents of videos (B, 3, F, H, W) in [-1, 1], before they are normalised."""
+        return vae.encode(video.to(next(vae.parameters()).dtype)).latent_dist
+
     def encode_video(self, vae: Any, video: Tensor) -> Tensor:
         """Videos (B, 3, F, H, W) in [-1, 1] to latents (B, C, F, H, W), normalised as the transformer expects."""
+        return self.normalise(vae, self.posterior(vae, video).mode())
 
-    def load_video_encoder(self, device: torch.device | str) -> VideoEncoder:
-        """What makes latents, and clip extras where the family has any."""
-        return VideoEncoder(self, device)
+    def normalise(self, vae: Any, raw: Tensor, *, is_std: bool = False) -> Tensor:
+        """The VAE's own latents (B, C, F, H, W) as the transformer expects them, in float32.
+
+        Args:
+            vae: from :meth:`load_vae`.
+            raw: latents, or
+            is_std: their standard deviation, which is scaled but not shifted.
+        """
+        mean, std = (value.view(-1, 1, 1, 1) for value in self.statistics(vae))
+        centred = raw.float() if is_std else raw.float() - mean.to(raw.device)
+        return centred / std.to(raw.device)
+
+    def denormalise(self, vae: Any, latents: Tensor) -> Tensor:
+        """What :meth:`normalise` did to latents (B, C, F, H, W), undone; in the VAE's dtype."""
+        mean, std = (value.view(-1, 1, 1, 1).to(latents.device) for value in self.statistics(vae))
+        return (latents * std + mean).to(next(vae.parameters()).dtype)
+
+    def draw_latents(self, latents: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+        """Latents (B, C, F, H, W) of the posterior, from its mode, its standard deviation and noise of their shape."""
+        return latents.float() + std.float() * noise
+
+    def load_video_encoder(self, device: torch.device | str, with_std: bool = False) -> VideoEncoder:
+        """What makes latents, and clip extras where the family has any; see :class:`VideoEncoder`."""
+        return VideoEncoder(self, device, with_std)
 
     @abstractmethod
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:

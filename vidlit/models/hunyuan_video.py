@@ -100,15 +100,13 @@ class HunyuanVideo(Family):
         config = read_config(self.base, "scheduler", "scheduler_config.json")
         return RectifiedFlow(shift=float(config.get("shift", 1.0)))
 
-    def encode_video(self, vae: Any, video: Tensor) -> Tensor:
-        """See :meth:`Family.encode_video`."""
-        raw = vae.encode(video.to(next(vae.parameters()).dtype)).latent_dist.mode().float()
-        return raw * vae.config.scaling_factor  # type: ignore[no-any-return]
+    def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
+        """See :meth:`Family.statistics`."""
+        return torch.tensor(0.0), torch.tensor(1 / vae.config.scaling_factor)
 
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """See :meth:`Family.decode_latents`."""
-        raw = (latents / vae.config.scaling_factor).to(next(vae.parameters()).dtype)
-        return vae.decode(raw, return_dict=False)[0].float()  # type: ignore[no-any-return]
+        return vae.decode(self.denormalise(vae, latents), return_dict=False)[0].float()  # type: ignore[no-any-return]
 
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """The language model and CLIP."""

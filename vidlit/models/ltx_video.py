@@ -82,23 +82,16 @@ class LTXVideo(Family):
         keys = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
         return RectifiedFlow(shift=ResolutionShift(*(config[key] for key in keys)))
 
-    def encode_video(self, vae: Any, video: Tensor) -> Tensor:
-        """See :meth:`Family.encode_video`."""
-        latents = vae.encode(video.to(next(vae.parameters()).dtype)).latent_dist.mode().float()
-        mean, std = self._statistics(vae, latents.device)
-        return (latents - mean) * vae.config.scaling_factor / std  # type: ignore[no-any-return]
+    def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
+        """See :meth:`Family.statistics`; measured, and kept with the weights."""
+        return vae.latents_mean.float(), vae.latents_std.float() / vae.config.scaling_factor
 
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """See :meth:`Family.decode_latents`. VAEs with a timestep decode at 0, the pipeline's default."""
-        mean, std = self._statistics(vae, latents.device)
-        raw = (latents * std / vae.config.scaling_factor + mean).to(next(vae.parameters()).dtype)
+        raw = self.denormalise(vae, latents)
         conditioned = vae.config.timestep_conditioning
         timestep = raw.new_zeros(raw.shape[0]) if conditioned else None
         return vae.decode(raw, timestep, return_dict=False)[0].float()  # type: ignore[no-any-return]
-
-    def _statistics(self, vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.as_tensor(value, device=device).float() for value in (vae.latents_mean, vae.latents_std))
-        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """T5, which LTXPipeline gives no mask: padding changes the caption's tokens."""

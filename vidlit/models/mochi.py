@@ -63,28 +63,21 @@ class Mochi(Family):
         scheduler.set_timesteps(sigmas=np.array(linear_quadratic_schedule(num_steps, THRESHOLD_NOISE)))
         return scheduler  # type: ignore[no-any-return]
 
-    def encode_video(self, vae: Any, video: Tensor) -> Tensor:
-        """See :meth:`Family.encode_video`."""
-        raw = vae.encode(video.to(next(vae.parameters()).dtype)).latent_dist.mode().float()
-        mean, std = self._statistics(vae, raw)
-        return (raw - mean) * vae.config.scaling_factor / std  # type: ignore[no-any-return]
+    def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
+        """See :meth:`Family.statistics`."""
+        config = vae.config
+        stated = config.latents_mean is not None and config.latents_std is not None
+        mean, std = (config.latents_mean, config.latents_std) if stated else (0.0, 1.0)
+        return torch.tensor(mean), torch.tensor(std) / config.scaling_factor
 
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """See :meth:`Family.decode_latents`. Large videos in blended tiles: whole, their decoder takes tens of GB."""
-        mean, std = self._statistics(vae, latents)
-        raw = (latents * std / vae.config.scaling_factor + mean).to(next(vae.parameters()).dtype)
+        raw = self.denormalise(vae, latents)
         vae.enable_tiling()
         try:
             return vae.decode(raw, return_dict=False)[0].float()  # type: ignore[no-any-return]
         finally:
             vae.disable_tiling()
-
-    def _statistics(self, vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = vae.config
-        if config.latents_mean is None or config.latents_std is None:
-            return like.new_zeros(()), like.new_ones(())
-        mean, std = (like.new_tensor(value).view(1, -1, 1, 1, 1) for value in (config.latents_mean, config.latents_std))
-        return mean, std
 
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """T5 with up to 256 tokens."""

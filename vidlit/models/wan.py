@@ -124,21 +124,18 @@ class Wan(Family):
         """See :meth:`Family.load_vae`; in float32 everywhere, as it is published."""
         return super().load_vae(device, dtype or torch.float32)
 
-    def encode_video(self, vae: Any, video: Tensor) -> Tensor:
-        """See :meth:`Family.encode_video`."""
-        latents = vae.encode(video.to(vae.dtype)).latent_dist.mode().float()
-        mean, std = _statistics(vae, latents.device)
-        return (latents - mean) / std  # type: ignore[no-any-return]
+    def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
+        """See :meth:`Family.statistics`."""
+        return torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
 
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """See :meth:`Family.decode_latents`."""
-        mean, std = _statistics(vae, latents.device)
-        video: Tensor = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
+        video: Tensor = vae.decode(self.denormalise(vae, latents), return_dict=False)[0]
         return video.float()
 
-    def load_video_encoder(self, device: torch.device | str) -> VideoEncoder:
+    def load_video_encoder(self, device: torch.device | str, with_std: bool = False) -> VideoEncoder:
         """With the first frame's latents and CLIP tokens where the base is image-to-video."""
-        return WanImageEncoder(self, device) if self.from_image else VideoEncoder(self, device)
+        return (WanImageEncoder if self.from_image else VideoEncoder)(self, device, with_std)
 
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """UMT5 with a mask, captions cleaned as the pipeline does it."""
@@ -153,12 +150,11 @@ class WanImageEncoder(VideoEncoder):
     Args:
         family: of the base.
         device: to encode on.
+        with_std: see :class:`VideoEncoder`.
     """
 
-    family: Wan
-
-    def __init__(self, family: Wan, device: torch.device | str) -> None:
-        super().__init__(family, device)
+    def __init__(self, family: Family, device: torch.device | str, with_std: bool = False) -> None:
+        super().__init__(family, device, with_std)
         self.image_encoder: Any = None
         if "image_embeds" in family.clip_extras:
             from transformers import CLIPImageProcessor, CLIPVisionModel
@@ -193,8 +189,3 @@ class AskedAtTimesteps:
         self.timesteps: Tensor = scheduler.timesteps
         self.sigmas = self.timesteps / 1000.0
         self.step = scheduler.step
-
-
-def _statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(value, device=device) for value in (vae.config.latents_mean, vae.config.latents_std))
-    return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
