@@ -63,6 +63,8 @@ def test_one_change_encodes_just_what_depends_on_it(tmp_path):
     report = run(clips, store, functools.partial(PoolingEncoders, identity), identity)
     assert (report.encoded, report.captions) == (6, 0)
     assert run(clips, store, dtype="float32").captions == 3
+    report = run(clips, store, with_std=True)
+    assert (report.encoded, report.captions, report.stored) == (6, 0, 0)
     assert run(clips, store, never).stored == 6, "the first encoding is still there"
 
 
