@@ -35,7 +35,9 @@ SECTIONS: dict[str, list[tuple[str, list[str]]]] = {
         ("Samples per second", ["perf/samples_per_s"]),
         ("Tokens per second", ["perf/tokens_per_s"]),
         ("Share of the time waited for data", ["perf/data_wait"]),
-        ("Share of the time spent on audits", ["perf/audit_share"]),
+        ("Share of the time spent on checks and audits", ["perf/validation_share", "perf/audit_share"]),
+        ("Share of the device's peak (MFU)", ["perf/mfu"]),
+        ("Peak memory in GB", ["perf/peak_memory_gb"]),
     ],
 }
 """Titles and what they chart; ``{level}`` stands for every level of noise."""
