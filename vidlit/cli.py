@@ -460,6 +460,9 @@ def _prepare_wandb(loggers: Any, folder: Path) -> None:
             arguments.offline = True
             print(f"No W&B key is set: its files stay in {folder / 'wandb'}, `wandb sync` sends them later.")
         options = logger.get("dict_kwargs") or {}
+        if arguments.offline:
+            # Lightning sets WANDB_MODE, which W&B does not read again in a process that has used it already.
+            options = {"mode": "offline", **options}
         # The console, the command line and git remotes may hold keys; a dead network is not waited for long.
         quiet = {
             "silent": True,
