@@ -43,6 +43,8 @@ def test_a_resumed_run_reads_as_if_never_interrupted(tmp_path):
     cut = RunDirectory(tmp_path / "cut")
     log(RunCSVLogger(cut), range(10))  # killed two steps after the checkpoint of step 7
     logger = RunCSVLogger(cut)
+    logger.log_hyperparams({"rate": 1.0})
+    logger.save()  # as the Trainer does before training starts
     logger.rewind(7)
     assert list(rows(cut)) == list(range(8))  # on disk at once
     log(logger, range(8, 12))

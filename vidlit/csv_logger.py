@@ -38,9 +38,12 @@ class RunCSVLogger(CSVLogger):
         return writer
 
     def rewind(self, step: int) -> None:
-        """Keep the rows up to a step that were there when the logger was made; forget later ones."""
-        rows = self.experiment.metrics
-        rows[:] = [row for row in rows if int(float(row["step"])) <= step]
+        """Keep the rows up to a step; forget later ones, whether the Trainer has saved them meanwhile or not."""
+        self.save()
+        path = RunDirectory(Path(self.save_dir)).metrics
+        kept = [row for row in _read_rows(path) if int(float(row["step"])) <= step]
+        path.unlink(missing_ok=True)
+        self.experiment.metrics[:] = kept
         self.save()
 
 
