@@ -79,6 +79,9 @@ MAY_IMPORT = {
     "predict.py": {f"vidlit.{room}" for room in ("callbacks", "data", "models.adapters", "module")},
     "demo.py": ARRAYS | {"diffusers", "transformers", "vidlit.data.video", "vidlit.models.codec"},
     "cli.py": ARRAYS | LIGHTNING | {"jsonargparse", "rich", "wandb", "yaml", "vidlit"},
+    "trainer.py": ARRAYS
+    | LIGHTNING
+    | {f"vidlit.{room}" for room in ("callbacks", "checkpoint_files", "data", "module", "plan")},
     "commands.py": LIGHTNING | {"jsonargparse", "vidlit"},
 }
 LAZY_ONLY = {"diffusers", "transformers", "wandb", "peft", "huggingface_hub"}

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from netrc import NetrcParseError, netrc
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vidlit.redaction import redact_text
 
 MAX_WAITING = 2000
 """Calls that wait for a slow logger; beyond that they are left out."""
+PATIENCE_SECONDS = 30.0
+"""How long the end of a run waits for a logger."""
 MAX_FAILURES = 3
 """Errors in a row after which a logger that once worked is left alone."""
 
@@ -128,3 +135,53 @@ class BackgroundLogger(Logger):
                 self._given_up = True
                 return False
         return True
+
+
+def in_background(loggers: Sequence[Logger]) -> list[BackgroundLogger]:
+    """Each in a thread of its own."""
+    return [BackgroundLogger(logger, PATIENCE_SECONDS) for logger in loggers]
+
+
+def prepare_wandb(loggers: Any, folder: Path) -> None:
+    """W&B's files into the run directory, offline where there is no key, and nothing recorded that may hold one."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = getattr(logger, "init_args", None)
+        if arguments is None or not logger.class_path.endswith("WandbLogger"):
+            continue
+        if arguments.save_dir in (None, "."):
+            arguments.save_dir = str(folder)
+        if not (arguments.offline or "WANDB_MODE" in os.environ or _has_wandb_key()):
+            arguments.offline = True
+            print(f"No W&B key is set: its files stay in {folder / 'wandb'}, `wandb sync` sends them later.")
+        options = logger.get("dict_kwargs") or {}
+        if arguments.offline:
+            # Lightning sets WANDB_MODE, which W&B does not read again in a process that has used it already.
+            options = {"mode": "offline", **options}
+        # The console, the command line and git remotes may hold keys; a dead network is not waited for long.
+        quiet = {
+            "silent": True,
+            "console": "off",
+            "disable_git": True,
+            "x_disable_meta": True,
+            "finish_timeout": PATIENCE_SECONDS,
+        }
+        logger.dict_kwargs = {**options, "settings": {**quiet, **(options.get("settings") or {})}}
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def finish_loggers(trainer: Trainer | None) -> None:
+    """Close what W&B has open; a network that is gone is not waited for."""
+    for logger in trainer.loggers if trainer is not None else ():
+        if isinstance(logger, BackgroundLogger):
+            if isinstance(logger.logger, WandbLogger):
+                logger.submit(lambda wandb_logger: wandb_logger.experiment.finish())
+            logger.wait()

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
-from json import dumps
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import torch
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from vidlit.background_logger import BackgroundLogger
+from vidlit.background_logger import finish_loggers, in_background, prepare_wandb
 from vidlit.callbacks.averaging import AveragedValidation
 from vidlit.callbacks.checkpoints import RunCheckpoints
 from vidlit.callbacks.divergence import DivergenceMonitor
@@ -33,18 +28,16 @@ from vidlit.callbacks.overview import RunOverview, closing_facts, print_facts
 from vidlit.callbacks.progress import StepProgress
 from vidlit.callbacks.resume import Rewind
 from vidlit.callbacks.samples import SampleVideos
-from vidlit.callbacks.schedule import ValidationSchedule, check_interval
+from vidlit.callbacks.schedule import ValidationSchedule
 from vidlit.callbacks.throughput import Throughput
 from vidlit.callbacks.wandb_record import WandbRecord
-from vidlit.checkpoint_files import AtomicCheckpointIO, is_sharded, save_sharded, shards_weights
+from vidlit.checkpoint_files import AtomicCheckpointIO, is_sharded
 from vidlit.csv_logger import RunCSVLogger
 from vidlit.data.datamodule import LatentDataModule
-from vidlit.data.store import LatentStore
 from vidlit.demo import Demo
 from vidlit.errors import UserError
 from vidlit.launch import Launch
 from vidlit.module import VideoDiffusionModule
-from vidlit.plan import make_plan, print_plan
 from vidlit.predict import Predict
 from vidlit.redaction import redact
 from vidlit.refit import finished
@@ -56,6 +49,7 @@ from vidlit.run_directory import (
     write_text,
 )
 from vidlit.stopping.closing import closing_paragraph
+from vidlit.trainer import VidlitTrainer
 
 # A config file may come from anywhere, and naming a class imports its module: only these may be named.
 IMPORTABLE = [
@@ -70,68 +64,8 @@ IMPORTABLE = [
     "prodigyopt",
     "schedulefree",
 ]
-_PATIENCE_SECONDS = 30.0
-"""How long the end of a run waits for a logger."""
 RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 """Tells processes that Lightning launches for further devices where their run is."""
-
-
-class VidlitTrainer(Trainer):
-    """Lightning's Trainer with two more things it can run, and checkpoints that are never half written."""
-
-    def save_checkpoint(
-        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any = None
-    ) -> None:
-        """As Lightning's; folders of shards take the old one's place in one act, as files do."""
-        save = super().save_checkpoint
-        if shards_weights(self):
-            save_sharded(lambda path: save(path, weights_only, storage_options), Path(filepath), self)
-        else:
-            save(filepath, weights_only, storage_options)
-
-    def encode(self, model: VideoDiffusionModule, datamodule: LatentDataModule, verify: bool = False) -> None:
-        """Fill the latent store with what it lacks.
-
-        Args:
-            model: not used.
-            datamodule: the folder and the store.
-            verify: encode nothing; read everything stored and compare it with its checksum.
-
-        Raises:
-            UserError: something stored is damaged.
-        """
-        if verify:
-            _verify(datamodule.store)
-            return
-        print(datamodule.encode(accelerator=self.accelerator_name, devices=self.num_devices, num_nodes=self.num_nodes))
-
-    def plan(self, model: VideoDiffusionModule, datamodule: LatentDataModule, json: bool = False) -> None:
-        """Show what a fit would do: clips used and left out, batches, exposures, cost.
-
-        Args:
-            model: only its optimizer is asked, for the learning rate, and how it is scored.
-            datamodule: the folder and the buckets.
-            json: print one JSON object for programs instead of tables.
-        """
-        optimizer = model.optimizer([torch.nn.Parameter(torch.zeros(1, 1))])  # Muon takes matrices only
-        made = make_plan(
-            datamodule,
-            max_steps=self.max_steps,
-            num_replicas=self.world_size,
-            accumulate=self.accumulate_grad_batches,
-            learning_rate=float(optimizer.param_groups[0]["lr"]),
-            num_strata=model.num_strata,
-            check_interval=check_interval(self),
-        )
-        if json:
-            print(dumps(made.as_dict(), indent=2))
-        else:
-            print_plan(made)
-
-    @property
-    def accelerator_name(self) -> str:
-        """As the Trainer's ``accelerator`` option takes it."""
-        return self.strategy.root_device.type.replace("cuda", "gpu")
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -247,7 +181,7 @@ class VidlitCLI(LightningCLI):
             os.environ[RUN_DIRECTORY_VARIABLE] = path
         self.run_directory = RunDirectory(Path(path or config.run.dir))  # where nothing is written, any will do
         config.trainer.default_root_dir = str(self.run_directory.path)
-        _prepare_wandb(config.trainer.logger, self.run_directory.path)
+        prepare_wandb(config.trainer.logger, self.run_directory.path)
 
     def _inherit(self, config: Namespace) -> tuple[str | None, str | None]:
         directory = RunDirectory(Path(os.environ[RUN_DIRECTORY_VARIABLE]))
@@ -286,8 +220,7 @@ class VidlitCLI(LightningCLI):
             config["inference_mode"] = False  # what it gathers cannot be trained with; as for Lightning's FSDP
         plugins = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
         config["plugins"] = [*(plugin for plugin in plugins if plugin is not None), AtomicCheckpointIO()]
-        in_background = [BackgroundLogger(logger, _PATIENCE_SECONDS) for logger in kept]
-        config["logger"] = [*in_background, RunCSVLogger(self.run_directory)] if training else False
+        config["logger"] = [*in_background(kept), RunCSVLogger(self.run_directory)] if training else False
         if training:
             record = [each for each in callbacks if isinstance(each, WandbRecord)]
             callbacks = [each for each in callbacks if not isinstance(each, WandbRecord)]
@@ -336,7 +269,7 @@ class VidlitCLI(LightningCLI):
                 f"out of memory at step {self.trainer.global_step}. {memory_use(self.trainer, self.model)}"
             ) from error
         finally:
-            _finish_loggers(getattr(self, "trainer", None))
+            finish_loggers(getattr(self, "trainer", None))
 
     def before_fit(self) -> None:
         """Encode what is missing, and say what there is to train on."""
@@ -435,59 +368,3 @@ def _used(data: LatentDataModule) -> str:
     left_out = {"dropped": len(data.plan.dropped), "quarantined": len(data.plan.quarantined)}
     parts += [f"{count} videos {what} (`vidlit plan` says why)" for what, count in left_out.items() if count]
     return ", ".join(parts)
-
-
-def _verify(store: LatentStore) -> None:
-    damaged = list(store.verify())
-    for damage in damaged:
-        print(f"{damage.kind} {damage.name} ({damage.shard}): {damage.problem}")
-    if damaged:
-        raise UserError(
-            f"{len(damaged)} items of {store.root} are damaged: delete the files named above, then encode again."
-        )
-    print(f"{store.root}: all checksums are right.")
-
-
-def _prepare_wandb(loggers: Any, folder: Path) -> None:
-    """W&B's files into the run directory, offline where there is no key, and nothing recorded that may hold one."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        arguments = getattr(logger, "init_args", None)
-        if arguments is None or not logger.class_path.endswith("WandbLogger"):
-            continue
-        if arguments.save_dir in (None, "."):
-            arguments.save_dir = str(folder)
-        if not (arguments.offline or "WANDB_MODE" in os.environ or _has_wandb_key()):
-            arguments.offline = True
-            print(f"No W&B key is set: its files stay in {folder / 'wandb'}, `wandb sync` sends them later.")
-        options = logger.get("dict_kwargs") or {}
-        if arguments.offline:
-            # Lightning sets WANDB_MODE, which W&B does not read again in a process that has used it already.
-            options = {"mode": "offline", **options}
-        # The console, the command line and git remotes may hold keys; a dead network is not waited for long.
-        quiet = {
-            "silent": True,
-            "console": "off",
-            "disable_git": True,
-            "x_disable_meta": True,
-            "finish_timeout": _PATIENCE_SECONDS,
-        }
-        logger.dict_kwargs = {**options, "settings": {**quiet, **(options.get("settings") or {})}}
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, NetrcParseError):
-        return False
-
-
-def _finish_loggers(trainer: Trainer | None) -> None:
-    """Close what W&B has open; a network that is gone is not waited for."""
-    for logger in trainer.loggers if trainer is not None else ():
-        if isinstance(logger, BackgroundLogger):
-            if isinstance(logger.logger, WandbLogger):
-                logger.submit(lambda wandb_logger: wandb_logger.experiment.finish())
-            logger.wait()
