@@ -1,4 +1,5 @@
 import io
+import logging
 import re
 
 from rich.console import Console
@@ -44,5 +45,15 @@ def test_sampling_goes_through_everything_once():
 
 def test_verbose_lets_lightning_speak(quickstart, caplog, monkeypatch):
     monkeypatch.setenv("VIDLIT_VERBOSE", "")
+    # Lightning keeps its messages from the root logger where that had no handler when Lightning was imported.
+    for name in (
+        "lightning",
+        "lightning.pytorch",
+        "lightning.pytorch.utilities",
+        "lightning.pytorch.utilities.rank_zero",
+    ):
+        caplog.set_level(logging.INFO, logger=name)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
     assert main([*quickstart(trainer__max_steps=4), "-v"]) == 0
     assert "GPU available" in caplog.text
