@@ -20,11 +20,12 @@ import time
 import numpy as np
 import torch
 
-from vidlit.demo import STATISTICS_VIDEOS, Scene, _codec_input
-from vidlit.metrics.features import Features, LatentFeatures
-from vidlit.metrics.memorization import UNKNOWN_TAKE, copy_ratio, nearest_train, take_distances
+from vidlit.commands.demo import codec_inputs
+from vidlit.metrics.copy_distance import UNKNOWN_TAKE, copy_ratio, nearest_train, take_distances
 from vidlit.models.codec import PatchDCTCodec
+from vidlit.models.features import Features, LatentFeatures
 from vidlit.stopping.copies import copy_limit, judge_copies, min_copies
+from vidlit.video.demo_clips import Scene
 
 FIRST_SCENE = 10_000
 TAKES = 3
@@ -52,7 +53,7 @@ def scene_seed(scene: Scene) -> int:
 def describe(num_scenes: int) -> tuple[Features, dict[float, Features]]:
     """Features of all takes (num_scenes * (TAKES + 1), D), and of their noisy copies by noise."""
     codec, extractor = PatchDCTCodec(), LatentFeatures()
-    codec.fit_statistics([_codec_input(number) for number in STATISTICS_VIDEOS])
+    codec.fit_statistics(list(codec_inputs()))
     generator = torch.Generator().manual_seed(0)
     clean, noisy = [], {noise: [] for noise in NOISES}
     for number in range(FIRST_SCENE, FIRST_SCENE + num_scenes):

@@ -25,11 +25,11 @@ import av
 import numpy as np
 import torch
 
-from vidlit.data.buckets import Bucket
-from vidlit.data.clips import Clip, SourceVideo
-from vidlit.data.encode import encode
-from vidlit.data.store import LatentStore
-from vidlit.data.video import write_mp4
+from vidlit.latents.encode import encode
+from vidlit.latents.store import LatentStore
+from vidlit.video.buckets import Bucket
+from vidlit.video.mp4 import write_mp4
+from vidlit.video.sources import Clip, SourceVideo
 
 IDENTITY = {"vae": "free-1", "text": "free-1"}
 FPS = 24.0

@@ -32,13 +32,13 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # from a checkout, without installing it
 
-from vidlit.callbacks.throughput import peak_memory
-from vidlit.data.batch import Conditioning, LatentBatch
+from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.noising import RectifiedFlow
-from vidlit.flops import peak_flops
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import Family
-from vidlit.module import VideoDiffusionModule
+from vidlit.training.flops import peak_flops
+from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.peak_memory import peak_memory
 
 RANK = 32
 LTX = {

@@ -25,10 +25,10 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vidlit.data.batch import LatentSample, collate
-from vidlit.data.dataset import LatentDataset
-from vidlit.data.recipe import LatentRecipe, PromptRecipe
-from vidlit.data.store import Item, LatentStore
+from vidlit.diffusion.batch import LatentSample, collate
+from vidlit.latents.dataset import LatentDataset
+from vidlit.latents.recipe import LatentRecipe, PromptRecipe
+from vidlit.latents.store import Item, LatentStore
 
 TOKENS = 48  # of a caption, without padding
 SIZES = {  # latents (C, F, H, W) and width of the prompt embeddings

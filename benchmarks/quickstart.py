@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from vidlit.run_directory import RunDirectory
-from vidlit.run_record import RunRecord
+from vidlit.runs.directory import RunDirectory
+from vidlit.runs.record import RunRecord
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 

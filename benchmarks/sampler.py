@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from torch.utils.data import BatchSampler, RandomSampler
 
-from vidlit.data.sampler import ResolutionBatchSampler
+from vidlit.data.batch_sampler import ResolutionBatchSampler
 
 BATCH_SIZE = 4
 BUCKETS = 12

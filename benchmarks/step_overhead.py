@@ -29,12 +29,12 @@ import numpy as np
 import torch
 
 from vidlit.__main__ import main as vidlit
+from vidlit.commands.demo import Demo
 from vidlit.data.datamodule import LatentDataModule
-from vidlit.demo import Demo
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.models.family import open_family
-from vidlit.module import VideoDiffusionModule
+from vidlit.training.module import VideoDiffusionModule
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 BUCKETS = ["9x64x64", "17x48x80"]

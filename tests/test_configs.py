@@ -6,7 +6,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentError
 
-from vidlit.cli import VidlitCLI
+from vidlit.commands.cli import VidlitCLI
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WHOLE = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "sweep.yaml")  # W&B's own format

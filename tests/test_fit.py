@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from vidlit.__main__ import main
-from vidlit.callbacks.interrupt import GracefulInterrupt
-from vidlit.module import VideoDiffusionModule
+from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
+from vidlit.training.module import VideoDiffusionModule
 
 
 def read_metrics(run, column):

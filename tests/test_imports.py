@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,78 +13,24 @@ import pytest
 import vidlit
 
 PACKAGE = Path(vidlit.__file__).parent
-LIGHTNING = {"lightning"}
-ARRAYS = {"torch", "numpy"}
-ANYONE = {"vidlit.errors", "vidlit.run_directory", "vidlit.redaction"}  # small rooms without dependencies
 
-# Room (a file, or a folder ending in "/") -> what it may import beside the standard library, itself and ANYONE.
-# A more exact room adds to its folder's row.
-MAY_IMPORT = {
-    "errors.py": set(),
-    "run_directory.py": set(),
-    "__init__.py": set(),
-    "__main__.py": {"vidlit.__version__", "vidlit.commands"},
-    "data/": ARRAYS | {"av", "safetensors", "pyarrow", "PIL", "imagehash", "filelock", "rich"},
-    "data/datamodule.py": LIGHTNING | {"vidlit.models.family", "vidlit.models.encoders"},  # hands them to encode.py
-    "data/prompts.py": LIGHTNING | {"vidlit.models.encoders"},  # encodes them before the transformer is loaded
-    "data/encode.py": LIGHTNING | {"diffusers", "transformers", "vidlit.models.family"},
-    "data/progress.py": LIGHTNING,  # encode.py's progress bar
-    "diffusion/": ARRAYS | {"vidlit.data.batch"},
-    "diffusion/generate.py": {"diffusers"},
-    "models/": ARRAYS
-    | {"diffusers", "transformers", "peft", "safetensors", "torchao", "vidlit.diffusion", "vidlit.data.batch"},
-    "metrics/": ARRAYS | {"torchmetrics", "transformers"},
-    "stopping/": ARRAYS,
-    "optimizers.py": ARRAYS,
-    "flops.py": ARRAYS,
-    "checkpoint_files.py": ARRAYS | LIGHTNING,
-    "module.py": ARRAYS
-    | LIGHTNING
-    | {
-        f"vidlit.{room}"
-        for room in ("diffusion", "models", "metrics", "data.batch", "optimizers", "flops", "checkpoint_files")
-    },
-    "callbacks/": ARRAYS
-    | LIGHTNING
-    | {"rich", "PIL"}
-    | {
-        f"vidlit.{room}"
-        for room in (
-            "metrics",
-            "stopping",
-            "diffusion",
-            "data.batch",
-            "data.video",
-            "csv_logger",
-            "background_logger",
-            "run_record",
-            "model_card",
-            "flops",
-            "checkpoint_files",
-            "models.memory",
-        )
-    },
-    "callbacks/wandb_record.py": {"wandb", "yaml", "vidlit.__version__"},
-    "csv_logger.py": LIGHTNING,
-    "background_logger.py": LIGHTNING,
-    "launch.py": LIGHTNING | {"torch"},
-    "plan.py": {"rich", "vidlit.data", "vidlit.stopping"},
-    "redaction.py": set(),
-    "refit.py": set(),
-    "kfold.py": {"rich", "vidlit.refit"},
-    "run_record.py": ARRAYS | {"yaml", "vidlit.stopping", "vidlit.data.batch"},
-    "report/": {"numpy", "yaml", "jinja2", "markupsafe", "matplotlib", "vidlit.__version__", "vidlit.run_record"}
-    | {"vidlit.stopping"},
-    "dashboard.py": {"yaml", "wandb_workspaces"},
-    "model_card.py": {"yaml", "numpy", "matplotlib", "huggingface_hub", "vidlit.__version__", "vidlit.run_record"},
-    "predict.py": {f"vidlit.{room}" for room in ("callbacks", "data", "models.adapters", "module")},
-    "demo.py": ARRAYS | {"diffusers", "transformers", "vidlit.data.video", "vidlit.models.codec"},
-    "cli.py": ARRAYS | LIGHTNING | {"jsonargparse", "rich", "wandb", "yaml", "vidlit"},
-    "trainer.py": ARRAYS
-    | LIGHTNING
-    | {f"vidlit.{room}" for room in ("callbacks", "checkpoint_files", "data", "module", "plan")},
-    "commands.py": LIGHTNING | {"jsonargparse", "vidlit"},
+ORDER = """
+errors stopping metrics diffusion models video latents data runs training sampling report signals callbacks commands
+""".split()
+"""The rooms. Each may import those that stand before it, for typing too; the top of the package is the face of all."""
+
+THIRD_PARTY = {
+    "lightning": "data/datamodule latents/encode runs training sampling signals callbacks commands",
+    "diffusers": "models",
+    "transformers": "models",
+    "peft": "models",
+    "av": "video",
+    "wandb": "callbacks/wandb_record runs/background_logger commands",
+    "torch": "metrics diffusion models latents data runs training sampling signals callbacks commands",
 }
+"""Packages with a place of their own, and the rooms, or files whose names begin so, that may import them."""
+MOST_LINES, MOST_FILES = 400, 14
+
 LAZY_ONLY = {"diffusers", "transformers", "wandb", "peft", "huggingface_hub"}
 """Take seconds to import: only inside functions, except where a class derives from theirs."""
 EAGER = {"models/codec.py"}
@@ -93,12 +40,18 @@ def is_type_checking(node):
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def imports_of(path, top_level_only=False):
-    """Dotted names that a file imports when it runs: modules, and names taken from packages of ours."""
+def imports_of(path, *, typing=False, top_level_only=False):
+    """Dotted names that a file imports: modules, and names taken from packages of ours.
+
+    Args:
+        path: of the file.
+        typing: also what it imports for type checking.
+        top_level_only: only what is imported when the file is.
+    """
     names = set()
 
     def visit(node):
-        if is_type_checking(node):
+        if is_type_checking(node) and not typing:
             for child in node.orelse:
                 visit(child)
             return
@@ -115,55 +68,77 @@ def imports_of(path, top_level_only=False):
     return {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
 
 
-def allowed_for(file):
-    """Names a file may import, and its own room."""
-    room = file.split("/")[0] + "/" if "/" in file else file
-    assert room in MAY_IMPORT, f"{file}: no such room in the table; say what it may import"
-    own = {f"vidlit.{room[:-1]}"} if room.endswith("/") else set()
-    return ANYONE | own | MAY_IMPORT[room] | MAY_IMPORT.get(file, set())
+def room_of(module):
+    """The room of a file below the package, or of a dotted name."""
+    parts = module.removeprefix("vidlit.").removesuffix(".py").replace("/", ".").split(".")
+    return parts[0]
 
 
-def forbidden(file, names):
-    allowed = allowed_for(file)
-    return sorted(name for name in names if not any(name == a or name.startswith(f"{a}.") for a in allowed))
+def upward(file, names):
+    """What a file imports from rooms that stand behind its own."""
+    place = ORDER.index(room_of(file))
+    rooms = {name: room_of(name) for name in names if name.startswith("vidlit.")}
+    assert set(rooms.values()) <= {*ORDER, "__version__"}, f"{file} imports from a room that is not in the list"
+    return sorted(name for name, room in rooms.items() if room in ORDER and ORDER.index(room) > place)
+
+
+def out_of_place(file, names):
+    """Packages that a file imports and that have their place elsewhere."""
+    packages = {name.split(".")[0] for name in names} & set(THIRD_PARTY)
+    return sorted(each for each in packages if not file.startswith(tuple(THIRD_PARTY[each].split())))
 
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+IN_ROOMS = [file for file in FILES if file not in ("__init__.py", "__main__.py")]
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_file_imports_what_its_room_may(file):
-    assert forbidden(file, imports_of(PACKAGE / file)) == []
+@pytest.mark.parametrize("file", IN_ROOMS)
+def test_a_file_imports_only_what_stands_before_its_room(file):
+    assert upward(file, imports_of(PACKAGE / file, typing=True)) == []
+
+
+@pytest.mark.parametrize("file", IN_ROOMS)
+def test_packages_are_imported_in_their_place(file):
+    assert out_of_place(file, imports_of(PACKAGE / file)) == []
+
+
+def test_every_room_stands_in_the_list():
+    assert {room_of(file) for file in IN_ROOMS} == set(ORDER)
+
+
+def test_no_room_is_crowded_and_no_file_is_long():
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    crowded = {str(folder): count for folder in folders if (count := len(list(folder.glob("*.py")))) > MOST_FILES}
+    long = {file: count for file in FILES if (count := len((PACKAGE / file).read_text().splitlines())) > MOST_LINES}
+    assert (crowded, long) == ({}, {})
+
+
+def test_no_file_name_stands_twice():
+    names = Counter(Path(file).name for file in FILES if not file.endswith("__init__.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_the_rule_finds_what_it_forbids(tmp_path):
     source = tmp_path / "code.py"
     source.write_text(
         "import json\nfrom typing import TYPE_CHECKING\nimport lightning.pytorch as pl\n"
-        "if TYPE_CHECKING:\n    from vidlit.module import VideoDiffusionModule\n"
-        "def f():\n    from vidlit.module import x\n    from vidlit import cli\n"
+        "if TYPE_CHECKING:\n    from vidlit.training.module import VideoDiffusionModule\n"
+        "def f():\n    from vidlit.data.split import x\n    from vidlit.commands import cli\n"
     )
     names = imports_of(source)
-    assert names == {"lightning.pytorch", "vidlit.module.x", "vidlit.cli"}
+    assert names == {"lightning.pytorch", "vidlit.data.split.x", "vidlit.commands.cli"}
     assert imports_of(source, top_level_only=True) == {"lightning.pytorch"}
-    assert forbidden("metrics/paired_loss.py", names) == ["lightning.pytorch", "vidlit.cli", "vidlit.module.x"]
-    assert forbidden("callbacks/exposure.py", names) == ["vidlit.cli", "vidlit.module.x"]
-    assert forbidden("module.py", {"vidlit.data.batch.LatentBatch", "vidlit.data.batches.x"}) == [
-        "vidlit.data.batches.x"
+    for_typing = imports_of(source, typing=True)
+    assert upward("metrics/paired_loss.py", for_typing) == [
+        "vidlit.commands.cli",
+        "vidlit.data.split.x",
+        "vidlit.training.module.VideoDiffusionModule",
     ]
-
-
-def typing_imports_of(path):
-    tree = ast.parse(path.read_text())
-    blocks = [node for node in ast.walk(tree) if is_type_checking(node)]
-    inner = [node for block in blocks for node in ast.walk(block) if isinstance(node, ast.ImportFrom)]
-    return {node.module for node in inner}
-
-
-def test_only_callbacks_name_the_module_for_typing():
-    namers = {file for file in FILES if "vidlit.module" in typing_imports_of(PACKAGE / file)}
-    assert namers
-    assert all(file.startswith("callbacks/") for file in namers)
+    assert upward("training/module.py", for_typing) == ["vidlit.commands.cli"]
+    assert out_of_place("metrics/paired_loss.py", names) == ["lightning"]
+    assert out_of_place("training/module.py", names) == []
+    with pytest.raises(AssertionError, match="not in the list"):
+        upward("metrics/paired_loss.py", {"vidlit.helpers.x"})
 
 
 @pytest.mark.parametrize("room", ["metrics", "stopping"])

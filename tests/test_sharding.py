@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.test_distributed import fit
-from vidlit.checkpoint_files import AtomicCheckpointIO, is_sharded, stored_shapes
-from vidlit.models.averaging import kept_weights
+from vidlit.runs.checkpoint_files import AtomicCheckpointIO, is_sharded, stored_shapes
+from vidlit.training.averaging import kept_weights
 
 SHARDED = [
     "--trainer.devices=2",

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from vidlit.__main__ import main
-from vidlit.dashboard import chart_names
+from vidlit.report.workspace import chart_names
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -199,7 +199,7 @@ def test_a_broken_logger_changes_nothing(
     quickstart, tmp_path, logger_config, no_account, monkeypatch, capsys, broken, warning
 ):
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.log_metrics", broken)
-    monkeypatch.setattr("vidlit.background_logger.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("vidlit.runs.background_logger.PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.experiment", property(broken))
     began = time.monotonic()
     assert main(quickstart(trainer__max_steps=4)) == 0

@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"vidlit {__version__}")
         return 0
-    from vidlit.commands import run  # torch and Lightning take seconds to import
+    from vidlit.commands.dispatch import run  # torch and Lightning take seconds to import
 
     return run(words)
 

@@ -1,6 +1,9 @@
-"""The one exception a user is meant to read."""
+"""The exceptions a user is meant to read."""
 
 from __future__ import annotations
+
+import signal
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -8,3 +11,18 @@ class UserError(ValueError):
 
     The command line prints its text as one line and exits non-zero, without a traceback unless ``--debug``.
     """
+
+
+class Interrupted(Exception):  # noqa: N818 - says what happened, as KeyboardInterrupt does
+    """The run was told to stop, and saved where it was.
+
+    Args:
+        signal_number: that told it.
+        checkpoint: to go on from.
+    """
+
+    def __init__(self, signal_number: int, checkpoint: Path) -> None:
+        super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+        self.checkpoint = checkpoint
+        self.advice = f"Go on with --ckpt_path {checkpoint}"

@@ -1,7 +1,7 @@
 """Real runs to measure stopping on: the tiny default model on procedural clips, scored beside what no user could score.
 
-Every run trains :class:`vidlit.module.VideoDiffusionModule` under Lightning to the end of its plan, whatever its curve
-does. At each check it scores, with the package's own losses,
+Every run trains :class:`vidlit.training.module.VideoDiffusionModule` under Lightning to the end of its plan, whatever
+its curve does. At each check it scores, with the package's own losses,
 
 - held-out clips at fixed noise, four strata a clip: what the rule sees; and the train probe likewise;
 - the same held-out clips with fresh noise and sigmas, as many evaluations: what plain validation would see;
@@ -37,15 +37,17 @@ from benchmarks.stopping.real_runs import (
     WARMUP_STEPS,
     Plan,
 )
-from vidlit.data.batch import LatentBatch, LatentSample, clip_key, collate
+from vidlit.commands.demo import codec_inputs
 from vidlit.data.passes import Passes
-from vidlit.demo import Scene, write_base
+from vidlit.diffusion.batch import LatentBatch, LatentSample, clip_key, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, keyed_generator, stratum_sigmas
 from vidlit.metrics.paired_loss import log_ratio
+from vidlit.models.demo_base import write_base
 from vidlit.models.encoders import Encoders
 from vidlit.models.family import open_family
-from vidlit.module import VideoDiffusionModule
+from vidlit.training.module import VideoDiffusionModule
+from vidlit.video.demo_clips import Scene
 
 FRAMES, SIZE = 5, 48  # two latent frames of 3 x 3: a step costs 30 ms on one core
 NOISING = RectifiedFlow()
@@ -68,7 +70,7 @@ class World:
         self.size = size
         self.base = folder / "base"
         if not (self.base / "model_index.json").is_file():
-            write_base(self.base)
+            write_base(self.base, codec_inputs())
 
     @cached_property
     def _encoders(self) -> Encoders:

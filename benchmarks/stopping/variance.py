@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from benchmarks.stopping.real_runs import VAL_TAKES, VAL_VIDEOS
 from benchmarks.stopping.training import NOISING, TRAIN, VAL, World
-from vidlit.data.batch import LatentBatch, LatentSample, clip_key, collate
+from vidlit.diffusion.batch import LatentBatch, LatentSample, clip_key, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import stratum_noise, stratum_sigmas
 from vidlit.metrics.paired_loss import log_ratio
-from vidlit.module import VideoDiffusionModule
+from vidlit.training.module import VideoDiffusionModule
 
 NUM_STRATA = 4
 REGIMES = {  # learning rate and steps before the first check, rate of the 20 steps to the second

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from vidlit.__main__ import main
-from vidlit.data.batch import clip_key, collate
 from vidlit.data.datamodule import LatentDataModule
+from vidlit.diffusion.batch import clip_key, collate
 from vidlit.diffusion.loss import paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, stratum_sigmas
 from vidlit.metrics.paired_loss import log_ratio, summarise
-from vidlit.module import VideoDiffusionModule
+from vidlit.training.module import VideoDiffusionModule
 
 SMALL = {"trainer__max_steps": 4, "data__test_fraction": 0.34, "data__val_fraction": 0.2, "data__buckets": "[9x48x48]"}
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vidlit.data.buckets import Bucket
-from vidlit.data.clips import Clip, SourceVideo
-from vidlit.data.encode import encode
-from vidlit.data.store import LatentStore
 from vidlit.errors import UserError
+from vidlit.latents.encode import encode
+from vidlit.latents.store import LatentStore
+from vidlit.video.buckets import Bucket
+from vidlit.video.sources import Clip, SourceVideo
 
 BUCKETS = (Bucket(5, 16, 16), Bucket(1, 16, 32))
 IDENTITY = {"vae": "pooling-1", "text": "letters-1"}

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from vidlit.data.buckets import Bucket
-from vidlit.data.clips import Clip, SourceVideo
 from vidlit.data.split import Fold, split_by_video, spread_over_videos
 from vidlit.errors import UserError
+from vidlit.video.buckets import Bucket
+from vidlit.video.sources import Clip, SourceVideo
 
 
 def clips_of(num_groups, each=3):

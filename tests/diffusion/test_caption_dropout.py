@@ -1,6 +1,6 @@
 import torch
 
-from vidlit.data.batch import Conditioning
+from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
 
 

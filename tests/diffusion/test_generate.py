@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from vidlit.data.batch import Conditioning
+from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
 
 SHAPE = (2, 3, 2, 4, 4)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vidlit.data.batch import LatentSample, collate
+from vidlit.diffusion.batch import LatentSample, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift, stratum_noise, stratum_sigmas
 

@@ -6,7 +6,7 @@ One function a family. What they leave out of the real models is size alone: the
 import torch
 import transformers
 
-from vidlit.data.batch import Conditioning
+from vidlit.diffusion.batch import Conditioning
 
 DIM = 64
 """Width of the tiny text encoders."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from vidlit.data.batch import LatentSample, collate
+from vidlit.diffusion.batch import LatentSample, collate
 from vidlit.models.encoders import Encoders
 
 CAPTIONS = ("A red disc.", "  Two striped &amp; blue\n rings   before a grey wall. ")

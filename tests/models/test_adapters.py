@@ -5,7 +5,7 @@ import torch
 from diffusers import LTXPipeline, LTXVideoTransformer3DModel
 from safetensors.torch import load_file
 
-from vidlit.data.batch import Conditioning
+from vidlit.diffusion.batch import Conditioning
 from vidlit.models.adapters import LoRA, export_weights
 from vidlit.models.family import open_family
 

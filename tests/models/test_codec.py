@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers import LTXPipeline
 
-from vidlit.demo import Scene
 from vidlit.models.codec import PatchDCTCodec
+from vidlit.video.demo_clips import Scene
 
 
 def demo_video(number):

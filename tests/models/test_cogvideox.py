@@ -9,8 +9,8 @@ from diffusers import CogVideoXDDIMScheduler, DiffusionPipeline
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
 from tests.models.bases import cogvideox
-from vidlit.data.batch import Conditioning, LatentBatch
 from vidlit.data.datamodule import LatentDataModule
+from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.diffusion.noising import RectifiedFlow, keyed_generator

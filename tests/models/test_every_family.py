@@ -9,14 +9,14 @@ import torch
 
 from tests.models import bases
 from tests.models.batches import batch_of, random_frames
-from vidlit.data.batch import Conditioning, LatentBatch
-from vidlit.data.buckets import Bucket
+from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import known_families, open_family
-from vidlit.models.memory import checkpoint_blocks, repeated_blocks, shard
-from vidlit.module import VideoDiffusionModule
+from vidlit.training.memory import checkpoint_blocks, repeated_blocks, shard
+from vidlit.training.module import VideoDiffusionModule
+from vidlit.video.buckets import Bucket
 
 
 @pytest.fixture(scope="module", params=bases.EVERY)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from tests.models import bases
 from vidlit.models.adapters import LoRA, export_weights
 from vidlit.models.comfyui import comfyui_lora
+from vidlit.models.families.hunyuan_video import HunyuanVideo
 from vidlit.models.family import open_family
-from vidlit.models.hunyuan_video import HunyuanVideo
 
 
 @pytest.fixture(scope="module", params=bases.EVERY)

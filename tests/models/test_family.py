@@ -7,8 +7,8 @@ import torch
 
 from vidlit.errors import UserError
 from vidlit.models.encoders import Encoders
+from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.models.family import fingerprint, known_families, open_family
-from vidlit.models.ltx_video import LTXVideo
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 from tests.models import bases, test_every_family, test_export
 from tests.test_configs import ParseOnly
-from vidlit.data.batch import Conditioning
+from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
 from vidlit.models.family import Family, open_family
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from tests.models.bases import hunyuan_video
-from vidlit.data.batch import Conditioning
+from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
 from vidlit.errors import UserError
 from vidlit.models.family import open_family

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline, LTXPipeline
 
-from vidlit.data.batch import Conditioning, LatentSample, collate
+from vidlit.diffusion.batch import Conditioning, LatentSample, collate
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.noising import RectifiedFlow, without_first_frame
 from vidlit.models.family import open_family

@@ -5,7 +5,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from tests.models.bases import mochi
-from vidlit.data.batch import Conditioning
+from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
 from vidlit.models.family import open_family
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.models import bases
 from tests.models.batches import batch_of, random_frames
-from vidlit.data.batch import Conditioning
+from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.diffusion.noising import RectifiedFlow

@@ -13,7 +13,7 @@ import pytest
 
 from vidlit.__main__ import main
 from vidlit.report import write_report
-from vidlit.run_directory import RunDirectory
+from vidlit.runs.directory import RunDirectory
 
 SECTIONS = {"why", "curves", "exposure", "copies", "samples", "throughput", "config"}
 

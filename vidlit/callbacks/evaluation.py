@@ -16,18 +16,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vidlit.callbacks.audit import Audit
-from vidlit.callbacks.divergence import DivergenceMonitor
-from vidlit.callbacks.samples import SampleVideos
-from vidlit.data.batch import LatentBatch, clip_key
+from vidlit.diffusion.batch import LatentBatch, clip_key
 from vidlit.diffusion.noising import stratum_sigmas
 from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, summarise
-from vidlit.run_directory import RunDirectory, write_text
+from vidlit.runs.directory import RunDirectory, write_text
+from vidlit.sampling.audit import Audit
+from vidlit.signals.divergence_monitor import DivergenceMonitor
+from vidlit.signals.sample_videos import SampleVideos
 from vidlit.stopping.verdict import Verdict
 
 if TYPE_CHECKING:
-    from vidlit.data.clips import Clip
-    from vidlit.module import VideoDiffusionModule
+    from vidlit.training.module import VideoDiffusionModule
+    from vidlit.video.sources import Clip
 
 BASE, TRAINED = 0, 1
 """Steps that the two audits of a test are told apart by."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from vidlit.data.batch import LatentBatch
-from vidlit.flops import peak_flops
+from vidlit.diffusion.batch import LatentBatch
+from vidlit.training.flops import peak_flops
+from vidlit.training.peak_memory import peak_memory
 
 if TYPE_CHECKING:
-    from vidlit.module import VideoDiffusionModule
+    from vidlit.training.module import VideoDiffusionModule
 
 
 class Throughput(Callback):
@@ -96,11 +94,3 @@ class Throughput(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Leave the validation out."""
         self._last_end = time.monotonic()
-
-
-def peak_memory(device: torch.device) -> float:
-    """Most bytes so far: allocated on a GPU, or resident in this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(kilobytes) if sys.platform == "darwin" else 1024.0 * kilobytes

@@ -14,13 +14,13 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from vidlit import __version__
-from vidlit.background_logger import BackgroundLogger
-from vidlit.callbacks.exposure import ExposureLedger
-from vidlit.redaction import redact, redact_text
-from vidlit.run_directory import RunDirectory
+from vidlit.runs.background_logger import BackgroundLogger
+from vidlit.runs.directory import RunDirectory
+from vidlit.runs.redaction import redact, redact_text
+from vidlit.signals.exposure_ledger import ExposureLedger
 
 if TYPE_CHECKING:
-    from vidlit.module import VideoDiffusionModule
+    from vidlit.training.module import VideoDiffusionModule
 
 STEP = "trainer/global_step"
 """The step axis of every chart, as Lightning names it."""

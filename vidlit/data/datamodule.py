@@ -11,19 +11,19 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from vidlit.data.batch import Conditioning, LatentBatch
-from vidlit.data.buckets import ASPECT_RATIOS, Bucket, derive_buckets
-from vidlit.data.clips import Clip
-from vidlit.data.dataset import LatentDataset
-from vidlit.data.encode import EncodeReport, encode
-from vidlit.data.plan import ClipMode, DatasetPlan, plan_clips
-from vidlit.data.recipe import LatentRecipe, PromptRecipe
-from vidlit.data.sampler import BucketSequence, ResolutionBatchSampler, token_budget_batch_sizes
+from vidlit.data.batch_sampler import BucketSequence, ResolutionBatchSampler, token_budget_batch_sizes
 from vidlit.data.split import Fold, Split, split_by_video, spread_over_videos
-from vidlit.data.store import LatentStore
+from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.errors import UserError
+from vidlit.latents.dataset import LatentDataset
+from vidlit.latents.encode import EncodeReport, encode
+from vidlit.latents.recipe import LatentRecipe, PromptRecipe
+from vidlit.latents.store import LatentStore
 from vidlit.models.encoders import Encoders
 from vidlit.models.family import open_family
+from vidlit.video.buckets import ASPECT_RATIOS, Bucket, derive_buckets
+from vidlit.video.cut import ClipMode, DatasetPlan, plan_clips
+from vidlit.video.sources import Clip
 
 Loader = DataLoader[LatentBatch]
 PROBE_ALONE = 16

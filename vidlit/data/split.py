@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vidlit.data.clips import Clip
 from vidlit.errors import UserError
+from vidlit.video.sources import Clip
 
 
 class Split(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vidlit.data.batch import Conditioning
+from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.loss import VelocityModel
 from vidlit.diffusion.noising import without_first_frame
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vidlit.data.batch import Conditioning, LatentBatch
+from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.noising import (
     RectifiedFlow,
     stratum_draws,

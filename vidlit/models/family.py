@@ -1,8 +1,8 @@
 """What differs between model families, behind one small interface.
 
 A base is a diffusers folder (``transformer``, ``vae``, ``text_encoder``, ``tokenizer``, ``scheduler``) or a hub name.
-Its family follows from the class that ``transformer/config.json`` names. To add a family, add one file here with
-one :class:`Family` subclass.
+Its family follows from the class that ``transformer/config.json`` names. To add a family, add one file to
+``families/`` with one :class:`Family` subclass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, VideoEncoder
 
 if TYPE_CHECKING:
-    from vidlit.data.batch import Conditioning
+    from vidlit.diffusion.batch import Conditioning
     from vidlit.diffusion.generate import Scheduler
 
 _EDGE_BYTES = 1 << 20
@@ -266,9 +266,9 @@ def open_family(base: str | Path, fps: float | None = None) -> Family:
 
 def known_families() -> dict[str, type[Family]]:
     """Every family, by the class name of its transformer."""
-    package = importlib.import_module("vidlit.models")
+    package = importlib.import_module("vidlit.models.families")
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"vidlit.models.{module.name}")
+        importlib.import_module(f"vidlit.models.families.{module.name}")
     return {family.transformer_class: family for family in _subclasses(Family)}  # type: ignore[type-abstract]
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from vidlit.report import curves
+from vidlit.report import charts as curves
 from vidlit.report.figure import HALF, NUM_RUN_COLOURS, WIDE, Drawing, duration, figure
 from vidlit.report.videos import VideoBudget, kept_samples
-from vidlit.run_record import RunRecord
+from vidlit.runs.record import RunRecord
 
 LOSS = "change of the loss against the base model, %"
 

@@ -15,14 +15,14 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from vidlit import __version__
-from vidlit.redaction import redact_text
-from vidlit.report import curves
+from vidlit.report import charts as curves
 from vidlit.report.comparison import comparison
 from vidlit.report.figure import HALF, LOW, NUM_LEVEL_COLOURS, WIDE, Drawing, duration, figure
 from vidlit.report.videos import ShownVideo, VideoBudget, kept_samples, over_time
-from vidlit.run_directory import write_text
-from vidlit.run_record import RunRecord
-from vidlit.stopping.closing import closing_paragraph
+from vidlit.runs.closing import closing_paragraph
+from vidlit.runs.directory import write_text
+from vidlit.runs.record import RunRecord
+from vidlit.runs.redaction import redact_text
 from vidlit.stopping.exposure import video_exposures
 
 MAX_MEGABYTES = 24.0

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidlit.run_record import RunRecord
+from vidlit.runs.record import RunRecord
 
 _AUDIT = re.compile(r"audit_(\d+)_")
 MAX_PROMPTS = 6

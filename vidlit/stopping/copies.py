@@ -1,6 +1,6 @@
 """When generated clips have become copies of training clips.
 
-The ratio of a clip (``vidlit.metrics.memorization``) is 0 for an exact copy of a training clip and about 1 for a new
+The ratio of a clip (``vidlit.metrics.copy_distance``) is 0 for an exact copy of a training clip and about 1 for a new
 take of its scene, in content and motion. Samples are drawn from the same prompts and noise at every audit, the first of
 them from the base model: what is near a training clip there was not learned here and does not count.
 """

@@ -1,0 +1,75 @@
+import csv
+import json
+
+import pytest
+
+from vidlit.__main__ import main
+from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
+from vidlit.commands.kfold import summarise_folds
+from vidlit.training.module import VideoDiffusionModule
+
+
+def test_each_video_is_held_out_once_and_folds_that_are_over_are_left_out(quickstart, tmp_path, monkeypatch, capsys):
+    _, *words = quickstart(trainer__max_steps=4)
+    words = ["kfold", "--folds=3", *words]
+    step, trained = VideoDiffusionModule.training_step, []
+
+    def training_step(self, batch, batch_idx):
+        fold = self.trainer.datamodule.fold.number
+        trained.append(fold)
+        if trained.count(1) == 2 and fold == 1:
+            next(c for c in self.trainer.callbacks if isinstance(c, GracefulInterrupt))._note(15, None)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(VideoDiffusionModule, "training_step", training_step)
+    assert main(words) == 128 + 15
+    assert "the same command" in capsys.readouterr().err
+    assert trained == [0, 0, 0, 0, 1, 1]
+    assert main(words) == 0
+    assert trained == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    root = tmp_path / "runs" / "quickstart" / "kfold_3"
+    told = json.loads((root / "folds.json").read_text())
+    held_out = []
+    for fold in range(3):
+        with (root / f"fold_{fold}" / "exposure.csv").open() as file:
+            held_out += sorted({row["video"] for row in csv.DictReader(file) if row["split"] == "val"})
+    assert len(held_out) == len(set(held_out)) == 6
+    assert [fold["kept_step"] for fold in told["folds"]] == [
+        json.loads((root / f"fold_{fold}" / "summary.json").read_text())["kept_step"] for fold in range(3)
+    ]
+    printed = capsys.readouterr().out
+    assert f"--data.val_fraction 0 --trainer.max_steps {told['steps']}" in printed
+    assert told["steps"] == 6  # four steps on two thirds of the clips
+
+    trained.clear()
+    assert main(words) == 0
+    assert trained == []
+    assert main([*words, "--model.warmup_steps=3"]) == 2
+    assert "folds of other options" in capsys.readouterr().err
+
+
+def test_more_folds_than_videos_is_one_line(quickstart, capsys):
+    _, *words = quickstart()
+    assert main(["kfold", "--folds=9", *words]) == 2
+    assert "6 source videos cannot be parted into 9 folds" in capsys.readouterr().err
+
+
+def fold(kept, gain, train=8, val=4):
+    return {
+        "stopped_by": "divergence",
+        "stop_step": 300,
+        "best_step": kept,
+        "kept_step": kept,
+        "kept_gain": gain,
+        "exposures_at_kept": {"mean": kept / 2},
+        "num_clips": {"train": train, "val": val, "test": 0},
+    }
+
+
+def test_the_median_fold_decides():
+    told = summarise_folds([fold(100, 0.1), fold(120, 0.2), fold(400, 0.3)])
+    assert told["steps"] == 180
+    assert told["exposures"] == 60
+    assert told["gain"]["mean"] == pytest.approx(0.2)
+    assert told["gain"]["standard_error"] == pytest.approx(0.1 / 3**0.5)
+    assert summarise_folds([fold(0, 0.0), fold(0, 0.0), fold(100, 0.1)])["steps"] == 0

@@ -1,0 +1,100 @@
+import json
+import math
+
+import pytest
+
+from tests.models.bases import ltx_video
+from vidlit.__main__ import main
+from vidlit.commands.plan import make_plan
+from vidlit.data.datamodule import LatentDataModule
+from vidlit.stopping.schedule import check_schedule
+
+
+@pytest.fixture
+def data(demo, tmp_path):
+    return LatentDataModule(
+        demo.dir / "clips",
+        tmp_path / "store",
+        str(demo.dir / "base"),
+        ["9x64x64", "17x48x80"],
+        fps=16,
+        val_fraction=0.34,
+    )
+
+
+def test_plan_foretells_what_the_sampler_does(data):
+    plan = make_plan(data, max_steps=30, num_replicas=1, accumulate=2, learning_rate=1e-4)
+    assert plan.clips == 12
+    assert plan.videos == 6
+    assert plan.split["train"] == {"clips": 8, "videos": 4}
+    assert plan.split["val"] == {"clips": 4, "videos": 2}
+    assert sum(row.clips for row in plan.buckets) == 12
+    assert sum(row.train for row in plan.buckets) == 8
+    assert {row.bucket: row.tokens for row in plan.buckets} == {"9x64x64": 48, "17x48x80": 75}
+    counts = data.sampler(1, 0).exposures(60)
+    assert plan.exposures["mean"] == counts.sum() / 4 == 30 * 2 / 4
+    assert plan.batch_size == 2
+    assert plan.conservative_max_steps == 10 * 4 // 2
+    assert plan.moderate_max_steps == 50 * 4 // 2
+    assert plan.band == "moderate"
+    # 4 held-out clips and 4 of the probe, at 4 noise levels each
+    chosen = check_schedule(30, plan.batch_size, 4, 4)
+    assert plan.checks == {"interval": 1, "count": 30, "held_out_clips": 4, "share": chosen.share}
+    assert chosen.share == 2 * 4 * 4 / (3 * 2)
+    told = make_plan(data, max_steps=30, num_replicas=1, accumulate=2, learning_rate=1e-4, check_interval=10)
+    assert told.checks == {"interval": 10, "count": 3, "held_out_clips": 4, "share": chosen.share / 10}
+    assert plan.encode["clips"] == 12
+    assert plan.encode["captions"] == 6
+    elements = sum(math.prod(data.family.latent_shape(*clip.bucket)) for clip in data.plan.clips)
+    assert plan.encode["gigabytes"] == 2 * elements / 1e9
+    assert plan.encode["decode_seconds"] > 0
+
+
+def test_plan_counts_the_deviation_that_latents_are_drawn_with(demo, tmp_path):
+    base = ltx_video(tmp_path / "base")
+    sizes = []
+    for latents in ("mode", "sample"):
+        data = LatentDataModule(
+            demo.dir / "clips", tmp_path / "store", str(base), ["9x64x64", "17x48x80"], fps=16, latents=latents
+        )
+        plan = make_plan(data, max_steps=10, num_replicas=1, accumulate=1, learning_rate=1e-4)
+        sizes.append(plan.encode["gigabytes"])
+    assert sizes[1] == 2 * sizes[0] > 0
+
+
+def test_plan_proposes_to_merge_a_bucket_that_is_too_small(demo, tmp_path):
+    data = LatentDataModule(
+        demo.dir / "clips",
+        tmp_path / "store",
+        str(demo.dir / "base"),
+        ["5x48x64", "9x48x64", "9x64x64", "17x48x80"],
+        fps=16,
+        val_fraction=0.34,
+        batch_size=5,
+    )
+    plan = make_plan(data, max_steps=10, num_replicas=1, accumulate=1, learning_rate=1e-4)
+    short = [row for row in plan.buckets if row.repeats_per_batch]
+    assert short
+    for row in short:
+        assert row.repeats_per_batch == 5 - row.train
+
+
+def test_the_command_prints_a_table_or_json(quickstart, capsys):
+    assert main(quickstart("plan")) == 0
+    table = capsys.readouterr().out
+    assert "17x48x80" in table
+    assert "split by source video" in table
+    assert main([*quickstart("plan"), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["clips"] == 12
+    assert plan["max_steps"] == 12
+
+
+def test_the_real_clips(quickstart, shared_videos, tmp_path, capsys):
+    assert main([*quickstart("plan", data__source=shared_videos / "content", data__store=tmp_path), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["videos"] == 8
+    assert plan["quarantined"] == plan["dropped"] == []
+    assert {"finetrainers__hiker.mp4", "finetrainers__hiker_tiny.mp4"} in [
+        {pair["first"], pair["second"]} for pair in plan["near_duplicates"]
+    ]

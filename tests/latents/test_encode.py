@@ -1,0 +1,270 @@
+import dataclasses
+import errno
+import functools
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import time
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.data.stand_ins import IDENTITY, ColourReader, LoggingEncoders, PoolingEncoders, encode_logged, make_clips
+from vidlit.errors import UserError
+from vidlit.latents import encode_progress as progress
+from vidlit.latents.dataset import LatentDataset
+from vidlit.latents.encode import encode
+from vidlit.latents.store import LatentStore
+from vidlit.video.buckets import Bucket
+from vidlit.video.cut import plan_clips
+
+CPU = {"accelerator": "cpu", "devices": 1}
+
+
+def run(clips, store, load=PoolingEncoders, identity=IDENTITY, **options):
+    settings = {"open_reader": ColourReader, "num_workers": 0, "trainer_options": CPU} | options
+    return encode(clips, store, identity, load, **settings)
+
+
+def never():
+    raise AssertionError("nothing is missing: no encoder is needed")
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (3, 2)])
+def test_each_clip_and_each_caption_once(tmp_path, batch_size, num_workers):
+    store, clips = LatentStore(tmp_path / "store"), make_clips(7)
+    load = functools.partial(LoggingEncoders, tmp_path / "log")
+    report = run(clips, store, load, batch_size=batch_size, num_workers=num_workers)
+    assert (report.encoded, report.captions, report.stored, report.quarantined) == (7, 3, 0, [])
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert sorted(lines) == sorted([*map(str, range(7)), *(f"caption {number}" for number in range(3))])
+    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    values = [round(float(dataset[row].latents.float().mean() * 127.5 + 127.5)) for row in range(7)]
+    assert values == list(range(7))
+    report = run(clips, store, never)
+    assert (report.encoded, report.captions, report.stored) == (0, 0, 7)
+    assert not list(store.verify())
+
+
+def test_one_change_encodes_just_what_depends_on_it(tmp_path):
+    store, clips = LatentStore(tmp_path), make_clips(6)
+    run(clips, store)
+    edited = [dataclasses.replace(clips[0], content="e" * 64), *clips[1:]]
+    report = run(edited, store)
+    assert (report.encoded, report.captions, report.stored) == (1, 0, 5)
+    source = dataclasses.replace(clips[1].source, caption="something else")
+    report = run([clips[0], dataclasses.replace(clips[1], source=source)], store)
+    assert (report.encoded, report.captions) == (0, 1)
+    identity = {**IDENTITY, "vae": "pooling-2"}
+    report = run(clips, store, functools.partial(PoolingEncoders, identity), identity)
+    assert (report.encoded, report.captions) == (6, 0)
+    assert run(clips, store, dtype="float32").captions == 3
+    report = run(clips, store, with_std=True)
+    assert (report.encoded, report.captions, report.stored) == (6, 0, 0)
+    assert run(clips, store, never).stored == 6, "the first encoding is still there"
+
+
+def test_the_same_file_twice_is_encoded_once(tmp_path):
+    store, clips = LatentStore(tmp_path), make_clips(2)
+    twin = dataclasses.replace(clips[0], clip_id="copy.mp4@0.000")
+    report = run([*clips, twin], store)
+    assert report.encoded == 2
+    assert len(LatentDataset.from_clips(store, [*clips, twin], IDENTITY)) == 3
+
+
+def test_a_bad_clip_is_quarantined_and_the_rest_goes_on(tmp_path):
+    store, clips = LatentStore(tmp_path), make_clips(5)
+    bad = functools.partial(ColourReader, bad=("00002.mp4",))
+    for _ in range(2):
+        report = run(clips, store, open_reader=bad, batch_size=2)
+        assert [(clip.clip_id, clip.reason) for clip in report.quarantined] == [
+            ("00002.mp4@0.000", "00002.mp4: no frames")
+        ]
+        assert "00002.mp4: no frames" in str(report)
+    assert report.encoded == 0, "not tried again"
+    assert len(store.keys("quarantined")) == 1
+    assert run(clips, store, retry_quarantined=True).encoded == 1
+    assert store.keys("quarantined") == set()
+    assert run(clips, store, never).quarantined == []
+
+
+def test_a_changed_file_is_tried_again(tmp_path):
+    store, clips = LatentStore(tmp_path), make_clips(1)
+    run(clips, store, open_reader=functools.partial(ColourReader, bad=("00000.mp4",)))
+    report = run([dataclasses.replace(clips[0], content="b" * 64)], store)
+    assert (report.encoded, report.quarantined) == (1, [])
+
+
+class NotANumber(PoolingEncoders):
+    tensor = "latents"
+
+    def encode_video(self, frames):
+        encoded = super().encode_video(frames)
+        encoded[self.tensor].view(len(frames), -1)[0, 0] = torch.nan
+        return encoded
+
+
+@pytest.mark.parametrize("tensor", ["latents", "first_frame"])
+def test_latents_that_are_not_finite_are_quarantined(tmp_path, monkeypatch, tensor):
+    monkeypatch.setattr(NotANumber, "tensor", tensor)
+    report = run(make_clips(2, captions=1), LatentStore(tmp_path), NotANumber)
+    assert {clip.reason for clip in report.quarantined} == {"the video autoencoder gave NaN or infinity"}
+
+
+def test_encoders_that_are_not_what_was_planned_are_refused(tmp_path):
+    store = LatentStore(tmp_path)
+    with pytest.raises(UserError, match="the encoders that were loaded are"):
+        run(make_clips(1), store, identity={**IDENTITY, "vae": "another"})
+    assert store.keys("latent") == set()
+
+
+def test_a_full_disk_is_a_user_error_and_the_store_stays_readable(tmp_path, monkeypatch):
+    store, clips = LatentStore(tmp_path), make_clips(8, buckets=(Bucket(5, 16, 16),))
+    real, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 9:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        run(clips, store, shard_bytes=1)
+    monkeypatch.setattr(os, "fsync", real)
+    done = len(store.keys("latent"))
+    assert 0 < done < 8
+    assert not list(store.verify())
+    assert run(clips, store).stored == done
+
+
+class Interrupting(PoolingEncoders):
+    def encode_video(self, frames):
+        if frames.float().mean() > 3.5:
+            raise KeyboardInterrupt
+        return super().encode_video(frames)
+
+
+def test_an_interrupt_keeps_what_was_encoded(tmp_path):
+    store, clips = LatentStore(tmp_path), make_clips(8, buckets=(Bucket(5, 16, 16),))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(clips, store, Interrupting)
+    assert len(store.keys("latent")) == 4
+
+
+def test_two_ranks_encode_each_clip_once(tmp_path):
+    store, clips = LatentStore(tmp_path / "store"), make_clips(7)
+    report = run(
+        clips,
+        store,
+        functools.partial(LoggingEncoders, tmp_path / "log"),
+        open_reader=functools.partial(ColourReader, bad=("00003.mp4",)),
+        trainer_options={"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn"},
+    )
+    assert (report.encoded, report.captions, len(report.quarantined)) == (6, 3, 1)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert sorted(lines) == sorted(["0", "1", "2", "4", "5", "6", "caption 0", "caption 1", "caption 2"])
+    assert not list(store.verify())
+    writers = {path.stem.split("-", 1)[1] for path in (tmp_path / "store" / "shards").iterdir()}
+    assert len(writers) == 2
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Processes that start fast: what they import is imported once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vidlit.latents.encode"])
+    return context
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_loses_at_most_a_shard_each_time(tmp_path, server, kills):
+    chance = random.Random(kills)
+    clips = make_clips(16 * kills, buckets=(Bucket(5, 16, 16),))
+    shard_clips = 4
+    work = functools.partial(
+        encode_logged, tmp_path / "store", tmp_path / "log", clips, 0.02, shard_clips * 3 * 5 * 2 * 2 * 2
+    )
+    store, killed = LatentStore(tmp_path / "store"), 0
+    before = set()
+    for _ in range(kills):
+        process = server.Process(target=work)
+        process.start()
+        size = (tmp_path / "log").stat().st_size if (tmp_path / "log").exists() else 0
+        while process.is_alive() and not ((tmp_path / "log").exists() and (tmp_path / "log").stat().st_size > size):
+            time.sleep(0.01)
+        process.join(chance.uniform(0, 0.5))
+        killed += process.is_alive()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert before <= (before := store.keys("latent"))
+        assert not list(store.verify())
+    assert killed
+    encode_logged(tmp_path / "store", tmp_path / "log", clips)
+    counts = Counter(line for line in (tmp_path / "log").read_text().splitlines() if line.isdigit())
+    assert len(LatentDataset.from_clips(store, clips, IDENTITY)) == len(clips)
+    assert sum(counts.values()) <= len(clips) + shard_clips * killed
+    assert not list(store.verify())
+
+
+def test_two_runs_on_one_store_do_not_harm_each_other(tmp_path, server):
+    clips = make_clips(30)
+    runs = [
+        server.Process(target=encode_logged, args=(tmp_path / "store", tmp_path / f"log-{number}", clips, 0.01, 500))
+        for number in range(2)
+    ]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join()
+    assert [process.exitcode for process in runs] == [0, 0]
+    store = LatentStore(tmp_path / "store")
+    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    values = [round(float(dataset[row].latents.float().mean() * 127.5 + 127.5)) for row in range(30)]
+    assert values == list(range(30))
+    assert not list(store.verify())
+
+
+def test_lightning_stays_quiet_and_its_loggers_as_they_were(tmp_path, capfd):
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(make_clips(3), LatentStore(tmp_path))
+    assert not [warning for warning in caught if "lightning" in warning.filename]
+    assert capfd.readouterr() == ("", "")
+    assert logger.level == level
+
+
+def test_progress_in_plain_lines_and_on_a_terminal(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    run(make_clips(3), LatentStore(tmp_path / "lines"), open_reader=functools.partial(ColourReader, bad=("00001.mp4",)))
+    assert "encoded 3 of 3 clips, 1 quarantined, about 0 s left" in capfd.readouterr().err
+    monkeypatch.setattr(progress, "Console", functools.partial(progress.Console, force_terminal=True, width=80))
+    run(make_clips(3), LatentStore(tmp_path / "bar"))
+    error = capfd.readouterr().err
+    assert "Encoding clips" in error
+    assert "3/3" in error
+
+
+def test_real_videos_through_the_isolated_reader(tmp_path, shared_videos):
+    plan = plan_clips(shared_videos / "content", [Bucket(9, 64, 96)], fps=8.0)
+    clips = plan.clips[:3]
+    broken = dataclasses.replace(
+        clips[0],
+        clip_id="corrupted",
+        content="c" * 64,
+        start=0.0,
+        source=dataclasses.replace(clips[0].source, path=shared_videos / "odd" / "decord__corrupted.mp4"),
+    )
+    store = LatentStore(tmp_path)
+    report = encode([*clips, broken], store, IDENTITY, PoolingEncoders, num_workers=1, trainer_options=CPU)
+    assert report.encoded >= 3
+    assert report.encoded + len(report.quarantined) == 4
+    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    assert all(dataset[row].latents.shape == (3, 9, 8, 12) for row in range(3))
+    assert all(dataset[row].latents.float().std() > 0.05 for row in range(3)), "pictures, not blanks"

@@ -1,0 +1,175 @@
+import json
+from types import SimpleNamespace
+from typing import ClassVar
+
+import av
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+
+from vidlit.data.datamodule import LatentDataModule
+from vidlit.diffusion.noising import keyed_generator
+from vidlit.errors import UserError
+from vidlit.runs.background_logger import BackgroundLogger
+from vidlit.sampling.rendering import Sample, log_samples, to_frames, write_samples
+from vidlit.sampling.sampler import Sampling, sample_clips
+from vidlit.training.module import VideoDiffusionModule
+
+
+@pytest.fixture(scope="module")
+def data(demo, latents):
+    made = LatentDataModule(
+        demo.dir / "clips", latents, str(demo.dir / "base"), ["9x64x64", "17x48x80"], fps=16, val_fraction=0.5
+    )
+    made.encode(accelerator="cpu", devices=1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def module(demo):
+    made = VideoDiffusionModule(str(demo.dir / "base"), fps=16)
+    made.configure_model()
+    return made
+
+
+@pytest.fixture(scope="module")
+def render(data, module):
+    """Frames of samples of clips, on one rank."""
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    vae = module.family.load_vae("cpu")
+
+    def made(clips, model=module, look=None, **options):
+        sampling = Sampling(**{"num_steps": 2, "seed": 0, "guidance_scale": 1.0, "negative_prompt": "", **options})
+        return sample_clips(trainer, model, data, clips, sampling, step=7, vae=vae, look=look)
+
+    return made
+
+
+def test_videos_have_their_clips_size_and_repeat(data, module, render):
+    by_bucket = {clip.bucket: clip for clip in data.plan.clips}
+    clips = [*by_bucket.values(), data.plan.clips[0]]
+    assert len({clip.bucket for clip in clips}) == 2
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    samples = render(clips)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert module.training  # as it was
+    for clip, sample in zip(clips, samples, strict=True):
+        assert sample.frames.shape == (*clip.bucket, 3)
+        assert sample.frames.dtype == np.uint8
+        assert sample.frames.std() > 1
+        told = {"prompt": clip.source.caption, "seed": 0, "num_steps": 2, "step": 7, "size": str(clip.bucket)}
+        assert told.items() <= sample.metadata.items()
+    # a clip's video depends on nothing but itself and the seed
+    alone = render(clips[1:2])[0].frames
+    assert np.abs(alone.astype(int) - samples[1].frames).max() <= 1
+    other = render(clips[1:2], seed=1)[0].frames
+    assert np.abs(other.astype(int) - alone).mean() > 1
+
+
+def test_guidance_leads_away_from_the_negative_prompt(data, render):
+    clips = data.val_clips[:1]
+    with pytest.raises(UserError, match="not"):  # was not encoded
+        render(clips, guidance_scale=3.0, negative_prompt="blurry")
+    data.further_captions = ["blurry", clips[0].source.caption]
+    data.encode(accelerator="cpu", devices=1)
+    plain = render(clips)[0]
+    guided = render(clips, guidance_scale=3.0, negative_prompt="blurry")[0]
+    assert guided.metadata["negative_prompt"] == "blurry"
+    assert "negative_prompt" not in plain.metadata
+    assert np.abs(guided.frames.astype(int) - plain.frames).mean() > 0.5
+    # away from itself there is no way to go
+    still = render(clips, guidance_scale=3.0, negative_prompt=clips[0].source.caption)[0]
+    assert np.abs(still.frames.astype(int) - plain.frames).max() <= 1
+
+
+@torch.no_grad()
+def test_samples_of_an_image_to_video_model_start_from_the_clips_first_frame(data, demo, module, render):
+    (clip,) = data.val_clips[:1]
+    chunks = []
+    model = VideoDiffusionModule(str(demo.dir / "base"), fps=16, first_frame=1.0)
+    model.transformer = module.transformer
+    for each in (model, module):
+        render([clip], model=each, look=chunks.append, num_steps=3)
+    made, free = (chunk.latents[0] for chunk in chunks)
+    latents = data.dataset([clip])[0].latents.float()
+    assert torch.equal(made[:, :1], latents[:, :1])
+    assert (made[:, 1:] - latents[:, 1:]).abs().mean() > 0.1
+    assert (made[:, 1:] - free[:, 1:]).abs().mean() > 1e-3  # what comes after knows of it
+
+
+@torch.no_grad()
+def test_a_perfect_model_draws_the_very_clip(data, module, render, monkeypatch):
+    """With the true velocity the sampler must end in the encoded clip: key, schedule and decoding fit together."""
+    (clip,) = data.val_clips[:1]
+    sample = data.dataset([clip])[0]
+    latents = sample.latents.float()[None]
+    noise = torch.randn(latents.shape[1:], generator=keyed_generator("sample", 0, sample.key))[None]
+    monkeypatch.setattr(VideoDiffusionModule, "forward", lambda *_: noise - latents)
+    (video,) = render([clip], num_steps=3)
+    expected = to_frames(module.family.decode_latents(module.family.load_vae("cpu"), latents)[0])
+    assert np.abs(video.frames.astype(int) - expected).max() <= 1
+
+
+def test_frames_are_rounded_and_clipped():
+    video = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).view(1, 5, 1, 1).expand(3, 5, 2, 4)
+    frames = to_frames(video)
+    assert frames.shape == (5, 2, 4, 3)
+    assert frames[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def noise_samples(clips):
+    generator = np.random.default_rng(0)
+    return [
+        Sample(
+            generator.integers(0, 255, (*clip.bucket, 3)).astype(np.uint8), {"prompt": clip.source.caption, "seed": 3}
+        )
+        for clip in clips
+    ]
+
+
+def test_files_are_playable_and_named_by_caption(data, tmp_path):
+    clips = data.val_clips[:2]
+    paths = write_samples(tmp_path / "samples", noise_samples(clips), 16.0)
+    sheet = tmp_path / "samples" / "contact_sheet.png"
+    notes = [path.with_suffix(".json") for path in paths]
+    assert sorted((tmp_path / "samples").iterdir()) == sorted([*paths, *notes, sheet])
+    assert [path.name[:3] for path in paths] == ["00_", "01_"]
+    words = clips[0].source.caption.lower().split()
+    assert "_".join(words[:3]) in paths[0].name
+    for path, note, clip in zip(paths, notes, clips, strict=True):
+        assert json.loads(note.read_text()) == {"prompt": clip.source.caption, "seed": 3}
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            assert stream.codec_context.name == "h264"
+            assert float(stream.average_rate) == 16
+            frames = list(container.decode(stream))
+        assert (len(frames), frames[0].height, frames[0].width) == tuple(clip.bucket)
+    with Image.open(sheet) as picture:
+        assert picture.width >= max(5 * clip.bucket.width for clip in clips)
+        assert picture.height > sum(clip.bucket.height for clip in clips)
+
+
+def test_tensorboard_gets_the_contact_sheet(data, tmp_path):
+    """Through Lightning's logger; only its writer stands in, because tensorboard is not installed with vidlit."""
+    samples = noise_samples(data.val_clips[:1])
+    write_samples(tmp_path, samples, 16.0)
+
+    class Writer:
+        shown: ClassVar[list] = []
+
+        def add_image(self, *shown, dataformats):
+            self.shown.append((*shown, dataformats))
+
+    logger = TensorBoardLogger.__new__(TensorBoardLogger)
+    logger._experiment = Writer()
+    background = BackgroundLogger(logger)
+    log_samples(SimpleNamespace(loggers=[background]), "samples", 20, samples)
+    assert background.wait()
+    ((name, picture, step, formats),) = Writer.shown
+    assert (name, step, formats) == ("samples", 20, "HWC")
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert np.array_equal(picture, np.asarray(sheet))

@@ -1,0 +1,109 @@
+import pytest
+import torch
+
+from tests.models.batches import batch_of
+from vidlit.diffusion.loss import denoising_loss
+from vidlit.errors import UserError
+from vidlit.models.adapters import LoRA, train_layers
+from vidlit.models.family import open_family
+from vidlit.training.memory import repeated_blocks, store_frozen
+from vidlit.training.module import VideoDiffusionModule
+
+
+@pytest.fixture(scope="module")
+def family(demo):
+    return open_family(demo.dir / "base", 16)
+
+
+@pytest.fixture(scope="module")
+def batch(family):
+    return batch_of(family, (9, 48, 80))
+
+
+def adapted(family):
+    transformer = family.load_transformer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LoRA(rank=4).apply(transformer, family)
+        for name, parameter in transformer.named_parameters():
+            if "lora_B" in name:  # zero at first, and so would lora_A's gradients be
+                torch.nn.init.normal_(parameter, std=0.02)
+    return transformer
+
+
+def gradients(family, transformer, batch, autocast=False):
+    """Of the trained weights, as one vector."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(batch.latents.shape, generator=generator)
+    sigmas = torch.full((len(noise),), 0.5)
+
+    def model(*inputs):
+        return family.velocity(transformer, *inputs)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        denoising_loss(model, family.noising(), batch, noise, sigmas).mean().backward()
+    trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    return torch.cat([parameter.grad.flatten() for parameter in trained])
+
+
+def bytes_of_blocks(transformer):
+    frozen = [p for block in repeated_blocks(transformer) for p in block.parameters() if not p.requires_grad]
+    return sum(parameter.nbytes if type(parameter) is torch.nn.Parameter else parameter.numel() for parameter in frozen)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share", "error"), [("bfloat16", 0.5, 0.03), ("int8", 0.3, 0.05), ("float8", 0.3, 0.15)]
+)
+def test_a_frozen_base_in_fewer_bits_trains_the_same_adapter(family, batch, dtype, share, error):
+    """Rounding of 8, 7 and 3 binary digits a weight; the adapter itself stays in float32."""
+    whole = adapted(family)
+    expected, size = gradients(family, whole, batch), bytes_of_blocks(whole)
+    small = adapted(family)
+    store_frozen(small, dtype)
+    assert bytes_of_blocks(small) <= share * size
+    found = gradients(family, small, batch)
+    assert (found - expected).norm() < error * expected.norm()
+    assert not torch.equal(found, expected)
+
+
+def test_chosen_layers_are_trained_in_float32_and_the_rest_kept_in_bfloat16(family, batch):
+    transformer = family.load_transformer()
+    train_layers(transformer, r"transformer_blocks\.[01]\.attn1")
+    store_frozen(transformer, "bfloat16")
+    trained = {name for name, parameter in transformer.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all(name.startswith(("transformer_blocks.0.attn1.", "transformer_blocks.1.attn1.")) for name in trained)
+    assert gradients(family, transformer, batch, autocast=True).any()  # as the module's forward does
+
+
+def test_a_pattern_that_matches_nothing_says_what_names_look_like(family):
+    with pytest.raises(UserError, match=r"matches no module with weights. Names look like .*to_q|proj_in"):
+        train_layers(family.load_transformer(), "attention")
+    with pytest.raises(UserError, match="is no pattern"):
+        train_layers(family.load_transformer(), "(")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"adapter": LoRA(), "layers": "x"}, "exclude each other"),
+        ({"base_dtype": "int8"}, "all are"),
+        ({"caption_dropout": 1.0}, "below 1"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(demo, options, words):
+    with pytest.raises(UserError, match=words):
+        VideoDiffusionModule(str(demo.dir / "base"), fps=16, **options)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same(demo, family, batch):
+    modules = [VideoDiffusionModule(str(demo.dir / "base"), fps=16, compile=compiled) for compiled in (False, True)]
+    found = []
+    for module in modules:
+        module.configure_model()
+        found.append(gradients(family, module.transformer, batch))
+        assert all("_orig_mod" not in name for name in module.state_dict())
+    assert all(block._compiled_call_impl is not None for block in repeated_blocks(modules[1].transformer))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)

@@ -1,0 +1,122 @@
+"""With the real packages: what each optimizer trains, what its checkpoint gives back, what a step left out changes."""
+
+import io
+
+import prodigyopt
+import pytest
+import schedulefree
+import torch
+from torch import nn
+from torchao.optim import AdamW8bit
+
+from vidlit.training.optimizers import MuonAdamW, is_schedule_free, with_warmup
+
+OPTIMIZERS = {
+    "fused AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=True),
+    "Muon with AdamW": lambda parameters: MuonAdamW(parameters, lr=1e-2),
+    "Prodigy": lambda parameters: prodigyopt.Prodigy(parameters, d0=1e-3),
+    "schedule-free AdamW": lambda parameters: schedulefree.AdamWScheduleFree(parameters, lr=1e-2),
+    "8-bit AdamW": lambda parameters: AdamW8bit(parameters, lr=1e-2),
+}
+
+
+@pytest.fixture(autouse=True)
+def eager():
+    """torchao compiles its step, which takes a minute here."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.proj_in = nn.Linear(8, 64)
+        self.blocks = nn.ModuleList([nn.Linear(64, 64)])
+        self.proj_out = nn.Linear(64, 8)
+
+    def forward(self, x):
+        return self.proj_out(self.blocks[0](self.proj_in(x)).tanh())
+
+
+def train(model, optimizer, steps, first=0):
+    if is_schedule_free_instance := hasattr(optimizer, "train"):
+        optimizer.train()
+    losses = []
+    for step in range(first, first + steps):
+        x = torch.randn(16, 8, generator=torch.Generator().manual_seed(step))
+        loss = (model(x) - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert is_schedule_free_instance == hasattr(optimizer, "eval")
+    return losses
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_it_learns_and_goes_on_from_its_checkpoint_bit_for_bit(make):
+    model = Model()
+    optimizer = make(list(model.named_parameters()))
+    losses = train(model, optimizer, 20)
+    assert losses[-1] < 0.9 * losses[0]
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    ahead = train(model, optimizer, 3, first=20)
+
+    file.seek(0)
+    stored = torch.load(file, weights_only=True)  # as Lightning does
+    again = Model()
+    again.load_state_dict(stored["model"])
+    resumed = make(list(again.named_parameters()))
+    resumed.load_state_dict(stored["optimizer"])
+    assert train(again, resumed, 3, first=20) == ahead
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_step_without_gradients_changes_no_weight(make):
+    """What happens to a step that is left out."""
+    model = Model()
+    optimizer = make(list(model.named_parameters()))
+    train(model, optimizer, 2)
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer.zero_grad(set_to_none=True)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_muon_gets_the_matrices_inside_blocks_and_adamw_the_rest():
+    model = Model()
+    optimizer = MuonAdamW(list(model.named_parameters()), lr=1e-2, weight_decay=0.0)
+    muon, adamw = (group["param_names"] for group in optimizer.param_groups)
+    assert muon == ["blocks.0.weight"]
+    assert set(adamw) == {name for name, _ in model.named_parameters()} - set(muon)
+    before = model.blocks[0].weight.detach().clone()
+    train(model, optimizer, 1)
+    # Muon gives all directions of an update nearly the same length (here there are 8, as many as outputs), scaled so
+    # that a full one has AdamW's usual root mean square of 0.2 times the rate an element.
+    change = model.blocks[0].weight.detach() - before
+    singular = torch.linalg.svdvals(change) / (1e-2 * 0.2 * 64**0.5)
+    assert 0.5 < singular[:8].min()
+    assert singular.max() < 1.5
+
+
+def test_muons_rates_follow_a_schedule_after_a_resume_too():
+    model = Model()
+    optimizer = MuonAdamW(list(model.named_parameters()), lr=1.0)
+    optimizer.load_state_dict(MuonAdamW(list(Model().named_parameters()), lr=1.0).state_dict())
+    schedule = with_warmup(optimizer, 4, None)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.25, 0.25])
+    before = [parameter.clone() for parameter in model.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert schedule is not None
+
+
+def test_schedule_free_ones_are_recognised():
+    assert is_schedule_free(OPTIMIZERS["schedule-free AdamW"])
+    assert not any(is_schedule_free(make) for name, make in OPTIMIZERS.items() if "schedule" not in name)
+    assert not is_schedule_free(torch.optim.Muon)

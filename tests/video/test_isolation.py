@@ -1,0 +1,134 @@
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tests.video.films import HEIGHT, WIDTH, number_of, numbered, quadrants, write_film
+from vidlit.video.frames import VideoError, probe, read_clip
+from vidlit.video.isolation import IsolatedReader
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    return write_film(tmp_path_factory.mktemp("films") / "a.mp4", [numbered(n) for n in range(50)])
+
+
+@pytest.fixture
+def reader():
+    with IsolatedReader() as reader:
+        yield reader
+
+
+def test_same_answers_as_without_a_child(film, reader, tmp_path):
+    arguments = (0.4, 9, 12.5, 48, 80, (9, 8, 7))
+    np.testing.assert_array_equal(reader.read_clip(film, *arguments), read_clip(film, *arguments))
+    info, fingerprint = reader.inspect(film, fingerprint=False)
+    assert (info, fingerprint) == (probe(film), [])
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"#EXTM3U\n")
+    for use in (lambda: reader.read_clip(broken, *arguments), lambda: reader.inspect(broken, True)):
+        with pytest.raises(VideoError, match="not a video"):
+            use()
+    assert number_of(reader.read_clip(film, 0.8, 1, 25.0, HEIGHT, WIDTH)[0]) == 20
+
+
+def test_a_crash_costs_one_clip(film, reader):
+    reader.read_clip(film, 0.0, 1, 25.0, 32, 32)
+    child = reader._child
+    threading.Timer(0.3, child.send_signal, [signal.SIGSEGV]).start()
+    child.send_signal(signal.SIGSTOP)  # as busy as a decoder that is about to crash
+    threading.Timer(0.35, child.send_signal, [signal.SIGCONT]).start()
+    with pytest.raises(VideoError, match="SIGSEGV"):
+        reader.read_clip(film, 0.0, 1, 25.0, 32, 32)
+    assert reader.read_clip(film, 0.0, 1, 25.0, 32, 32).shape == (1, 32, 32, 3)
+    assert reader._child.pid != child.pid
+
+
+def test_a_hang_ends_at_the_time_limit(tmp_path):
+    slow = write_film(tmp_path / "slow.mp4", [quadrants(720, 1280)] * 80, codec_options={"preset": "ultrafast"})
+    with IsolatedReader(time_limit=0.05) as reader:
+        began = time.monotonic()
+        with pytest.raises(VideoError, match=r"longer than 0\.05 s"):
+            reader.read_clip(slow, 0.0, 80, 25.0, 720, 1280)
+        assert time.monotonic() - began < 5
+        reader.time_limit = 60.0
+        assert reader.read_clip(slow, 0.0, 1, 25.0, 32, 32).shape == (1, 32, 32, 3)
+
+
+def test_memory_is_bounded(film):
+    with IsolatedReader(memory_limit=2**30) as reader:
+        with pytest.raises(VideoError, match="memory"):
+            reader._ask("read_clip", film, start=0.0, num_frames=1000, fps=1e9, height=2000, width=2000)
+        assert reader.read_clip(film, 0.0, 1, 25.0, 32, 32).shape == (1, 32, 32, 3)
+
+
+def test_a_child_that_cannot_start_is_nobodys_fault(film, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))
+    with IsolatedReader() as reader, pytest.raises(RuntimeError, match="does not start"):
+        reader.read_clip(film, 0.0, 1, 25.0, 32, 32)
+
+
+def test_pickles_and_survives_forks(film, reader):
+    reader.read_clip(film, 0.0, 1, 25.0, 32, 32)
+    with pickle.loads(pickle.dumps(reader)) as copy:
+        assert copy.read_clip(film, 0.0, 1, 25.0, 32, 32).shape == (1, 32, 32, 3)
+
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+
+    def in_worker():
+        # Loader workers are daemons: multiprocessing forbids them children of its own kind.
+        answers.put(int(number_of(reader.read_clip(film, 1.2, 1, 25.0, HEIGHT, WIDTH)[0])))
+        reader.close()
+
+    workers = [context.Process(target=in_worker, daemon=True) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    parents = [number_of(reader.read_clip(film, n / 25, 1, 25.0, HEIGHT, WIDTH)[0]) for n in range(10)]
+    for worker in workers:
+        worker.join()
+    assert parents == list(range(10))
+    assert [answers.get(), answers.get()] == [30, 30]
+
+
+def test_the_child_ends_with_its_parent(film):
+    context = multiprocessing.get_context("fork")
+    pids = context.SimpleQueue()
+
+    def in_worker():
+        reader = IsolatedReader()
+        reader.read_clip(film, 0.0, 1, 25.0, 32, 32)
+        pids.put(reader._child.pid)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    worker = context.Process(target=in_worker)
+    worker.start()
+    worker.join()
+    pid = pids.get()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and _alive(pid):
+        time.sleep(0.02)
+    assert not _alive(pid)
+
+
+def _alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_child_starts_without_torch():
+    code = (
+        "import sys, vidlit.video.isolation as i; assert not {'torch', 'lightning', 'scipy', 'PIL'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,103 @@
+"""Steps whose loss or gradient is NaN or infinite: named, counted, and ended when there are too many."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+
+from vidlit.diffusion.batch import LatentBatch
+from vidlit.errors import UserError
+from vidlit.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from vidlit.training.module import VideoDiffusionModule
+
+
+class BadSteps(Callback):
+    """Says which clips were in a step that the module left out because its loss or gradient was NaN or infinite.
+
+    Each such step is a line of ``skipped.jsonl`` in the run directory. With ``model.on_bad_loss: stop`` the first ends
+    the run, else the one after ``model.max_bad_steps``.
+    """
+
+    def __init__(self) -> None:
+        self.num_bad = 0
+        self._micro_batches: list[tuple[Tensor, Tensor]] = []
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: VideoDiffusionModule,  # type: ignore[override]
+        outputs: STEP_OUTPUT,
+        batch: LatentBatch,
+        batch_idx: int,
+    ) -> None:
+        """Remember the micro-batches of a step until it is known whether it was good.
+
+        Raises:
+            UserError: it was bad, and one too many.
+        """
+        assert isinstance(outputs, dict)  # the loss under its name
+        self._micro_batches.append((outputs["loss"].detach(), batch.indices))
+        if trainer.fit_loop._should_accumulate():
+            return
+        micro_batches, self._micro_batches = self._micro_batches, []
+        if not pl_module.step_was_bad:
+            return
+        # The gradient is the same on every rank, so all are here.
+        self.num_bad += 1
+        losses = _gather(torch.stack([loss for loss, _ in micro_batches]).float(), trainer)
+        rows = [_gather(indices.to(pl_module.device), trainer) for _, indices in micro_batches]
+        clips: Any = trainer.datamodule.train_clips  # type: ignore[attr-defined]
+        bad = [k for k in range(len(micro_batches)) if not losses[:, k].isfinite().all()]
+        named = sorted(
+            {clips[row].clip_id for k in bad or range(len(micro_batches)) for row in rows[k].flatten().tolist()}
+        )
+        record = {
+            "step": trainer.global_step,
+            "losses": [loss if math.isfinite(loss) else str(loss) for loss in losses.flatten().tolist()],
+            "grad_norm": str(float(pl_module.grad_norm)),
+            "clips": named,
+        }
+        directory = RunDirectory(Path(trainer.default_root_dir))
+        if trainer.is_global_zero:
+            with directory.skipped.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        what = (
+            f"step {trainer.global_step}: the {'loss' if bad else 'gradient'} was NaN or infinite, on clips "
+            f"{', '.join(named[:8])}{' ...' if len(named) > 8 else ''}"
+        )
+        if pl_module.on_bad_loss == "stop":
+            raise UserError(
+                f"{what}. The weights are as they were before it. Look at these clips, lower the learning rate, or set "
+                "--model.on_bad_loss skip."
+            )
+        if self.num_bad > pl_module.max_bad_steps:
+            raise UserError(
+                f"{what}; it is number {self.num_bad} of such steps in this run, more than --model.max_bad_steps "
+                f"{pl_module.max_bad_steps} allows. All are in {directory.skipped}. Lower the learning rate, or use "
+                "bf16-mixed instead of 16-mixed."
+            )
+        rank_zero_warn(f"{what}; the step was left out, the weights are as they were before it")
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many there were."""
+        return {"num_bad": self.num_bad}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.num_bad = state_dict["num_bad"]
+
+
+def _gather(tensor: Tensor, trainer: Trainer) -> Tensor:
+    """Of all ranks: (world size, ...)."""
+    gathered: Tensor = trainer.strategy.all_gather(tensor)
+    return gathered.reshape(trainer.world_size, *tensor.shape)

@@ -1,0 +1,113 @@
+"""What a run is about to do, and what it did: a table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from vidlit.runs.directory import RunDirectory
+from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band
+from vidlit.training.memory_advice import memory_use
+
+if TYPE_CHECKING:
+    from vidlit.training.module import VideoDiffusionModule
+
+Facts = Sequence[tuple[str, str]]
+
+
+class RunOverview(Callback):
+    """Says before training what there is to train on, how often it will be seen, and what is trained."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Print the table."""
+        if trainer.is_global_zero:
+            print_facts([*dataset_facts(trainer), *model_facts(trainer, pl_module)])
+
+
+def print_facts(facts: Facts, console: Console | None = None) -> None:
+    """Print names and what they are."""
+    console = console or Console()
+    if not console.is_terminal:
+        for name, fact in facts:
+            console.print(f"{name}: {fact}", highlight=False, soft_wrap=True, markup=False)
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, fact in facts:
+        table.add_row(name, fact)
+    console.print(table, highlight=False, markup=False)
+
+
+def dataset_facts(trainer: Trainer) -> Facts:
+    """Clips, buckets, steps, and the exposures they come to."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    sides = {"to train on": data.train_clips, "held out": data.val_clips, "to test on": data.test_clips}
+    clips = ", ".join(
+        f"{len(clips)} of {len({clip.source.group for clip in clips})} source videos {what}"
+        for what, clips in sides.items()
+        if clips
+    )
+    buckets = Counter(str(clip.bucket) for clip in data.train_clips)
+    samples = data.samples_per_batch * trainer.accumulate_grad_batches
+    videos = len({clip.source.group for clip in data.train_clips})
+    facts = [
+        ("clips", clips),
+        ("buckets", ", ".join(f"{bucket} ({count})" for bucket, count in sorted(buckets.items()))),
+    ]
+    counts = {"dropped": len(data.plan.dropped), "quarantined": len(data.plan.quarantined)}
+    left_out = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    if left_out:
+        facts.append(("videos left out", f"{left_out} (`vidlit plan` says why)"))
+    if trainer.max_steps > 0:
+        mean = trainer.max_steps * samples / videos
+        limits = [max(1, int(limit * videos / samples)) for limit in (CONSERVATIVE, MODERATE)]
+        facts += [
+            ("steps", f"at most {trainer.max_steps:,} of {samples:g} samples, from step {trainer.global_step:,}"),
+            (
+                "exposures",
+                f"{mean:.3g} of each video at the last step: {band(mean)} (conservative up to step {limits[0]:,}, "
+                f"moderate up to {limits[1]:,})",
+            ),
+        ]
+    return facts
+
+
+def model_facts(trainer: Trainer, pl_module: VideoDiffusionModule) -> Facts:
+    """What is trained, and the memory that it takes before the first batch."""
+    assert pl_module.transformer is not None
+    trained = sum(each.numel() for each in pl_module.transformer.parameters() if each.requires_grad)
+    total = sum(each.numel() for each in pl_module.transformer.parameters())
+    use = memory_use(trainer, pl_module)
+    held = use.frozen_bytes + use.trained_bytes + use.gradients + use.moments + use.averages
+    return [
+        ("parameters", f"{_count(trained)} of {_count(total)} trained ({100 * trained / total:.3g} %)"),
+        ("memory", f"{held / 1e9:.2f} GB for weights, gradients and the optimizer; activations come on top"),
+    ]
+
+
+def closing_facts(summary: dict[str, Any], directory: RunDirectory) -> Facts:
+    """The decision, and where things lie."""
+    found = [("stopped by", f"{summary['stopped_by']}, at step {summary['stop_step']:,}")]
+    if summary.get("best_step") is not None:
+        found.append(("best step", f"{summary['best_step']:,}"))
+    places = {
+        "weights": directory.weights,
+        "samples": directory.path / "samples",
+        "report": directory.report,
+        "everything else": directory.path,
+    }
+    return [*found, *((name, str(path)) for name, path in places.items() if Path(path).exists())]
+
+
+def _count(number: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)

@@ -1,0 +1,98 @@
+"""Writes the weights users take away, after the best ones are restored."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lightning.pytorch import Callback, Trainer
+
+from vidlit.report.model_card import CardFacts, check_hub_name, push, write_model_card
+from vidlit.runs.directory import RunDirectory, write_text
+from vidlit.runs.record import RunRecord
+
+if TYPE_CHECKING:
+    from vidlit.training.module import VideoDiffusionModule
+
+
+class WeightExport(Callback):
+    """Fills ``weights/`` of the run directory with what diffusers loads: a LoRA file, or the transformer's folder.
+
+    Beside it a model card (``README.md``) says what the weights are, why training stopped, and how to load them.
+
+    Args:
+        base_parts: what lies beside a fully fine-tuned transformer: with the base's other parts (VAE, text encoders,
+            tokenizers, scheduler), as a ``link`` or a ``copy``, the folder is a whole model, for pipelines and as
+            ``model.base`` of another run; ``none`` leaves the transformer alone. A LoRA never has them.
+        push_to_hub: owner/name of a repository on the Hugging Face hub to upload weights and card to, private where it
+            is new; ``None`` for none.
+
+    Raises:
+        UserError: ``push_to_hub`` is no such name.
+    """
+
+    def __init__(self, base_parts: Literal["none", "link", "copy"] = "link", push_to_hub: str | None = None) -> None:
+        self.base_parts = base_parts
+        self.push_to_hub = push_to_hub
+        if push_to_hub is not None:
+            check_hub_name(push_to_hub)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Export, describe and, where asked for, upload."""
+        if pl_module.transformer is None:
+            return
+        directory = RunDirectory(Path(trainer.default_root_dir))
+        pl_module.export(directory.weights)  # gathers what is sharded, so all ranks are here
+        if not trainer.is_global_zero:
+            return
+        is_lora = bool(getattr(pl_module.transformer, "peft_config", None))
+        if not is_lora and self.base_parts != "none":
+            add_base_parts(pl_module.family.base, directory.weights, copy=self.base_parts == "copy")
+        if "num_clips" not in directory.read_summary():  # ended before its first check
+            return
+        for logger in trainer.loggers:
+            logger.save()  # the card draws from metrics.csv
+        family = pl_module.family
+        facts = CardFacts(
+            base=pl_module.base,
+            base_folder=family.base,
+            pipeline_class=family.pipeline_class,
+            transformer_class=family.transformer_class,
+            takes_image=pl_module.first_frame > 0 or bool(family.clip_extras),
+            is_lora=is_lora,
+        )
+        write_model_card(RunRecord(directory.path), facts)
+        if self.push_to_hub is not None:
+            self._push(directory.weights, self.push_to_hub)
+
+    def _push(self, folder: Path, name: str) -> None:
+        """Upload; whatever goes wrong, the weights are here."""
+        try:
+            print(f"Uploaded to {push(folder, name)}")
+        except Exception as error:
+            print(f"vidlit: warning: nothing was uploaded to {name} ({type(error).__name__}: {error}).")
+            print(f"The weights are in {folder}. Log in with `hf auth login`, then `hf upload {name} {folder}`.")
+
+
+def add_base_parts(base: Path, folder: Path, copy: bool) -> None:
+    """Put what a base holds beside its transformer into a folder that has a transformer of its own.
+
+    Args:
+        base: a diffusers folder.
+        folder: holds ``transformer``; parts that are there already are replaced.
+        copy: or link, which costs no space and needs the base to stay where it is.
+    """
+    parts = (path for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for part in sorted(path for path in parts if path.name != "transformer"):
+        target = folder / part.name
+        if target.is_symlink():
+            target.unlink()
+        elif target.is_dir():
+            shutil.rmtree(target)
+        if copy:
+            shutil.copytree(part, target)
+        else:
+            target.symlink_to(part.resolve(), target_is_directory=True)
+    if (base / "model_index.json").is_file():
+        write_text(folder / "model_index.json", (base / "model_index.json").read_text())

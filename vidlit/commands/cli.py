@@ -1,0 +1,370 @@
+"""LightningCLI with vidlit's data, module and callbacks: what one YAML file drives."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from vidlit.callbacks.averaged_validation import AveragedValidation
+from vidlit.callbacks.bad_steps import BadSteps
+from vidlit.callbacks.evaluation import Evaluation, ValidationTable
+from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
+from vidlit.callbacks.rewind import Rewind
+from vidlit.callbacks.run_checkpoints import RunCheckpoints
+from vidlit.callbacks.run_overview import RunOverview, closing_facts, print_facts
+from vidlit.callbacks.step_progress import StepProgress
+from vidlit.callbacks.throughput import Throughput
+from vidlit.callbacks.wandb_record import WandbRecord
+from vidlit.callbacks.weight_export import WeightExport
+from vidlit.commands.demo import Demo
+from vidlit.commands.predict import Predict
+from vidlit.commands.refit import finished
+from vidlit.commands.trainer import VidlitTrainer
+from vidlit.data.datamodule import LatentDataModule
+from vidlit.errors import UserError
+from vidlit.runs.background_logger import finish_loggers, in_background, prepare_wandb
+from vidlit.runs.checkpoint_files import AtomicCheckpointIO, is_sharded
+from vidlit.runs.closing import closing_paragraph
+from vidlit.runs.csv_logger import RunCSVLogger
+from vidlit.runs.directory import (
+    RunDirectory,
+    latest_run_directory,
+    new_run_directory,
+    restarted_run_directory,
+    write_text,
+)
+from vidlit.runs.launch import Launch
+from vidlit.runs.redaction import redact
+from vidlit.signals.divergence_monitor import DivergenceMonitor
+from vidlit.signals.exposure_ledger import ExposureLedger
+from vidlit.signals.overfit_stopping import OverfitStopping
+from vidlit.signals.sample_videos import SampleVideos
+from vidlit.signals.validation_schedule import ValidationSchedule
+from vidlit.training.memory_advice import is_out_of_memory, memory_use
+from vidlit.training.module import VideoDiffusionModule
+
+# A config file may come from anywhere, and naming a class imports its module: only these may be named.
+IMPORTABLE = [
+    "vidlit",
+    "lightning",
+    "torch",
+    "diffusers",
+    "wandb",
+    "torchmetrics",
+    "torchao",
+    "bitsandbytes",
+    "prodigyopt",
+    "schedulefree",
+]
+RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
+"""Tells processes that Lightning launches for further devices where their run is."""
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves the config into the run directory, also on resume, whichever loggers there are (Lightning #7679)."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Save when a fit starts."""
+        if stage == "fit" and trainer.is_global_zero:
+            text = self.parser.dump(self.config, skip_unset=False)
+            write_text(RunDirectory(Path(trainer.default_root_dir)).config, _without_secrets(text))
+
+
+class VidlitCLI(LightningCLI):
+    """``fit``, ``validate``, ``test``, ``predict``, ``encode`` and ``plan``, driven by one YAML file.
+
+    Args:
+        args: words of the command line.
+    """
+
+    run_directory: RunDirectory
+
+    def __init__(self, args: list[str]) -> None:
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=IMPORTABLE)
+        super().__init__(
+            VideoDiffusionModule,
+            LatentDataModule,
+            SaveRunConfig,
+            trainer_class=VidlitTrainer,
+            trainer_defaults={
+                "max_steps": 2000,
+                "val_check_interval": None,  # chosen by ValidationSchedule
+                "check_val_every_n_epoch": None,  # an endless epoch has no number
+                "log_every_n_steps": 10,
+                "gradient_clip_val": 1.0,
+                "use_distributed_sampler": False,  # the batch sampler knows its rank
+                "enable_model_summary": False,
+                "devices": 1,
+            },
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "vidlit"},
+            args=args,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose errors are raised, so that they can be told in one line."""
+        kwargs.setdefault("exit_on_error", False)
+        return super().init_parser(**kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Commands and the arguments they do not take from the command line."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+            "test": {"model", "dataloaders", "datamodule"},
+            "predict": {"model", "dataloaders", "datamodule", "return_predictions"},
+            "encode": {"model", "datamodule"},
+            "plan": {"model", "datamodule"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The sections beside ``trainer``, ``model`` and ``data``. Callbacks act in the order they are added."""
+        parser.add_argument("--demo", type=Demo | None, default=None, help="Write the procedural clips and base first.")
+        parser.add_argument("--run.dir", type=Path, default=Path("runs"), help="Folder of all run directories.")
+        parser.add_argument("--run.name", type=str, default="vidlit", help="Runs of one name are numbered in a folder.")
+        parser.add_argument("--run.report", type=bool, default=True, help="Make report.html when training is over.")
+        parser.add_argument(
+            "--refit",
+            type=bool,
+            default=False,
+            help="After the stop train again on all clips, for as long as was best.",
+        )
+        parser.add_lightning_class_args(DivergenceMonitor, "divergence")
+        parser.add_lightning_class_args(ExposureLedger, "exposure")
+        parser.add_lightning_class_args(OverfitStopping, "overfit_stopping")
+        parser.add_lightning_class_args(SampleVideos, "samples")
+        parser.add_lightning_class_args(WeightExport, "export")
+        parser.add_lightning_class_args(WandbRecord, "wandb")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("model.base", "data.base")
+        parser.link_arguments("data.fps", "model.fps")
+        parser.link_arguments(
+            ("samples.guidance_scale", "samples.negative_prompt", "model.caption_dropout"),
+            "data.further_captions",
+            compute_fn=_further_captions,
+        )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_class_arguments(Predict)
+        return parser
+
+    # -- before anything is made
+
+    def before_instantiate_classes(self) -> None:
+        """Write the demo where one is asked for, and decide where the run is."""
+        config = self.config[self.subcommand]
+        if RUN_DIRECTORY_VARIABLE in os.environ:  # a process launched by Lightning, after the first one had decided
+            path, checkpoint = self._inherit(config)
+        elif (launch := Launch.detect(config.trainer.num_nodes)) is not None:
+            if launch.devices is not None and config.trainer.devices == 1:
+                config.trainer.devices, config.trainer.num_nodes = launch.devices, launch.num_nodes
+            path, checkpoint = launch.agree(lambda: self._prepare(config))
+        else:
+            path, checkpoint = self._prepare(config)
+        if checkpoint is not None:
+            config.ckpt_path = checkpoint
+        if path is not None:
+            os.environ[RUN_DIRECTORY_VARIABLE] = path
+        self.run_directory = RunDirectory(Path(path or config.run.dir))  # where nothing is written, any will do
+        config.trainer.default_root_dir = str(self.run_directory.path)
+        prepare_wandb(config.trainer.logger, self.run_directory.path)
+
+    def _inherit(self, config: Namespace) -> tuple[str | None, str | None]:
+        directory = RunDirectory(Path(os.environ[RUN_DIRECTORY_VARIABLE]))
+        checkpoint = config.get("ckpt_path")
+        named = {"last": str(directory.last_checkpoint), "best": str(directory.best_checkpoint)}
+        return str(directory.path), named.get(checkpoint, checkpoint)
+
+    def _prepare(self, config: Namespace) -> tuple[str | None, str | None]:
+        """The run directory, if there is one, and the checkpoint to load: decided by one process for all."""
+        if config.demo is not None:
+            Demo(**vars(config.demo)).write()
+        checkpoint = config.get("ckpt_path")
+        if self.subcommand == "fit" and (restarted := restarted_run_directory(config.run.dir, config.run.name)):
+            directory, checkpoint = restarted, str(restarted.last_checkpoint)
+        elif checkpoint in ("last", "best"):
+            directory = _run_of(config)
+            checkpoint = str(directory.last_checkpoint if checkpoint == "last" else directory.best_checkpoint)
+        elif checkpoint is not None:
+            if not Path(checkpoint).is_file() and not is_sharded(Path(checkpoint)):
+                raise UserError(f"--ckpt_path {checkpoint}: no such file. Name a checkpoint, 'best' or 'last'.")
+            directory = RunDirectory(Path(checkpoint).resolve().parents[1])
+        elif self.subcommand == "fit":
+            directory = new_run_directory(config.run.dir, config.run.name)
+        else:
+            return None, None
+        return str(directory.path), checkpoint
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        loggers = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
+        kept = [logger for logger in loggers if logger not in (None, True, False)]
+        training = self.subcommand == "fit"
+        if self.subcommand == "predict":
+            callbacks = []  # they watch training and scores
+            config["enable_progress_bar"] = False  # each video is a line
+        if isinstance(config["strategy"], ModelParallelStrategy):
+            config["inference_mode"] = False  # what it gathers cannot be trained with; as for Lightning's FSDP
+        plugins = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
+        config["plugins"] = [*(plugin for plugin in plugins if plugin is not None), AtomicCheckpointIO()]
+        config["logger"] = [*in_background(kept), RunCSVLogger(self.run_directory)] if training else False
+        if training:
+            record = [each for each in callbacks if isinstance(each, WandbRecord)]
+            callbacks = [each for each in callbacks if not isinstance(each, WandbRecord)]
+            signals = [signal for each in callbacks if isinstance(each, SampleVideos) for signal in each.signals()]
+            callbacks = [
+                AveragedValidation(),
+                RunOverview(),
+                StepProgress(),
+                Throughput(),
+                ValidationSchedule(),
+                BadSteps(),
+                *callbacks,
+                *signals,
+                *record,  # after OverfitStopping, which decides, and SampleVideos
+                Rewind(),
+                GracefulInterrupt(),
+                RunCheckpoints(),
+            ]
+        elif self.subcommand == "validate":
+            callbacks = [
+                AveragedValidation(),
+                *callbacks,
+                *(ValidationTable(each) for each in callbacks if isinstance(each, DivergenceMonitor)),
+            ]
+        elif self.subcommand == "test":
+            callbacks = [*callbacks, *(Evaluation(each) for each in callbacks if isinstance(each, SampleVideos))]
+        return super()._instantiate_trainer(config, callbacks)
+
+    # -- commands
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave out the first phase of a refit that is over; close what loggers have open, whatever happens.
+
+        Where memory ran out, say what would have saved how much.
+        """
+        config = self.config[self.subcommand]
+        if subcommand == "fit" and config.refit and config.get("ckpt_path") is not None:
+            if finished(self.run_directory.read_summary(), config.trainer.max_steps):
+                return
+        try:
+            super()._run_subcommand(subcommand)
+        except (RuntimeError, MemoryError) as error:
+            if subcommand != "fit" or not is_out_of_memory(error) or self.model.transformer is None:
+                raise
+            raise UserError(
+                f"out of memory at step {self.trainer.global_step}. {memory_use(self.trainer, self.model)}"
+            ) from error
+        finally:
+            finish_loggers(getattr(self, "trainer", None))
+
+    def before_fit(self) -> None:
+        """Encode what is missing, and say what there is to train on."""
+        self._encode()
+
+    def before_validate(self) -> None:
+        """Encode what is missing."""
+        self._encode()
+
+    def before_test(self) -> None:
+        """Encode what is missing."""
+        self._encode()
+
+    def before_predict(self) -> None:
+        """Read the prompts, and refuse what cannot be made or written before anything is loaded."""
+        config = self.config[self.subcommand]
+        options = Predict(**{field.name: config[field.name] for field in fields(Predict)})
+        sampling = self._get(self.config_init, "samples").sampling
+        self.datamodule, writer = options.prepare(self.model, self.datamodule, sampling, config.ckpt_path)
+        self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+
+    def predict(self, **arguments: Any) -> None:
+        """LightningCLI runs this in place of the Trainer's method."""
+        self.trainer.predict(**arguments, return_predictions=False)
+
+    def _encode(self) -> None:
+        trainer: VidlitTrainer = self.trainer  # type: ignore[assignment]
+        report = self.datamodule.encode(
+            accelerator=trainer.accelerator_name, devices=trainer.num_devices, num_nodes=trainer.num_nodes
+        )
+        if trainer.is_global_zero:
+            print(report)
+            if self.subcommand != "fit":  # whose table says it
+                print(_used(self.datamodule))
+
+    def after_fit(self) -> None:
+        """Say how it ended, and make the page that shows it."""
+        if self.trainer.is_global_zero:
+            summary = self.run_directory.read_summary()
+            print("\n" + closing_paragraph(summary, self.run_directory) + "\n")
+            if self.config.fit.run.report:
+                _report(self.run_directory)
+            print_facts(closing_facts(summary, self.run_directory))
+
+
+def _run_of(config: Namespace) -> RunDirectory:
+    """The run that a saved config is of, else the latest of its name."""
+    own = RunDirectory(Path(config.trainer.default_root_dir or ""))
+    return own if own.last_checkpoint.is_file() else latest_run_directory(config.run.dir, config.run.name)
+
+
+def _without_secrets(text: str) -> str:
+    """A config without keys; word for word where there are none."""
+    config = yaml.safe_load(text)
+    kept = redact(config)
+    return text if kept == config else yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+
+
+def _report(directory: RunDirectory) -> None:
+    """Make the report; whatever goes wrong with it, the run itself is done and stays done."""
+    try:
+        from vidlit.report import write_report  # loads matplotlib
+
+        write_report([directory.path])
+    except Exception as error:
+        print(f"vidlit: warning: no report was made ({type(error).__name__}: {error}); the run is complete. Try again ")
+        print(f"with `vidlit report {directory.path}`.")
+
+
+class ParsedConfig(VidlitCLI):
+    """Only reads the command line and its config files: nothing is made or run."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
+def _further_captions(guidance_scale: float, negative_prompt: str, caption_dropout: float) -> list[str]:
+    """What samples and training need beside the captions of clips."""
+    guided = [negative_prompt] if guidance_scale != 1.0 else []
+    return list(dict.fromkeys([*guided, *([""] if caption_dropout > 0 else [])]))
+
+
+def _used(data: LatentDataModule) -> str:
+    sides = {"to train on": data.train_clips, "held out": data.val_clips, "to test on": data.test_clips}
+    parts = [
+        f"{len(clips)} clips of {len({clip.source.group for clip in clips})} source videos {what}"
+        for what, clips in sides.items()
+        if clips
+    ]
+    left_out = {"dropped": len(data.plan.dropped), "quarantined": len(data.plan.quarantined)}
+    parts += [f"{count} videos {what} (`vidlit plan` says why)" for what, count in left_out.items() if count]
+    return ", ".join(parts)

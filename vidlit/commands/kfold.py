@@ -1,0 +1,111 @@
+"""K-fold over source videos: which number of steps is best, when a few held-out videos cannot tell alone.
+
+Each fold holds out other videos and is a run of its own. What is best for most of them is trained on all clips then.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vidlit.commands.refit import full_steps
+from vidlit.runs.directory import RunDirectory
+
+
+def fold_words(words: Sequence[str], number: int, num_folds: int, directory: RunDirectory) -> list[str]:
+    """The ``fit`` of one fold; goes on where it was interrupted.
+
+    Args:
+        words: options of ``vidlit kfold`` that ``fit`` knows.
+        number: of the fold, from 0.
+        num_folds: of them.
+        directory: of the fold.
+    """
+    checkpoint = directory.last_checkpoint if directory.last_checkpoint.is_file() else None
+    fold = f'--data.fold={{"number": {number}, "of": {num_folds}}}'
+    return ["fit", *words, fold, "--refit=false", f"--ckpt_path={checkpoint or 'null'}"]
+
+
+def summarise_folds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all folds together say.
+
+    Args:
+        summaries: of each fold's run.
+
+    Returns:
+        folds (the numbers of each), gain (mean, lowest, highest and standard error over folds, as log-ratios), and, for
+        a training on all clips, the median over folds of steps and exposures; steps is 0 where most folds keep the base
+        model.
+    """
+    folds = [
+        {
+            "fold": number,
+            **{name: summary[name] for name in ("stopped_by", "stop_step", "best_step", "kept_step", "kept_gain")},
+            "exposures_at_kept": summary["exposures_at_kept"]["mean"],
+            "num_clips": summary["num_clips"],
+        }
+        for number, summary in enumerate(summaries)
+    ]
+    gains = [fold["kept_gain"] for fold in folds]
+    return {
+        "folds": folds,
+        "gain": {
+            "mean": statistics.mean(gains),
+            "min": min(gains),
+            "max": max(gains),
+            "standard_error": statistics.stdev(gains) / math.sqrt(len(gains)),
+        },
+        "steps": round(statistics.median(full_steps(summary) for summary in summaries)),
+        "exposures": statistics.median(fold["exposures_at_kept"] for fold in folds),
+    }
+
+
+def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console: Console | None = None) -> None:
+    """Show the folds, and the command that trains on all clips.
+
+    Args:
+        told: by :func:`summarise_folds`.
+        words: options of ``vidlit kfold`` that ``fit`` knows.
+        path: the same as JSON.
+        console: to print to.
+    """
+    console = console or Console()
+    table = Table("fold")
+    for name in ("held-out clips", "stopped at", "by", "kept step", "held-out loss", "exposures"):
+        table.add_column(name, justify="right")
+    for fold in told["folds"]:
+        table.add_row(
+            str(fold["fold"]),
+            str(fold["num_clips"]["val"]),
+            str(fold["stop_step"]),
+            fold["stopped_by"],
+            str(fold["kept_step"]),
+            _change(fold["kept_gain"]),
+            f"{fold['exposures_at_kept']:.0f}",
+        )
+    console.print(table)
+    gain = told["gain"]
+    lines = [
+        f"held-out loss against the base model: {_change(gain['mean'])} on average over folds "
+        f"({_change(gain['max'])} to {_change(gain['min'])})"
+    ]
+    if told["steps"]:
+        options = " ".join(word for word in words if not word.startswith("--data.val_fraction"))
+        lines += [
+            f"on all clips {told['steps']} steps would be best, about {told['exposures']:.0f} exposures of each video:",
+            f"  vidlit fit {options} --data.val_fraction 0 --trainer.max_steps {told['steps']}",
+        ]
+    else:
+        lines.append("in most folds the base model was best: a lower learning rate, or more videos, may help")
+    for line in [*lines, f"written to {path}"]:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _change(gain: float) -> str:
+    return f"{100 * math.expm1(-gain):+.1f} %"

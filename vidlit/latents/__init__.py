@@ -1,0 +1,1 @@
+"""Clips to a store of latents and back to batches."""

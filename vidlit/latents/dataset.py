@@ -1,0 +1,200 @@
+"""Stored clips by row: what a DataLoader reads while training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, get_worker_info
+
+from vidlit.diffusion.batch import Conditioning, LatentBatch, LatentSample, clip_key
+from vidlit.errors import UserError
+from vidlit.latents.batch_memory import Block, Layout
+from vidlit.latents.recipe import LatentRecipe, PromptRecipe
+from vidlit.latents.shards import TensorTable
+from vidlit.latents.store import LatentStore
+from vidlit.video.frames import BLACK, Color
+
+if TYPE_CHECKING:
+    from vidlit.video.sources import Clip
+
+
+class LatentDataset(Dataset[LatentSample]):
+    """Map-style dataset over clips of a store: 56 bytes a clip in memory, one read for latents, one for the prompt.
+
+    Tensors come in the dtype they were stored in (bfloat16 unless the store was written otherwise).
+
+    Args:
+        store: where the clips are.
+        clip_ids: stable name of each row's clip.
+        latent_keys: key of each row's latents.
+        prompt_keys: key of each row's prompt embeddings.
+        clip_extras: names of further tensors stored with the latents.
+        prompt_extras: names of further tensors stored with the prompt embeddings.
+
+    Raises:
+        KeyError: a key is not stored; :meth:`from_clips` says why in words.
+    """
+
+    def __init__(
+        self,
+        store: LatentStore,
+        clip_ids: Sequence[str],
+        latent_keys: Sequence[str],
+        prompt_keys: Sequence[str],
+        clip_extras: Sequence[str] = (),
+        prompt_extras: Sequence[str] = (),
+    ) -> None:
+        self._latents = store.locate("latent", "latents", latent_keys)
+        self._prompts = store.locate("prompt", "prompt_embeds", prompt_keys)
+        self._extras = {name: store.locate("prompt", name, prompt_keys) for name in prompt_extras}
+        self._extras |= {name: store.locate("latent", name, latent_keys) for name in clip_extras}
+        self.keys = np.fromiter((clip_key(clip_id) for clip_id in clip_ids), np.int64, len(clip_ids))
+
+    @classmethod
+    def from_clips(
+        cls,
+        store: LatentStore,
+        clips: Sequence[Clip],
+        identity: Mapping[str, str],
+        dtype: str = "bfloat16",
+        background: Color = BLACK,
+        clip_extras: Sequence[str] = (),
+        prompt_extras: Sequence[str] = (),
+        with_std: bool = False,
+    ) -> LatentDataset:
+        """Rows in the order of ``clips``, as the encoders of ``identity`` (``vae``, ``text``) would encode them.
+
+        Args:
+            store: where the clips are.
+            clips: of each row.
+            identity: of the encoders.
+            dtype: they were stored in.
+            background: behind transparent pixels.
+            clip_extras: names of further tensors stored with the latents.
+            prompt_extras: names of further tensors stored with the prompt embeddings.
+            with_std: they were stored with ``latents_std``; name it in ``clip_extras`` to read it.
+
+        Raises:
+            UserError: something is not stored; names what differs from what is.
+        """
+        latents = [LatentRecipe.of(clip, identity, dtype, background, with_std) for clip in clips]
+        prompts = [PromptRecipe.of(clip.source.caption, identity, dtype) for clip in clips]
+        store.require(latents)
+        store.require(prompts)
+        ids = [clip.clip_id for clip in clips]
+        latent_keys, prompt_keys = [recipe.key for recipe in latents], [recipe.key for recipe in prompts]
+        return cls(store, ids, latent_keys, prompt_keys, clip_extras, prompt_extras)
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def __getitem__(self, index: int) -> LatentSample:
+        return LatentSample(
+            latents=self._latents.read(index),
+            prompt_embeds=self._prompts.read(index),
+            row=index,
+            key=int(self.keys[index]),
+            extras={name: table.read(index) for name, table in self._extras.items()},
+        )
+
+    def latent_shape(self, index: int) -> tuple[int, ...]:
+        """(C, F, H, W) of a row, without reading it."""
+        return self._latents.layout(index)[0]
+
+    def read_batch(self, rows: Sequence[int], prompt_length: int | None = None) -> LatentBatch:
+        """Rows of one resolution, read straight into the batch: what :func:`vidlit.diffusion.batch.collate` makes.
+
+        Args:
+            rows: rows of clips whose latents have one shape.
+            prompt_length: length to pad prompts to or cut them at; ``None`` pads to the longest of the batch.
+
+        Raises:
+            UserError: the clips are of several resolutions, or a shard was damaged.
+        """
+        return self._pack(rows, prompt_length).unpack()
+
+    def _pack(self, rows: Sequence[int], prompt_length: int | None) -> _Packed:
+        # At most a few microseconds each: what is done here for a batch is compared with bare reads of its bytes.
+        latents, layout = _places(self._latents, rows)
+        prompts = self._prompts.places[rows].tolist()
+        (_, width), dtype = self._prompts.layouts[prompts[0][2]]
+        lengths = [self._prompts.layouts[place[2]][0][0] for place in prompts]
+        length = prompt_length or max(lengths)
+        extras = [(table, *_places(table, rows)) for table in self._extras.values()]
+        block = Block([layout, ((len(rows), length, width), dtype), *(layout for _, _, layout in extras)])
+        parts = block.parts()
+        token = width * dtype.itemsize
+        for place, tokens, part in zip(prompts, lengths, _split(parts[1], len(rows)), strict=True):
+            self._prompts.read_into(place, part[: token * tokens])
+            if tokens < length:
+                np.frombuffer(part[token * tokens :], np.uint8).fill(0)
+        stacked = [(self._latents, latents, layout), *extras]
+        for (table, places, _), whole in zip(stacked, [parts[0], *parts[2:]], strict=True):
+            for place, part in zip(places, _split(whole, len(rows)), strict=True):
+                table.read_into(place, part)
+        return _Packed(block, tuple(self._extras), lengths, list(rows), self.keys[rows])
+
+    def batches(self, prompt_length: int | None = None) -> LatentBatches:
+        """The same clips by lists of rows, for ``DataLoader(..., sampler=lists_of_rows, batch_size=None)``."""
+        return LatentBatches(self, prompt_length)
+
+
+def _places(table: TensorTable, rows: Sequence[int]) -> tuple[list[list[int]], Layout]:
+    """Where tensors of one shape lie, and the layout of all of them stacked."""
+    places: list[list[int]] = table.places[rows].tolist()
+    layout = places[0][2]
+    for row, place in zip(rows, places, strict=True):
+        if place[2] != layout:
+            raise UserError(f"rows {rows[0]} and {row} of one batch are of two resolutions: batch by bucket")
+    shape, dtype = table.layouts[layout]
+    return places, ((len(rows), *shape), dtype)
+
+
+def _split(memory: memoryview, count: int) -> list[memoryview]:
+    size = len(memory) // count
+    return [memory[start : start + size] for start in range(0, len(memory), size)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A batch with its large tensors in one block, which makes one message of it on its way out of a worker."""
+
+    block: Block
+    extras: tuple[str, ...]
+    lengths: list[int]
+    rows: list[int]
+    keys: NDArray[np.int64]
+
+    def unpack(self) -> LatentBatch:
+        latents, embeds, *extras = self.block.tensors()
+        mask = torch.ones(embeds.shape[:2], dtype=torch.bool)
+        for row, tokens in enumerate(self.lengths):
+            if tokens < embeds.shape[1]:
+                mask[row, tokens:] = False
+        conditioning = Conditioning(embeds, mask, dict(zip(self.extras, extras, strict=True)))
+        return LatentBatch(latents, conditioning, torch.tensor(self.rows), torch.from_numpy(self.keys))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpack, (self.block, self.extras, self.lengths, self.rows, self.keys)
+
+
+def _unpack(*fields: Any) -> LatentBatch:
+    return _Packed(*fields).unpack()
+
+
+class LatentBatches(Dataset[LatentBatch]):
+    """Map-style dataset whose index is a list of rows, as a batch sampler yields them; see :meth:`read_batch`."""
+
+    def __init__(self, dataset: LatentDataset, prompt_length: int | None = None) -> None:
+        self.dataset, self.prompt_length = dataset, prompt_length
+
+    def __getitem__(self, rows: Sequence[int]) -> LatentBatch:
+        packed = self.dataset._pack(rows, self.prompt_length)
+        if get_worker_info() is None:
+            return packed.unpack()
+        return packed  # type: ignore[return-value]  # pickled on its way, and unpacked where it arrives

@@ -1,0 +1,130 @@
+"""What a stored item was made of: its key, and how two recipes differ in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from vidlit.video.frames import BLACK, Color
+
+if TYPE_CHECKING:
+    from vidlit.video.sources import Clip
+
+PREPROCESSING = "cover-crop-1"
+"""How pixels are made from a file. Goes up whenever :func:`vidlit.video.frames.read_clip` gives other pixels."""
+
+
+class _Recipe:
+    __slots__ = ()
+    kind: ClassVar[str]
+    words: ClassVar[dict[str, str]]  # field -> what people call it
+    unsaid: ClassVar[dict[str, str]] = {}  # field that came later -> what it was before, which keys leave out
+
+    @property
+    def ingredients(self) -> dict[str, str | float]:
+        values = {field: getattr(self, field) for field in self.words}
+        return {field: value for field, value in values.items() if value != self.unsaid.get(field)}
+
+    @property
+    def key(self) -> str:
+        """128-bit hash over kind and ingredients as 32 hex digits: one changed ingredient is another item."""
+        text = json.dumps([self.kind, self.ingredients], sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def differences(self, stored: Mapping[str, str | float | None]) -> list[str]:
+        """What separates a stored item from this recipe, e.g. ``["fps: stored 8.0, wanted 24.0"]``."""
+        return [
+            f"{word}: stored {had}, wanted {wanted}"
+            for field, word in self.words.items()
+            if (had := stored[field] or self.unsaid.get(field, stored[field])) != (wanted := getattr(self, field))
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentRecipe(_Recipe):
+    """Everything that decides the latents of a clip.
+
+    Args:
+        content: sha256 of the video file.
+        start: first frame in seconds, rounded to a microsecond.
+        fps: frames a second after resampling.
+        bucket: ``"17x48x80"``, frames x height x width in pixels.
+        encoder: identity of the video autoencoder.
+        dtype: what is stored, e.g. ``"bfloat16"``.
+        preprocessing: how the file's frames became pixels.
+        posterior: what is stored of the VAE's posterior: its ``mode``, or ``mode and std``.
+    """
+
+    kind: ClassVar[str] = "latent"
+    words: ClassVar[dict[str, str]] = {
+        "content": "file content",
+        "start": "start in seconds",
+        "fps": "fps",
+        "bucket": "bucket (frames x height x width)",
+        "preprocessing": "preprocessing",
+        "encoder": "VAE",
+        "dtype": "dtype",
+        "posterior": "latents",
+    }
+    unsaid: ClassVar[dict[str, str]] = {"posterior": "mode"}
+
+    content: str
+    start: float
+    fps: float
+    bucket: str
+    encoder: str
+    dtype: str
+    preprocessing: str
+    posterior: str = "mode"
+
+    @classmethod
+    def of(
+        cls,
+        clip: Clip,
+        identity: Mapping[str, str],
+        dtype: str = "bfloat16",
+        background: Color = BLACK,
+        with_std: bool = False,
+    ) -> LatentRecipe:
+        """The recipe of a clip under the encoders named by ``identity["vae"]``."""
+        return cls(
+            content=clip.content,
+            start=round(float(clip.start), 6),
+            fps=round(float(clip.fps), 6),
+            bucket=str(clip.bucket),
+            encoder=identity["vae"],
+            dtype=dtype,
+            preprocessing=f"{PREPROCESSING} on rgb {','.join(map(str, background))}",
+            posterior="mode and std" if with_std else "mode",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRecipe(_Recipe):
+    """Everything that decides the embeddings of a caption; ``encoder`` is the identity of the text encoder."""
+
+    kind: ClassVar[str] = "prompt"
+    words: ClassVar[dict[str, str]] = {"caption": "caption", "encoder": "text encoder", "dtype": "dtype"}
+
+    caption: str
+    encoder: str
+    dtype: str
+
+    @classmethod
+    def of(cls, caption: str, identity: Mapping[str, str], dtype: str = "bfloat16") -> PromptRecipe:
+        """The recipe of a caption under the encoders named by ``identity["text"]``."""
+        return cls(caption=caption, encoder=identity["text"], dtype=dtype)
+
+
+Recipe = LatentRecipe | PromptRecipe
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+INGREDIENTS: dict[str, type] = {
+    field.name: float if field.type == "float" else str
+    for recipe in (LatentRecipe, PromptRecipe)
+    for field in dataclasses.fields(recipe)
+}

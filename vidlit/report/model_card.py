@@ -1,0 +1,212 @@
+"""The model card beside exported weights: what they are, what they were trained on and why training stopped."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vidlit import __version__
+from vidlit.errors import UserError
+from vidlit.runs.directory import write_text
+from vidlit.runs.record import RunRecord
+
+CURVE, SAMPLES = "validation_curve.png", "samples.png"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_LICENCE_KEYS = ("license", "license_name", "license_link")
+_REASONS = {
+    "divergence": "the loss on held-out clips had turned, or had stalled while that on training clips fell on",
+    "exposure": "each video had been seen as often as was allowed",
+    "copies": "sampled clips came too near to training clips",
+    "diversity": "sampled clips grew alike",
+    "max_steps": "all planned steps were trained",
+    "other": "a limit that was set from outside was reached",
+}
+"""In words that name no clip: a run's own reason may."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says that no file of the run does.
+
+    Args:
+        base: hub name or folder of the base model.
+        base_folder: where the base lies, for its licence.
+        pipeline_class: diffusers pipeline of the family.
+        transformer_class: diffusers class of the transformer.
+        takes_image: the model goes on from a first frame.
+        is_lora: the weights are an adapter.
+    """
+
+    base: str
+    base_folder: Path
+    pipeline_class: str
+    transformer_class: str
+    takes_image: bool
+    is_lora: bool
+
+
+def write_model_card(run: RunRecord, facts: CardFacts) -> Path:
+    """Write ``weights/README.md`` and the pictures it shows.
+
+    Args:
+        run: with its weights exported and its samples made.
+        facts: of the model.
+
+    Returns:
+        The card.
+    """
+    folder = run.directory.weights
+    steps, values = run.curve("val/log_ratio")
+    if len(steps) > 1:
+        _draw_curve(folder / CURVE, steps, values, run.summary)
+    sheet = run.directory.samples(run.summary.get("kept_step", 0)) / "contact_sheet.png"
+    if sheet.is_file():
+        shutil.copyfile(sheet, folder / SAMPLES)
+    card = folder / "README.md"
+    write_text(card, _front_matter(facts) + _body(run, facts, folder))
+    return card
+
+
+def base_licence(folder: Path) -> dict[str, str]:
+    """The licence that a base's README states in its front matter; empty where it states none."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return {}
+    found = re.match(r"---\n(.*?)\n---", readme.read_text(errors="replace"), re.DOTALL)
+    try:
+        metadata = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return {}
+    if not isinstance(metadata, dict):
+        return {}
+    return {key: str(metadata[key]) for key in _LICENCE_KEYS if key in metadata}
+
+
+def check_hub_name(name: str) -> None:
+    """Refuse what cannot be a repository of the hub.
+
+    Raises:
+        UserError: it is not of the form owner/name.
+    """
+    if not _HUB_NAME.fullmatch(name):
+        raise UserError(f"export.push_to_hub is {name!r}: it must be owner/name, as on the hub.")
+
+
+def push(folder: Path, name: str) -> str:
+    """Upload weights, card and pictures to a repository of the hub, made private where it is new.
+
+    Args:
+        folder: of exported weights with their card. Links to the base's parts stay here.
+        name: owner/name.
+
+    Returns:
+        Its address.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    address = api.create_repo(name, private=True, exist_ok=True)
+    api.upload_folder(
+        repo_id=name,
+        folder_path=folder,
+        allow_patterns=["README.md", "*.png", "*.safetensors", "transformer/*"],
+        commit_message=f"Weights from vidlit {__version__}",
+    )
+    return str(address)
+
+
+def _front_matter(facts: CardFacts) -> str:
+    metadata: dict[str, Any] = {
+        "library_name": "diffusers",
+        "pipeline_tag": "image-to-video" if facts.takes_image else "text-to-video",
+        **base_licence(facts.base_folder),
+        "tags": ["vidlit", "video", *(["lora"] if facts.is_lora else [])],
+    }
+    if _HUB_NAME.fullmatch(facts.base) and not Path(facts.base).exists():
+        metadata["base_model"] = facts.base
+        metadata["base_model_relation"] = "adapter" if facts.is_lora else "finetune"
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n"
+
+
+def _body(run: RunRecord, facts: CardFacts, folder: Path) -> str:
+    summary = run.summary
+    licence = base_licence(facts.base_folder)
+    told = f"{licence.get('license_name', licence['license'])}" if "license" in licence else "see the base model"
+    what = "LoRA for" if facts.is_lora else "Fine-tuned transformer of"
+    parts = [
+        f"# {run.name}",
+        f"{what} [{facts.base}](https://huggingface.co/{facts.base})."
+        if _HUB_NAME.fullmatch(facts.base) and not Path(facts.base).exists()
+        else f"{what} `{facts.base}`.",
+        f"Licence of the base model: {told}. It holds for these weights, too.",
+        "## Training",
+        *_training(summary),
+    ]
+    if (folder / CURVE).is_file():
+        parts.append(f"![Held-out loss against the base model's, by step]({CURVE})")
+    if (folder / SAMPLES).is_file():
+        parts += ["## Samples", "From captions of clips that were not trained on." * bool(summary["num_clips"]["val"])]
+        parts.append(f"![Frames of sampled videos]({SAMPLES})")
+    parts += ["## Use", "In the folder of this file:", f"```python\n{_code(facts)}```"]
+    parts.append(f"Made with vidlit {__version__}.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _training(summary: dict[str, Any]) -> list[str]:
+    clips = summary["num_clips"]
+    signals = summary["stopped_by"].split("+")
+    reason = "; ".join(_REASONS.get(signal, signal) for signal in signals)
+    facts = [
+        f"Trained on {clips['train']} clips; {clips['val']} held out for validation, {clips['test']} for a test.",
+        f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} by {' and '.join(signals)}: {reason}.",
+    ]
+    if summary.get("best_step") is not None:
+        facts.append(f"Best step: {summary['best_step']}.")
+    if summary["kept_step"] == 0:
+        facts.append("These are the base model's own weights: no check was better.")
+    else:
+        facts.append(f"These weights are those of step {summary['kept_step']}.")
+        if (gain := summary["kept_gain"]) is not None:
+            facts.append(f"Their held-out loss is {100 * math.expm1(-gain):+.1f} % against the base's.")
+    if seen := summary["exposures_at_kept"]:
+        facts.append(f"By then each source video had been seen {seen['mean']:.0f} times on average.")
+    return ["\n".join(f"- {fact}" for fact in facts)]
+
+
+def _code(facts: CardFacts) -> str:
+    """What loads the weights, word for word."""
+    if facts.is_lora:
+        return (
+            "import torch\n"
+            f"from diffusers import {facts.pipeline_class}\n\n"
+            f'pipeline = {facts.pipeline_class}.from_pretrained("{facts.base}", torch_dtype=torch.bfloat16)\n'
+            'pipeline.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")\n'
+        )
+    return (
+        "import torch\n"
+        f"from diffusers import {facts.pipeline_class}, {facts.transformer_class}\n\n"
+        f'transformer = {facts.transformer_class}.from_pretrained(".", subfolder="transformer", '
+        "torch_dtype=torch.bfloat16)\n"
+        f"pipeline = {facts.pipeline_class}.from_pretrained(\n"
+        f'    "{facts.base}", transformer=transformer, torch_dtype=torch.bfloat16\n)\n'
+    )
+
+
+def _draw_curve(path: Path, steps: Any, values: Any, summary: dict[str, Any]) -> None:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(7, 3), dpi=110, layout="constrained")
+    axes = drawn.add_subplot()
+    axes.plot(steps, 100 * np.expm1(values), marker="o" if len(steps) < 40 else "", markersize=3)
+    axes.axhline(0, color="grey", linewidth=1)
+    axes.axvline(summary["kept_step"], color="grey", linewidth=1, linestyle="--")
+    axes.set_xlabel(f"step (dashed: these weights, {summary['kept_step']})")
+    axes.set_ylabel("held-out loss against the base, %")
+    drawn.savefig(path)

@@ -1,0 +1,1 @@
+"""A run on disk: its folder, its record, checkpoints, loggers, what is kept secret."""

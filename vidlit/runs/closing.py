@@ -1,0 +1,63 @@
+"""How a run ended, in plain words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from vidlit.runs.directory import RunDirectory
+
+GO_ON = {
+    **{name: f"--overfit_stopping.policy.{name} warn" for name in ("divergence", "copies", "diversity")},
+    "exposure": "--exposure.hard_cap null",
+}
+"""What lets a run go on that each signal has stopped."""
+
+
+def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
+    """The run in plain words: why it stopped, which step is kept, how often videos were seen, where things lie."""
+    if summary["stopped_by"] in ("interrupted", "error"):
+        return (
+            f"{summary['reason']} Step {summary['stop_step']} of {summary['planned_steps']} is saved. Go on with "
+            f"--ckpt_path {directory.last_checkpoint}"
+        )
+    seen = summary["exposures"]
+    return (
+        f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} after {summary['seconds']:.0f} s by "
+        f"{summary['stopped_by']}. {summary['reason']}{_pair(summary, directory)} {_kept(summary)} At the end each "
+        f"video had been seen {seen['mean']:.0f} times on average ({seen['min']} to {seen['max']}): {seen['band']}. "
+        f"Weights: {directory.weights}. Samples, curves and decisions: {directory.path}{_go_on(summary, directory)}"
+    )
+
+
+def _pair(summary: dict[str, Any], directory: RunDirectory) -> str:
+    """Where a copy can be seen beside the clip it was copied from."""
+    pair = summary.get("evidence", {}).get("copies", {}).get("pair")
+    return f" Side by side: {directory.path / pair}." if pair else ""
+
+
+def _go_on(summary: dict[str, Any], directory: RunDirectory) -> str:
+    """How to train on where a signal ended the run, for those who know better."""
+    options = [GO_ON[signal] for signal in summary["stopped_by"].split("+") if signal in GO_ON]
+    if not options:
+        return ""
+    return f". To go on all the same: --ckpt_path {directory.last_checkpoint} {' '.join(options)}"
+
+
+def _kept(summary: dict[str, Any]) -> str:
+    """Which weights the run ends with, and how good they are."""
+    step = summary["kept_step"]
+    if summary["kept"] == "base model":
+        return "The base model itself is kept (step 0): no check was better."
+    if summary["kept_gain"] is None:
+        return f"The last step's weights are kept ({step}): nothing was held out to choose by."
+    change = -100 * math.expm1(-summary["kept_gain"])
+    which = {
+        "best": "is kept",
+        "last": "is kept, the last one",
+        "conservative": f"is kept, the earliest within a tenth of the best gain (step {summary['best_step']}'s)",
+    }[summary["kept"]]
+    return (
+        f"Step {step} {which}: its held-out loss is {abs(change):.1f} % {'below' if change >= 0 else 'above'} the base "
+        f"model's, and each video had been seen {summary['exposures_at_kept']['mean']:.0f} times by then."
+    )

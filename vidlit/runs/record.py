@@ -1,0 +1,254 @@
+"""A run read back from its directory: curves as arrays, decisions, exposures, samples, and its decisions replayed.
+
+Works on a finished, a running and a crashed run alike: what is not there yet is empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from vidlit.errors import UserError
+from vidlit.runs.directory import RunDirectory
+from vidlit.runs.redaction import redact
+from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, judge_divergence
+from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
+from vidlit.stopping.verdict import Verdict
+
+
+class Curve(NamedTuple):
+    """One logged name over the run."""
+
+    steps: NDArray[np.int64]
+    """Optimizer steps (J,), increasing."""
+    values: NDArray[np.float64]
+    """(J,)."""
+
+
+class Exposure(NamedTuple):
+    """One row of ``exposure.csv``."""
+
+    clip_id: str
+    video: str
+    """Source video."""
+    split: str
+    """``train``, ``val`` or ``test``."""
+    exposures: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run directory holds.
+
+    Args:
+        path: the run's folder, e.g. ``runs/quickstart/0``.
+
+    Raises:
+        UserError: the folder is not there, or no run was ever in it.
+
+    Example::
+
+        run = RunRecord(Path("runs/quickstart/0"))
+        steps, values = run.curve("val/log_ratio")
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: no such folder. Name a run directory, such as runs/quickstart/0.")
+        held = (self.directory.config, self.directory.metrics, self.directory.summary)
+        if not any(file.is_file() for file in held):
+            versions = sorted(child.name for child in self.path.iterdir() if (child / "config.yaml").is_file())
+            hint = f" Did you mean {self.path / versions[-1]}?" if versions else ""
+            raise UserError(f"{self.path} holds neither config.yaml, metrics.csv nor summary.json: no run.{hint}")
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Where each file is."""
+        return RunDirectory(self.path)
+
+    @property
+    def name(self) -> str:
+        """Name and version, ``quickstart/0``."""
+        resolved = self.path.resolve()
+        return f"{resolved.parent.name}/{resolved.name}"
+
+    # -- files
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What ``fit`` was run with, without keys and passwords; empty where it was not saved."""
+        if not self.directory.config.is_file():
+            return {}
+        loaded: dict[str, Any] = redact(yaml.safe_load(self.directory.config.read_text()) or {})
+        return loaded
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """How it ended, or stands."""
+        return self.directory.read_summary()
+
+    @cached_property
+    def decisions(self) -> list[dict[str, Any]]:
+        """One for each check: step, action, reason and every signal's verdict."""
+        return self.directory.read_decisions()
+
+    @cached_property
+    def exposures(self) -> list[Exposure]:
+        """How often each clip was trained on, as of the latest check."""
+        if not self.directory.exposure.is_file():
+            return []
+        with self.directory.exposure.open(newline="") as file:
+            return [
+                Exposure(row["clip_id"], row["video"], row["split"], int(row["exposures"]))
+                for row in csv.DictReader(file)
+            ]
+
+    @cached_property
+    def samples(self) -> dict[int, list[Path]]:
+        """The mp4 files of each step that was sampled, by step."""
+        folders = (self.path / "samples").glob("step_*")
+        found = {int(folder.name[5:]): sorted(folder.glob("*.mp4")) for folder in folders if folder.name[5:].isdigit()}
+        return {step: found[step] for step in sorted(found) if found[step]}
+
+    def caption(self, sample: Path) -> str:
+        """The prompt that a sample was made from; the words of its file name where that was not written down."""
+        note = sample.with_suffix(".json")
+        with suppress(OSError, ValueError, KeyError):
+            return str(json.loads(note.read_text())["prompt"])
+        return re.sub(r"^(audit_)?\d+_", "", sample.stem).replace("_", " ")
+
+    @property
+    def last_written(self) -> datetime:
+        """When the run last said something."""
+        files = (self.directory.metrics, self.directory.summary, self.directory.decisions, self.directory.config)
+        return datetime.fromtimestamp(max(file.stat().st_mtime for file in files if file.is_file()))
+
+    # -- curves
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """Everything in ``metrics.csv``, by name."""
+        if not self.directory.metrics.is_file():
+            return {}
+        points: dict[str, dict[int, float]] = {}
+        with self.directory.metrics.open(newline="") as file:
+            for row in csv.DictReader(file):
+                step = _number(row.pop("step", None))
+                for name, text in row.items():
+                    value = _number(text)
+                    if step is not None and value is not None and name not in (None, "epoch"):
+                        points.setdefault(name, {})[int(step)] = value
+        return {name: _curve(sorted(values.items())) for name, values in points.items()}
+
+    def curve(self, name: str) -> Curve:
+        """One logged name; empty where it was never logged."""
+        return self.curves.get(name, _curve([]))
+
+    def numbered(self, prefix: str) -> list[Curve]:
+        """The curves ``prefix0``, ``prefix1`` ...: ``val/log_ratio_bin_`` gives one for each noise level."""
+        numbers = sorted(
+            int(found[1]) for name in self.curves if (found := re.fullmatch(re.escape(prefix) + r"(\d+)", name))
+        )
+        return [self.curves[f"{prefix}{number}"] for number in numbers]
+
+    def verdicts(self, signal: str) -> list[Verdict]:
+        """What one signal said at each check, with ``step`` among its evidence."""
+        return [
+            Verdict(signal, verdict["action"], verdict["reason"], {"step": decision["step"], **verdict["evidence"]})
+            for decision in self.decisions
+            for verdict in decision["verdicts"]
+            if verdict["signal"] == signal
+        ]
+
+    # -- the decision, again
+
+    @cached_property
+    def history(self) -> DivergenceHistory:
+        """Log-ratios of every held-out and probe clip at every check, from ``last.ckpt``.
+
+        Raises:
+            UserError: there is no checkpoint, it was made before the first check, or nothing was held out.
+        """
+        import torch
+
+        from vidlit.diffusion.batch import clip_key
+
+        if not self.directory.last_checkpoint.is_file():
+            raise UserError(f"{self.directory.last_checkpoint} is not there: it holds each clip's curve.")
+        checkpoint = torch.load(self.directory.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        state = checkpoint["callbacks"].get("DivergenceMonitor")
+        if not state or not self.exposures:
+            raise UserError(f"{self.path} has no check yet: there is nothing to judge.")
+        if "val_keys" not in state:
+            raise UserError(f"{self.path} held nothing out: there is no held-out loss to judge.")
+        videos = {clip_key(row.clip_id): row.video for row in self.exposures}
+        named = {name: tuple(videos[int(key)] for key in state[f"{name}_keys"]) for name in ("val", "probe")}
+        return DivergenceHistory(
+            steps=np.array(state["steps"]),
+            val=state["val_curves"].numpy(),
+            probe=state["probe_curves"].numpy(),
+            val_videos=named["val"],
+            probe_videos=named["probe"],
+        )
+
+    def replay(self, settings: DivergenceSettings | None = None) -> list[Verdict]:
+        """Judge every check again as the run did, or with other settings: what would they have done?
+
+        Args:
+            settings: of the divergence rule; ``None`` takes its defaults.
+
+        Returns:
+            A verdict for each check after step 0. A run that stopped has no later checks to judge.
+        """
+        history = self.history
+        model, trainer = self.config.get("model", {}), self.config.get("trainer", {})
+        adjusted = self.curve("exposure/adjusted")
+        verdicts = []
+        for checks in range(2, len(history.steps) + 1):
+            part = DivergenceHistory(
+                history.steps[:checks],
+                history.val[:checks],
+                history.probe[:checks],
+                history.val_videos,
+                history.probe_videos,
+            )
+            interval = max(1, int(part.steps[-1]) // (checks - 1))
+            seldom_seen = int((adjusted.values[: checks - 1] < MIN_ADJUSTED_EXPOSURE).sum())
+            verdicts.append(
+                judge_divergence(
+                    part,
+                    settings,
+                    planned_checks=max(1, int(trainer.get("max_steps", part.steps[-1])) // interval),
+                    warmup_checks=max(-(-int(model.get("warmup_steps", 0)) // interval), seldom_seen),
+                )
+            )
+        return verdicts
+
+
+def _number(text: Any) -> float | None:
+    """A cell of ``metrics.csv``; ``None`` for an empty one, or one that a kill cut short."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _curve(points: Sequence[tuple[int, float]]) -> Curve:
+    return Curve(
+        np.array([step for step, _ in points], dtype=np.int64), np.array([value for _, value in points], dtype=float)
+    )

@@ -1,0 +1,1 @@
+"""Prompts to videos: reading prompts, sampling, writing files, auditing what was made."""

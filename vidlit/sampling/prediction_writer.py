@@ -1,0 +1,127 @@
+"""Decodes what a prediction step sampled and writes it: an mp4 for each prompt, and how it came about."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor, nn
+
+from vidlit.diffusion.batch import PromptBatch
+from vidlit.errors import UserError
+from vidlit.sampling.rendering import Sample, sample_name, to_frames, write_sample
+from vidlit.sampling.sampler import Sampling
+
+if TYPE_CHECKING:
+    from vidlit.sampling.prompts import Prompt
+    from vidlit.training.module import VideoDiffusionModule
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What videos are made with, as it is written beside them.
+
+    Args:
+        name: file, or the base.
+        file: to be hashed; ``None`` for the base, whose fingerprint is taken.
+    """
+
+    name: str
+    file: Path | None
+
+    def describe(self, pl_module: VideoDiffusionModule) -> dict[str, str]:
+        """Name and hash."""
+        if self.file is None:
+            return {"weights": self.name, "weights_hash": f"fingerprint:{pl_module.family.transformer_fingerprint}"}
+        with self.file.open("rb") as file:
+            return {"weights": self.name, "weights_hash": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"}
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes each prompt's video as ``NNN_words_of_the_prompt.mp4`` with a JSON file beside it.
+
+    Args:
+        folder: written to.
+        prompts: what is made, by number.
+        sampling: steps and guidance, for the JSON.
+        weights: what it is made with, for the JSON.
+        overwrite: replace files that are there.
+
+    Raises:
+        UserError: a file is there already.
+    """
+
+    def __init__(
+        self, folder: Path, prompts: Sequence[Prompt], sampling: Sampling, weights: Weights, overwrite: bool = False
+    ) -> None:
+        super().__init__("batch")
+        self.folder = folder
+        self.prompts = prompts
+        self.sampling = sampling
+        self.weights = weights
+        self.step: int | None = None
+        self._made_with: dict[str, Any] = {}
+        self._vae: nn.Module | None = None
+        self._done = 0
+        there = [path for path in map(self.path, prompts) if path.exists()]
+        if there and not overwrite:
+            raise UserError(f"{there[0]} exists: name another folder with --output, or add --overwrite.")
+
+    def path(self, prompt: Prompt) -> Path:
+        """Of a prompt's video."""
+        return self.folder / sample_name(prompt.number, prompt.text)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Note the step that the weights are of."""
+        self.step = int(checkpoint["global_step"])
+
+    def on_predict_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Load what decodes, and hash the weights, once for all ranks."""
+        self._vae = pl_module.family.load_vae(pl_module.device)
+        made_with = self.weights.describe(pl_module) if trainer.is_global_zero else {}
+        self._made_with = trainer.strategy.broadcast(made_with)
+
+    @torch.no_grad()
+    def write_on_batch_end(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: VideoDiffusionModule,
+        prediction: Tensor,
+        batch_indices: Sequence[int] | None,
+        batch: PromptBatch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Decode latents (B, C, F, H, W) one by one and write them."""
+        if batch.is_repeat:
+            return
+        for number, latents in zip(batch.numbers, prediction, strict=True):
+            prompt = self.prompts[number]
+            video = pl_module.family.decode_latents(self._vae, latents[None])[0]
+            metadata = {
+                "prompt": prompt.text,
+                **({"image": str(prompt.image)} if prompt.image else {}),
+                **self.sampling.as_dict(),
+                "seed": prompt.seed,
+                "number": number,
+                "size": str(prompt.size),
+                "fps": pl_module.family.fps,
+                "base": pl_module.base,
+                "step": self.step,
+                **self._made_with,
+            }
+            write_sample(self.path(prompt), Sample(to_frames(video), metadata), pl_module.family.fps)
+            self._done += 1
+            if trainer.is_global_zero:
+                ranks = f" on rank 0 of {trainer.world_size}" if trainer.world_size > 1 else f" of {len(self.prompts)}"
+                print(f"{self._done}{ranks}: {self.path(prompt)}")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Let the VAE go."""
+        self._vae = None

@@ -1,0 +1,240 @@
+"""Prompts to sample: read from files or the command line, encoded, and shared out over ranks."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vidlit.diffusion.batch import Conditioning, PromptBatch
+from vidlit.errors import UserError
+from vidlit.models.encoders import Encoders
+from vidlit.video.buckets import Bucket
+from vidlit.video.frames import read_clip
+
+if TYPE_CHECKING:
+    from vidlit.models.family import Family
+
+COLUMNS = ("prompt", "seed", "resolution", "num_frames", "image")
+_PROMPTS_PER_BATCH = 16
+
+
+class Prompt(NamedTuple):
+    """One video to make."""
+
+    number: int
+    """Place in the list: with the seed it keys the start noise."""
+    text: str
+    seed: int
+    size: Bucket
+    image: Path | None = None
+    """First frame, of image-to-video."""
+
+
+def read_prompts(sources: Sequence[str], seed: int, size: Bucket) -> list[Prompt]:
+    """Prompts in order, numbered through.
+
+    Args:
+        sources: each a text file (``.txt``, one prompt a line), a CSV file (a column ``prompt``, and ``seed``,
+            ``resolution`` as ``HEIGHTxWIDTH`` and ``num_frames`` where rows differ, ``image`` for image-to-video,
+            seen from the file's folder), or a prompt itself.
+        seed: where a row has none.
+        size: where a row has none.
+
+    Raises:
+        UserError: a file is missing or cannot be read, or there is no prompt at all; names file and row.
+    """
+    rows = [row for source in sources for row in _read(source, seed, size)]
+    if not rows:
+        raise UserError("there are no prompts: give --prompts a text file, a CSV file or a prompt in quotes.")
+    return [Prompt(number, *row) for number, row in enumerate(rows)]
+
+
+def _read(source: str, seed: int, size: Bucket) -> Iterator[tuple[str, int, Bucket, Path | None]]:
+    path = Path(source)
+    if path.suffix.lower() not in (".txt", ".csv"):
+        yield source.strip(), seed, size, None
+        return
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"--prompts {source}: no such file.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {source} cannot be read as UTF-8 text: {error}") from error
+    if path.suffix.lower() == ".txt":
+        yield from ((line.strip(), seed, size, None) for line in text.splitlines() if line.strip())
+        return
+    table = csv.DictReader(text.splitlines())
+    names = table.fieldnames or []
+    if "prompt" not in names or set(names) - set(COLUMNS):
+        raise UserError(
+            f"{source}: its columns are {', '.join(names) or 'none'}; there must be `prompt`, and there may be "
+            f"{', '.join(COLUMNS[1:])}."
+        )
+    for row in table:
+        yield _read_row(row, path, f"{source}, line {table.line_num}", seed, size)
+
+
+def _read_row(
+    row: dict[str, Any], path: Path, where: str, seed: int, size: Bucket
+) -> tuple[str, int, Bucket, Path | None]:
+    if None in row or None in row.values():
+        raise UserError(f"{where}: the row has other columns than the header; put texts with commas in quotes.")
+    if not row["prompt"].strip():
+        raise UserError(f"{where}: the prompt is empty.")
+    image = path.parent / row["image"] if row.get("image") else None
+    if image is not None and not image.is_file():
+        raise UserError(f"{where}: there is no image {image}.")
+    try:
+        frames = int(row.get("num_frames") or size.num_frames)
+        resolution = row.get("resolution") or f"{size.height}x{size.width}"
+        return row["prompt"].strip(), int(row.get("seed") or seed), Bucket.parse(f"{frames}x{resolution}"), image
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{where}: seed and num_frames must be whole numbers ({error}).") from error
+
+
+class PromptDataModule(LightningDataModule):
+    """What ``trainer.predict`` reads: encoded prompts in batches of one size, each on one rank.
+
+    Prompts are encoded when the trainer sets up, before the transformer is loaded, and the encoder is let go.
+
+    Args:
+        family: of the base.
+        prompts: what to make.
+        num_steps: denoising steps.
+        guidance_scale: 1 is none.
+        negative_prompt: what guidance leads away from.
+        batch_size: videos sampled at once.
+        first_frame: the model goes on from first frames alone; image-to-video bases do anyway.
+
+    Raises:
+        UserError: the model cannot make a size, or a first frame is missing or too much; names the prompt.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        prompts: Sequence[Prompt],
+        num_steps: int = 30,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+        batch_size: int = 1,
+        first_frame: bool = False,
+    ) -> None:
+        super().__init__()
+        self.family = family
+        self.prompts = prompts
+        self.num_steps = num_steps
+        self.guidance_scale = guidance_scale
+        self.negative_prompt = negative_prompt
+        self._batches: list[PromptBatch] = []
+        self._takes_image = bool(family.clip_extras) or family.takes_first_frame
+        self._needs_image = bool(family.clip_extras) or first_frame
+        alike: dict[tuple[Bucket, bool], list[int]] = defaultdict(list)
+        for prompt in prompts:
+            try:
+                self._check(prompt)
+            except UserError as error:
+                raise UserError(f"prompt {prompt.number} ({prompt.text[:40]!r}): {error}") from error
+            alike[prompt.size, prompt.image is not None].append(prompt.number)
+        self._rows = [
+            rows[first : first + batch_size] for rows in alike.values() for first in range(0, len(rows), batch_size)
+        ]
+
+    def _check(self, prompt: Prompt) -> None:
+        prompt.size.check(self.family.frame_multiple, self.family.pixel_multiple)
+        self.family.latent_shape(*prompt.size)
+        if prompt.image is None and self._needs_image:
+            raise UserError("this model goes on from a first frame: name one in the column `image` of a CSV file.")
+        if prompt.image is not None and not self._takes_image:
+            raise UserError(f"{prompt.image} cannot be the first frame: this model makes videos from text alone.")
+
+    def setup(self, stage: str) -> None:
+        """Encode this rank's prompts."""
+        trainer = self.trainer
+        assert trainer is not None
+        # As many batches on every rank: where weights are sharded, all ranks gather them together.
+        each = -(-len(self._rows) // trainer.world_size)
+        places = range(trainer.global_rank, each * trainer.world_size, trainer.world_size)
+        batches = [self._rows[place % len(self._rows)] for place in places]
+        guided = self.guidance_scale != 1.0
+        texts = [self.prompts[row].text for rows in batches for row in rows] + [self.negative_prompt] * guided
+        encoded = self._encode(list(dict.fromkeys(texts)), trainer.strategy.root_device)
+        images = self._encode_images(sorted({row for rows in batches for row in rows}), trainer.strategy.root_device)
+        length = self.family.prompt_length
+        null = Conditioning.of([encoded[self.negative_prompt]], length) if guided else None
+        read = {row: encoded[self.prompts[row].text] | image.extras for row, image in images.items()}
+        self._batches = [
+            PromptBatch(
+                conditioning=Conditioning.of([read[row] for row in rows], length),
+                first_frame=_stack([images[row].first_frame for row in rows]),
+                null_conditioning=null,
+                seeds=[self.prompts[row].seed for row in rows],
+                numbers=rows,
+                size=tuple(self.prompts[rows[0]].size),
+                num_steps=self.num_steps,
+                guidance_scale=self.guidance_scale,
+                is_repeat=place >= len(self._rows),
+            )
+            for place, rows in zip(places, batches, strict=True)
+        ]
+
+    def _encode(self, texts: list[str], device: Any) -> dict[str, Any]:
+        encoders = Encoders(self.family).to(device)
+        encoded = []
+        for first in range(0, len(texts), _PROMPTS_PER_BATCH):
+            encoded += encoders.encode_captions(texts[first : first + _PROMPTS_PER_BATCH])
+        return dict(zip(texts, encoded, strict=True))
+
+    @torch.no_grad()
+    def _encode_images(self, rows: Sequence[int], device: Any) -> dict[int, _EncodedImage]:
+        """What the model reads of first frames; nothing of prompts without."""
+        encoded = dict.fromkeys(rows, _EncodedImage({}, None))
+        with_image = [row for row in rows if self.prompts[row].image is not None]
+        encode = self.family.load_video_encoder(device) if with_image else None
+        for row in with_image:
+            size, image = self.prompts[row].size, self.prompts[row].image
+            assert encode is not None and image is not None  # noqa: PT018
+            try:
+                pixels = torch.from_numpy(read_clip(image, 0.0, 1, self.family.fps, size.height, size.width))
+            except UserError as error:
+                raise UserError(f"prompt {row}: {image} {error}") from error
+            # Grey after the first frame: what extras are made of it is of the whole length.
+            frames = size.num_frames if self.family.clip_extras else 1
+            video = torch.zeros(1, 3, frames, size.height, size.width)
+            video[0, :, 0] = pixels[0].permute(2, 0, 1) / 127.5 - 1
+            made = {name: value[0].float().cpu() for name, value in encode(video.to(device)).items()}
+            latents = made.pop("latents")
+            encoded[row] = _EncodedImage(made, None if made else latents[:, :1])
+        return encoded
+
+    def predict_dataloader(self) -> DataLoader[PromptBatch]:
+        """This rank's batches."""
+        return DataLoader(self._batches, batch_size=None, collate_fn=_as_is)  # type: ignore[arg-type]
+
+
+class _EncodedImage(NamedTuple):
+    """A prompt's first frame."""
+
+    extras: dict[str, Tensor]
+    """the family's clip extras"""
+    first_frame: Tensor | None
+    """(C, 1, H, W), of families that take its latents without noise"""
+
+
+def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """One tensor of those of a batch, which all have one or none."""
+    return torch.stack([tensor for tensor in tensors if tensor is not None]) if tensors[0] is not None else None
+
+
+def _as_is(batch: PromptBatch) -> PromptBatch:
+    return batch

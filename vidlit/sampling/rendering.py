@@ -1,0 +1,133 @@
+"""From frames to mp4 files, contact sheets and loggers: the same for every command."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from vidlit.runs.background_logger import BackgroundLogger
+from vidlit.runs.directory import write_text
+from vidlit.video.mp4 import write_mp4
+
+CONTACT_SHEET = "contact_sheet.png"
+SHEET_FRAMES = 5
+_CAPTION_HEIGHT = 14
+
+
+class Sample(NamedTuple):
+    """A generated video and how it came about."""
+
+    frames: NDArray[np.uint8]
+    """(F, H, W, 3)"""
+    metadata: dict[str, Any]
+    """at least ``prompt``"""
+
+
+def to_frames(video: Tensor) -> NDArray[np.uint8]:
+    """A video (3, F, H, W) in about [-1, 1] to frames (F, H, W, 3) uint8."""
+    scaled = ((video.float().clamp(-1, 1) + 1) * 127.5).round()
+    return scaled.permute(1, 2, 3, 0).to("cpu", torch.uint8).numpy()
+
+
+def sample_name(number: int, caption: str, prefix: str = "") -> str:
+    """File name of a sample, by number and caption."""
+    words = re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:48]
+    return f"{prefix}{number:02d}_{words}.mp4"
+
+
+def write_sample(path: Path, sample: Sample, fps: float) -> None:
+    """Write a video as mp4 and, beside it as JSON, how it came about."""
+    write_mp4(path, sample.frames, fps)
+    write_text(path.with_suffix(".json"), json.dumps(sample.metadata, indent=2) + "\n")
+
+
+def write_samples(folder: Path, samples: Sequence[Sample], fps: float, prefix: str = "") -> list[Path]:
+    """Write each video, named by number and prompt, and a contact sheet with frames of all.
+
+    Returns:
+        The mp4 files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / sample_name(number, sample.metadata["prompt"], prefix) for number, sample in enumerate(samples)]
+    for path, sample in zip(paths, samples, strict=True):
+        write_sample(path, sample, fps)
+    contact_sheet(samples).save(folder / f"{prefix}{CONTACT_SHEET}")
+    return paths
+
+
+def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
+    """A picture with a row of frames for each video, under its prompt."""
+    return _stack([_sheet_row(sample.frames, sample.metadata["prompt"]) for sample in samples])
+
+
+def write_pair(
+    folder: Path, name: str, sample: NDArray[np.uint8], real: NDArray[np.uint8], captions: tuple[str, str], fps: float
+) -> None:
+    """A sample (F, H, W, 3) beside the training clip it resembles: ``name.mp4``, and frames of both as ``name.png``.
+
+    Args:
+        folder: to write to.
+        name: without suffix.
+        sample: left, or above in the picture.
+        real: right; scaled to the sample's height, its last frame held where it is shorter.
+        captions: for the picture.
+        fps: frames a second.
+    """
+    height = sample.shape[1]
+    width = max(2, round(real.shape[2] * height / real.shape[1]))
+    shown = [real[min(frame, len(real) - 1)] for frame in range(len(sample))]
+    scaled = np.stack([np.asarray(Image.fromarray(frame).resize((width, height))) for frame in shown])
+    write_mp4(folder / f"{name}.mp4", np.concatenate([sample, scaled], axis=2), fps)
+    _stack([_sheet_row(sample, captions[0]), _sheet_row(scaled, captions[1])]).save(folder / f"{name}.png")
+
+
+def _stack(rows: Sequence[Image.Image]) -> Image.Image:
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def _sheet_row(video: NDArray[np.uint8], caption: str) -> Image.Image:
+    chosen = np.linspace(0, len(video) - 1, SHEET_FRAMES).round().astype(int)
+    strip = Image.fromarray(np.concatenate([video[frame] for frame in chosen], axis=1))
+    scale = max(1, 160 // strip.height)  # tiny videos are drawn larger, so that the sheet can be read
+    strip = strip.resize((strip.width * scale, strip.height * scale), Image.Resampling.NEAREST)
+    row = Image.new("RGB", (strip.width, strip.height + _CAPTION_HEIGHT), "white")
+    row.paste(strip, (0, _CAPTION_HEIGHT))
+    ImageDraw.Draw(row).text((2, 1), caption, fill="black")
+    return row
+
+
+def log_samples(trainer: Trainer, name: str, step: int, samples: Sequence[Sample]) -> None:
+    """Show the contact sheet in TensorBoard, whose videos would need one more package.
+
+    W&B gets the mp4 files themselves: :class:`~vidlit.callbacks.wandb_record.WandbRecord`.
+
+    Args:
+        trainer: whose loggers.
+        name: under which.
+        step: of the weights.
+        samples: the videos.
+    """
+
+    def show(logger: Any) -> None:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, np.asarray(contact_sheet(samples)), step, dataformats="HWC")
+
+    for logger in trainer.loggers:
+        if isinstance(logger, BackgroundLogger):
+            logger.submit(show)

@@ -1,0 +1,186 @@
+"""Videos from the captions of clips, shared out over ranks: what audits and the samples of a run are made with."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from vidlit.diffusion.noising import keyed_generator
+from vidlit.sampling.rendering import Sample, to_frames
+from vidlit.sampling.sampling_progress import track_sampling
+
+if TYPE_CHECKING:
+    from vidlit.training.module import VideoDiffusionModule
+    from vidlit.video.sources import Clip
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How latents are drawn.
+
+    Args:
+        num_steps: denoising steps.
+        seed: of the start noise.
+        guidance_scale: 1 is none; above, away from the negative prompt.
+        negative_prompt: what to lead away from.
+    """
+
+    num_steps: int
+    seed: int
+    guidance_scale: float
+    negative_prompt: str
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt has a part."""
+        return self.guidance_scale != 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is written beside a video, without what has no part."""
+        written = {"seed": self.seed, "num_steps": self.num_steps, "guidance_scale": self.guidance_scale}
+        return {**written, "negative_prompt": self.negative_prompt} if self.guided else written
+
+
+class Chunk(NamedTuple):
+    """Videos that were made at once."""
+
+    rows: list[int]
+    """of all ranks"""
+    mine: list[int]
+    """of this rank; as many on every rank, so some may stand for the first ones again"""
+    own: list[int]
+    """places in ``mine`` of what no other rank made"""
+    latents: Tensor
+    """(len(mine), C, F, H, W)"""
+    videos: Tensor
+    """(len(mine), 3, F, H, W) in about [-1, 1]"""
+
+
+@torch.no_grad()
+def sample_clips(
+    trainer: Trainer,
+    pl_module: VideoDiffusionModule,
+    datamodule: Any,
+    clips: Sequence[Clip],
+    sampling: Sampling,
+    step: int,
+    vae: Any,
+    draws: Sequence[int] | None = None,
+    look: Callable[[Chunk], None] | None = None,
+) -> list[Sample]:
+    """A video for each clip, from its caption and at its size; every rank makes its share.
+
+    Those of an image-to-video model start from the clips' first frames.
+    The start noise is keyed by (seed, clip, draw), so a video depends on nothing but these and the weights.
+
+    Args:
+        trainer: whose ranks and precision are used.
+        pl_module: the model; its mode and the global generators are put back.
+        datamodule: where the prompts are.
+        clips: whose captions to sample.
+        sampling: steps, seed and guidance.
+        step: of the weights, to be written beside the videos.
+        vae: of the family, to decode with.
+        draws: numbers that tell videos of the same clip apart; all 0 by default.
+        look: called on every rank with each chunk.
+
+    Returns:
+        All videos, in order, on rank 0; on the others nothing.
+    """
+    draws = draws or [0] * len(clips)
+    samples: dict[int, Sample] = {}
+    with own_randomness(pl_module.device):
+        dataset = datamodule.dataset(clips)
+        chunks = list(_of_one_bucket(clips, datamodule, trainer.world_size))
+        for rows in track_sampling(chunks, trainer.is_global_zero):
+            places = share(len(rows), trainer)
+            mine = [rows[place % len(rows)] for place in places]
+            noise = _start_noise(pl_module, dataset, clips, mine, draws, sampling.seed)
+            batch = dataset.read_batch(mine, pl_module.family.prompt_length)
+            conditioning = batch.conditioning.to(pl_module.device)
+            first_frame = batch.latents[:, :, :1].to(pl_module.device) if pl_module.first_frame == 1 else None
+            null = None
+            if sampling.guided:
+                null = datamodule.prompt(sampling.negative_prompt).to(pl_module.device).instead_of(conditioning)
+            with trainer.precision_plugin.forward_context():
+                latents = pl_module.sample(
+                    noise, conditioning, sampling.num_steps, null, sampling.guidance_scale, first_frame
+                )
+            videos = pl_module.family.decode_latents(vae, latents)
+            own = [k for k, place in enumerate(places) if place < len(rows)]  # the rest are there to keep step
+            if look is not None:
+                look(Chunk(rows, mine, own, latents, videos))
+            pixels = torch.stack([torch.from_numpy(to_frames(video)) for video in videos])
+            made = gather(pixels.to(pl_module.device), len(rows), trainer).cpu().numpy()
+            if trainer.is_global_zero:
+                for row, frames in zip(rows, made, strict=True):
+                    samples[row] = Sample(frames, _describe(pl_module, clips[row], draws[row], sampling, step))
+    return [samples[row] for row in range(len(clips))] if trainer.is_global_zero else []
+
+
+def _of_one_bucket(clips: Sequence[Clip], datamodule: Any, world_size: int) -> Iterator[list[int]]:
+    """Rows of one bucket at a time, no more on a rank than validation scores at once."""
+    sizes = dict(zip(datamodule.buckets, datamodule.val_batch_sizes, strict=True))
+    by_bucket: dict[Any, list[int]] = defaultdict(list)
+    for row, clip in enumerate(clips):
+        by_bucket[clip.bucket].append(row)
+    for bucket, rows in by_bucket.items():
+        size = sizes[bucket] * world_size
+        yield from (rows[first : first + size] for first in range(0, len(rows), size))
+
+
+def _start_noise(
+    pl_module: VideoDiffusionModule,
+    dataset: Any,
+    clips: Sequence[Clip],
+    rows: Sequence[int],
+    draws: Sequence[int],
+    seed: int,
+) -> Tensor:
+    shape = pl_module.family.latent_shape(*clips[rows[0]].bucket)
+    noise = []
+    for row in rows:
+        draw = [draws[row]] * (draws[row] > 0)
+        generator = keyed_generator("sample", seed, int(dataset.keys[row]), *draw)
+        noise.append(torch.randn(shape, generator=generator))
+    return torch.stack(noise).to(pl_module.device)
+
+
+def _describe(pl_module: VideoDiffusionModule, clip: Clip, draw: int, sampling: Sampling, step: int) -> dict[str, Any]:
+    return {
+        "prompt": clip.source.caption,
+        **sampling.as_dict(),
+        "clip": clip.clip_id,
+        "draw": draw,
+        "size": str(clip.bucket),
+        "fps": pl_module.family.fps,
+        "base": pl_module.base,
+        "step": step,
+    }
+
+
+def share(count: int, trainer: Trainer) -> range:
+    """Places of this rank's part of ``count`` things; as many on every rank, so that none waits for ever.
+
+    A place from ``count`` on stands for the thing at ``place % count`` again.
+    """
+    each = -(-count // trainer.world_size)
+    return range(trainer.global_rank, each * trainer.world_size, trainer.world_size)
+
+
+def gather(part: Tensor, count: int, trainer: Trainer) -> Tensor:
+    """What all ranks made of their shares (K, ...), in order (count, ...)."""
+    parts = trainer.strategy.all_gather(part).reshape(trainer.world_size, *part.shape)
+    return parts.transpose(0, 1).flatten(0, 1)[:count]
+
+
+def own_randomness(device: torch.device) -> AbstractContextManager[None]:
+    """Put the global generators back afterwards: loading a model may draw from them."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])

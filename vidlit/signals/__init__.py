@@ -1,0 +1,1 @@
+"""What has a say in stopping: callbacks that judge the run, and the one that decides."""

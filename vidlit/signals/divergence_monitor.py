@@ -1,0 +1,227 @@
+"""Paired validation as a callback: measures step 0, follows held-out clips and a train probe, judges divergence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+
+from vidlit.diffusion.batch import LatentBatch, clip_key
+from vidlit.diffusion.noising import stratum_sigmas
+from vidlit.errors import UserError
+from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, log_ratio, summarise
+from vidlit.signals.exposure_ledger import ExposureLedger
+from vidlit.signals.signal import Signal
+from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, check_scores, judge_divergence
+from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
+from vidlit.stopping.verdict import Verdict
+
+if TYPE_CHECKING:
+    from vidlit.training.module import VideoDiffusionModule
+    from vidlit.video.sources import Clip
+
+SETS = ("val", "probe")
+"""Held-out clips and training clips scored alike: the order of the validation dataloaders."""
+
+
+class DivergenceMonitor(Signal):
+    """Scores held-out clips and a train probe at fixed noise, as log-ratios to the base model.
+
+    Step 0 is measured by Lightning's sanity check, which this callback makes run over all validation batches. Logs
+    ``val/loss``, ``val/log_ratio``, ``val/log_ratio_bin_<k>`` (lowest noise first), the same for ``probe``,
+    ``val/score`` (the log-ratio without the jumps of single source videos: the lowest is the best check), and
+    ``divergence/gap``, ``divergence/statistic``, ``divergence/threshold``.
+
+    Args:
+        settings: numbers of the divergence rule.
+
+    Raises:
+        UserError: on resume, the validation clips are not those of the checkpoint.
+    """
+
+    def __init__(self, settings: DivergenceSettings = DivergenceSettings()) -> None:  # noqa: B008 - frozen
+        self.settings = settings
+        self.sets: tuple[str, ...] = SETS
+        """Those that have clips: ``val`` is missing where nothing is held out."""
+        self.steps: list[int] = []
+        self.curves: dict[str, list[Tensor]] = {name: [] for name in SETS}
+        self.references: dict[str, Tensor] = {}
+        self._keys: dict[str, Tensor] = {}
+        self._metrics: dict[str, PairedLoss] = {}
+        self._clips: Callable[[], dict[str, Sequence[Clip]]] = dict
+        self._num_strata = 1
+
+    # -- measuring
+
+    def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
+        """Prepare one table a set, and make sure that step 0 is measured whole."""
+        if stage not in ("fit", "validate"):
+            return
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._clips = lambda: {"val": datamodule.scored_clips, "probe": datamodule.probe_clips}
+        self._num_strata = pl_module.num_strata
+        self._lay_out()
+        if stage == "fit":
+            trainer.num_sanity_val_steps = float("inf")
+
+    def _lay_out(self) -> None:
+        """One empty table a set, and what names its rows."""
+        clips = self._clips()
+        self.sets = tuple(name for name in SETS if clips[name])
+        for name in self.sets:
+            self._keys[name] = torch.tensor([clip_key(clip.clip_id) for clip in clips[name]], dtype=torch.int64)
+            self._metrics[name] = PairedLoss(len(clips[name]), self._num_strata)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Start each table empty, where the model is."""
+        for metric in self._metrics.values():
+            metric.to(pl_module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: VideoDiffusionModule,  # type: ignore[override]
+        outputs: STEP_OUTPUT,
+        batch: LatentBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Feed the losses of one batch."""
+        assert isinstance(outputs, Tensor)
+        self._metrics[self.sets[dataloader_idx]].update(batch.indices, outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Turn the tables into log-ratios, remember and log them."""
+        losses = {name: self._metrics[name].compute().cpu() for name in self.sets}
+        if trainer.sanity_checking:
+            self.steps = [trainer.global_step]
+            self.references = losses
+            self.curves = {name: [torch.zeros(len(losses[name]), dtype=torch.float64)] for name in self.sets}
+            for logger in trainer.loggers:  # self.log is off during the sanity check
+                logger.log_metrics({f"{name}/loss": float(losses[name].mean()) for name in self.sets}, step=0)
+                logger.log_metrics({f"{name}/log_ratio": 0.0 for name in self.sets}, step=0)
+            return
+        logged = {f"{name}/loss": losses[name].mean() for name in self.sets}
+        if self.references:
+            for name in self.sets:
+                ratio = log_ratio(losses[name], self.references[name], self._scored_sigmas(pl_module, name))
+                bins = (losses[name] / self.references[name]).log().mean(0)
+                logged[f"{name}/log_ratio"] = ratio.mean()
+                logged |= {f"{name}/log_ratio_bin_{k}": value for k, value in enumerate(bins)}
+                if trainer.state.fn == "fit":
+                    self.curves[name].append(ratio)
+            if "val" in self.sets:
+                logged["divergence/gap"] = logged["val/log_ratio"] - logged["probe/log_ratio"]
+        if trainer.state.fn == "fit":
+            self.steps.append(trainer.global_step)
+            if "val" in self.sets:
+                logged["val/score"] = torch.tensor(check_scores(self.history(trainer))[-1])
+        logged["step"] = torch.tensor(float(trainer.global_step))
+        pl_module.log_dict(logged, batch_size=1, rank_zero_only=False)
+
+    def _scored_sigmas(self, pl_module: VideoDiffusionModule, name: str) -> Tensor:
+        """(clips, strata) noise levels at which each clip of a set is scored; they may depend on its size."""
+        shapes = [pl_module.family.latent_shape(*clip.bucket) for clip in self._clips()[name]]
+        return torch.cat(
+            [
+                stratum_sigmas(pl_module.noising.at(math.prod(shape[1:])), self._keys[name][[row]], self._num_strata)
+                for row, shape in enumerate(shapes)
+            ]
+        )
+
+    def summaries(self, pl_module: VideoDiffusionModule) -> dict[str, PairedSummary]:
+        """The latest check of each set against step 0; empty where no step 0 is known."""
+        if not self.references:
+            return {}
+        clips, found = self._clips(), {}
+        for name in self.sets:
+            sigmas = stratum_sigmas(pl_module.noising, self._keys[name], pl_module.num_strata)
+            videos = [clip.source.group for clip in clips[name]]
+            found[name] = summarise(self._metrics[name].compute().cpu(), self.references[name], sigmas, videos)
+        return found
+
+    # -- judging
+
+    def history(self, trainer: Trainer) -> DivergenceHistory:
+        """All checks so far, step 0 included."""
+        clips = self._clips()
+        return DivergenceHistory(
+            steps=torch.tensor(self.steps).numpy(),
+            val=torch.stack(self.curves["val"]).numpy(),
+            probe=torch.stack(self.curves["probe"]).numpy(),
+            val_videos=tuple(clip.source.group for clip in clips["val"]),
+            probe_videos=tuple(clip.source.group for clip in clips["probe"]),
+        )
+
+    def verdict(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> Verdict:
+        """Has validation turned, stalled or never gained?"""
+        if "val" not in self.sets:
+            return self._nothing_held_out()
+        interval = max(1, (self.steps[-1] - self.steps[0]) // max(1, len(self.steps) - 1))
+        verdict = judge_divergence(
+            self.history(trainer),
+            self.settings,
+            planned_checks=max(1, trainer.max_steps // interval),
+            warmup_checks=max(-(-pl_module.warmup_steps // interval), self._underexposed_checks(trainer)),
+        )
+        numbers = {
+            f"divergence/{key}": float(verdict.evidence[key])
+            for key in ("statistic", "threshold")
+            if key in verdict.evidence
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=trainer.global_step)
+        return verdict
+
+    def _nothing_held_out(self) -> Verdict:
+        evidence: dict[str, float | int | str] = {"step": self.steps[-1], "held_out_videos": 0}
+        probe = float(self.curves["probe"][-1].mean())
+        if not math.isfinite(probe):
+            reason = (
+                f"At step {self.steps[-1]} the loss of a training clip is no longer a finite number: training has "
+                "broken down; lower the learning rate."
+            )
+            return Verdict("divergence", "stop", reason, {"case": "not finite", **evidence})
+        reason = "Nothing is held out: whether the run overfits cannot be told from losses."
+        evidence |= {"case": "nothing held out", "probe_log_ratio": probe}
+        return Verdict("divergence", "continue", reason, evidence)
+
+    def _underexposed_checks(self, trainer: Trainer) -> int:
+        """Checks before videos were seen often enough to say anything."""
+        ledgers = [callback for callback in trainer.callbacks if isinstance(callback, ExposureLedger)]  # type: ignore[attr-defined]
+        return max((ledger.checks_below(MIN_ADJUSTED_EXPOSURE) for ledger in ledgers), default=0)
+
+    # -- state: tensors and numbers only, so that checkpoints load with weights_only
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to decide as the uninterrupted one."""
+        if not self.references:
+            return {}
+        return {
+            "steps": self.steps,
+            **{f"{name}_curves": torch.stack(self.curves[name]) for name in self.sets},
+            **{f"{name}_reference": self.references[name] for name in self.sets},
+            **{f"{name}_keys": self._keys[name] for name in self.sets},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the history of a checkpoint; a test, which scores other clips, has no use for it."""
+        if not state_dict or not self._keys:
+            return
+        self._lay_out()  # the datamodule may have been told by its checkpoint to score fewer
+        for name in SETS:
+            there = state_dict.get(f"{name}_keys", torch.zeros(0, dtype=torch.int64))
+            if not torch.equal(there, self._keys.get(name, torch.zeros(0, dtype=torch.int64))):
+                raise UserError(
+                    f"The checkpoint was made with other {name} clips ({len(there)} there, "
+                    f"{len(self._keys.get(name, ()))} here, or others): its curve cannot go on. Use the same data and "
+                    "split options, or start a new run."
+                )
+        self.steps = list(state_dict["steps"])
+        self.curves = {name: list(state_dict[f"{name}_curves"]) for name in self.sets}
+        self.references = {name: state_dict[f"{name}_reference"] for name in self.sets}

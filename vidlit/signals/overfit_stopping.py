@@ -1,0 +1,203 @@
+"""One decision from all signals: stop, restore the best weights, and say why."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, Trainer
+
+from vidlit.errors import Interrupted
+from vidlit.runs.directory import RunDirectory
+from vidlit.signals.divergence_monitor import DivergenceMonitor
+from vidlit.signals.exposure_ledger import ExposureLedger
+from vidlit.signals.signal import Signal
+from vidlit.stopping.divergence import DivergenceHistory, best_check
+from vidlit.stopping.exposure import band
+from vidlit.stopping.verdict import Decision, Policy
+from vidlit.training.kept_weights import Kept, KeptWeights, Restore
+
+if TYPE_CHECKING:
+    from vidlit.training.module import VideoDiffusionModule
+
+
+class OverfitStopping(Callback):
+    """Asks every :class:`Signal` after each validation and stops the run when one that may says so.
+
+    Writes ``decisions.jsonl`` (the numbers behind every check) and ``summary.json``; after training puts back the
+    weights of the check that is kept.
+
+    Args:
+        policy: what each signal may do: ``stop`` the run, at most ``warn``, or be ``off``.
+        restore: which weights to keep: ``best``, of the check with the lowest held-out loss; ``conservative``, of the
+            earliest check within a tenth of the best gain, which has seen each video less often; or ``last``. Where no
+            check was better than it, ``best`` and ``conservative`` keep the base model.
+    """
+
+    def __init__(self, policy: Policy = Policy(), restore: Restore = "best") -> None:  # noqa: B008 - frozen
+        self.policy = policy
+        self.kept_weights = KeptWeights(restore)
+        self.decision: Decision | None = None
+        self.summary: dict[str, Any] = {}
+        self._seconds = 0.0
+        self._since = time.monotonic()
+        self._warned: set[tuple[str, str]] = set()
+
+    def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Start the clock."""
+        self._since = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Decide."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self.kept_weights.after_check(trainer, _history(trainer))
+        verdicts = [signal.verdict(trainer, pl_module) for signal in _signals(trainer)]
+        self.decision = self.policy.join(verdicts)
+        # All ranks hold the same numbers; agreeing costs little and a rank that parts ways hangs the others.
+        stop = trainer.strategy.reduce_boolean_decision(self.decision.action == "stop", all=False)
+        trainer.should_stop = trainer.should_stop or stop
+        if trainer.is_global_zero:
+            _directory(trainer).append_decision(
+                {
+                    "step": trainer.global_step,
+                    "action": self.decision.action,
+                    "signals": list(self.decision.signals),
+                    "reason": self.decision.reason,
+                    "verdicts": [vars(verdict) for verdict in self.decision.verdicts],
+                }
+            )
+            self._warn_once(self.decision)
+            self._write_summary(trainer, "running", self.decision.reason)
+
+    def _warn_once(self, decision: Decision) -> None:
+        for verdict in decision.verdicts:
+            kind = (verdict.signal, str(verdict.evidence.get("case", verdict.evidence.get("band", ""))))
+            if verdict.action == "warn" and kind not in self._warned:
+                self._warned.add(kind)
+                print(f"step {decision.verdicts[0].evidence.get('step', '')}: {verdict.signal}: {verdict.reason}")
+
+    # -- the end
+
+    def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Restore the best weights; before the callbacks that export and sample them."""
+        decision = self.decision
+        stopped = decision is not None and decision.action == "stop"
+        if decision is not None and stopped:
+            stopped_by, reason = "+".join(decision.signals), decision.reason
+        elif trainer.global_step < trainer.max_steps:
+            stopped_by, reason = "other", "Another callback, or a limit of the Trainer, ended the run."
+        else:
+            stopped_by = "max_steps"
+            reason = f"All {trainer.max_steps} planned steps were trained; no signal asked to stop."
+        kept = self._kept(trainer)
+        kept_step = trainer.global_step if kept.check is None else _steps(trainer)[kept.check]
+        if kept_step != trainer.global_step:
+            self.kept_weights.put_back(trainer, pl_module, kept, kept_step)
+        if trainer.is_global_zero:
+            self._write_summary(trainer, stopped_by, reason, kept)
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Leave a summary of an interrupted or crashed run."""
+        if trainer.state.fn != "fit" or not trainer.is_global_zero or not _directory(trainer).path.is_dir():
+            return
+        if isinstance(exception, (Interrupted, KeyboardInterrupt)):
+            self._write_summary(trainer, "interrupted", f"The run was {exception or 'interrupted'}.")
+        else:
+            self._write_summary(trainer, "error", f"{type(exception).__name__}: {exception}")
+
+    def _no_gain(self) -> bool:
+        verdicts = self.decision.verdicts if self.decision is not None else ()
+        return any(verdict.evidence.get("case") == "no gain" for verdict in verdicts)
+
+    def _kept(self, trainer: Trainer) -> Kept:
+        return self.kept_weights.choose(trainer, _history(trainer), self._no_gain())
+
+    # -- the summary
+
+    def _write_summary(self, trainer: Trainer, stopped_by: str, reason: str, kept: Kept | None = None) -> None:
+        """Write ``summary.json``; what is kept is known when training is over."""
+        self.summary = {
+            "stopped_by": stopped_by,
+            "reason": reason,
+            "stop_step": trainer.global_step,
+            "planned_steps": trainer.max_steps,
+            "seconds": round(self._seconds + time.monotonic() - self._since, 1),
+            **{
+                f"{what}_share": float(trainer.callback_metrics[f"perf/{what}_share"])  # of the time, as measured
+                for what in ("validation", "audit")
+                if f"perf/{what}_share" in trainer.callback_metrics
+            },
+        }
+        if self.decision is not None and self.decision.signals:
+            fired = {verdict.signal: verdict.evidence for verdict in self.decision.verdicts}
+            self.summary["evidence"] = {signal: fired[signal] for signal in self.decision.signals}
+        if _steps(trainer):
+            self.summary |= self._measured(trainer, kept or Kept("last", None))
+        _directory(trainer).write_summary(self.summary)
+
+    def _measured(self, trainer: Trainer, kept: Kept) -> dict[str, Any]:
+        """The part of the summary that needs a first check."""
+        monitor, ledger, history = _one(trainer, DivergenceMonitor), _one(trainer, ExposureLedger), _history(trainer)
+        last = trainer.global_step
+        kept_step = last if kept.check is None else monitor.steps[kept.check]
+        exposures = ledger.statistics(trainer)
+        held_out: dict[str, Any] = {"best_step": None, "gain": None, "val_log_ratio": None, "exposures_at_best": None}
+        kept_gain = None
+        if history is not None:
+            best = 0 if self._no_gain() else best_check(history)
+            best_step = int(history.steps[best])
+            gains = -history.val.mean(axis=1)
+            held_out = {
+                "best_step": best_step,
+                "gain": float(gains[best]),
+                "val_log_ratio": -float(gains[-1]),
+                "exposures_at_best": ledger.statistics_at(best_step),
+            }
+            kept_gain = float(gains[-1 if kept.check is None else kept.check])
+        return {
+            **held_out,
+            "restored": kept_step != last,
+            "kept": kept.name,
+            "kept_step": kept_step,
+            "kept_gain": kept_gain,
+            "probe_log_ratio": float(monitor.curves["probe"][-1].mean()),
+            "exposures": {**exposures, "band": band(exposures["mean"])},
+            "exposures_at_kept": exposures if kept.check is None else ledger.statistics_at(kept_step),
+            "num_clips": {
+                split: len(getattr(trainer.datamodule, f"{split}_clips"))  # type: ignore[attr-defined]
+                for split in ("train", "val", "test")
+            },
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Time trained so far, over resumes."""
+        return {"seconds": self._seconds + time.monotonic() - self._since}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._seconds = state_dict["seconds"]
+
+
+def _directory(trainer: Trainer) -> RunDirectory:
+    return RunDirectory(Path(trainer.default_root_dir))
+
+
+def _signals(trainer: Trainer) -> list[Signal]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Signal)]  # type: ignore[attr-defined]
+
+
+def _steps(trainer: Trainer) -> list[int]:
+    steps: list[int] = _one(trainer, DivergenceMonitor).steps
+    return steps
+
+
+def _history(trainer: Trainer) -> DivergenceHistory | None:
+    """The checks so far; ``None`` where nothing is held out."""
+    monitor: DivergenceMonitor = _one(trainer, DivergenceMonitor)
+    return monitor.history(trainer) if monitor.references and "val" in monitor.sets else None
+
+
+def _one(trainer: Trainer, kind: type[Any]) -> Any:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]

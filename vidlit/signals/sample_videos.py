@@ -1,0 +1,203 @@
+"""Sample videos: audited while training for copies and diversity, and made from the kept weights at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, Trainer
+
+from vidlit.metrics.quality import Quality
+from vidlit.models.features import FeatureExtractor, LatentFeatures
+from vidlit.runs.directory import RunDirectory
+from vidlit.sampling.audit import Audit, one_a_caption
+from vidlit.sampling.rendering import log_samples, write_samples
+from vidlit.sampling.sampler import Sampling, own_randomness, sample_clips
+from vidlit.signals.signal import Signal
+from vidlit.stopping.schedule import TRAINING_EVALUATIONS, audit_evaluations, audit_interval
+from vidlit.stopping.verdict import Verdict
+
+if TYPE_CHECKING:
+    from vidlit.training.module import VideoDiffusionModule
+    from vidlit.video.sources import Clip
+
+
+class SampleVideos(Callback):
+    """Generates videos with fixed prompts and noise: to judge copies and diversity, and to look at.
+
+    An audit generates ``num_audit`` clips, half from training captions and half from held-out ones, at step 0 and then
+    every few checks; logs ``memorization/copies``, ``memorization/ratio_min``, ``diversity/rke``, ``diversity/ratio``
+    and ``perf/audit_share`` (of the time); and writes them to ``samples/step_XXXXXX/audit_*.mp4``. When training is
+    over, a few videos from captions of held-out clips follow (of training clips where nothing is held out), made with
+    the weights that are kept.
+
+    All are written with a JSON file beside each, and shown in W&B and TensorBoard where these are used. The start noise
+    is keyed by (seed, clip), so two runs, or two steps of one, can be compared side by side. ``vidlit predict`` takes
+    steps, seed and guidance from here, too.
+
+    Args:
+        num_videos: how many when training is over; 0 for none.
+        num_steps: denoising steps.
+        seed: of the start noise.
+        guidance_scale: 1 is none; above, each step is led away from the negative prompt, at twice the cost.
+        negative_prompt: what guidance leads away from; the empty prompt by default.
+        num_audit: clips of an audit, 16 or more to see copies surely; 0 for no audits.
+        audit_steps: denoising steps of an audit: its clips are compared, not shown off, and what a model knows by heart
+            it finds in few.
+        every_num_checks: checks from one audit to the next; ``None`` chooses, so that audits add ``max_share`` to the
+            evaluations of training at most but come at least twice.
+        max_share: of the cost of training.
+        features: what clips are compared by; ``None`` for latents.
+        metrics: distances between an audit's clips and the training clips to log as ``quality/<name>``: ``fid``,
+            ``kid``, ``mifid``. They judge nothing, and mean little below hundreds of clips (``num_audit``).
+    """
+
+    def __init__(
+        self,
+        num_videos: int = 4,
+        num_steps: int = 30,
+        seed: int = 0,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+        num_audit: int = 16,
+        audit_steps: int = 10,
+        every_num_checks: int | None = None,
+        max_share: float = 0.1,
+        features: FeatureExtractor | None = None,
+        metrics: list[Quality] | None = None,
+    ) -> None:
+        self.num_videos = num_videos
+        self.sampling = Sampling(num_steps, seed, guidance_scale, negative_prompt)
+        self.num_audit = num_audit
+        self.audit_steps = audit_steps
+        self.every_num_checks = every_num_checks
+        self.max_share = max_share
+        self.features = features or LatentFeatures()
+        self.metrics = metrics or []
+        self.audit: Audit | None = None
+        self._every = every_num_checks
+        self._checks = 0
+        self._audit_seconds = 0.0
+        self._start_time = time.monotonic()
+
+    def signals(self) -> list[Signal]:
+        """The callbacks that judge what the audits find; none without audits."""
+        if not self.num_audit:
+            return []
+        return [SampleSignal(self, Audit.copies), SampleSignal(self, Audit.diversity)]
+
+    def make_audit(self, datamodule: Any, held_out: Sequence[Clip] | None = None) -> Audit | None:
+        """An audit as these options say; none with ``num_audit`` 0.
+
+        Args:
+            datamodule: training clips and the latents of all.
+            held_out: clips that were not trained on; ``None`` for those of the validation.
+        """
+        if not self.num_audit:
+            return None
+        sampling = replace(self.sampling, num_steps=self.audit_steps)
+        return Audit(datamodule, self.features, self.num_audit, sampling, self.metrics, held_out)
+
+    # -- while training
+
+    def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
+        """Choose the prompts."""
+        if stage == "fit":
+            self.audit = self.make_audit(trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Start the clock."""
+        self._start_time = time.monotonic()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Audit where one is due: before ``OverfitStopping`` asks, which it does when validation has ended."""
+        if self.audit is None or trainer.state.fn != "fit":
+            return
+        if not trainer.sanity_checking:
+            self._checks += 1
+            if self._every is None:
+                self._every = self._affordable_interval(trainer)
+            if self._checks % self._every:
+                return
+        self.audit.prepare(trainer, pl_module)
+        began = time.monotonic()
+        step = trainer.global_step
+        self.audit.run(trainer, pl_module, step, RunDirectory(Path(trainer.default_root_dir)).samples(step))
+        seconds = time.monotonic() - began
+        numbers = self.audit.numbers()
+        if trainer.sanity_checking:  # self.log is off then, and the clock starts later
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step=0)
+            return
+        self._audit_seconds += seconds
+        share = self._audit_seconds / (time.monotonic() - self._start_time)
+        pl_module.log_dict(
+            {**numbers, "perf/audit_share": share, "step": float(trainer.global_step)},
+            batch_size=1,
+            rank_zero_only=False,
+        )
+
+    def _affordable_interval(self, trainer: Trainer) -> int:
+        """Checks between audits, from counts alone, at the first check."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        samples = datamodule.samples_per_batch * trainer.accumulate_grad_batches
+        return audit_interval(
+            audit_evaluations(self.num_audit, self.audit_steps, guided=self.sampling.guided),
+            TRAINING_EVALUATIONS * samples * trainer.max_steps,
+            max(1, trainer.max_steps // max(1, trainer.global_step)),
+            self.max_share,
+        )
+
+    # -- when it is over
+
+    def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+        """Sample with the weights that are kept."""
+        if self.num_videos < 1:
+            return
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        clips = one_a_caption(datamodule.val_clips or datamodule.train_clips)[: self.num_videos]
+        directory = RunDirectory(Path(trainer.default_root_dir))
+        kept_step = directory.read_summary().get("kept_step", trainer.global_step)
+        with own_randomness(pl_module.device):
+            vae = pl_module.family.load_vae(pl_module.device)
+            samples = sample_clips(trainer, pl_module, datamodule, clips, self.sampling, kept_step, vae)
+        if trainer.is_global_zero:
+            write_samples(directory.samples(kept_step), samples, pl_module.family.fps)
+            log_samples(trainer, "samples", kept_step, samples)
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to audit and judge as the uninterrupted one."""
+        if self.audit is None:
+            return {}
+        return {**self.audit.state_dict(), "checks": self._checks, "every": self._every}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on; an interval that was set holds over one that was chosen."""
+        if self.audit is None or not state_dict:
+            return
+        self.audit.load_state_dict(state_dict)
+        self._checks = state_dict["checks"]
+        self._every = self.every_num_checks or state_dict["every"]
+
+
+class SampleSignal(Signal):
+    """One judgement of what the audits of :class:`SampleVideos` found.
+
+    Args:
+        samples: whose audits.
+        judge: its judgement.
+    """
+
+    def __init__(self, samples: SampleVideos, judge: Callable[[Audit], Verdict]) -> None:
+        self.samples = samples
+        self.judge = judge
+
+    def verdict(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> Verdict:
+        """Of the latest audit; between audits it stays."""
+        assert self.samples.audit is not None
+        return self.judge(self.samples.audit)

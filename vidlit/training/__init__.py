@@ -1,0 +1,1 @@
+"""The LightningModule, optimizers, averages of weights, memory."""

@@ -1,0 +1,408 @@
+"""The LightningModule: a denoising transformer, its loss, its optimizer, little else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch
+from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
+from vidlit.diffusion.generate import generate
+from vidlit.diffusion.loss import denoising_loss, paired_losses
+from vidlit.diffusion.noising import RectifiedFlow, keyed_generator, without_first_frame
+from vidlit.errors import UserError
+from vidlit.models.adapters import LoRA, LoRAFile, export_weights, train_layers
+from vidlit.models.family import open_family
+from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
+from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
+from vidlit.training.fit_check import check_fits, describe
+from vidlit.training.flops import count_flops
+from vidlit.training.memory import FrozenDtype, checkpoint_blocks, repeated_blocks, shard, store_frozen, whole
+from vidlit.training.optimizers import is_schedule_free, with_warmup
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+
+class VideoDiffusionModule(LightningModule):
+    r"""Fine-tunes the denoising transformer of a base on latents.
+
+    Args:
+        base: diffusers folder or hub name of the model to start from.
+        noising: the forward process and how training draws its sigmas; ``None`` takes the family's own.
+        adapter: train a LoRA of this size; ``None`` trains the weights themselves.
+        layers: without an adapter, train only modules whose whole name matches this pattern, e.g.
+            ``transformer_blocks\.\d+\.attn1``; ``None`` trains all.
+        ema: average the trained weights; validation, samples and export use the average. ``None`` for no average.
+        optimizer: called with the trainable parameters and their names.
+        lr_scheduler: called with the optimizer and stepped after each optimizer step once the warm-up is over;
+            ``None`` keeps the rate constant.
+        warmup_steps: optimizer steps over which the learning rate rises linearly to its value; 0 for none.
+        caption_dropout: share of the training samples whose caption is replaced by the empty one, so that guidance
+            goes on working.
+        num_strata: noise levels at which each held-out clip is scored at every check.
+        base_dtype: how weights that are not trained are kept: ``bfloat16`` halves them, ``int8`` and ``float8``
+            (torchao) quarter them. Trained weights stay in float32 where ``trainer.precision`` is not ``bf16-true``.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+            A number k does it in every k-th block only.
+        compile: compile each repeated block of the transformer (``torch.compile``).
+        on_bad_loss: what to do when a step's loss or gradient is NaN or infinite: ``skip`` the step, or ``stop``.
+        max_bad_steps: so many skipped steps are put up with.
+        fps: frames per second of the clips; ``None`` takes the family's own.
+        first_frame: share of the training samples that are given their first latent frame without noise and learn to
+            go on from it, for families that can (LTX-Video, Wan 2.2 TI2V-5B). Held-out clips are scored with the same
+            share, always the same ones at the same noise levels. At 1 the model is image-to-video alone: its samples
+            start from their clip's first frame; below 1 they start from noise.
+        seed: of noise and sigmas, in training and validation.
+
+    Raises:
+        UserError: the base is no diffusers folder of a known family, does not take a first frame, or options
+            contradict each other.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        noising: RectifiedFlow | None = None,
+        adapter: LoRA | None = None,
+        layers: str | None = None,
+        ema: EMA | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        warmup_steps: int = 0,
+        caption_dropout: float = 0.0,
+        num_strata: int = 4,
+        base_dtype: FrozenDtype = "float32",
+        gradient_checkpointing: bool | int = False,
+        compile: bool = False,
+        on_bad_loss: Literal["skip", "stop"] = "skip",
+        max_bad_steps: int = 10,
+        fps: float | None = None,
+        first_frame: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.family = open_family(base, fps)
+        self.noising = noising or self.family.noising()
+        self.adapter: LoRA | LoRAFile | None = adapter
+        self.layers = layers
+        self.ema = ema
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.warmup_steps = warmup_steps
+        self.caption_dropout = caption_dropout
+        self.num_strata = num_strata
+        self.base_dtype: FrozenDtype = base_dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.compile_blocks = compile
+        self.on_bad_loss = on_bad_loss
+        self.max_bad_steps = max_bad_steps
+        self.first_frame = first_frame
+        self.seed = seed
+        self.is_schedule_free = is_schedule_free(optimizer)
+        self.transformer: nn.Module | None = None
+        self.averaged: AveragedWeights | None = None
+        self._empty_prompt: Conditioning | None = None
+        self.step_was_bad = False
+        self.grad_norm = torch.zeros(())
+        self.strict_loading = False  # a frozen base is not in the checkpoint; on_load_checkpoint checks the rest
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if self.adapter is not None and self.layers is not None:
+            raise UserError("model.adapter and model.layers exclude each other: a LoRA, or chosen layers of the model.")
+        if self.base_dtype != "float32" and self.adapter is None and self.layers is None:
+            raise UserError(
+                f"model.base_dtype {self.base_dtype} is for weights that are not trained, and here all are: set "
+                "model.adapter or model.layers, or --trainer.precision bf16-true."
+            )
+        if self.ema is not None and self.is_schedule_free:
+            raise UserError("a schedule-free optimizer averages by itself: leave model.ema out.")
+        if not 0 <= self.caption_dropout < 1:
+            raise UserError(f"model.caption_dropout is {self.caption_dropout}: it must be at least 0 and below 1.")
+        if self.first_frame and not self.family.takes_first_frame:
+            raise UserError(
+                f"model.first_frame is {self.first_frame:g}, but {self.family.base} takes no frame without noise: of "
+                "the families here LTX-Video and Wan 2.2 TI2V-5B do. An image-to-video base is always given its first "
+                "frame."
+            )
+        if not 0 <= self.first_frame <= 1:
+            raise UserError(f"model.first_frame is {self.first_frame:g}: it is a share, from 0 to 1.")
+
+    # -- the model
+
+    def configure_model(self) -> None:
+        """Load the transformer, once, when Lightning knows where it will live."""
+        if self.transformer is not None:
+            return
+        if self.adapter is not None and self._trainer is not None and self.trainer.precision == "bf16-true":
+            raise UserError(
+                "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "
+                "--trainer.precision bf16-mixed with --model.base_dtype bfloat16, which needs no more memory."
+            )
+        self.load_base()
+        training = self._trainer is not None and self.trainer.state.fn == "fit"
+        if training and (self.ema is not None or self.is_schedule_free):
+            self.averaged = AveragedWeights(self.trainable_state())
+        path = self.trainer.ckpt_path if self._trainer is not None else None
+        if training and path is not None and is_sharded(Path(path)):
+            # Lightning loads shards before it asks on_load_checkpoint, and says only that something is missing.
+            stored = torch.load(Path(path) / "meta.pt", map_location="cpu", weights_only=True)
+            self._check_fits(stored_shapes(Path(path)), stored)
+
+    def load_base(self) -> None:
+        """Load the base's weights, and an untrained adapter where there is one; also over trained ones."""
+        low = self.base_dtype != "float32" and self.adapter is not None  # trained layers start from all their digits
+        transformer = self.family.load_transformer(torch.bfloat16 if low else torch.float32)
+        self._choose_trained(transformer)
+        store_frozen(transformer, self.base_dtype)
+        if self.gradient_checkpointing:
+            checkpoint_blocks(transformer, int(self.gradient_checkpointing))
+        if self.compile_blocks:
+            for block in repeated_blocks(transformer):
+                block.compile()
+        if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
+            shard(transformer, self.device_mesh, self.base_dtype, low_precision=self.trainer.precision == "bf16-mixed")
+        self.transformer = transformer.to(self.device).train()
+
+    def _choose_trained(self, transformer: nn.Module) -> None:
+        if self.layers is not None:
+            train_layers(transformer, self.layers)
+        if self.adapter is not None:
+            # Fresh adapter weights are the only ones drawn here: keyed, so that they do not depend on what ran before.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(keyed_generator("adapter", self.seed).initial_seed())
+                self.adapter.apply(transformer, self.family)
+
+    def forward(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
+        """Predicted velocity (B, C, F, H, W); see :class:`vidlit.diffusion.loss.VelocityModel`."""
+        assert self.transformer is not None
+        # Frozen weights in fewer bits and trained ones in float32 meet in bfloat16.
+        kept_small = self.base_dtype != "float32"
+        with torch.autocast(self.device.type, torch.bfloat16) if kept_small else nullcontext():
+            return self.family.velocity(self.transformer, noisy, sigmas, conditioning)
+
+    # -- steps
+
+    def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
+        """Mean loss of a batch.
+
+        Noise and sigma of a sample, and its latents where they are drawn from the VAE's posterior, are a function of
+        (seed, position in the run, its row in the global batch): no two ranks share noise, a resumed run draws the
+        same, and so does one with the global batch spread over other ranks.
+        """
+        position = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        first_row = self.global_rank * len(batch.latents)
+        rows = range(first_row, first_row + len(batch.latents))
+        generators = [keyed_generator("train", self.seed, position, row, device=self.device) for row in rows]
+        noising = self.noising.at(batch.latents[0, 0].numel())
+        sigmas = torch.cat([noising.sample_sigmas(1, generator) for generator in generators])
+        if self.first_frame > 0:
+            draws = torch.cat([torch.rand(1, generator=each, device=self.device) for each in generators])
+            sigmas = without_first_frame(sigmas, draws < self.first_frame, batch.latents.shape[2])
+        shape = batch.latents.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=each, device=self.device) for each in generators])
+        batch = self.draw_latents(batch, position, rows)
+        if self.caption_dropout > 0:
+            dropped = draw_dropped(self.caption_dropout, self.seed, position, rows)
+            batch = batch._replace(conditioning=self._drop_captions(batch.conditioning, dropped.to(self.device)))
+        loss = denoising_loss(self, noising, batch, noise, sigmas).mean()
+        # Lightning counts logged steps from 0 and once per batch; "step" in the log overrides that.
+        stepped = float(self.trainer.global_step + 1)
+        shared = self.trainer.world_size > 1
+        self.log_dict({"train/loss": loss, "step": stepped}, batch_size=len(noise), sync_dist=shared)
+        return loss
+
+    def draw_latents(self, batch: LatentBatch, position: int, rows: Sequence[int]) -> LatentBatch:
+        """Replace the posterior's mode by a sample where its standard deviation came along."""
+        extras = dict(batch.conditioning.extras)
+        std = extras.pop("latents_std", None)
+        if std is None:
+            return batch
+        generators = [keyed_generator("latents", self.seed, position, row, device=self.device) for row in rows]
+        noise = torch.stack([torch.randn(std.shape[1:], generator=each, device=self.device) for each in generators])
+        drawn = self.family.draw_latents(batch.latents, std, noise)
+        return batch._replace(latents=drawn, conditioning=batch.conditioning._replace(extras=extras))
+
+    def _drop_captions(self, conditioning: Conditioning, dropped: Tensor) -> Conditioning:
+        if self._empty_prompt is None:
+            self._empty_prompt = self.trainer.datamodule.prompt("").to(self.device)  # type: ignore[attr-defined]
+        return drop_captions(conditioning, self._empty_prompt, dropped)
+
+    def validation_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Losses (B, num_strata) at each clip's own noise and sigmas; callbacks reduce and log them."""
+        return paired_losses(self, self.noising, batch, self.seed, self.num_strata, self.first_frame)
+
+    def test_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """As :meth:`validation_step`; logs ``test/loss``, the mean over clips and strata."""
+        losses = self.validation_step(batch, batch_idx, dataloader_idx)
+        shared = self.trainer.world_size > 1
+        self.log("test/loss", losses.mean(), batch_size=len(losses), on_epoch=True, sync_dist=shared)
+        return losses
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Latents (B, C, F, H, W) of prompts; the start noise of each is a function of its seed and number."""
+        shape = self.family.latent_shape(*batch.size)
+        keys = zip(batch.seeds, batch.numbers, strict=True)
+        noise = torch.stack([torch.randn(shape, generator=keyed_generator("predict", *key)) for key in keys])
+        return self.sample(
+            noise.to(self.device),
+            batch.conditioning,
+            batch.num_steps,
+            batch.null_conditioning,
+            batch.guidance_scale,
+            batch.first_frame,
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        noise: Tensor,
+        conditioning: Conditioning,
+        num_steps: int,
+        null_conditioning: Conditioning | None = None,
+        guidance_scale: float = 1.0,
+        first_frame: Tensor | None = None,
+    ) -> Tensor:
+        """Walk from noise to latents (B, C, F, H, W) on the family's schedule; see :func:`generate`.
+
+        A distilled model is told the scale of guidance, and the negative prompt has no part.
+        """
+        if self.family.embeds_guidance:
+            told = torch.full((len(noise),), guidance_scale, device=noise.device)
+            conditioning = conditioning._replace(extras=conditioning.extras | {"guidance": told})
+            null_conditioning, guidance_scale = None, 1.0
+        scheduler = self.family.load_scheduler(num_steps, noise[0, 0].numel())
+        was_training = self.training
+        self.eval()
+        latents = generate(self, scheduler, noise, conditioning, null_conditioning, guidance_scale, first_frame)
+        self.train(was_training)
+        return latents
+
+    # -- the optimizer
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over trainable parameters, with linear warm-up before the schedule."""
+        optimizer = self.optimizer(list(self.trainable_state().items()))
+        schedule = with_warmup(optimizer, self.warmup_steps, self.lr_scheduler)
+        if schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and leave the step out where the gradient is NaN or infinite, as it is where the loss was.
+
+        The norm is over all ranks, so that all leave out the same steps. An optimizer does nothing to a parameter
+        without a gradient.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self.step_was_bad = not scaled and not bool(self.grad_norm.isfinite())  # float16's scaler sees to its own
+        if self.step_was_bad:
+            optimizer.zero_grad(set_to_none=True)
+        elif gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+    @property
+    def schedule_free(self) -> Any:
+        """The optimizer, where it is a schedule-free one: it has to be told when training begins."""
+        optimizer: Any = self.trainer.optimizers[0]
+        return optimizer if self.is_schedule_free else None
+
+    def refresh_average(self) -> None:
+        """Bring :attr:`averaged` up to date where a schedule-free optimizer holds the average."""
+        attached = self._trainer is not None and bool(self.trainer.optimizers)
+        if self.averaged is not None and attached and self.schedule_free is not None:
+            self.averaged.take_from_schedule_free(self.schedule_free)
+
+    # -- what leaves
+
+    def export(self, folder: Path) -> list[Path]:
+        """Write what users take away; see :func:`vidlit.models.adapters.export_weights`. Every rank calls it.
+
+        Returns:
+            The files; none on other ranks than the first.
+        """
+        transformer = self.transformer
+        assert transformer is not None
+        if self.device_mesh is not None or (self.layers is not None and self.base_dtype != "float32"):
+            transformer = self._whole_transformer()
+        return export_weights(self.family, transformer, folder) if self.global_rank == 0 else []
+
+    def _whole_transformer(self) -> nn.Module:
+        """One with whole trained weights, on rank 0; the others are as the base came, or none beside an adapter."""
+        assert self.transformer is not None
+        names = [name for name, parameter in self.transformer.named_parameters() if parameter.requires_grad]
+        weights = whole(self.transformer, names)
+        if self.global_rank != 0:
+            return self.transformer
+        transformer = self.family.load_transformer() if self.layers is not None else self._structure()
+        transformer.load_state_dict(weights, strict=False, assign=True)
+        return transformer
+
+    def _structure(self) -> nn.Module:
+        """The transformer as it is trained, on the ``meta`` device: shapes without memory."""
+        with torch.device("meta"):
+            transformer = self.family.empty_transformer()
+            self._choose_trained(transformer)
+        return transformer
+
+    def flops_of_a_sample(self, batch: LatentBatch) -> int:
+        """Floating-point operations of one training step on one sample like those of a batch, without recomputation."""
+        transformer = self._structure()
+        noisy = torch.empty(1, *batch.latents.shape[1:], device="meta")
+        sigmas = torch.empty(1, device="meta")
+        embeds, mask, extras = batch.conditioning
+        one = Conditioning(embeds[:1], mask[:1], {name: value[:1] for name, value in extras.items()}).to("meta")
+        return count_flops(lambda: self.family.velocity(transformer, noisy, sigmas, one).float().square().mean())
+
+    # -- checkpoints
+
+    def trainable_state(self) -> dict[str, nn.Parameter]:
+        """Names and values of what training changes: the part of the weights that a checkpoint holds."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Trained weights and their average; the frozen base is where it came from, and may be far larger."""
+        self.refresh_average()
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {name: value for name, value in state.items() if name not in frozen}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what was trained, for when it does not fit."""
+        checkpoint["vidlit_model"] = describe(self.family, self.adapter, self.layers, self.ema)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which weights do not fit before anything is loaded."""
+        if self.transformer is None:
+            self.configure_model()
+        if "state_dict" not in checkpoint:  # sharded: configure_model has looked
+            return
+        state: dict[str, Tensor] = checkpoint["state_dict"]
+        if self._trainer is None or self.trainer.state.fn != "fit":
+            state = checkpoint["state_dict"] = kept_weights(state)
+        self._check_fits({name: tuple(value.shape) for name, value in state.items()}, checkpoint)
+
+    def _check_fits(self, stored: dict[str, tuple[int, ...]], checkpoint: dict[str, Any]) -> None:
+        wanted = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        here = describe(self.family, self.adapter, self.layers, self.ema)
+        check_fits(wanted, stored, here, checkpoint.get("vidlit_model", {}))

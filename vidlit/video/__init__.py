@@ -1,0 +1,1 @@
+"""A folder to clips to frames: layouts, buckets, cutting, decoding, duplicates."""

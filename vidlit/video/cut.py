@@ -1,0 +1,262 @@
+"""From a folder to the list of clips, before anything is encoded: what is used, and what is not and why."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from vidlit.errors import UserError
+from vidlit.video.buckets import Bucket, nearest_bucket
+from vidlit.video.duplicates import NearDuplicate, find_near_duplicates, tie_groups
+from vidlit.video.frames import VideoInfo
+from vidlit.video.inspection import Inspection, inspect_files
+from vidlit.video.isolation import IsolatedReader
+from vidlit.video.sources import Clip, Rejected, SourceVideo, read_sources
+
+ClipMode = Literal["head", "chunk", "slide", "uniform"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """A row of which not all is used: the rest is shorter than a clip, or the clip mode leaves it out."""
+
+    video: str
+    used: float
+    """Seconds covered by clips."""
+    total: float
+    """Seconds of the video, or of the span the row names."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetPlan:
+    """Which clips a folder gives. Every row of it is in ``clips``, ``dropped`` or ``quarantined``."""
+
+    folder: Path
+    layout: str
+    """The file, or the pattern, that was read."""
+    fps: float
+    buckets: tuple[Bucket, ...]
+    clips: tuple[Clip, ...]
+    """By video, then by start: a film is decoded through once, and the order is the same everywhere."""
+    quarantined: tuple[Rejected, ...]
+    """Rows and files that are broken, hostile or of a kind that cannot be read."""
+    dropped: tuple[Rejected, ...]
+    """Sound videos that fit no bucket, and rows that repeat another one."""
+    shortened: tuple[Shortened, ...]
+    near_duplicates: tuple[NearDuplicate, ...]
+    """Pairs tied into one group."""
+    unlisted: tuple[str, ...]
+    """Videos in the folder that no row names."""
+    infos: dict[str, VideoInfo]
+    """Size, length and frame rate of each readable video, by its relative path."""
+
+    def clips_per_bucket(self) -> dict[Bucket, int]:
+        """Number of clips of each bucket, in the order of the buckets; 0 for one that no clip fits."""
+        counts = Counter(clip.bucket for clip in self.clips)
+        return {bucket: counts[bucket] for bucket in self.buckets}
+
+
+def plan_clips(
+    folder: Path,
+    buckets: Sequence[Bucket],
+    fps: float,
+    clip_mode: ClipMode = "head",
+    max_clips_per_video: int | None = None,
+    upscale: bool = False,
+    *,
+    overlap: float = 0.5,
+    near_duplicates: bool = True,
+    cache: Path | None = None,
+    reader: Callable[[], IsolatedReader] = IsolatedReader,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> DatasetPlan:
+    """Cut the videos of a folder into clips.
+
+    Only headers, file contents (for their checksum) and four frames a video (for near-duplicates) are read, in child
+    processes, so that no file can stop the run.
+
+    Args:
+        folder: in one of the layouts of :func:`~vidlit.video.sources.read_sources`.
+        buckets: resolutions clips are brought to.
+        fps: frames a second of every clip; time is resampled, never stretched.
+        clip_mode: ``head`` takes the first clip of a video, ``chunk`` cuts it end to end, ``slide`` cuts
+            overlapping clips, ``uniform`` spreads as many clips as ``chunk`` gives from its first to its last frame.
+        max_clips_per_video: most clips of one row; ``None`` for no limit.
+        upscale: whether pictures smaller than every bucket are enlarged instead of dropped.
+        overlap: share of a clip that the next one repeats in ``slide`` mode, from 0 to below 1.
+        near_duplicates: look for videos that show the same and tie their groups. Identical files always are.
+        cache: file that remembers what was read of each file, by path, size and time of change.
+        reader: makes the readers that open files.
+        on_progress: called with (files done, files in all).
+
+    Returns:
+        The same for the same files, whatever the order of rows or the machine.
+
+    Raises:
+        UserError: an option out of range, or a folder that cannot be read at all.
+    """
+    _check_options(buckets, fps, clip_mode, max_clips_per_video, overlap)
+    sources = read_sources(folder)
+    files = {source.video: source.path for source in sources.videos}
+    inspected = inspect_files(files, near_duplicates, cache, reader, on_progress)
+    quarantined = list(sources.quarantined)
+    quarantined += [Rejected(video, result) for video, result in inspected.items() if isinstance(result, str)]
+    known = {video: result for video, result in inspected.items() if not isinstance(result, str)}
+    rows = [source for source in sources.videos if source.video in known]
+    groups, tied = _tie(rows, known, near_duplicates)
+
+    clips: list[Clip] = []
+    dropped: list[Rejected] = []
+    shortened: list[Shortened] = []
+    for source in rows:
+        info, content = known[source.video].info, known[source.video].content
+        grouped = replace(source, group=groups[source.video])
+        cut = _cut(grouped, info, content, buckets, fps, clip_mode, max_clips_per_video, upscale, overlap)
+        if isinstance(cut, Rejected):
+            dropped.append(cut)
+            continue
+        clips += cut[0]
+        shortened += [cut[1]] if cut[1] is not None else []
+    clips, repeated = _distinct(clips)
+    return DatasetPlan(
+        folder=sources.folder,
+        layout=sources.layout,
+        fps=fps,
+        buckets=tuple(sorted(set(buckets))),
+        clips=tuple(clips),
+        quarantined=tuple(sorted(quarantined, key=lambda bad: (bad.video, bad.reason))),
+        dropped=tuple(sorted(dropped + repeated, key=lambda bad: (bad.video, bad.reason))),
+        shortened=tuple(sorted(shortened, key=lambda short: (short.video, short.used, short.total))),
+        near_duplicates=tuple(tied),
+        unlisted=sources.unlisted,
+        infos={video: known[video].info for video in sorted(known)},
+    )
+
+
+def _check_options(
+    buckets: Sequence[Bucket], fps: float, clip_mode: str, max_clips_per_video: int | None, overlap: float
+) -> None:
+    if not buckets:
+        raise UserError("no buckets: give at least one, such as 17x48x80")
+    if not (math.isfinite(fps) and fps > 0):
+        raise UserError(f"fps must be above 0, not {fps}")
+    if clip_mode not in get_args(ClipMode):
+        raise UserError(f"clip_mode {clip_mode!r} is none of {', '.join(get_args(ClipMode))}")
+    if max_clips_per_video is not None and max_clips_per_video < 1:
+        raise UserError(f"max_clips_per_video must be at least 1, not {max_clips_per_video}")
+    if not 0 <= overlap < 1:
+        raise UserError(f"overlap must be from 0 to below 1, not {overlap}")
+
+
+def _tie(
+    rows: Iterable[SourceVideo], known: dict[str, Inspection], near_duplicates: bool
+) -> tuple[dict[str, str], list[NearDuplicate]]:
+    """Groups after identical files, and near-duplicates if wanted, are tied, and the pairs that were."""
+    distances = {
+        (first, second): distance
+        for first, second, distance in find_near_duplicates(
+            {video: found.fingerprint for video, found in known.items() if near_duplicates and found.fingerprint}
+        )
+    }
+    same: dict[str, list[str]] = defaultdict(list)  # flat films have no fingerprint, but equal bytes are equal
+    for video in sorted(known):
+        same[known[video].content].append(video)
+    distances |= {(videos[0], other): 0.0 for videos in same.values() for other in videos[1:]}
+    groups = tie_groups(((row.video, row.group) for row in rows), distances)
+    return groups, [NearDuplicate(*pair, distance, groups[pair[0]]) for pair, distance in sorted(distances.items())]
+
+
+def _cut(
+    source: SourceVideo,
+    info: VideoInfo,
+    content: str,
+    buckets: Sequence[Bucket],
+    fps: float,
+    clip_mode: ClipMode,
+    max_clips: int | None,
+    upscale: bool,
+    overlap: float,
+) -> tuple[list[Clip], Shortened | None] | Rejected:
+    """The clips of one row. All arithmetic is in frames at the wanted rate, so it is exact everywhere."""
+    if info.kind == "image":
+        start, seconds, available = 0.0, 0.0, 1
+    else:
+        start, end = _span(source, info)
+        seconds = end - start
+        # Frame k is taken at k / fps, which must lie before the end; the fudge is for rounded durations.
+        available = math.ceil(seconds * fps - 1e-3)
+        if available < 1:
+            return Rejected(source.video, f"its span starts at {start:.3f} s, the video ends at {info.duration:.3f} s")
+    bucket = nearest_bucket(available, info.height, info.width, buckets, upscale)
+    if bucket is None:
+        return Rejected(source.video, _why_no_bucket(info, available, buckets, fps))
+    length = bucket.num_frames
+    offsets = _offsets(available, length, clip_mode, max_clips, overlap)
+    clips = []
+    for offset in offsets:
+        begin = round(start + offset / fps, 6)
+        finish = begin + (0.0 if info.kind == "image" else length / fps)
+        clip_id = f"{source.video}@{begin:.3f}-{finish:.3f}"
+        clips.append(Clip(clip_id, source, begin, fps, bucket, content))
+    covered = len(set().union(*(range(offset, offset + length) for offset in offsets)))
+    if covered == available:
+        return clips, None
+    return clips, Shortened(source.video, round(covered / fps, 6), round(seconds, 6))
+
+
+def _span(source: SourceVideo, info: VideoInfo) -> tuple[float, float]:
+    """Seconds a row asks for, within what the video has."""
+    start, end = source.start or 0.0, source.end
+    if source.frame_span is not None:
+        first, last = source.frame_span
+        rate = info.fps or 1.0
+        start, end = first / rate, None if last is None else last / rate
+    return start, min(info.duration, math.inf if end is None else end)
+
+
+def _offsets(available: int, length: int, clip_mode: ClipMode, max_clips: int | None, overlap: float) -> list[int]:
+    """First frames of the clips of one video."""
+    last = available - length
+    if clip_mode == "uniform":
+        count = min(available // length, max_clips or available)
+        if count == 1:
+            return [last // 2]
+        return [round(index * last / (count - 1)) for index in range(count)]
+    step = {"head": available, "chunk": length, "slide": max(1, round(length * (1 - overlap)))}[clip_mode]
+    return list(range(0, last + 1, step))[:max_clips]
+
+
+def _why_no_bucket(info: VideoInfo, available: int, buckets: Sequence[Bucket], fps: float) -> str:
+    shortest = min(buckets)
+    if available < shortest.num_frames:
+        what = (
+            "is an image" if info.kind == "image" else f"has {available} frame{'s' * (available != 1)} at {fps:g} fps"
+        )
+        return f"{what}, the shortest bucket ({shortest}) needs {shortest.num_frames}"
+    smallest = min((b for b in buckets if b.num_frames <= available), key=lambda b: (b.height * b.width, b))
+    return (
+        f"is {info.width}x{info.height} pixels (width x height): smaller than every bucket it is long enough for "
+        f"(the smallest is {smallest.width}x{smallest.height}); set upscale to enlarge it"
+    )
+
+
+def _distinct(clips: Iterable[Clip]) -> tuple[list[Clip], list[Rejected]]:
+    """Clips in the order they are best read in; several captions of one span get names of their own."""
+    spans: dict[str, dict[str, Clip]] = defaultdict(dict)
+    repeated = []
+    for clip in clips:
+        if clip.source.caption in spans[clip.clip_id]:
+            repeated.append(Rejected(clip.source.video, f"another row gives the same clip {clip.clip_id}"))
+        else:
+            spans[clip.clip_id][clip.source.caption] = clip
+    distinct = []
+    for clip_id, captions in spans.items():
+        for caption, clip in captions.items():
+            mark = f"#{hashlib.sha256(caption.encode()).hexdigest()[:8]}" if len(captions) > 1 else ""
+            distinct.append(replace(clip, clip_id=clip_id + mark))
+    return sorted(distinct, key=lambda clip: (clip.source.video, clip.start, clip.clip_id)), repeated

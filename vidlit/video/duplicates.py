@@ -1,0 +1,165 @@
+"""The same film at another size or bit rate, or a part of it, found by perceptual hashes, tied into one group.
+
+Without it a near-copy of a training video can sit in the validation split and hide overfitting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vidlit.video.excerpts import DENSE_RATE, DENSE_SECONDS, find_excerpts
+from vidlit.video.frames import VideoError, VideoInfo, read_clip, read_key_frames
+
+NUM_FRAMES = 4
+"""Frames hashed of a video, evenly spread over it."""
+MAX_DISTANCE = 8.0
+"""Bits of 64 that near-duplicates differ by, on average over frames. Unrelated pictures differ by about 32."""
+MAX_IMAGE_DISTANCE = 4.0
+"""The same for an image, which has one frame only to be sure by."""
+_MIN_CONTRAST = 6.0  # standard deviation of grey levels below which a hash sees nothing but noise
+_MIN_FRAMES = 2  # informative ones that two videos must have in common
+_MOST_KEY_FRAMES = 600  # of one film: a few seconds of decoding
+
+
+@dataclass(frozen=True, slots=True)
+class NearDuplicate:
+    """Two files that show the same, and the group both now belong to."""
+
+    first: str
+    second: str
+    distance: float
+    """Mean Hamming distance of 64-bit hashes; 0 for identical files."""
+    group: str
+
+
+class Fingerprint(NamedTuple):
+    """Perceptual hashes of some frames: 64 bits in hexadecimal, ``None`` where they would tell nothing."""
+
+    spread: tuple[str | None, ...]
+    """:data:`NUM_FRAMES` evenly spread over a video, one of an image; ``None`` for a flat, dark or damaged frame"""
+    timeline: tuple[tuple[float, str | None], ...]
+    """See :mod:`vidlit.video.excerpts`; empty for an image, and for a short film that is damaged"""
+
+
+def fingerprint(path: Path, info: VideoInfo) -> Fingerprint:
+    """Perceptual hashes of a file.
+
+    Args:
+        path: video or image.
+        info: from :func:`vidlit.video.frames.probe`.
+
+    Raises:
+        VideoError: not even one frame can be decoded.
+    """
+    size = (64, int(np.clip(round(64 * info.width / info.height), 16, 256)))
+    if info.kind == "image":
+        return Fingerprint((_hash(read_clip(path, 0.0, 1, 1.0, *size)[0]),), ())
+    if info.duration > DENSE_SECONDS:
+        return Fingerprint(_sought(path, info, size), _timeline(path, info, size))
+    # An odd number of frames for each quarter: the one in its middle is one of the spread.
+    quarter = 2 * round((info.duration * DENSE_RATE / NUM_FRAMES - 1) / 2) + 1 if info.duration > 1 else 1
+    step = info.duration / (NUM_FRAMES * quarter)
+    try:
+        frames = read_clip(path, step / 2, NUM_FRAMES * quarter, 1 / step, *size)
+    except VideoError:  # damaged somewhere: take what can be had, one by one
+        return Fingerprint(_sought(path, info, size), ())
+    hashes = [_hash(frame) for frame in frames]
+    times = [round((number + 0.5) * step, 3) for number in range(len(hashes))]
+    return Fingerprint(tuple(hashes[quarter // 2 :: quarter]), tuple(zip(times, hashes, strict=True)))
+
+
+def _sought(path: Path, info: VideoInfo, size: tuple[int, int]) -> tuple[str | None, ...]:
+    hashes: list[str | None] = []
+    last_error = None
+    for index in range(NUM_FRAMES):
+        try:
+            time = (index + 0.5) * info.duration / NUM_FRAMES
+            hashes.append(_hash(read_clip(path, time, 1, info.fps or 24.0, *size)[0]))
+        except VideoError as error:
+            hashes.append(None)
+            last_error = error
+    if last_error is not None and not any(hashes):
+        raise last_error
+    return tuple(hashes)
+
+
+def _timeline(path: Path, info: VideoInfo, size: tuple[int, int]) -> tuple[tuple[float, str | None], ...]:
+    """The beginning of a long film frame by frame, the rest at key frames."""
+    try:
+        opening = read_clip(path, 0.0, int(DENSE_SECONDS * DENSE_RATE), DENSE_RATE, *size)
+        rest = list(read_key_frames(path, DENSE_SECONDS, info.duration / _MOST_KEY_FRAMES, *size))
+    except VideoError:
+        return ()
+    return (
+        *((number / DENSE_RATE, _hash(frame)) for number, frame in enumerate(opening)),
+        *((round(time, 3), _hash(frame)) for time, frame in rest),
+    )
+
+
+def _hash(frame: NDArray[np.uint8]) -> str | None:
+    grey = Image.fromarray(frame).convert("L")
+    return str(imagehash.phash(grey)) if float(np.std(np.asarray(grey))) >= _MIN_CONTRAST else None
+
+
+def find_near_duplicates(fingerprints: Mapping[str, Fingerprint]) -> list[tuple[str, str, float]]:
+    """Pairs of videos whose frames look the same: at the same places of the film, or those of an excerpt.
+
+    Args:
+        fingerprints: those of :func:`fingerprint`, by video.
+
+    Returns:
+        (first, second, mean distance in bits), sorted.
+    """
+    pairs = {(a, b): d for a, b, d in find_excerpts({video: found.timeline for video, found in fingerprints.items()})}
+    for length, least, limit in ((NUM_FRAMES, _MIN_FRAMES, MAX_DISTANCE), (1, 1, MAX_IMAGE_DISTANCE)):
+        videos = sorted(video for video, found in fingerprints.items() if len(found.spread) == length)
+        rows = [fingerprints[video].spread for video in videos]
+        known = np.array([[h is not None for h in row] for row in rows], bool).reshape(-1, length)
+        bits = np.array([[int(h or "0", 16) for h in row] for row in rows], np.uint64).reshape(-1, length)
+        for i in range(len(videos) - 1):
+            both = known[i] & known[i + 1 :]
+            differing = np.bitwise_count(bits[i] ^ bits[i + 1 :]) * both
+            shared = both.sum(axis=1)
+            distance = differing.sum(axis=1) / np.maximum(shared, 1)
+            for j in np.flatnonzero((shared >= least) & (distance <= limit)):
+                pairs[videos[i], videos[i + 1 + int(j)]] = float(distance[j])
+    return sorted((*pair, distance) for pair, distance in pairs.items())
+
+
+def tie_groups(groups: Iterable[tuple[str, str]], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Merge the groups of videos that show the same.
+
+    Args:
+        groups: (video, group), several a video if its rows disagree.
+        pairs: videos that belong together.
+
+    Returns:
+        One group a video. A merged group has the smallest of its names, so the order of rows does not matter.
+    """
+    groups = list(groups)
+    parent = {group: group for _, group in groups}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    def union(first: str, second: str) -> None:
+        low, high = sorted((root(first), root(second)))
+        parent[high] = low
+
+    group_of: dict[str, str] = {}
+    for video, group in groups:
+        union(group_of.setdefault(video, group), group)
+    for first, second in pairs:
+        union(group_of[first], group_of[second])
+    return {video: root(group) for video, group in group_of.items()}

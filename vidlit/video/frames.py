@@ -1,0 +1,209 @@
+"""One file to frames. Which frame is shown when, as a viewer sees it; nothing is decoded that is not used.
+
+Imports nothing heavy: a child process (:mod:`vidlit.video.isolation`) starts with this module alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from vidlit.video.pixels import BLACK, Color, Orientation, Resizer, VideoError, is_hdr, read_image
+from vidlit.video.stream import (
+    Cursor,
+    check_regular,
+    duration_of,
+    ffmpeg_errors,
+    frame_rate_of,
+    open_stream,
+    sample_aspect_of,
+    timed_frames,
+)
+
+__all__ = [
+    "BLACK",
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "Color",
+    "VideoError",
+    "VideoInfo",
+    "VideoReader",
+    "probe",
+    "read_clip",
+    "read_key_frames",
+]
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".ts"})
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What is known of a file without decoding it."""
+
+    kind: Literal["video", "image"]
+    width: int
+    """Displayed width in pixels: rotation and sample aspect ratio applied."""
+    height: int
+    """Displayed height in pixels."""
+    duration: float
+    """Seconds from the first frame to the end of the last; 0 for an image."""
+    fps: float
+    """Average frames a second, which says little of a variable frame rate; 0 for an image."""
+    num_frames: int | None
+    """Frames according to the header, which can be wrong; ``None`` if it does not say."""
+
+
+def probe(path: Path) -> VideoInfo:
+    """Read a file's header and its first frame.
+
+    Raises:
+        VideoError: not a regular file, not a video or image of a known format, too large, without a frame, or HDR that
+            cannot be tone-mapped.
+    """
+    check_regular(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        height, width = read_image(path, BLACK).shape[:2]
+        return VideoInfo("image", width, height, duration=0.0, fps=0.0, num_frames=1)
+    with ffmpeg_errors():
+        container, stream = open_stream(path)
+        with closing(container):
+            first_time, frame = next(timed_frames(container, stream), (0.0, None))
+            if frame is None:
+                raise VideoError("holds no frame that can be decoded")
+            is_hdr(frame)
+            width, height = max(1, round(frame.width * sample_aspect_of(stream))), frame.height
+            if Orientation.of(frame).transpose:
+                width, height = height, width
+            duration = duration_of(container, stream, path.stat().st_size, first_time)
+            if duration <= 0:
+                raise VideoError("its duration is unknown or zero")
+            return VideoInfo("video", width, height, duration, frame_rate_of(stream), stream.frames or None)
+
+
+def read_clip(
+    path: Path,
+    start: float,
+    num_frames: int,
+    fps: float,
+    height: int,
+    width: int,
+    background: Color = BLACK,
+) -> NDArray[np.uint8]:
+    """Decode one clip as it is displayed: resampled in time, covered and cropped at the centre in space.
+
+    Frame ``k`` is the one on display at ``start + k / fps`` seconds after the first frame of the file, or its
+    successor if that is nearer and starts within half a frame. Only the span that is needed is decoded, from the key
+    frame before it, and only frames that are used are kept, at their final size.
+
+    Args:
+        path: a video, or an image for one frame.
+        start: seconds after the first frame.
+        num_frames: frames to return.
+        fps: frames a second to return.
+        height: pixels.
+        width: pixels.
+        background: red, green, blue put behind transparent pixels.
+
+    Returns:
+        (F, H, W, 3) full-range RGB.
+
+    Raises:
+        VideoError: the file cannot be opened, decoded or tone-mapped, or ends before the clip does.
+    """
+    with VideoReader() as reader:
+        return reader.read_clip(path, start, num_frames, fps, height, width, background)
+
+
+def read_key_frames(
+    path: Path, start: float, spacing: float, height: int, width: int
+) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Key frames of a video from a time on, which decode without any other: (seconds, (H, W, 3) full-range RGB).
+
+    Args:
+        path: a video.
+        start: seconds after the first frame.
+        spacing: seconds between two of them at least.
+        height: pixels.
+        width: pixels.
+
+    Raises:
+        VideoError: the file cannot be opened or decoded.
+    """
+    check_regular(path)
+    with ffmpeg_errors():
+        container, stream = open_stream(path)
+        with closing(container):
+            stream.codec_context.skip_frame = "NONKEY"
+            resize = Resizer(height, width, sample_aspect_of(stream), BLACK)
+            due = start
+            for time, frame in timed_frames(container, stream):
+                if time >= due:
+                    due = time + spacing
+                    yield time, resize(frame)
+
+
+class VideoReader:
+    """:func:`read_clip` that keeps its place: the next clip of a film is decoded on from where the last one ended."""
+
+    def __init__(self) -> None:
+        self._cursor: Cursor | None = None
+
+    def read_clip(
+        self,
+        path: Path,
+        start: float,
+        num_frames: int,
+        fps: float,
+        height: int,
+        width: int,
+        background: Color = BLACK,
+    ) -> NDArray[np.uint8]:
+        """As :func:`read_clip`, with the same frames whatever was read before."""
+        identity = check_regular(path)
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            if num_frames != 1:
+                raise VideoError(f"is an image, {num_frames} frames are asked of it")
+            image = av.VideoFrame.from_ndarray(read_image(path, background), format="rgb24")
+            return Resizer(height, width, 1.0, background)(image)[None]
+        cursor, self._cursor = self._cursor, None  # a cursor that fails is not used again
+        try:
+            with ffmpeg_errors():
+                if cursor is None or cursor.identity != identity or not cursor.is_before(start):
+                    if cursor is not None:
+                        cursor.close()
+                    cursor = Cursor(path, identity)
+                    cursor.seek(start)
+                resize = Resizer(height, width, cursor.sample_aspect, background)
+                tolerance = 0.5 / max(fps, cursor.fps or fps) - 1e-6
+                clip = np.empty((num_frames, height, width, 3), np.uint8)
+                drawn = None
+                for index in range(num_frames):
+                    frame = cursor.frame_at(start + index / fps, tolerance)
+                    clip[index] = clip[index - 1] if frame is drawn else resize(frame)
+                    drawn = frame
+        except BaseException:
+            if cursor is not None:
+                cursor.close()
+            raise
+        self._cursor = cursor
+        return clip
+
+    def close(self) -> None:
+        """Let go of the file."""
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None:
+            cursor.close()
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
