@@ -42,7 +42,7 @@ def run(folder: Path, videos: int, seed: int, max_steps: int) -> tuple[RunDirect
         raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
     directory = RunDirectory(folder / "runs" / name / "0")
     summary = directory.read_summary()
-    probe = RunRecord(directory.path).curve("probe/log_ratio").values
+    probe = RunRecord(directory.path).curve("train_eval/log_ratio").values
     half = len(probe) // 2
     return directory, {
         "videos": videos,
@@ -66,7 +66,7 @@ def draw(directory: RunDirectory, path: Path) -> None:
     axes = figure.add_subplot()
     for name, label, colour in (
         ("val/log_ratio", "held-out clips", "#c2410c"),
-        ("probe/log_ratio", "training clips", "#1d4ed8"),
+        ("train_eval/log_ratio", "training clips", "#1d4ed8"),
     ):
         curve = run.curve(name)
         axes.plot(curve.steps, 100 * np.expm1(curve.values), color=colour, label=label)

@@ -42,7 +42,7 @@ def test_two_ranks_train_as_one_with_the_same_global_batch(quickstart, tmp_path)
     for run in (one, two):
         with (run / "metrics.csv").open() as file:
             rows.append([row for row in csv.DictReader(file)])
-    for column in ("train/loss", "val/loss", "val/log_ratio", "probe/log_ratio"):
+    for column in ("train/loss", "val/loss", "val/log_ratio", "train_eval/log_ratio"):
         values = [[float(row[column]) for row in table if row[column]] for table in rows]
         torch.testing.assert_close(*map(torch.tensor, values), rtol=2e-5, atol=2e-5)
     # Gradients are averaged in another order, and Adam divides by their root mean square: six steps of 2e-3 move a

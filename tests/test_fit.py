@@ -89,7 +89,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(quickstart, tmp_path, monk
 
     whole, cut = (tmp_path / "runs" / name / "0" for name in ("quickstart", "cut"))
     assert not (tmp_path / "runs" / "cut" / "1").exists()
-    for column in ("train/loss", "val/loss", "val/log_ratio", "probe/log_ratio", "exposure/mean", "exposure/adjusted"):
+    for column in (
+        "train/loss",
+        "val/loss",
+        "val/log_ratio",
+        "train_eval/log_ratio",
+        "exposure/mean",
+        "exposure/adjusted",
+    ):
         assert read_metrics(cut, column) == read_metrics(whole, column), column
     assert (cut / "exposure.csv").read_text() == (whole / "exposure.csv").read_text()
     assert (cut / "decisions.jsonl").read_text() == (whole / "decisions.jsonl").read_text()

@@ -43,7 +43,7 @@ def test_two_sharded_ranks_train_as_one_with_the_same_global_batch(quickstart, t
         tmp_path,
     )
     one, two = (tmp_path / "runs" / name / "0" for name in ("one", "two"))
-    for name in ("train/loss", "val/loss", "val/log_ratio", "probe/log_ratio"):
+    for name in ("train/loss", "val/loss", "val/log_ratio", "train_eval/log_ratio"):
         torch.testing.assert_close(column(two, name), column(one, name), rtol=2e-5, atol=2e-5)
     # As in test_distributed: gradients are summed in another order, and Adam divides by their root mean square.
     weights = exported(one), exported(two)

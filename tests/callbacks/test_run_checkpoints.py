@@ -164,7 +164,7 @@ def test_with_nothing_held_out_the_run_trains_and_says_what_it_leans_on(quicksta
     assert summary["best_step"] is summary["gain"] is summary["val_log_ratio"] is None
     assert summary["num_clips"]["val"] == 0
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
-    assert len(column(run, "probe/log_ratio")) == len(RunDirectory(run).read_decisions()) + 1
+    assert len(column(run, "train_eval/log_ratio")) == len(RunDirectory(run).read_decisions()) + 1
     first = RunDirectory(run).read_decisions()[0]["verdicts"][0]
     assert first["evidence"]["case"] == "nothing held out"
     assert len(list((run / "samples").glob("step_*/*.mp4"))) == 1

@@ -37,7 +37,7 @@ def test_plan_foretells_what_the_sampler_does(data):
     assert plan.conservative_max_steps == 10 * 4 // 2
     assert plan.moderate_max_steps == 50 * 4 // 2
     assert plan.band == "moderate"
-    # 4 held-out clips and 4 of the probe, at 4 noise levels each
+    # 4 held-out clips and 4 of the training subset, at 4 noise levels each
     chosen = check_schedule(30, plan.batch_size, 4, 4)
     assert plan.checks == {"interval": 1, "count": 30, "held_out_clips": 4, "share": chosen.share}
     assert chosen.share == 2 * 4 * 4 / (3 * 2)

@@ -44,13 +44,13 @@ def test_the_loader_goes_on_where_the_state_says(make):
     assert rest == whole[4:]
 
 
-def test_validation_scores_each_held_out_clip_once_and_a_probe_of_the_same_size(make):
+def test_validation_scores_each_held_out_clip_once_and_as_many_training_clips(make):
     data = make(batch_size=3)
-    for loader, clips in zip(data.val_dataloader(), (data.val_clips, data.probe_clips), strict=True):
+    for loader, clips in zip(data.val_dataloader(), (data.val_clips, data.train_eval_clips), strict=True):
         rows = [row for batch in loader for row in batch.indices.tolist()]
         assert sorted(rows) == list(range(len(clips)))
-    assert len(data.probe_clips) == len(data.val_clips)
-    assert {clip.clip_id for clip in data.probe_clips} <= {clip.clip_id for clip in data.train_clips}
+    assert len(data.train_eval_clips) == len(data.val_clips)
+    assert {clip.clip_id for clip in data.train_eval_clips} <= {clip.clip_id for clip in data.train_clips}
 
 
 def test_a_batch_budget_gives_small_clips_larger_batches(make):

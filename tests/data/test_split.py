@@ -106,11 +106,11 @@ def test_fractions_out_of_range(val, test):
         split_by_video(clips_of(10), val, test, seed=0)
 
 
-def test_probe_is_of_training_clips_spread_over_videos():
+def test_train_eval_is_of_training_clips_spread_over_videos():
     train = clips_of(5, each=4)
-    probe = spread_over_videos(train, 7, seed=0)
-    assert len({clip.clip_id for clip in probe}) == 7
-    assert groups(probe) == groups(train)
-    counts = [sum(clip.source.group == group for clip in probe) for group in groups(train)]
+    train_eval = spread_over_videos(train, 7, seed=0)
+    assert len({clip.clip_id for clip in train_eval}) == 7
+    assert groups(train_eval) == groups(train)
+    counts = [sum(clip.source.group == group for clip in train_eval) for group in groups(train)]
     assert max(counts) - min(counts) <= 1
     assert len(spread_over_videos(train, 100, seed=0)) == 20

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from vidlit.metrics.copy_distance import Memorization, copy_ratio, nearest_train, take_distances
+from vidlit.metrics.copy_distance import CopyDistance, copy_ratio, nearest_train, take_distances
 
 GENERATOR = np.random.default_rng(0)
 TRAIN = torch.from_numpy(GENERATOR.standard_normal((20, 5))).float()
@@ -87,7 +87,7 @@ def test_a_copy_must_be_one_in_both_and_what_has_no_meaning_is_passed_over():
 
 @pytest.mark.parametrize("batches", [[[0, 1, 2, 3, 4, 5, 6, 7, 8]], [[8], [3, 1], [0, 2, 7], [4, 5, 6]]])
 def test_metric_is_the_function_for_any_batches_and_order(batches):
-    metric = Memorization(TRAIN, GROUPS)
+    metric = CopyDistance(TRAIN, GROUPS)
     for rows in batches:
         metric.update(torch.tensor(rows), MADE[rows])
     ratio, clip = metric.compute()
@@ -102,7 +102,7 @@ def test_metric_is_the_function_for_any_batches_and_order(batches):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_single(dtype):
     made, train = MADE.to(dtype), TRAIN.to(dtype)
-    metric = Memorization(train, GROUPS)
+    metric = CopyDistance(train, GROUPS)
     metric.update(torch.arange(9), made)
     ratio, clip = metric.compute()
     expected, clips = by_loop(made.double().numpy(), train.double().numpy(), GROUPS.tolist())
@@ -114,7 +114,7 @@ def _rank_of_three(rank, port, folder):
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
-    metric = Memorization(TRAIN, GROUPS)
+    metric = CopyDistance(TRAIN, GROUPS)
     for rows in [[[0, 3], [6]], [], [[8, 7, 5, 4, 2, 1]]][rank]:  # the second rank has nothing
         metric.update(torch.tensor(rows), MADE[rows])
     torch.save(tuple(metric.compute()), folder / f"{rank}.pt")
@@ -125,9 +125,9 @@ def _rank_of_three(rank, port, folder):
 def test_three_ranks_one_of_them_idle_hold_what_one_would(tmp_path):
     import socket
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     torch.multiprocessing.start_processes(_rank_of_three, (port, tmp_path), nprocs=3, start_method="fork")
     expected = nearest_train(MADE, TRAIN, GROUPS)
     for rank in range(3):

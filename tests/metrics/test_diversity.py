@@ -80,9 +80,9 @@ def _rank_of_three(rank, port, folder):
 def test_three_ranks_one_of_them_idle_hold_what_one_would(tmp_path):
     import socket
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     torch.multiprocessing.start_processes(_rank_of_three, (port, tmp_path), nprocs=3, start_method="fork")
     values = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
     assert values[0] == values[1] == values[2]

@@ -70,9 +70,9 @@ def _two_ranks(rank, port, folder):
 def test_two_ranks_hold_the_table_of_one(tmp_path):
     import socket
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     torch.multiprocessing.start_processes(_two_ranks, (port, tmp_path), nprocs=2, start_method="fork")
     for rank in (0, 1):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), LOSSES.float().double())

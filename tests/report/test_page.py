@@ -213,9 +213,9 @@ def test_in_a_browser(finished_run, tmp_path, width):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium on PATH")
-    probe = tmp_path / "probe.html"
+    frame = tmp_path / "frame.html"
     page = RunDirectory(finished_run).report.as_uri()
-    probe.write_text(f"""<iframe src="{page}" width="{width}" height="900"></iframe>
+    frame.write_text(f"""<iframe src="{page}" width="{width}" height="900"></iframe>
 <script>onload = () => setTimeout(() => {{
   const page = document.querySelector("iframe").contentDocument;
   document.title = JSON.stringify({{
@@ -227,7 +227,7 @@ def test_in_a_browser(finished_run, tmp_path, width):
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
     options += ["--window-size=1600,1000", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000"]
     done = subprocess.run(
-        [chromium, *options, "--dump-dom", probe.as_uri()],
+        [chromium, *options, "--dump-dom", frame.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,

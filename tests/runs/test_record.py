@@ -54,7 +54,7 @@ def test_history_knows_whose_curve_each_is(run):
     assert np.allclose(history.val.mean(axis=1), run.curve("val/log_ratio").values, atol=1e-6)
     held_out = {row.video for row in run.exposures if row.split == "val"}
     assert set(history.val_videos) == held_out
-    assert set(history.probe_videos).isdisjoint(held_out)
+    assert set(history.train_eval_videos).isdisjoint(held_out)
 
 
 def test_a_run_that_has_only_begun(finished_run, tmp_path):

@@ -111,7 +111,7 @@ def test_audits_are_judged_logged_and_written(fit):
     samples = audits()
     _, directory = fit(samples)
     assert samples.audit.steps == [0, 4, 8]
-    for name in ("memorization/copies", "memorization/ratio_min", "diversity/rke", "diversity/ratio"):
+    for name in ("copies/count", "copies/ratio_min", "diversity/rke", "diversity/ratio"):
         assert list(column(directory, name)) == [0, 4, 8], name
     assert column(directory, "diversity/ratio")[0] == 1
     assert all(0 < share < 1 for share in column(directory, "perf/audit_share").values())
@@ -332,9 +332,9 @@ def _two_ranks(rank, port, folder, demo, latents):
 def test_two_ranks_find_what_one_finds(fit, data, demo, tmp_path):
     import socket
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     one = audits(num_audit=7)
     _, directory = fit(one, max_steps=2)
     torch.multiprocessing.start_processes(
@@ -391,5 +391,5 @@ def test_a_vision_model_is_named_in_a_config_and_compares(quickstart, tmp_path):
     words = [word for word in words if not word.startswith("--samples.num_audit")]
     assert main([command, *words, "--config", str(tmp_path / "features.yaml")]) == 0
     directory = RunDirectory(tmp_path / "runs" / "quickstart" / "0")
-    assert list(column(directory, "memorization/ratio_min")) == [0, 4]
+    assert list(column(directory, "copies/ratio_min")) == [0, 4]
     assert (directory.path / decisions(directory, "copies")[4]["evidence"]["pair"]).is_file()

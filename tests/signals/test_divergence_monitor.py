@@ -57,7 +57,7 @@ def test_curves_are_what_a_loop_over_single_clips_gives(quickstart, demo, tmp_pa
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     check = monitor.steps.index(step := best["global_step"])
     assert check > 0
-    for name, clips in (("val", data.val_clips), ("probe", data.probe_clips)):
+    for name, clips in (("val", data.val_clips), ("train_eval", data.train_eval_clips)):
         before = losses_by_hand(demo, data, clips)
         torch.testing.assert_close(monitor.references[name].float(), before, rtol=1e-5, atol=0)
         assert column(run, f"{name}/loss")[0] == pytest.approx(float(before.mean()), rel=1e-5)
@@ -71,17 +71,17 @@ def test_curves_are_what_a_loop_over_single_clips_gives(quickstart, demo, tmp_pa
         assert column(run, f"{name}/log_ratio")[step] == pytest.approx(float(expected.mean()), abs=1e-5)
         for k in range(4):
             assert column(run, f"{name}/log_ratio_bin_{k}")[step] == pytest.approx(float(logs[:, k].mean()), abs=1e-5)
-    gap = column(run, "val/log_ratio")[step] - column(run, "probe/log_ratio")[step]
+    gap = column(run, "val/log_ratio")[step] - column(run, "train_eval/log_ratio")[step]
     assert column(run, "divergence/gap")[step] == pytest.approx(gap, abs=1e-6)
 
 
-def test_probe_and_held_out_clips_are_as_many_and_never_the_same(quickstart, monitored):
+def test_train_eval_and_held_out_clips_are_as_many_and_never_the_same(quickstart, monitored):
     assert main(quickstart(trainer__max_steps=4)) == 0
     _, trainer = monitored[-1]
     data = trainer.datamodule
-    held_out, probe = ({clip.clip_id for clip in clips} for clips in (data.val_clips, data.probe_clips))
-    assert len(probe) == len(held_out)
-    assert not probe & held_out
+    held_out, train_eval = ({clip.clip_id for clip in clips} for clips in (data.val_clips, data.train_eval_clips))
+    assert len(train_eval) == len(held_out)
+    assert not train_eval & held_out
 
 
 def test_history_survives_a_checkpoint_and_other_clips_do_not(quickstart, tmp_path, monitored, capsys):
@@ -96,7 +96,7 @@ def test_history_survives_a_checkpoint_and_other_clips_do_not(quickstart, tmp_pa
     before, after = monitor.history(trainer), restored.history(trainer)
     assert np.array_equal(before.steps, after.steps)
     assert np.array_equal(before.val, after.val)
-    assert np.array_equal(before.probe, after.probe)
+    assert np.array_equal(before.train_eval, after.train_eval)
     assert restored.verdict(trainer, trainer.lightning_module) == monitor.verdict(trainer, trainer.lightning_module)
 
     with pytest.raises(UserError, match="other val clips"):
@@ -121,10 +121,10 @@ def test_a_run_that_overfits_is_stopped_and_its_best_step_restored(quickstart, t
     assert summary["kept_step"] == summary["best_step"]
     decisions = [json.loads(line) for line in (run / "decisions.jsonl").read_text().splitlines()]
     assert [decision["action"] == "stop" for decision in decisions] == [False] * (len(decisions) - 1) + [True]
-    ratios, probe = column(run, "val/log_ratio"), column(run, "probe/log_ratio")
+    ratios, train_eval = column(run, "val/log_ratio"), column(run, "train_eval/log_ratio")
     stop, best = summary["stop_step"], summary["best_step"]
     assert ratios[best] == min(ratios.values())
     assert ratios[stop] > ratios[best]
-    assert probe[stop] < probe[best]
+    assert train_eval[stop] < train_eval[best]
     assert max(column(run, "divergence/statistic").values()) > 0
     assert summary["gain"] == pytest.approx(-ratios[best])

@@ -13,7 +13,7 @@ from vidlit.stopping.divergence import (
 )
 
 
-def history(val, probe, videos=6, clips=2, jitter=0.01, spread=0.25, seed=0):
+def history(val, train_eval, videos=6, clips=2, jitter=0.01, spread=0.25, seed=0):
     """Clips of source videos around mean curves (J,); each video has its own share of the curve."""
     rng = np.random.default_rng(seed)
 
@@ -25,12 +25,16 @@ def history(val, probe, videos=6, clips=2, jitter=0.01, spread=0.25, seed=0):
         return values
 
     names = tuple(f"v{k // clips}" for k in range(videos * clips))
-    return DivergenceHistory(np.arange(len(val)) * 10, around(val), around(probe), names, names)
+    return DivergenceHistory(np.arange(len(val)) * 10, around(val), around(train_eval), names, names)
 
 
 def upto(full, check):
     return DivergenceHistory(
-        full.steps[: check + 1], full.val[: check + 1], full.probe[: check + 1], full.val_videos, full.probe_videos
+        full.steps[: check + 1],
+        full.val[: check + 1],
+        full.train_eval[: check + 1],
+        full.val_videos,
+        full.train_eval_videos,
     )
 
 
@@ -104,7 +108,7 @@ def test_nothing_is_decided_in_the_warm_up():
     assert verdicts[-1].action == "stop"
 
 
-def test_a_plateau_with_a_falling_probe_is_warned_of_and_then_stopped():
+def test_a_plateau_with_a_falling_train_eval_is_warned_of_and_then_stopped():
     t = np.arange(121)
     val = -0.4 * (1 - np.exp(-t / 5.0))
     verdicts = replay(history(val, val - 0.01 * t, videos=8, jitter=0.002))
@@ -118,11 +122,11 @@ def test_a_plateau_with_a_falling_probe_is_warned_of_and_then_stopped():
 def test_a_hump_that_has_passed_is_not_a_plateau():
     t = np.arange(121)
     flat = -0.6 * (1 - np.exp(-t / 6))
-    probe = flat - 0.006 * t
+    train_eval = flat - 0.006 * t
     stops = []
     for centre in (None, 20, 30):
         hump = 0.03 * np.exp(-0.5 * ((t - centre) / 5.0) ** 2) if centre else 0.0
-        last = replay(history(flat + hump, probe, jitter=0.003))[-1]
+        last = replay(history(flat + hump, train_eval, jitter=0.003))[-1]
         assert (last.action, last.evidence["case"]) == ("stop", "plateau")
         stops.append(last.evidence["step"] // 10)
     # The window of a stop is the last 0.7 of the run: it waits until the hump has left it.
@@ -131,7 +135,7 @@ def test_a_hump_that_has_passed_is_not_a_plateau():
     assert stops[2] > 80
 
 
-def test_a_plateau_with_a_flat_probe_is_not_a_reason_to_stop():
+def test_a_plateau_with_a_flat_train_eval_is_not_a_reason_to_stop():
     val = -0.4 * (1 - np.exp(-np.arange(121) / 5.0))
     for seed in range(5):
         assert replay(history(val, 1.2 * val, videos=8, jitter=0.004, seed=seed))[-1].action != "stop"
@@ -183,7 +187,7 @@ def test_with_few_source_videos_it_says_so_waits_longer_and_still_stops(videos):
     assert slow[-1].evidence["held_out_videos"] == videos
 
 
-def test_where_the_probe_rises_too_the_reason_says_unsteady():
+def test_where_the_train_eval_rises_too_the_reason_says_unsteady():
     rising = overfitting(8, 40)
     assert "unsteady" in replay(history(rising, rising, videos=8))[-1].reason
 
@@ -206,7 +210,11 @@ def test_the_verdict_depends_on_the_history_alone():
     assert again == last
     order = np.random.default_rng(0).permutation(len(full.val_videos))
     shuffled = DivergenceHistory(
-        full.steps, full.val[:, order], full.probe, tuple(full.val_videos[k] for k in order), full.probe_videos
+        full.steps,
+        full.val[:, order],
+        full.train_eval,
+        tuple(full.val_videos[k] for k in order),
+        full.train_eval_videos,
     )
     shuffled = judge_divergence(upto(shuffled, last.evidence["step"] // 10), planned_checks=30)
     assert shuffled.action == last.action
@@ -216,7 +224,11 @@ def test_the_verdict_depends_on_the_history_alone():
 def test_single_precision_histories_are_judged_alike():
     full = history(overfitting(9, 30), falling(30))
     single = DivergenceHistory(
-        full.steps, full.val.astype(np.float32), full.probe.astype(np.float32), full.val_videos, full.probe_videos
+        full.steps,
+        full.val.astype(np.float32),
+        full.train_eval.astype(np.float32),
+        full.val_videos,
+        full.train_eval_videos,
     )
     assert replay(single)[-1].evidence["step"] == replay(full)[-1].evidence["step"]
 

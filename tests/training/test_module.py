@@ -55,7 +55,7 @@ def test_batches_clips_and_exposures_of_a_real_run(quickstart, tmp_path, monkeyp
     assert groups["train"]
     assert groups["val"]
     assert not groups["train"] & groups["val"]
-    assert {clip.clip_id for clip in data.probe_clips} <= {clip.clip_id for clip in data.train_clips}
+    assert {clip.clip_id for clip in data.train_eval_clips} <= {clip.clip_id for clip in data.train_clips}
     assert len(data.train_clips) + len(data.val_clips) == len(data.plan.clips) == 12
 
     # the ledger says what really happened
@@ -73,8 +73,10 @@ def test_validation_numbers_do_not_depend_on_the_batch_size(quickstart, tmp_path
     for size in (1, 5):
         assert main(quickstart(data__val_batch_size=size, trainer__max_steps=8)) == 0
     first, second = (tmp_path / "runs" / "quickstart" / str(number) for number in (0, 1))
-    names = {name for row in metrics_of(first) for name in row if name.startswith(("val/", "probe/", "divergence/"))}
-    assert {"val/loss", "val/log_ratio", "val/log_ratio_bin_0", "probe/loss", "divergence/gap"} <= names
+    names = {
+        name for row in metrics_of(first) for name in row if name.startswith(("val/", "train_eval/", "divergence/"))
+    }
+    assert {"val/loss", "val/log_ratio", "val/log_ratio_bin_0", "train_eval/loss", "divergence/gap"} <= names
     for name in names:
         assert column(first, name) == pytest.approx(column(second, name), rel=1e-5, abs=1e-6), name
     assert column(first, "train/loss") == column(second, "train/loss")

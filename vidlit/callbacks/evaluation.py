@@ -48,7 +48,7 @@ class ValidationTable(Callback):
         if trainer.state.fn == "validate" and trainer.is_global_zero:
             summaries = self.monitor.summaries(pl_module)
             if summaries:
-                names = {"val": "held out", "probe": "of training"}
+                names = {"val": "held out", "train_eval": "of training"}
                 print_summaries({names[name]: summary for name, summary in summaries.items()})
 
 

@@ -142,7 +142,7 @@ def make_plan(
 def _checks(
     data: LatentDataModule, max_steps: int, batch_size: float, num_strata: int, interval: int | None
 ) -> dict[str, float]:
-    num_clips = len(data.scored_clips) or -(-len(data.probe_clips) // 2)
+    num_clips = len(data.scored_clips) or -(-len(data.train_eval_clips) // 2)
     if interval is None:
         chosen = check_schedule(max_steps, batch_size, num_clips, num_strata)
         interval, num_clips, share = chosen.interval, chosen.num_clips, chosen.share

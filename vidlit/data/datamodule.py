@@ -26,7 +26,7 @@ from vidlit.video.cut import ClipMode, DatasetPlan, plan_clips
 from vidlit.video.sources import Clip
 
 Loader = DataLoader[LatentBatch]
-PROBE_ALONE = 16
+TRAIN_EVAL_ALONE = 16
 """Training clips that are scored where no clip is held out."""
 
 
@@ -252,9 +252,9 @@ class LatentDataModule(LightningDataModule):
         return self.spread(self.split.val, most)
 
     @property
-    def probe_clips(self) -> list[Clip]:
+    def train_eval_clips(self) -> list[Clip]:
         """Training clips that are scored as the held-out ones are."""
-        return self.spread(self.split.train, len(self.scored_clips) or PROBE_ALONE)
+        return self.spread(self.split.train, len(self.scored_clips) or TRAIN_EVAL_ALONE)
 
     def spread(self, clips: list[Clip], num_clips: int) -> list[Clip]:
         """Some of the clips, spread evenly over source videos; always the same."""
@@ -338,8 +338,8 @@ class LatentDataModule(LightningDataModule):
         return self._loader(self.dataset(self.train_clips, for_training=True), sampler)
 
     def val_dataloader(self) -> list[Loader]:
-        """Held-out clips, where there are any, then the train probe, each clip once."""
-        return [self._each_once(clips) for clips in (self.scored_clips, self.probe_clips) if clips]
+        """Held-out clips, where there are any, then the training subset, each clip once."""
+        return [self._each_once(clips) for clips in (self.scored_clips, self.train_eval_clips) if clips]
 
     def test_dataloader(self) -> Loader:
         """Test clips, each once.

@@ -1,4 +1,4 @@
-"""The denoising loss: one function for training, validation and the train probe."""
+"""The denoising loss: one function for training, validation and the training subset."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def copy_ratio(content: Tensor, motion: Tensor) -> Tensor:
     return torch.fmax(content, motion)
 
 
-class Memorization(Metric):
+class CopyDistance(Metric):
     """Collects :func:`nearest_train` of generated clips over batches and ranks.
 
     Args:
@@ -90,7 +90,7 @@ class Memorization(Metric):
         groups: (N,) int64 number of each training clip's source video, from 0.
 
     Example:
-        >>> metric = Memorization(train=torch.tensor([[0.0], [1.0], [9.0]]), groups=torch.tensor([0, 0, 1]))
+        >>> metric = CopyDistance(train=torch.tensor([[0.0], [1.0], [9.0]]), groups=torch.tensor([0, 0, 1]))
         >>> metric.update(torch.tensor([1, 0]), torch.tensor([[2.0], [9.0]]))
         >>> ratio, clip = metric.compute()
         >>> ratio.tolist(), clip.tolist()

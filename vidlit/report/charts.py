@@ -25,8 +25,8 @@ def percent(log_ratio: ArrayLike) -> NDArray[np.float64]:
 
 
 def held_out(axes: Axes, run: RunRecord) -> None:
-    """Held-out and probe loss against the base model's, with the best step and the decision."""
-    for name in ("probe", "val"):
+    """Held-out and training-subset loss against the base model's, with the best step and the decision."""
+    for name in ("train_eval", "val"):
         steps, values = run.curve(f"{name}/log_ratio")
         _line(axes, steps, percent(values), COLOURS[name])
     axes.axhline(0, color=COLOURS["faint"], linewidth=1)
@@ -118,7 +118,7 @@ def exposure_histogram(axes: Axes, exposures: Mapping[str, int]) -> None:
             fontsize=10 if name == "high" else 11,
         )
     bins = np.geomspace(0.4, right, 41).tolist()
-    axes.hist(counts, bins=bins, color=COLOURS["probe"], edgecolor=COLOURS["ink"], linewidth=0.6)
+    axes.hist(counts, bins=bins, color=COLOURS["train_eval"], edgecolor=COLOURS["ink"], linewidth=0.6)
     axes.set_xscale("log")
     axes.set_xlim(0.4, right)
     axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 5, 10, 50, 100, *([1000] if right > 1000 else [])]))
@@ -138,7 +138,7 @@ def exposure_over_time(axes: Axes, run: RunRecord) -> None:
         axes.axhspan(low, high, color=COLOURS[name], linewidth=0, alpha=0.5)
     axes.plot(steps, highest, color=COLOURS["train"], linewidth=1.5)
     mean = run.curve("exposure/mean")
-    _line(axes, mean.steps, mean.values, COLOURS["probe"])
+    _line(axes, mean.steps, mean.values, COLOURS["train_eval"])
     axes.set_ylim(0, top)
     _scale(axes)
 
@@ -146,7 +146,7 @@ def exposure_over_time(axes: Axes, run: RunRecord) -> None:
 def copies(axes: Axes, run: RunRecord) -> None:
     """How near the nearest sample is to a training clip, and how near is too near."""
     found = [verdict.evidence for verdict in run.verdicts("copies") if "ratio_min" in verdict.evidence]
-    steps, values = run.curve("memorization/ratio_min")
+    steps, values = run.curve("copies/ratio_min")
     _line(axes, steps, values, COLOURS["val"])
     if found:
         axes.axhline(float(found[-1]["limit"]), color=COLOURS["stop"], linewidth=1.5, linestyle=(0, (4, 3)))
@@ -169,7 +169,7 @@ def diversity(axes: Axes, run: RunRecord) -> None:
 def plain(axes: Axes, curve: Curve, share: bool = False) -> None:
     """Any logged number over the steps; a share in per cent."""
     marker = "o" if len(curve.steps) < 4 else ""
-    axes.plot(curve.steps, curve.values, color=COLOURS["probe"], linewidth=1.5, marker=marker, markersize=4)
+    axes.plot(curve.steps, curve.values, color=COLOURS["train_eval"], linewidth=1.5, marker=marker, markersize=4)
     axes.set_ylim(bottom=0)
     if share:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))

@@ -20,7 +20,7 @@ def comparison(runs: Sequence[RunRecord], budget: VideoBudget) -> dict[str, Any]
     drawn = [
         ("val/log_ratio", "Held-out clips", LOSS, True, WIDE),
         (
-            "probe/log_ratio",
+            "train_eval/log_ratio",
             "Training clips, scored alike",
             "change of the loss against the base model, %",
             True,

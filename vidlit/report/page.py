@@ -198,13 +198,13 @@ def _signals(run: RunRecord) -> list[dict[str, Any]]:
 
 def _learning(run: RunRecord) -> list[Drawing]:
     found = []
-    if len(run.curve("probe/log_ratio").steps):
+    if len(run.curve("train_eval/log_ratio").steps):
         found.append(
             Drawing(
                 "Held-out clips and training clips",
                 _draw("held-out", run, curves.held_out, WIDE),
                 "change of the loss against the base model, %",
-                [("val", "held-out clips"), ("probe", "training clips, scored alike")],
+                [("val", "held-out clips"), ("train_eval", "training clips, scored alike")],
                 "Both sets are scored at fixed noise, so two checks can be compared. Overfitting is where the held-out "
                 "loss turns up while the loss on training clips falls on.",
             )
@@ -271,7 +271,7 @@ def _exposure(run: RunRecord) -> list[Drawing]:
             "Over the run",
             _draw("exposure-steps", run, curves.exposure_over_time, HALF),
             "times a source video was seen",
-            [("probe", "on average"), ("train", "at most")],
+            [("train_eval", "on average"), ("train", "at most")],
             "Up to 10 conservative, up to 50 moderate, under 100 high, from 100 on risky.",
         ),
     ]
@@ -304,7 +304,7 @@ def _copies(run: RunRecord, budget: VideoBudget) -> tuple[list[Copy], str]:
 
 def _audits(run: RunRecord) -> list[Drawing]:
     found = []
-    if len(run.curve("memorization/ratio_min").steps):
+    if len(run.curve("copies/ratio_min").steps):
         found.append(
             Drawing(
                 "Nearest sample to any training clip",
@@ -329,18 +329,18 @@ def _checks(run: RunRecord) -> list[dict[str, Any]]:
     """One row for each check, in numbers."""
     actions = {decision["step"]: decision for decision in run.decisions}
     named = {
-        name: dict(zip(*run.curve(name), strict=True)) for name in ("val/loss", "val/log_ratio", "probe/log_ratio")
+        name: dict(zip(*run.curve(name), strict=True)) for name in ("val/loss", "val/log_ratio", "train_eval/log_ratio")
     }
     seen = dict(zip(*run.curve("exposure/mean"), strict=True))
     rows = []
-    for step in run.curve("probe/log_ratio").steps.tolist():
+    for step in run.curve("train_eval/log_ratio").steps.tolist():
         decision = actions.get(step, {"action": "", "reason": ""})
         rows.append(
             {
                 "step": step,
                 "val_loss": named["val/loss"].get(step),
                 "val": float(curves.percent(named["val/log_ratio"].get(step, math.nan))),
-                "probe": float(curves.percent(named["probe/log_ratio"].get(step, math.nan))),
+                "train_eval": float(curves.percent(named["train_eval/log_ratio"].get(step, math.nan))),
                 "exposures": seen.get(step),
                 "action": decision["action"],
                 "reason": decision["reason"],

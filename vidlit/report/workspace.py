@@ -14,15 +14,15 @@ from vidlit.errors import UserError
 STEP = "trainer/global_step"
 SECTIONS: dict[str, list[tuple[str, list[str]]]] = {
     "Overfitting": [
-        ("Held-out clips and training clips, log-ratio to the base", ["val/log_ratio", "probe/log_ratio"]),
+        ("Held-out clips and training clips, log-ratio to the base", ["val/log_ratio", "train_eval/log_ratio"]),
         ("Gap between the two", ["divergence/gap"]),
         ("Held-out loss by level of noise", ["val/log_ratio_bin_{level}"]),
         ("Rise since the lowest stretch, and its threshold", ["divergence/statistic", "divergence/threshold"]),
-        ("Loss", ["train/loss", "val/loss", "probe/loss"]),
+        ("Loss", ["train/loss", "val/loss", "train_eval/loss"]),
     ],
     "Samples": [
-        ("Copies of training clips", ["memorization/copies"]),
-        ("Nearest sample to a training clip", ["memorization/ratio_min"]),
+        ("Copies of training clips", ["copies/count"]),
+        ("Nearest sample to a training clip", ["copies/ratio_min"]),
         ("Different samples, against step 0", ["diversity/ratio"]),
         ("Different samples", ["diversity/rke"]),
     ],

@@ -178,7 +178,7 @@ class RunRecord:
 
     @cached_property
     def history(self) -> DivergenceHistory:
-        """Log-ratios of every held-out and probe clip at every check, from ``last.ckpt``.
+        """Log-ratios of every held-out and scored training clip at every check, from ``last.ckpt``.
 
         Raises:
             UserError: there is no checkpoint, it was made before the first check, or nothing was held out.
@@ -196,13 +196,13 @@ class RunRecord:
         if "val_keys" not in state:
             raise UserError(f"{self.path} held nothing out: there is no held-out loss to judge.")
         videos = {clip_key(row.clip_id): row.video for row in self.exposures}
-        named = {name: tuple(videos[int(key)] for key in state[f"{name}_keys"]) for name in ("val", "probe")}
+        named = {name: tuple(videos[int(key)] for key in state[f"{name}_keys"]) for name in ("val", "train_eval")}
         return DivergenceHistory(
             steps=np.array(state["steps"]),
             val=state["val_curves"].numpy(),
-            probe=state["probe_curves"].numpy(),
+            train_eval=state["train_eval_curves"].numpy(),
             val_videos=named["val"],
-            probe_videos=named["probe"],
+            train_eval_videos=named["train_eval"],
         )
 
     def replay(self, settings: DivergenceSettings | None = None) -> list[Verdict]:
@@ -222,9 +222,9 @@ class RunRecord:
             part = DivergenceHistory(
                 history.steps[:checks],
                 history.val[:checks],
-                history.probe[:checks],
+                history.train_eval[:checks],
                 history.val_videos,
-                history.probe_videos,
+                history.train_eval_videos,
             )
             interval = max(1, int(part.steps[-1]) // (checks - 1))
             seldom_seen = int((adjusted.values[: checks - 1] < MIN_ADJUSTED_EXPOSURE).sum())

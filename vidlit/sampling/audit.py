@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vidlit.diffusion.batch import clip_key
 from vidlit.errors import UserError
-from vidlit.metrics.copy_distance import Memorization, copy_ratio, nearest_train
+from vidlit.metrics.copy_distance import CopyDistance, copy_ratio, nearest_train
 from vidlit.metrics.diversity import Diversity, kernel_bandwidth, subset_bound
 from vidlit.metrics.quality import Quality, quality
 from vidlit.models.features import FeatureExtractor, Features
@@ -118,8 +118,8 @@ class Audit:
         assert self._real is not None, "prepare first"
         real, device = self._real, pl_module.device
         copies = {
-            "content": Memorization(real.train.content, real.groups).to(device),
-            "motion": Memorization(real.train.motion, real.groups).to(device),
+            "content": CopyDistance(real.train.content, real.groups).to(device),
+            "motion": CopyDistance(real.train.motion, real.groups).to(device),
         }
         diversity = Diversity(real.train.content.shape[1], real.bandwidth).to(device)
         content: list[Tensor] = []
@@ -157,7 +157,7 @@ class Audit:
     def _suspects(self) -> list[int]:
         return suspects(torch.stack(self.ratios).numpy(), self.limit)[:MAX_PAIRS]
 
-    def _remember(self, step: int, copies: dict[str, Memorization], diversity: Diversity) -> None:
+    def _remember(self, step: int, copies: dict[str, CopyDistance], diversity: Diversity) -> None:
         content, motion = copies["content"].compute(), copies["motion"].compute()
         self.steps.append(step)
         self.ratios.append(copy_ratio(content.ratio, motion.ratio).view(-1).cpu())  # one clip: torchmetrics squeezes
@@ -226,12 +226,12 @@ class Audit:
         """What is logged of the latest audit."""
         copies, diversity = self.copies().evidence, self.diversity().evidence
         named = {
-            "memorization/copies": copies["copies"],
+            "copies/count": copies["copies"],
             "diversity/rke": diversity["rke"],
             "diversity/ratio": diversity["ratio"],
         }
         if "ratio_min" in copies:
-            named["memorization/ratio_min"] = copies["ratio_min"]
+            named["copies/ratio_min"] = copies["ratio_min"]
         named |= {f"quality/{name}": value for name, value in self.quality.items()}
         return {name: float(value) for name, value in named.items()}
 

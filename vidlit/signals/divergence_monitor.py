@@ -1,4 +1,4 @@
-"""Paired validation as a callback: measures step 0, follows held-out clips and a train probe, judges divergence."""
+"""Paired validation as a callback: measures step 0, follows held-out clips and a training subset, judges divergence."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from vidlit.training.module import VideoDiffusionModule
     from vidlit.video.sources import Clip
 
-SETS = ("val", "probe")
+SETS = ("val", "train_eval")
 """Held-out clips and training clips scored alike: the order of the validation dataloaders."""
 
 
 class DivergenceMonitor(Signal):
-    """Scores held-out clips and a train probe at fixed noise, as log-ratios to the base model.
+    """Scores held-out clips and a training subset at fixed noise, as log-ratios to the base model.
 
     Step 0 is measured by Lightning's sanity check, which this callback makes run over all validation batches. Logs
-    ``val/loss``, ``val/log_ratio``, ``val/log_ratio_bin_<k>`` (lowest noise first), the same for ``probe``,
+    ``val/loss``, ``val/log_ratio``, ``val/log_ratio_bin_<k>`` (lowest noise first), the same for ``train_eval``,
     ``val/score`` (the log-ratio without the jumps of single source videos: the lowest is the best check), and
     ``divergence/gap``, ``divergence/statistic``, ``divergence/threshold``.
 
@@ -63,7 +63,7 @@ class DivergenceMonitor(Signal):
         if stage not in ("fit", "validate"):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._clips = lambda: {"val": datamodule.scored_clips, "probe": datamodule.probe_clips}
+        self._clips = lambda: {"val": datamodule.scored_clips, "train_eval": datamodule.train_eval_clips}
         self._num_strata = pl_module.num_strata
         self._lay_out()
         if stage == "fit":
@@ -116,7 +116,7 @@ class DivergenceMonitor(Signal):
                 if trainer.state.fn == "fit":
                     self.curves[name].append(ratio)
             if "val" in self.sets:
-                logged["divergence/gap"] = logged["val/log_ratio"] - logged["probe/log_ratio"]
+                logged["divergence/gap"] = logged["val/log_ratio"] - logged["train_eval/log_ratio"]
         if trainer.state.fn == "fit":
             self.steps.append(trainer.global_step)
             if "val" in self.sets:
@@ -153,9 +153,9 @@ class DivergenceMonitor(Signal):
         return DivergenceHistory(
             steps=torch.tensor(self.steps).numpy(),
             val=torch.stack(self.curves["val"]).numpy(),
-            probe=torch.stack(self.curves["probe"]).numpy(),
+            train_eval=torch.stack(self.curves["train_eval"]).numpy(),
             val_videos=tuple(clip.source.group for clip in clips["val"]),
-            probe_videos=tuple(clip.source.group for clip in clips["probe"]),
+            train_eval_videos=tuple(clip.source.group for clip in clips["train_eval"]),
         )
 
     def verdict(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> Verdict:
@@ -180,15 +180,15 @@ class DivergenceMonitor(Signal):
 
     def _nothing_held_out(self) -> Verdict:
         evidence: dict[str, float | int | str] = {"step": self.steps[-1], "held_out_videos": 0}
-        probe = float(self.curves["probe"][-1].mean())
-        if not math.isfinite(probe):
+        train_eval = float(self.curves["train_eval"][-1].mean())
+        if not math.isfinite(train_eval):
             reason = (
                 f"At step {self.steps[-1]} the loss of a training clip is no longer a finite number: training has "
                 "broken down; lower the learning rate."
             )
             return Verdict("divergence", "stop", reason, {"case": "not finite", **evidence})
         reason = "Nothing is held out: whether the run overfits cannot be told from losses."
-        evidence |= {"case": "nothing held out", "probe_log_ratio": probe}
+        evidence |= {"case": "nothing held out", "train_eval_log_ratio": train_eval}
         return Verdict("divergence", "continue", reason, evidence)
 
     def _underexposed_checks(self, trainer: Trainer) -> int:

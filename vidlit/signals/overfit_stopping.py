@@ -162,7 +162,7 @@ class OverfitStopping(Callback):
             "kept": kept.name,
             "kept_step": kept_step,
             "kept_gain": kept_gain,
-            "probe_log_ratio": float(monitor.curves["probe"][-1].mean()),
+            "train_eval_log_ratio": float(monitor.curves["train_eval"][-1].mean()),
             "exposures": {**exposures, "band": band(exposures["mean"])},
             "exposures_at_kept": exposures if kept.check is None else ledger.statistics_at(kept_step),
             "num_clips": {

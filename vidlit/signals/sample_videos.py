@@ -29,7 +29,7 @@ class SampleVideos(Callback):
     """Generates videos with fixed prompts and noise: to judge copies and diversity, and to look at.
 
     An audit generates ``num_audit`` clips, half from training captions and half from held-out ones, at step 0 and then
-    every few checks; logs ``memorization/copies``, ``memorization/ratio_min``, ``diversity/rke``, ``diversity/ratio``
+    every few checks; logs ``copies/count``, ``copies/ratio_min``, ``diversity/rke``, ``diversity/ratio``
     and ``perf/audit_share`` (of the time); and writes them to ``samples/step_XXXXXX/audit_*.mp4``. When training is
     over, a few videos from captions of held-out clips follow (of training clips where nothing is held out), made with
     the weights that are kept.

@@ -65,8 +65,8 @@ class ValidationSchedule(Callback):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         samples = datamodule.samples_per_batch * trainer.accumulate_grad_batches
-        # A probe that is scored alone counts as half as many held-out clips with one of the same number.
-        num_clips = len(datamodule.val_clips) or -(-len(datamodule.probe_clips) // 2)
+        # A training subset that is scored alone counts as half as many held-out clips with one of the same number.
+        num_clips = len(datamodule.val_clips) or -(-len(datamodule.train_eval_clips) // 2)
         self.chosen = check_schedule(trainer.max_steps, samples, num_clips, pl_module.num_strata, self.max_share)
         self._trainer = trainer
         self._apply()

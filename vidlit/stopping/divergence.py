@@ -7,8 +7,8 @@ The rule reads the held-out log-ratios of all checks so far and asks, in this or
   (a share of the gain) and what the luckiest stretch of a flat curve would show, must be significant over all planned
   checks; it must have lasted a share of the time that it took to get there, still grow, and hold across source videos,
   since clips of one film are not independent;
-- *plateau*: does it no longer improve while the train probe still falls?
-- *gap*: does it fall much slower than the probe? Only ever a warning.
+- *plateau*: does it no longer improve while the training subset still falls?
+- *gap*: does it fall much slower than the training subset? Only ever a warning.
 
 Everything is a pure function of the history, so a resumed run decides as the uninterrupted one.
 
@@ -45,9 +45,9 @@ class DivergenceHistory:
     Args:
         steps: Optimizer steps of the checks (J,), starting with 0, increasing.
         val: Log-ratio of each held-out clip (J, N); the first row is zeros; negative is better.
-        probe: Log-ratio of each train-probe clip (J, M), scored alike.
+        train_eval: Log-ratio of each scored training clip (J, M), scored alike.
         val_videos: Source video of each held-out clip (N,).
-        probe_videos: Source video of each probe clip (M,).
+        train_eval_videos: Source video of each scored training clip (M,).
 
     Raises:
         ValueError: If the shapes disagree, or the first check is not step 0.
@@ -55,18 +55,21 @@ class DivergenceHistory:
 
     steps: NDArray[np.int64]
     val: NDArray[np.floating]
-    probe: NDArray[np.floating]
+    train_eval: NDArray[np.floating]
     val_videos: tuple[str, ...]
-    probe_videos: tuple[str, ...]
+    train_eval_videos: tuple[str, ...]
 
     def __post_init__(self) -> None:
         checks = len(self.steps)
-        for name, values, videos in (("val", self.val, self.val_videos), ("probe", self.probe, self.probe_videos)):
+        for name, values, videos in (
+            ("val", self.val, self.val_videos),
+            ("train_eval", self.train_eval, self.train_eval_videos),
+        ):
             if values.shape != (checks, len(videos)) or not videos:
                 raise ValueError(
                     f"{name} is {values.shape}, expected {checks} checks x {len(videos)} labelled clips, at least one"
                 )
-        if checks == 0 or self.steps[0] != 0 or np.any(self.val[0]) or np.any(self.probe[0]):
+        if checks == 0 or self.steps[0] != 0 or np.any(self.val[0]) or np.any(self.train_eval[0]):
             raise ValueError("the first check must be step 0, where every log-ratio is zero")
         if np.any(np.diff(self.steps) <= 0):
             raise ValueError("steps must increase")
@@ -114,25 +117,25 @@ def judge_divergence(
     Returns:
         A verdict with evidence: case ("learning", "warm-up", "no gain", "divergence", "plateau", "gap", "not finite"),
         statistic, threshold, best_step and best_check (0 for "no gain"), gain and gap (log-ratios), the numbers of
-        source videos and, after the warm-up, jitter, excess, probe_excess and p_value.
+        source videos and, after the warm-up, jitter, excess, train_eval_excess and p_value.
     """
     videos = len(set(history.val_videos))
     step = int(history.steps[-1])
-    if not (np.isfinite(history.val[-1]).all() and np.isfinite(history.probe[-1]).all()):
+    if not (np.isfinite(history.val[-1]).all() and np.isfinite(history.train_eval[-1]).all()):
         return Verdict(
             "divergence",
             "stop",
-            f"At step {step} the loss of a held-out or probe clip is no longer a finite number: training has broken "
-            "down; lower the learning rate.",
+            f"At step {step} the loss of a held-out or scored training clip is no longer a finite number: training has "
+            "broken down; lower the learning rate.",
             {"case": "not finite", "step": step, "held_out_videos": videos},
         )
     # A check that was not finite (the user went on) says nothing about any trend.
-    usable = np.isfinite(history.val).all(axis=1) & np.isfinite(history.probe).all(axis=1)
+    usable = np.isfinite(history.val).all(axis=1) & np.isfinite(history.train_eval).all(axis=1)
     val = history.val[usable].astype(np.float64)
-    probe = history.probe[usable].astype(np.float64)
+    train_eval = history.train_eval[usable].astype(np.float64)
     findings = assess(
         curves.by_video(val, history.val_videos)[None],
-        curves.by_video(probe, history.probe_videos)[None],
+        curves.by_video(train_eval, history.train_eval_videos)[None],
         settings or DivergenceSettings(),
         planned_checks=planned_checks,
         warmup_checks=warmup_checks,
@@ -140,18 +143,18 @@ def judge_divergence(
     )
     case, action = CASES[int(findings.case[0])]
     best = 0 if case == "no gain" else best_check(history)
-    now, now_probe = float(val[-1].mean()), float(probe[-1].mean())
+    now, now_train_eval = float(val[-1].mean()), float(train_eval[-1].mean())
     evidence: dict[str, float | int | str] = {
         "case": case,
         "step": step,
         "best_step": int(history.steps[best]),
         "best_check": best,
         "gain": 0.0 - float(history.val[best].mean()),
-        "gap": now - now_probe,
+        "gap": now - now_train_eval,
         "val_log_ratio": now,
-        "probe_log_ratio": now_probe,
+        "train_eval_log_ratio": now_train_eval,
         "held_out_videos": videos,
-        "probe_videos": len(set(history.probe_videos)),
+        "train_eval_videos": len(set(history.train_eval_videos)),
         **{name: float(values[0]) for name, values in findings.numbers.items()},
     }
     return Verdict("divergence", action, _reason(case, action, evidence), evidence)
@@ -160,7 +163,7 @@ def judge_divergence(
 def _reason(case: str, action: Action, evidence: dict[str, float | int | str]) -> str:
     """The sentence for the user; log-ratios become per cent of the loss at step 0."""
     number = {name: float(value) for name, value in evidence.items() if name != "case"}
-    val, probe = (_percent(number[name]) for name in ("val_log_ratio", "probe_log_ratio"))
+    val, train_eval = (_percent(number[name]) for name in ("val_log_ratio", "train_eval_log_ratio"))
     videos = int(number["held_out_videos"])
     lowest = f"its lowest at step {evidence['best_step']} ({_percent(-number['gain'])} against step 0)"
     few = "" if videos >= MIN_VIDEOS else _few(videos, case)
@@ -171,7 +174,7 @@ def _reason(case: str, action: Action, evidence: dict[str, float | int | str]) -
                 f"too high, or there is nothing to learn from these clips.{few}"
             )
         case "divergence", _:
-            together = number["probe_excess"] > 0.5 * number["excess"]
+            together = number["train_eval_excess"] > 0.5 * number["excess"]
             other = (
                 "and the loss on training clips rose with it: unsteady training, the learning rate may be too high"
                 if together
@@ -182,12 +185,18 @@ def _reason(case: str, action: Action, evidence: dict[str, float | int | str]) -
         case "plateau", "stop":
             return (
                 f"Plateau: the held-out loss has stopped improving since {lowest}, while the loss on training clips "
-                f"still falls ({probe}).{few}"
+                f"still falls ({train_eval}).{few}"
             )
         case "plateau", _:
-            return f"The held-out loss may have stopped improving since {lowest}; on training clips it falls ({probe})."
+            return (
+                f"The held-out loss may have stopped improving since {lowest}; on training clips it falls "
+                f"({train_eval})."
+            )
         case "gap", _:
-            return f"The gap opens: the held-out loss ({val}) falls ten times slower than on training clips ({probe})."
+            return (
+                f"The gap opens: the held-out loss ({val}) falls ten times slower than on training clips "
+                f"({train_eval})."
+            )
         case "warm-up", _:
             return f"Too early to judge the held-out loss ({val} against step 0)."
         case _:

@@ -23,11 +23,11 @@ Flags = NDArray[np.bool_]
 MIN_VIDEOS = 4
 """Source videos from which a t-test across them is used; with fewer, all must agree."""
 PLATEAU_Z = 2.0
-"""Standard errors by which a curve called flat must stay under its limit, and the probe's fall above its own."""
+"""Standard errors by which a curve called flat must stay below its limit; the fall on training clips above its own."""
 PLATEAU_PACE = 0.1
-"""Share of the probe's fall below which the held-out loss counts as no longer improving."""
+"""Share of the training subset's fall below which the held-out loss counts as no longer improving."""
 PLATEAU_TOLERANCE = 0.03
-"""Share of the gain by which the held-out loss may go down within a plateau, and the probe must at least fall."""
+"""Share of the gain by which the held-out loss may fall within a plateau; on training clips it must fall more."""
 PLATEAU_HUMP = 0.5
 """Standard errors by which a plateau may rise and come down again; after a hump, more learning may follow."""
 LUCK = 0.5
@@ -96,8 +96,8 @@ class Findings:
         case: Index into `CASES` (R,).
         numbers: The numbers behind it by name, each (R,): statistic, the rise of the held-out loss since its lowest
             stretch in standard errors, less what is not worth stopping for and what luck explains; its threshold;
-            excess, the rise itself; probe_excess, the probe's over the same time; p_value of the rise across source
-            videos; jitter.
+            excess, the rise itself; train_eval_excess, the training subset's over the same time; p_value of the rise
+            across source videos; jitter.
     """
 
     case: NDArray[np.int64]
@@ -106,7 +106,7 @@ class Findings:
 
 def assess(
     val: Array,
-    probe: Array,
+    train_eval: Array,
     settings: DivergenceSettings,
     *,
     planned_checks: int,
@@ -117,7 +117,7 @@ def assess(
 
     Args:
         val: Held-out log-ratios of each source video (R, J, V), step 0 first.
-        probe: Train-probe log-ratios of each source video (R, J, P).
+        train_eval: Log-ratios of the training subset, averaged by source video (R, J, P).
         settings: Numbers of the rule.
         planned_checks: Checks after step 0 in the whole run.
         warmup_checks: Checks after step 0 that belong to the warm-up. Nothing is decided before three times as many:
@@ -135,11 +135,11 @@ def assess(
         return Findings(np.full(runs, WARM_UP), {"statistic": zero, "threshold": threshold})
     sigma = curves.jitter(curve)
     curve = curves.without_spikes(curve, sigma)
-    diverged, gain, numbers = _divergence(curve, val, probe, sigma, threshold, settings)
+    diverged, gain, numbers = _divergence(curve, val, train_eval, sigma, threshold, settings)
     no_gain = _no_gain(curve, val, sigma, diverged, settings, max(3 * warmup_checks, 0.15 * planned_checks))
-    plateau, warned = (_plateau(curve, probe, sigma, gain, settings, times) for times in (2, 1))
+    plateau, warned = (_plateau(curve, train_eval, sigma, gain, settings, times) for times in (2, 1))
     case = np.select(
-        [no_gain, diverged, plateau, warned, _gap_opens(curve, probe, sigma, settings)],
+        [no_gain, diverged, plateau, warned, _gap_opens(curve, train_eval, sigma, settings)],
         [NO_GAIN, DIVERGENCE, PLATEAU, PLATEAU_WARNED, GAP],
         LEARNING,
     )
@@ -147,7 +147,7 @@ def assess(
 
 
 def _divergence(
-    curve: Array, val: Array, probe: Array, sigma: Array, threshold: Array, settings: DivergenceSettings
+    curve: Array, val: Array, train_eval: Array, sigma: Array, threshold: Array, settings: DivergenceSettings
 ) -> tuple[Flags, Array, dict[str, Array]]:
     """Whether each run has left its lowest stretch for good; the gain at that stretch (R,); the numbers."""
     runs, checks = curve.shape
@@ -163,14 +163,16 @@ def _divergence(
     lucky = luck * sigma / np.sqrt(width) * np.sqrt(2.0 * np.log(np.maximum(now / width, 1.0)))
     worth = settings.min_excess * gain
 
-    # The later half of the time since then against the reference: in the mean, video by video, and for the probe.
+    # The later half of the time since then against the reference: in the mean, by video, and on training clips.
     latest = np.full(runs, now)
     count = np.maximum(3, (now - end + 1) // 2)
     start = end - width + 1
     recent = curves.window_mean(curve[..., None], latest - count + 1, latest)[:, 0]
     rise = recent - lowest
     by_video = curves.window_mean(val, latest - count + 1, latest) - curves.window_mean(val, start, end)
-    probe_rise = curves.window_mean(probe, latest - count + 1, latest) - curves.window_mean(probe, start, end)
+    train_eval_rise = curves.window_mean(train_eval, latest - count + 1, latest) - curves.window_mean(
+        train_eval, start, end
+    )
     p_value, across = _positive(by_video, settings.alpha)
     statistic = (rise - worth - lucky) / (sigma * np.sqrt(1.0 / width + 1.0 / count))
 
@@ -184,7 +186,7 @@ def _divergence(
     return (
         (statistic > threshold) & across & confirmed & growing,
         gain,
-        {"statistic": statistic, "excess": rise, "probe_excess": probe_rise.mean(axis=1), "p_value": p_value},
+        {"statistic": statistic, "excess": rise, "train_eval_excess": train_eval_rise.mean(axis=1), "p_value": p_value},
     )
 
 
@@ -201,13 +203,15 @@ def _no_gain(
     return found
 
 
-def _plateau(curve: Array, probe: Array, sigma: Array, gain: Array, settings: DivergenceSettings, times: int) -> Flags:
-    """The held-out loss surely no longer improves while the probe surely does.
+def _plateau(
+    curve: Array, train_eval: Array, sigma: Array, gain: Array, settings: DivergenceSettings, times: int
+) -> Flags:
+    """The held-out loss surely no longer improves while the training subset surely does.
 
     "Surely": with its standard error, the improvement from the first to the second half of the window is under a tenth
-    of the probe's, so a jittery curve has to wait for a longer window instead of being called flat. Nor may the window
-    hold the way into a dip (a sixth of it above a later one) or a hump that has passed (a sixth above an earlier and a
-    later one): after both, more learning may follow.
+    of the training subset's, so a jittery curve has to wait for a longer window instead of being called flat. Nor may
+    the window hold the way into a dip (a sixth of it above a later one) or a hump that has passed (a sixth above an
+    earlier and a later one): after both, more learning may follow.
     """
     now = curve.shape[1] - 1
     length = _window(now, settings) * times
@@ -222,24 +226,24 @@ def _plateau(curve: Array, probe: Array, sigma: Array, gain: Array, settings: Di
     of_a_sixth = sigma * math.sqrt(2.0 / each)
     noise = PLATEAU_Z * 2.0 * sigma / math.sqrt(length)
     tolerance = PLATEAU_TOLERANCE * gain
-    probe_falls = _fall(probe, length)
-    pace = probe_falls.mean(axis=1)
+    train_eval_falls = _fall(train_eval, length)
+    pace = train_eval_falls.mean(axis=1)
     flat = _fall(curve, length) + noise < PLATEAU_PACE * pace
     flat &= (down < tolerance + of_a_sixth) & (hump < PLATEAU_HUMP * of_a_sixth)
-    flat &= (pace - noise > tolerance) & _positive(probe_falls, settings.alpha)[1]
+    flat &= (pace - noise > tolerance) & _positive(train_eval_falls, settings.alpha)[1]
     found: Flags = flat
     return found
 
 
-def _gap_opens(curve: Array, probe: Array, sigma: Array, settings: DivergenceSettings) -> Flags:
-    """The held-out loss falls at less than a tenth of the probe's pace, and the probe's fall is beyond doubt."""
+def _gap_opens(curve: Array, train_eval: Array, sigma: Array, settings: DivergenceSettings) -> Flags:
+    """The held-out loss falls at less than a tenth of the pace on training clips, where it surely falls."""
     now = curve.shape[1] - 1
     length = _window(now, settings)
     if length > now:
         return np.zeros(len(curve), dtype=np.bool_)
-    probe_falls = _fall(probe, length)
-    pace = probe_falls.mean(axis=1)
-    sure = (pace > 2.0 * 2.0 * sigma / math.sqrt(length)) & _positive(probe_falls, settings.alpha)[1]
+    train_eval_falls = _fall(train_eval, length)
+    pace = train_eval_falls.mean(axis=1)
+    sure = (pace > 2.0 * 2.0 * sigma / math.sqrt(length)) & _positive(train_eval_falls, settings.alpha)[1]
     found: Flags = sure & (_fall(curve, length) < 0.1 * pace)
     return found
 

@@ -1,7 +1,7 @@
 """How often to check and to audit: from counts alone, so that runs repeat to the digit.
 
 The unit of cost is one evaluation of the transformer, forward only. A training step of ``B`` samples costs ``3 B`` (the
-backward pass takes about twice the forward one), a check ``2 N K``: ``N`` held-out clips and as many of the probe at
+backward pass takes about twice the forward one), a check ``2 N K``: ``N`` held-out clips and as many training clips at
 ``K`` noise levels.
 """
 
@@ -52,7 +52,7 @@ def check_schedule(
         max_share: Of the cost of training.
     """
     step = TRAINING_EVALUATIONS * batch_size
-    each = 2 * num_strata  # a held-out clip and one of the probe
+    each = 2 * num_strata  # a held-out clip and one of the training subset
     scored = num_clips
     longest = max_steps // MIN_CHECKS if max_steps > 0 else math.inf
     if max_steps > 0:
@@ -68,7 +68,7 @@ def check_share(interval: int, batch_size: float, num_clips: int, num_strata: in
     Args:
         interval: Optimizer steps M from one check to the next.
         batch_size: Samples B per optimizer step.
-        num_clips: Held-out clips N that are scored, and as many of the probe.
+        num_clips: Held-out clips N that are scored, and as many of the training subset.
         num_strata: Noise levels K for each.
     """
     return 2 * num_clips * num_strata / (TRAINING_EVALUATIONS * batch_size * interval)

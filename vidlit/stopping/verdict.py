@@ -53,7 +53,7 @@ class Policy:
     Memorising is a policy, not a law: who wants one subject learned by heart sets ``copies`` to "warn" or "off".
 
     Args:
-        divergence: Held-out loss against its own past and the train probe.
+        divergence: Held-out loss against its own past and the training subset.
         copies: Generated clips too near to training clips.
         diversity: Generated clips growing alike.
         exposure: How often each video was seen; as a hard cap where one is set.

@@ -94,5 +94,5 @@ class KeptWeights:
 
 def _without_latest(history: DivergenceHistory) -> DivergenceHistory:
     return DivergenceHistory(
-        history.steps[:-1], history.val[:-1], history.probe[:-1], history.val_videos, history.probe_videos
+        history.steps[:-1], history.val[:-1], history.train_eval[:-1], history.val_videos, history.train_eval_videos
     )
