@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vidlit.errors import UserError
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.redaction import redact
-from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, judge_divergence
+from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, judge_run
 from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
 from vidlit.stopping.verdict import Verdict
 
@@ -226,14 +226,13 @@ class RunRecord:
                 history.val_videos,
                 history.train_eval_videos,
             )
-            interval = max(1, int(part.steps[-1]) // (checks - 1))
-            seldom_seen = int((adjusted.values[: checks - 1] < MIN_ADJUSTED_EXPOSURE).sum())
             verdicts.append(
-                judge_divergence(
+                judge_run(
                     part,
                     settings,
-                    planned_checks=max(1, int(trainer.get("max_steps", part.steps[-1])) // interval),
-                    warmup_checks=max(-(-int(model.get("warmup_steps", 0)) // interval), seldom_seen),
+                    planned_steps=int(trainer.get("max_steps", part.steps[-1])),
+                    warmup_steps=int(model.get("warmup_steps", 0)),
+                    seldom_seen_checks=int((adjusted.values[: checks - 1] < MIN_ADJUSTED_EXPOSURE).sum()),
                 )
             )
         return verdicts

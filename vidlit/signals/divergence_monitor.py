@@ -17,7 +17,7 @@ from vidlit.errors import UserError
 from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, log_ratio, summarise
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.signal import Signal
-from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, check_scores, judge_divergence
+from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, check_scores, judge_run
 from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
 from vidlit.stopping.verdict import Verdict
 
@@ -162,12 +162,12 @@ class DivergenceMonitor(Signal):
         """Has validation turned, stalled or never gained?"""
         if "val" not in self.sets:
             return self._nothing_held_out()
-        interval = max(1, (self.steps[-1] - self.steps[0]) // max(1, len(self.steps) - 1))
-        verdict = judge_divergence(
+        verdict = judge_run(
             self.history(trainer),
             self.settings,
-            planned_checks=max(1, trainer.max_steps // interval),
-            warmup_checks=max(-(-pl_module.warmup_steps // interval), self._underexposed_checks(trainer)),
+            planned_steps=trainer.max_steps,
+            warmup_steps=pl_module.warmup_steps,
+            seldom_seen_checks=self._underexposed_checks(trainer),
         )
         numbers = {
             f"divergence/{key}": float(verdict.evidence[key])

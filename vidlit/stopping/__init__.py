@@ -1,1 +1,7 @@
-"""Pure decisions: numbers in, a verdict with its reason and evidence out."""
+"""Pure decisions: numbers in, a verdict with its reason and evidence out. Useful alone: needs numpy only."""
+
+from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, best_check, judge_divergence
+from vidlit.stopping.stopper import Stopper
+from vidlit.stopping.verdict import Verdict
+
+__all__ = ["DivergenceHistory", "DivergenceSettings", "Stopper", "Verdict", "best_check", "judge_divergence"]

@@ -35,6 +35,7 @@ __all__ = [
     "check_scores",
     "conservative_check",
     "judge_divergence",
+    "judge_run",
 ]
 
 
@@ -158,6 +159,35 @@ def judge_divergence(
         **{name: float(values[0]) for name, values in findings.numbers.items()},
     }
     return Verdict("divergence", action, _reason(case, action, evidence), evidence)
+
+
+def judge_run(
+    history: DivergenceHistory,
+    settings: DivergenceSettings | None = None,
+    *,
+    planned_steps: int,
+    warmup_steps: int = 0,
+    seldom_seen_checks: int = 0,
+) -> Verdict:
+    """Judges the held-out loss after the latest check, with the plan in optimizer steps.
+
+    Args:
+        history: Log-ratios of all checks so far, step 0 included.
+        settings: Numbers of the rule.
+        planned_steps: Optimizer steps of the whole run; where it has no end, the checks so far are all that count.
+        warmup_steps: Steps until the learning-rate warm-up is over.
+        seldom_seen_checks: Checks after step 0 until 5 adjusted exposures are reached, where they are counted.
+
+    Returns:
+        The verdict of :func:`judge_divergence`.
+    """
+    interval = max(1, int(history.steps[-1]) // max(1, len(history.steps) - 1))
+    return judge_divergence(
+        history,
+        settings,
+        planned_checks=max(1, planned_steps // interval),
+        warmup_checks=max(-(-warmup_steps // interval), seldom_seen_checks),
+    )
 
 
 def _reason(case: str, action: Action, evidence: dict[str, float | int | str]) -> str:
