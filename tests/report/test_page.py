@@ -73,6 +73,7 @@ def test_it_needs_nothing_else(finished_run):
     style = re.findall(r"url\(([^)]*)\)|@import", page.html)
     assert all(address.startswith("#") for address in style)
     assert "#0000" not in page.html  # every stand-in for a colour was replaced
+    assert set(re.findall(r"var\(--([\w-]+)\)", page.html)) <= set(re.findall(r"--([\w-]+):", page.html))
 
 
 def test_videos_play(finished_run):

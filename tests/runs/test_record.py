@@ -3,8 +3,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from vidlit.errors import UserError
+from vidlit.runs.logged_names import VAL_LOG_RATIO_BIN
 from vidlit.runs.record import RunRecord
 from vidlit.stopping.divergence import DivergenceSettings
 
@@ -20,7 +22,7 @@ def test_curves_are_arrays(run):
     assert values[0] == 0
     assert values.shape == (4,)
     assert run.curve("train/loss").steps.tolist() == list(range(1, 13))
-    assert [len(curve.steps) for curve in run.numbered("val/log_ratio_bin_")] == [3] * 4
+    assert [len(curve.steps) for curve in run.curves_of(VAL_LOG_RATIO_BIN)] == [3] * 4
     assert run.curve("no/such/name").steps.size == 0
 
 
@@ -71,6 +73,27 @@ def test_a_row_cut_short_by_a_kill(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,epoch,train/loss,val/loss\n1,0,0.5,\n2,0,nan,-")
     assert RunRecord(tmp_path).curve("train/loss").steps.tolist() == [1]
     assert RunRecord(tmp_path).curve("val/loss").steps.size == 0
+
+
+def test_runs_of_before_are_read_under_the_names_of_now(finished_run, tmp_path):
+    """``train_eval`` was called probe, copies memorization."""
+    old = tmp_path / "old" / "0"
+    shutil.copytree(finished_run, old)
+    for file in ("metrics.csv", "decisions.jsonl", "summary.json"):
+        text = (old / file).read_text().replace("copies/count", "memorization/copies")
+        text = text.replace("copies/ratio_min", "memorization/ratio_min").replace("train_eval", "probe")
+        assert "probe" in text
+        (old / file).write_text(text)
+    checkpoint = torch.load(old / "checkpoints" / "last.ckpt", weights_only=True)
+    state = checkpoint["callbacks"]["DivergenceMonitor"]
+    checkpoint["callbacks"]["DivergenceMonitor"] = {k.replace("train_eval", "probe"): v for k, v in state.items()}
+    torch.save(checkpoint, old / "checkpoints" / "last.ckpt")
+    before, now = RunRecord(old), RunRecord(finished_run)
+    assert before.curves.keys() == now.curves.keys()
+    assert before.curve("copies/count").values.tolist() == now.curve("copies/count").values.tolist()
+    assert before.decisions == now.decisions
+    assert before.summary == now.summary
+    assert [verdict.reason for verdict in before.replay()] == [verdict.reason for verdict in now.replay()]
 
 
 def test_folders_without_a_run(tmp_path):

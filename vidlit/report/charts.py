@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from numpy.typing import ArrayLike, NDArray
 
 from vidlit.report.figure import COLOURS, NUM_LEVEL_COLOURS, NUM_RUN_COLOURS
+from vidlit.runs.logged_names import VAL_LOG_RATIO_BIN
 from vidlit.runs.record import Curve, RunRecord
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, RISKY
 
@@ -75,7 +76,7 @@ def training_loss(axes: Axes, run: RunRecord) -> None:
 
 def noise_levels(axes: Axes, run: RunRecord) -> None:
     """The held-out loss at each level of noise."""
-    curves = run.numbered("val/log_ratio_bin_")
+    curves = run.curves_of(VAL_LOG_RATIO_BIN)
     for number, (steps, values) in enumerate(curves):
         _line(axes, np.append(0, steps), percent(np.append(0.0, values)), level_colour(number, len(curves)))
     axes.axhline(0, color=COLOURS["faint"], linewidth=1)

@@ -21,6 +21,7 @@ from vidlit.report.figure import HALF, LOW, NUM_LEVEL_COLOURS, WIDE, Drawing, du
 from vidlit.report.videos import ShownVideo, VideoBudget, kept_samples, over_time
 from vidlit.runs.closing import closing_paragraph
 from vidlit.runs.directory import write_text
+from vidlit.runs.logged_names import VAL_LOG_RATIO_BIN
 from vidlit.runs.record import RunRecord
 from vidlit.runs.redaction import redact_text
 from vidlit.stopping.exposure import video_exposures
@@ -209,7 +210,7 @@ def _learning(run: RunRecord) -> list[Drawing]:
                 "loss turns up while the loss on training clips falls on.",
             )
         )
-    levels = run.numbered("val/log_ratio_bin_")
+    levels = run.curves_of(VAL_LOG_RATIO_BIN)
     if levels:
         legend = [
             (f"level-{round(number * (NUM_LEVEL_COLOURS - 1) / max(1, len(levels) - 1))}", name)

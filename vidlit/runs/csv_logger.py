@@ -10,6 +10,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 
 from vidlit.runs.directory import RunDirectory
+from vidlit.runs.logged_names import save_rows
 
 
 class RunCSVLogger(CSVLogger):
@@ -33,6 +34,7 @@ class RunCSVLogger(CSVLogger):
         opened = self._experiment is not None
         writer: Any = super().experiment
         if not opened:
+            save_rows(RunDirectory(Path(self.save_dir)))
             writer.metrics[:0] = self._earlier
             self._earlier = []
         return writer

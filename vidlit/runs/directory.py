@@ -65,6 +65,11 @@ class RunDirectory:
         return self.path / "metrics.csv"
 
     @property
+    def logged_names(self) -> Path:
+        """What the metrics of plugins are called, and how they are shown."""
+        return self.path / "logged_names.json"
+
+    @property
     def decisions(self) -> Path:
         """One JSON line a check: what each signal said, with its numbers, and what was done."""
         return self.path / "decisions.jsonl"

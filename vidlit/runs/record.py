@@ -22,10 +22,15 @@ from numpy.typing import NDArray
 
 from vidlit.errors import UserError
 from vidlit.runs.directory import RunDirectory
+from vidlit.runs.logged_name import LoggedName
+from vidlit.runs.logged_names import EXPOSURE_ADJUSTED, all_rows, read_rows
 from vidlit.runs.redaction import redact
 from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, judge_run
 from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
 from vidlit.stopping.verdict import Verdict
+
+_RENAMED = (("memorization/copies", "copies/count"), ("memorization/", "copies/"), ("probe", "train_eval"))
+"""What runs of earlier versions logged and wrote, and what it is called now; the first that fits."""
 
 
 class Curve(NamedTuple):
@@ -62,6 +67,8 @@ class RunRecord:
 
         run = RunRecord(Path("runs/quickstart/0"))
         steps, values = run.curve("val/log_ratio")
+        for row in run.logged_names:
+            print(row.title, [row.text(curve.values[-1]) for curve in run.curves_of(row)])
     """
 
     path: Path
@@ -99,12 +106,15 @@ class RunRecord:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """How it ended, or stands."""
-        return self.directory.read_summary()
+        return {_renamed(name): value for name, value in self.directory.read_summary().items()}
 
     @cached_property
     def decisions(self) -> list[dict[str, Any]]:
         """One for each check: step, action, reason and every signal's verdict."""
-        return self.directory.read_decisions()
+        decisions = self.directory.read_decisions()
+        for verdict in (verdict for decision in decisions for verdict in decision["verdicts"]):
+            verdict["evidence"] = {_renamed(name): value for name, value in verdict["evidence"].items()}
+        return decisions
 
     @cached_property
     def exposures(self) -> list[Exposure]:
@@ -152,18 +162,21 @@ class RunRecord:
                     value = _number(text)
                     if step is not None and value is not None and name not in (None, "epoch"):
                         points.setdefault(name, {})[int(step)] = value
-        return {name: _curve(sorted(values.items())) for name, values in points.items()}
+        return {_renamed(name): _curve(sorted(values.items())) for name, values in points.items()}
+
+    @cached_property
+    def logged_names(self) -> list[LoggedName]:
+        """What its metrics are called and how they are shown, by section; those of its plugins, too."""
+        return all_rows(read_rows(self.directory))
 
     def curve(self, name: str) -> Curve:
         """One logged name; empty where it was never logged."""
         return self.curves.get(name, _curve([]))
 
-    def numbered(self, prefix: str) -> list[Curve]:
-        """The curves ``prefix0``, ``prefix1`` ...: ``val/log_ratio_bin_`` gives one for each noise level."""
-        numbers = sorted(
-            int(found[1]) for name in self.curves if (found := re.fullmatch(re.escape(prefix) + r"(\d+)", name))
-        )
-        return [self.curves[f"{prefix}{number}"] for number in numbers]
+    def curves_of(self, row: LoggedName) -> list[Curve]:
+        """What was logged under a row's name: no curve, one, or where it has a number one for each, by number."""
+        found = {name: curve for name, curve in self.curves.items() if row.matches(name)}
+        return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
 
     def verdicts(self, signal: str) -> list[Verdict]:
         """What one signal said at each check, with ``step`` among its evidence."""
@@ -190,7 +203,7 @@ class RunRecord:
         if not self.directory.last_checkpoint.is_file():
             raise UserError(f"{self.directory.last_checkpoint} is not there: it holds each clip's curve.")
         checkpoint = torch.load(self.directory.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        state = checkpoint["callbacks"].get("DivergenceMonitor")
+        state = {_renamed(name): part for name, part in checkpoint["callbacks"].get("DivergenceMonitor", {}).items()}
         if not state or not self.exposures:
             raise UserError(f"{self.path} has no check yet: there is nothing to judge.")
         if "val_keys" not in state:
@@ -216,7 +229,7 @@ class RunRecord:
         """
         history = self.history
         model, trainer = self.config.get("model", {}), self.config.get("trainer", {})
-        adjusted = self.curve("exposure/adjusted")
+        adjusted = self.curve(EXPOSURE_ADJUSTED.name)
         verdicts = []
         for checks in range(2, len(history.steps) + 1):
             part = DivergenceHistory(
@@ -236,6 +249,11 @@ class RunRecord:
                 )
             )
         return verdicts
+
+
+def _renamed(name: str) -> str:
+    """A name as it is now; runs outlive names."""
+    return next((new + name.removeprefix(old) for old, new in _RENAMED if name.startswith(old)), name)
 
 
 def _number(text: Any) -> float | None:

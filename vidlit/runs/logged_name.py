@@ -1,0 +1,88 @@
+"""One row of the table of logged metrics: what a metric is called, in files and to users, and how it is shown."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_NUMBER = re.compile(r"<(k+)>")
+
+
+@dataclass(frozen=True)
+class LoggedName:
+    """One logged metric.
+
+    Args:
+        name: as logged, ``signal/what``. ``<k>`` stands for any number from 0, ``<kk>`` for one of two digits.
+        title: what it is, in words for users: its entry in a legend, and its chart's heading where it has its own.
+        section: of the report and the workspace; empty for what stays in the files.
+        chart: heading of a chart that several rows share; empty for one of its own.
+        unit: of the numbers as they are shown.
+        scale: how they are shown: as they are, a log-ratio as a change in per cent, a share in per cent.
+        summary: what a run's row in a W&B table shows of the curve; ``None`` for the latest value.
+        lower_is_better: ``None`` where neither is.
+        limit: it is what the others in its chart are held against.
+        compared: shown when several runs are put side by side.
+        short: its word on the progress line; empty for what is not on it.
+        words: a sentence below the chart.
+        needs: the option without which it is not logged; empty for what every fit logs.
+        kind: numbers over the steps, which ``metrics.csv`` holds; or what only W&B shows, a histogram or videos.
+    """
+
+    name: str
+    title: str
+    section: str = ""
+    chart: str = ""
+    unit: str = ""
+    scale: Literal["number", "log_ratio", "share"] = "number"
+    summary: Literal["min", "max", "mean", "last"] | None = None
+    lower_is_better: bool | None = None
+    limit: bool = False
+    compared: bool = False
+    short: str = ""
+    words: str = ""
+    needs: str = ""
+    kind: Literal["curve", "histogram", "videos"] = "curve"
+
+    @property
+    def heading(self) -> str:
+        """Of the chart it is drawn in."""
+        return self.chart or self.title
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the name stands for several."""
+        return _NUMBER.search(self.name) is not None
+
+    def at(self, number: int) -> str:
+        """The name with a number in it."""
+        return _NUMBER.sub(lambda found: f"{number:0{len(found[1])}d}", self.name)
+
+    def matches(self, name: str) -> bool:
+        """Whether a logged name is this row's."""
+        before, *after = _NUMBER.split(self.name)[::2]
+        pattern = re.escape(before) + "".join(r"\d+" + re.escape(part) for part in after)
+        return re.fullmatch(pattern, name) is not None
+
+    def shown(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Logged values as users see them, in :attr:`unit`."""
+        numbers = np.asarray(values, dtype=np.float64)
+        match self.scale:
+            case "log_ratio":
+                return 100 * np.expm1(numbers)
+            case "share":
+                return 100 * numbers
+            case _:
+                return numbers
+
+    def text(self, value: float) -> str:
+        """One logged value in words: ``-12.3 %``, ``0.123``, ``1,234``."""
+        number = float(self.shown(value))
+        if self.scale == "log_ratio":
+            return f"{number:+.1f} %"
+        digits = f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+        return f"{digits} %" if self.scale == "share" else digits
