@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from vidlit.__main__ import main
 from vidlit.diffusion.batch import Conditioning
-from vidlit.models.encoders import Encoders
+from vidlit.models.encoders import BaseEncoders
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.video.demo_clips import Scene
 
@@ -29,7 +29,7 @@ def test_a_run_on_fresh_data_is_never_stopped(quickstart, tmp_path, monkeypatch)
     def training_step(self, batch, batch_idx):
         """The sampler's clips are exchanged for ones that nobody has seen."""
         if not encoders:
-            encoders.append(Encoders(self.family))
+            encoders.append(BaseEncoders(self.family))
         first = 1_000_000 + self.trainer.global_step * len(batch.latents)
         clips = [fresh_clip(first + row, (48, 48)) for row in range(len(batch.latents))]
         latents = [encoders[0].encode_video(frames)["latents"] for _, frames in clips]

@@ -44,7 +44,7 @@ from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, keyed_generator, stratum_sigmas
 from vidlit.metrics.paired_loss import log_ratio
 from vidlit.models.demo_base import write_base
-from vidlit.models.encoders import Encoders
+from vidlit.models.encoders import BaseEncoders
 from vidlit.models.family import open_family
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.video.demo_clips import Scene
@@ -73,8 +73,8 @@ class World:
             write_base(self.base, codec_inputs())
 
     @cached_property
-    def _encoders(self) -> Encoders:
-        return Encoders(open_family(self.base, fps=16))
+    def _encoders(self) -> BaseEncoders:
+        return BaseEncoders(open_family(self.base, fps=16))
 
     def _encode(self, number: int, take: int, negative: bool) -> tuple[torch.Tensor, torch.Tensor]:
         scene = replace(Scene.draw(number), num_frames=self.frames, size=(self.size, self.size))

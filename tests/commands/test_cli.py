@@ -18,7 +18,7 @@ from vidlit import __version__
 from vidlit.__main__ import main
 from vidlit.commands.cli import RUN_DIRECTORY_VARIABLE
 from vidlit.latents.store import LatentStore
-from vidlit.models.encoders import Encoders
+from vidlit.models.encoders import BaseEncoders
 
 
 def run_main(words):
@@ -297,7 +297,7 @@ def test_a_signal_ends_a_real_process_with_a_checkpoint_and_a_summary(quickstart
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_encoding_ends_it_and_keeps_what_was_encoded(quickstart, tmp_path, monkeypatch, capsys, number):
     store = tmp_path / "store"
-    encode_video, calls = Encoders.encode_video, []
+    encode_video, calls = BaseEncoders.encode_video, []
 
     def interrupted(self, frames):
         calls.append(len(frames))
@@ -309,7 +309,7 @@ def test_a_signal_while_encoding_ends_it_and_keeps_what_was_encoded(quickstart, 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(Encoders, "encode_video", interrupted)
+            patch.setattr(BaseEncoders, "encode_video", interrupted)
             assert run_main(quickstart("encode", data__store=store)) == 128 + number
     finally:
         signal.signal(signal.SIGINT, before)

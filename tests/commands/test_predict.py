@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from vidlit.__main__ import main
-from vidlit.models.encoders import Encoders
+from vidlit.models.encoders import BaseEncoders
 from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.models.family import open_family
 
@@ -145,7 +145,7 @@ def test_guidance_and_negative_prompt(predict):
 
 def test_the_text_encoder_is_gone_before_the_transformer_comes(predict, monkeypatch):
     events = []
-    encode, load = Encoders.encode_captions, LTXVideo.load_transformer
+    encode, load = BaseEncoders.encode_captions, LTXVideo.load_transformer
 
     def encode_captions(self, captions):
         events.append("encoded")
@@ -155,8 +155,8 @@ def test_the_text_encoder_is_gone_before_the_transformer_comes(predict, monkeypa
         events.append("loaded")
         return load(self, *arguments)
 
-    monkeypatch.setattr(Encoders, "encode_captions", encode_captions)
-    monkeypatch.setattr(Encoders, "__del__", lambda self: events.append("freed"), raising=False)
+    monkeypatch.setattr(BaseEncoders, "encode_captions", encode_captions)
+    monkeypatch.setattr(BaseEncoders, "__del__", lambda self: events.append("freed"), raising=False)
     monkeypatch.setattr(LTXVideo, "load_transformer", load_transformer)
     predict(prompts="A red disc", size="5x48x80")
     assert events == ["encoded", "freed", "loaded"]

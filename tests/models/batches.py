@@ -3,7 +3,7 @@
 import torch
 
 from vidlit.diffusion.batch import LatentSample, collate
-from vidlit.models.encoders import Encoders
+from vidlit.models.encoders import BaseEncoders
 
 CAPTIONS = ("A red disc.", "  Two striped &amp; blue\n rings   before a grey wall. ")
 
@@ -16,7 +16,7 @@ def random_frames(size, count=2):
 
 def batch_of(family, size, captions=CAPTIONS):
     """A clip of noise for each caption, with all that a latent store would hold of it."""
-    encoders = Encoders(family)
+    encoders = BaseEncoders(family)
     videos, prompts = (
         encoders.encode_video(random_frames(size, len(captions))),
         encoders.encode_captions(list(captions)),

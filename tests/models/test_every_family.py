@@ -14,6 +14,7 @@ from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import known_families, open_family
+from vidlit.training.flops import count_flops
 from vidlit.training.memory import checkpoint_blocks, repeated_blocks, shard
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.video.buckets import Bucket
@@ -57,10 +58,72 @@ def test_samples_of_a_batch_do_not_touch_each_other(family, batch):
     together = family.velocity(transformer, batch.latents, sigmas, batch.conditioning)
     for row in range(2):
         one = slice(row, row + 1)
-        extras = {name: value[one] for name, value in batch.conditioning.extras.items()}
-        alone = Conditioning(*(part[one] for part in batch.conditioning[:2]), extras)
-        velocity = family.velocity(transformer, batch.latents[one], sigmas[one], alone)
+        velocity = family.velocity(transformer, batch.latents[one], sigmas[one], batch.conditioning.of_rows([row]))
         torch.testing.assert_close(velocity, together[one], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_prompts_of_different_lengths_in_a_batch_do_not_touch_each_other(family):
+    """A sample's velocity is what it is without padding to the longest prompt of its batch."""
+    transformers = {expert.name: family.load_transformer(expert=expert.name).eval() for expert in family.experts}
+    generator = torch.Generator().manual_seed(5)
+    noisy = torch.randn(3, *family.latent_shape(*bases.size_of(family)), generator=generator)
+    sigmas = torch.tensor([0.3, 0.6, 0.9])
+    captions = family.load_prompt_encoder("cpu")(["A red disc moves to the left.", "x", "A red disc."])
+    clips = bases.conditioning_of(family).extras
+    rows = [0, 1, 0]  # two clips, one of them with two captions
+    captions = [
+        {**caption, **{name: clips[name][row] for name in family.clip_extras}}
+        for caption, row in zip(captions, rows, strict=True)
+    ]
+    together = family.predict(transformers, noisy, sigmas, Conditioning.of(captions, family.prompt_length))
+    for row, caption in enumerate(captions):
+        one = slice(row, row + 1)
+        alone = family.predict(transformers, noisy[one], sigmas[one], Conditioning.of([caption], family.prompt_length))
+        torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_velocity_is_one_call_of_the_transformer_and_looks_at_no_value(family, batch):
+    """On ``meta`` there are none; and a weight that is gathered twice a step would cost twice the traffic."""
+    with torch.device("meta"):
+        transformer = family.empty_transformer()
+    calls = []
+    transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    noisy, sigmas = batch.latents.to("meta"), torch.empty(len(batch.latents), device="meta")
+    velocities = []
+
+    def loss():
+        velocities.append(family.velocity(transformer, noisy, sigmas, batch.conditioning.to("meta")))
+        return velocities[-1].float().square().mean()
+
+    assert count_flops(loss) > 0
+    assert velocities[0].shape == noisy.shape
+    assert velocities[0].is_meta
+    assert len(calls) == 1
+
+
+@torch.no_grad()
+def test_a_velocity_changes_nothing_that_it_is_given(family, batch):
+    transformer, sigmas = family.load_transformer().eval(), torch.tensor([0.2, 0.9])
+    given = [batch.latents, sigmas, *batch.conditioning[:2], *batch.conditioning.extras.values()]
+    before = [each.clone() for each in given]
+    family.velocity(transformer, batch.latents, sigmas, batch.conditioning)
+    assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))
+
+
+@torch.no_grad()
+def test_sigmas_by_frame_are_taken_where_the_family_says_so(family, batch):
+    if not family.takes_first_frame:
+        pytest.skip("takes one sigma a sample")
+    transformer, sigmas = family.load_transformer().eval(), torch.tensor([0.2, 0.9])
+    by_frame = sigmas[:, None].repeat(1, batch.latents.shape[2])
+    plain = family.velocity(transformer, batch.latents, sigmas, batch.conditioning)
+    alike = family.velocity(transformer, batch.latents, by_frame, batch.conditioning)
+    torch.testing.assert_close(alike, plain, atol=1e-5, rtol=1e-4)
+    by_frame[:, 0] = 0
+    given = family.velocity(transformer, batch.latents, by_frame, batch.conditioning)
+    assert given.shape == plain.shape
+    assert (given - plain).abs().mean() > 1e-5
 
 
 @torch.no_grad()
@@ -162,7 +225,7 @@ def test_decoding_undoes_the_normalisation_of_encoding(family, encoded):
 
 @torch.no_grad()
 def test_the_posteriors_deviation_is_scaled_as_its_mode_is(family):
-    assert not family.encodes_to_points
+    assert not family.vae_is_deterministic
     video = random_frames(bases.size_of(family)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     encoded = family.load_video_encoder("cpu", with_std=True)(video)
     assert set(encoded) == {"latents", "latents_std", *family.clip_extras}

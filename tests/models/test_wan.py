@@ -14,7 +14,7 @@ from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.errors import UserError
-from vidlit.models.encoders import Encoders
+from vidlit.models.encoders import BaseEncoders
 from vidlit.models.family import open_family
 
 KINDS = {"wan": bases.wan, "wan_image_to_video": bases.wan_image_to_video, "wan_5b": bases.wan_5b}
@@ -108,7 +108,7 @@ def test_latents_and_videos_are_normalised_as_the_pipeline_does_it(folders, fami
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["wan_image_to_video", "wan_5b"], indirect=True)
 def test_the_first_frame_is_encoded_as_the_pipeline_does_it(folders, family, kind):
-    encoded = Encoders(family).encode_video(random_frames(SIZE))
+    encoded = BaseEncoders(family).encode_video(random_frames(SIZE))
     pipeline = pipeline_of(folders[kind], WanImageToVideoPipeline)
     for row in range(2):
         image = pipeline.video_processor.preprocess(first_frame_image(row), height=HEIGHT, width=WIDTH)

@@ -3,7 +3,7 @@ import torch
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.models.adapters import LoRA
-from vidlit.models.family import read_config
+from vidlit.models.base_folder import read_config
 from vidlit.training.flops import peak_flops
 from vidlit.training.module import VideoDiffusionModule
 

@@ -81,9 +81,9 @@ def dataset_facts(trainer: Trainer) -> Facts:
 
 def model_facts(trainer: Trainer, pl_module: VideoDiffusionModule) -> Facts:
     """What is trained, and the memory that it takes before the first batch."""
-    assert pl_module.transformer is not None
-    trained = sum(each.numel() for each in pl_module.transformer.parameters() if each.requires_grad)
-    total = sum(each.numel() for each in pl_module.transformer.parameters())
+    parameters = [each for transformer in pl_module.transformers.values() for each in transformer.parameters()]
+    trained = sum(each.numel() for each in parameters if each.requires_grad)
+    total = sum(each.numel() for each in parameters)
     use = memory_use(trainer, pl_module)
     held = use.frozen_bytes + use.trained_bytes + use.gradients + use.moments + use.averages
     return [

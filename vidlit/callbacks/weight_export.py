@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -48,7 +49,8 @@ class WeightExport(Callback):
             return
         is_lora = bool(getattr(pl_module.transformer, "peft_config", None))
         if not is_lora and self.base_parts != "none":
-            add_base_parts(pl_module.family.base, directory.weights, copy=self.base_parts == "copy")
+            trained = list(pl_module.transformers)
+            add_base_parts(pl_module.family.base, directory.weights, trained, copy=self.base_parts == "copy")
         if "num_clips" not in directory.read_summary():  # ended before its first check
             return
         for logger in trainer.loggers:
@@ -75,16 +77,17 @@ class WeightExport(Callback):
             print(f"The weights are in {folder}. Log in with `hf auth login`, then `hf upload {name} {folder}`.")
 
 
-def add_base_parts(base: Path, folder: Path, copy: bool) -> None:
-    """Put what a base holds beside its transformer into a folder that has a transformer of its own.
+def add_base_parts(base: Path, folder: Path, trained: Sequence[str], copy: bool) -> None:
+    """Put what a base holds beside its transformers into a folder that has transformers of its own.
 
     Args:
         base: a diffusers folder.
-        folder: holds ``transformer``; parts that are there already are replaced.
+        folder: holds the trained ones; parts that are there already are replaced.
+        trained: folders of the transformers.
         copy: or link, which costs no space and needs the base to stay where it is.
     """
     parts = (path for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
-    for part in sorted(path for path in parts if path.name != "transformer"):
+    for part in sorted(path for path in parts if path.name not in trained):
         target = folder / part.name
         if target.is_symlink():
             target.unlink()

@@ -19,7 +19,7 @@ from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encode import EncodeReport, encode
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
 from vidlit.latents.store import LatentStore
-from vidlit.models.encoders import Encoders
+from vidlit.models.encoders import BaseEncoders
 from vidlit.models.family import open_family
 from vidlit.video.buckets import ASPECT_RATIOS, Bucket, derive_buckets
 from vidlit.video.cut import ClipMode, DatasetPlan, plan_clips
@@ -146,7 +146,7 @@ class LatentDataModule(LightningDataModule):
         self.affordable_val_clips: int | None = None
         """Chosen together with the interval of checks; a resumed run keeps it."""
         self._position = 0
-        if self.with_std and self.family.encodes_to_points:
+        if self.with_std and self.family.vae_is_deterministic:
             raise UserError(
                 f"data.latents is sample, but the VAE of {base} gives each video one latent, without a spread to draw "
                 "from. Leave data.latents at mode."
@@ -207,7 +207,7 @@ class LatentDataModule(LightningDataModule):
             self.plan.clips,
             self.store,
             self.family.identity,
-            lambda: Encoders(self.family, self.with_std),
+            lambda: BaseEncoders(self.family, self.with_std),
             further_captions=self.further_captions,
             dtype=self.dtype,
             with_std=self.with_std,

@@ -49,6 +49,20 @@ class Conditioning(NamedTuple):
             extras=extras,
         )
 
+    def of_rows(self, rows: Sequence[int], prompt_length: int | None = None) -> Self:
+        """Of some of the samples.
+
+        Args:
+            rows: of the batch.
+            prompt_length: tokens to keep of their prompts; ``None`` keeps all, padding too.
+        """
+        chosen = list(rows)
+        return self._replace(
+            prompt_embeds=self.prompt_embeds[chosen, :prompt_length],
+            prompt_attention_mask=self.prompt_attention_mask[chosen, :prompt_length],
+            extras={name: value[chosen] for name, value in self.extras.items()},
+        )
+
     def expand(self, batch_size: int) -> Self:
         """Of one sample, the same for each of a batch."""
         extras = {name: value.expand(batch_size, *value.shape[1:]) for name, value in self.extras.items()}

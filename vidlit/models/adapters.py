@@ -100,34 +100,38 @@ def train_layers(transformer: nn.Module, pattern: str) -> None:
         )
 
 
-def export_weights(family: Family, transformer: nn.Module, folder: Path) -> list[Path]:
+def export_weights(family: Family, transformer: nn.Module, folder: Path, expert: str = "transformer") -> list[Path]:
     """Write what a user takes away, in the layout that diffusers loads.
 
     Args:
         family: of the transformer.
         transformer: with the weights to keep.
         folder: written to; made if missing.
+        expert: which of the family's experts it is.
 
     Returns:
         The files: ``pytorch_lora_weights.safetensors`` for an adapter, and ``comfyui_lora.safetensors`` where
-        ComfyUI's names of all its layers are known; else the folder ``transformer``'s.
+        ComfyUI's names of all its layers are known; else the folder ``transformer``'s. Further experts have their name
+        in those of files (``pytorch_lora_weights_transformer_2.safetensors``), and folders of their own.
     """
     if not getattr(transformer, "peft_config", None):
-        transformer.save_pretrained(folder / "transformer")  # type: ignore[operator]
-        return sorted((folder / "transformer").iterdir())
+        transformer.save_pretrained(folder / expert)  # type: ignore[operator]
+        return sorted((folder / expert).iterdir())
     import diffusers
     from diffusers.training_utils import _collate_lora_metadata
     from peft import get_peft_model_state_dict
 
     pipeline = getattr(diffusers, family.pipeline_class)
     state = get_peft_model_state_dict(transformer)
+    suffix = "" if expert == family.experts[0].name else f"_{expert}"
+    written = [folder / f"pytorch_lora_weights{suffix}.safetensors"]
     pipeline.save_lora_weights(
         folder,
+        weight_name=written[0].name,
         transformer_lora_layers=state,
         # Without the metadata alpha falls back to the rank when the file is loaded, with no warning.
         **_collate_lora_metadata({"transformer": transformer}),
     )
-    written = [folder / "pytorch_lora_weights.safetensors"]
     config: Any = transformer.peft_config[ADAPTER_NAME]  # type: ignore[index]
     renamed = comfyui_lora(
         family.comfyui_layers,
@@ -136,6 +140,6 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path) -> list
         lambda layer: int(transformer.get_submodule(layer).out_features),  # type: ignore[arg-type]
     )
     if renamed is not None:
-        written.append(folder / "comfyui_lora.safetensors")
+        written.append(folder / f"comfyui_lora{suffix}.safetensors")
         save_file(renamed, written[-1], {"format": "pt"})
     return written

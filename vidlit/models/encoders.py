@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from vidlit.models.base_folder import read_config
+
 if TYPE_CHECKING:
     from vidlit.models.family import Family
 
@@ -38,7 +40,7 @@ class VideoEncoder:
         posterior = self.family.posterior(self.vae, video)
         encoded = {"latents": self.family.normalise(self.vae, posterior.mode())}
         if self.with_std:
-            encoded["latents_std"] = self.family.normalise(self.vae, posterior.std, is_std=True)
+            encoded["latents_std"] = self.family.normalise_std(self.vae, posterior.std)
         return encoded
 
 
@@ -79,8 +81,6 @@ class T5PromptEncoder(PromptEncoder):
         import transformers
         from transformers.utils import logging
 
-        from vidlit.models.family import read_config
-
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
@@ -113,7 +113,7 @@ class T5PromptEncoder(PromptEncoder):
         return [{"prompt_embeds": row[:length].float().cpu()} for row, length in zip(hidden, lengths, strict=True)]
 
 
-class Encoders:
+class BaseEncoders:
     """VAE and text encoder of a base, each loaded when first needed.
 
     Args:

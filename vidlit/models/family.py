@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.errors import UserError
+from vidlit.models.base_folder import fingerprint, load_part, local_folder, read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, VideoEncoder
 
@@ -28,7 +31,18 @@ if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
     from vidlit.diffusion.generate import Scheduler
 
-_EDGE_BYTES = 1 << 20
+
+@dataclass(frozen=True)
+class Expert:
+    """One of a base's transformers, which has noise levels of its own.
+
+    Args:
+        name: of its folder in the base, and of its attribute in pipelines and in the module.
+        min_sigma: lowest sigma that it is asked at; below it is the next expert's turn.
+    """
+
+    name: str = "transformer"
+    min_sigma: float = 0.0
 
 
 class Family(ABC):
@@ -50,12 +64,17 @@ class Family(ABC):
     """Names that ComfyUI has for layers LoRA may adapt; empty where they are not known, and no such file is written."""
 
     # What may depend on the base: a subclass states it, or sets it when it has read the base's config.
+    experts: tuple[Expert, ...] = (Expert(),)
+    """The base's transformers, from the one for most noise to the one for least, which ends at sigma 0."""
     default_fps: float
     """Frame rate the published weights were trained at."""
     pipeline_class: str
     """diffusers pipeline that users load the results in."""
     prompt_length: int | None = None
     """Length prompts are padded to in a batch; ``None`` (to the longest) where the transformer masks padding."""
+    needs_equal_prompts: bool = False
+    """The transformer takes no mask and reads every token that it is given: only samples whose prompts are of one
+    length may share a call. :meth:`predict` sees to that, and leaves padding out."""
     prompt_recipe: str
     """How captions are tokenised and encoded, in words: part of the identity of prompt embeddings."""
     prompt_extras: tuple[str, ...] = ()
@@ -76,19 +95,24 @@ class Family(ABC):
 
     # -- the transformer
 
-    def load_transformer(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The denoising transformer with the base's weights."""
+    def load_transformer(self, dtype: torch.dtype = torch.float32, expert: str = "transformer") -> nn.Module:
+        """A denoising transformer with the base's weights.
+
+        Args:
+            dtype: of its weights.
+            expert: name of one of the :attr:`experts`.
+        """
         import diffusers
 
         model_class = getattr(diffusers, self.transformer_class)
-        return _load(model_class, self.base, "transformer", torch_dtype=dtype)  # type: ignore[no-any-return]
+        return load_part(model_class, self.base, expert, torch_dtype=dtype)  # type: ignore[no-any-return]
 
-    def empty_transformer(self) -> nn.Module:
+    def empty_transformer(self, expert: str = "transformer") -> nn.Module:
         """The same structure with fresh weights, on the current device; on ``meta`` without memory for them."""
         import diffusers
 
         model_class = getattr(diffusers, self.transformer_class)
-        return model_class.from_config(read_config(self.base, "transformer"))  # type: ignore[no-any-return]
+        return model_class.from_config(read_config(self.base, expert))  # type: ignore[no-any-return]
 
     @abstractmethod
     def velocity(
@@ -100,6 +124,16 @@ class Family(ABC):
     ) -> Tensor:
         """The transformer's prediction as a velocity (``noise - latents``).
 
+        What every family keeps to, and ``tests/models/test_every_family.py`` checks:
+
+        - One call of the transformer: sharded weights are gathered once a call, and the operations of a step counted.
+        - No value is looked at (``.item()``, ``if`` on a tensor), only shapes: it runs on the ``meta`` device, too.
+        - Gradients reach every weight; what it is given is not changed in place.
+        - A sample's velocity depends on nothing of the others in its batch, nor on padding where
+          ``prompt_attention_mask`` is False. Where the transformer cannot be told of padding the family states
+          ``prompt_length`` (it has learned to read padding up to there) or ``needs_equal_prompts``.
+        - Input comes in float32 and goes to the transformer in its weights' dtype, but for times: bfloat16 rounds them.
+
         Args:
             transformer: from :meth:`load_transformer`.
             noisy: (B, C, F, H, W).
@@ -107,8 +141,49 @@ class Family(ABC):
             conditioning: of B samples.
 
         Returns:
+            (B, C, F, H, W), in any dtype.
+        """
+
+    def predict(
+        self, transformers: Mapping[str, nn.Module], noisy: Tensor, sigmas: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """The velocity of every sample: what training, validation and sampling call.
+
+        Samples go through :meth:`velocity` together where they may: those of one expert and, where the family
+        ``needs_equal_prompts``, of one length of prompt.
+
+        Args:
+            transformers: of each of the :attr:`experts`, by name.
+            noisy: as for :meth:`velocity`, and so are the others.
+            sigmas: a sample belongs to the expert of its noisiest frame.
+            conditioning: of B samples.
+
+        Returns:
             (B, C, F, H, W).
         """
+        if len(self.experts) == 1 and not self.needs_equal_prompts:
+            return self.velocity(transformers[self.experts[0].name], noisy, sigmas, conditioning)
+        calls: dict[tuple[str, int, int], list[int]] = {}
+        for row, (expert, length) in enumerate(
+            zip(self._experts_of(sigmas), self._lengths_of(conditioning), strict=True)
+        ):
+            calls.setdefault((expert, length, row if _has_peers() else 0), []).append(row)
+        velocities = [
+            self.velocity(transformers[expert], noisy[rows], sigmas[rows], conditioning.of_rows(rows, length))
+            for (expert, length, _), rows in calls.items()
+        ]
+        order = torch.tensor([row for rows in calls.values() for row in rows], device=noisy.device)
+        return torch.cat(velocities)[order.argsort()]
+
+    def _experts_of(self, sigmas: Tensor) -> list[str]:
+        """Name of each sample's expert."""
+        highest = sigmas.reshape(len(sigmas), -1).amax(dim=1).tolist()
+        return [next(each.name for each in self.experts if sigma >= each.min_sigma) for sigma in highest]
+
+    def _lengths_of(self, conditioning: Conditioning) -> list[int]:
+        """Tokens of each sample's prompt that a call is given: its own, or the batch's with their padding."""
+        mask = conditioning.prompt_attention_mask
+        return mask.sum(dim=1).tolist() if self.needs_equal_prompts else [mask.shape[1]] * len(mask)
 
     @abstractmethod
     def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
@@ -160,12 +235,12 @@ class Family(ABC):
         """The VAE, frozen and in eval mode; in bfloat16 on a GPU unless told otherwise."""
         vae_class, _ = self._vae_class()
         dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
-        vae: nn.Module = _load(vae_class, self.base, "vae", torch_dtype=dtype).to(device)
+        vae: nn.Module = load_part(vae_class, self.base, "vae", torch_dtype=dtype).to(device)
         return vae.eval().requires_grad_(False)
 
     @property
-    def encodes_to_points(self) -> bool:
-        """The VAE's posterior has no width: there is nothing to draw latents from."""
+    def vae_is_deterministic(self) -> bool:
+        """The VAE's posterior is a point: there is nothing to draw latents from."""
         from vidlit.models.codec import PatchDCTCodec
 
         return bool(read_config(self.base, "vae").get("_class_name") == PatchDCTCodec.__name__)
@@ -182,17 +257,15 @@ class Family(ABC):
         """Videos (B, 3, F, H, W) in [-1, 1] to latents (B, C, F, H, W), normalised as the transformer expects."""
         return self.normalise(vae, self.posterior(vae, video).mode())
 
-    def normalise(self, vae: Any, raw: Tensor, *, is_std: bool = False) -> Tensor:
-        """The VAE's own latents (B, C, F, H, W) as the transformer expects them, in float32.
+    def normalise(self, vae: Any, raw: Tensor) -> Tensor:
+        """The VAE's own latents (B, C, F, H, W) as the transformer expects them: shifted and scaled, in float32."""
+        mean, std = (value.view(-1, 1, 1, 1).to(raw.device) for value in self.statistics(vae))
+        return (raw.float() - mean) / std
 
-        Args:
-            vae: from :meth:`load_vae`.
-            raw: latents, or
-            is_std: their standard deviation, which is scaled but not shifted.
-        """
-        mean, std = (value.view(-1, 1, 1, 1) for value in self.statistics(vae))
-        centred = raw.float() if is_std else raw.float() - mean.to(raw.device)
-        return centred / std.to(raw.device)
+    def normalise_std(self, vae: Any, raw: Tensor) -> Tensor:
+        """The standard deviation (B, C, F, H, W) of the VAE's own latents, scaled as they are, but not shifted."""
+        _, std = self.statistics(vae)
+        return raw.float() / std.view(-1, 1, 1, 1).to(raw.device)
 
     def denormalise(self, vae: Any, latents: Tensor) -> Tensor:
         """What :meth:`normalise` did to latents (B, C, F, H, W), undone; in the VAE's dtype."""
@@ -230,8 +303,8 @@ class Family(ABC):
 
     @property
     def transformer_fingerprint(self) -> str:
-        """What tells the base's transformer from others; see :func:`fingerprint`."""
-        return fingerprint(self.base / "transformer")
+        """What tells the base's transformers from others; see :func:`fingerprint`."""
+        return "+".join(fingerprint(self.base / expert.name) for expert in self.experts)
 
     def _fingerprint(self, recipe: str, *parts: str) -> str:
         """A short hash of words and of the base's folders whose names begin like these."""
@@ -248,6 +321,11 @@ class Family(ABC):
         return (PatchDCTCodec if name == PatchDCTCodec.__name__ else getattr(diffusers, name)), config
 
 
+def _has_peers() -> bool:
+    """Other ranks train beside this one, and all must make as many calls: each gathers sharded weights."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def open_family(base: str | Path, fps: float | None = None) -> Family:
     """The family of a base folder or hub name.
 
@@ -255,7 +333,7 @@ def open_family(base: str | Path, fps: float | None = None) -> Family:
         UserError: the folder is no diffusers folder, the hub name cannot be fetched, or its transformer belongs to
             no known family.
     """
-    folder = _local_folder(str(base))
+    folder = local_folder(str(base))
     name = read_config(folder, "transformer").get("_class_name")
     families = known_families()
     if name not in families:
@@ -275,63 +353,3 @@ def known_families() -> dict[str, type[Family]]:
 def _subclasses(family: type[Family]) -> list[type[Family]]:
     """All of them: one family may derive from another."""
     return [derived for child in family.__subclasses__() for derived in (child, *_subclasses(child))]
-
-
-def read_config(base: Path, part: str, file: str = "config.json") -> dict[str, Any]:
-    """``config.json`` of one part of a base; schedulers name theirs otherwise, and so does the whole (part ``""``).
-
-    Raises:
-        UserError: it is missing or no JSON.
-    """
-    name = f"{part}/{file}" if part else file
-    try:
-        config: dict[str, Any] = json.loads((base / name).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{base} is no complete diffusers folder: cannot read {name} ({error}). A base holds "
-            "transformer, vae, text_encoder, tokenizer and scheduler, as save_pretrained writes them."
-        ) from error
-    return config
-
-
-def fingerprint(folder: Path) -> str:
-    """A short hash of a model folder: its small files whole, of its weights the size and both ends.
-
-    Weights of several gigabytes would take longer to hash than a small dataset takes to encode; a fine-tuned or
-    converted file differs at its ends (safetensors keep the header there) or in size.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}:{size}:".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_EDGE_BYTES))
-            if size > _EDGE_BYTES:
-                file.seek(max(_EDGE_BYTES, size - _EDGE_BYTES))
-                digest.update(file.read())
-    return digest.hexdigest()[:16]
-
-
-def _local_folder(base: str) -> Path:
-    folder = Path(base)
-    if folder.is_dir():
-        return folder
-    if base.count("/") != 1 or base.startswith((".", "/", "~")):
-        raise UserError(
-            f"Base model folder {base} does not exist. Give a diffusers folder or a hub name (owner/model)."
-        )
-    from diffusers import DiffusionPipeline
-
-    try:
-        return Path(DiffusionPipeline.download(base))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Base model {base} is no local folder, and could not be fetched from the hub: {error}"
-        ) from error
-
-
-def _load(model_class: Any, base: Path, part: str, **kwargs: Any) -> Any:
-    try:
-        return model_class.from_pretrained(base, subfolder=part, **kwargs)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{base}/{part} could not be loaded as {model_class.__name__}: {error}") from error

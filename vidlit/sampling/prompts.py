@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from vidlit.diffusion.batch import Conditioning, PromptBatch
 from vidlit.errors import UserError
-from vidlit.models.encoders import Encoders
+from vidlit.models.encoders import BaseEncoders
 from vidlit.video.buckets import Bucket
 from vidlit.video.frames import read_clip
 
@@ -189,7 +189,7 @@ class PromptDataModule(LightningDataModule):
         ]
 
     def _encode(self, texts: list[str], device: Any) -> dict[str, Any]:
-        encoders = Encoders(self.family).to(device)
+        encoders = BaseEncoders(self.family).to(device)
         encoded = []
         for first in range(0, len(texts), _PROMPTS_PER_BATCH):
             encoded += encoders.encode_captions(texts[first : first + _PROMPTS_PER_BATCH])

@@ -97,8 +97,8 @@ class MemoryUse:
 
 def memory_use(trainer: Trainer, pl_module: VideoDiffusionModule) -> MemoryUse:
     """What training held when it failed: weights and moments as they are, activations as the rest of the peak."""
-    assert pl_module.transformer is not None
-    parameters = [_local(parameter) for parameter in pl_module.transformer.parameters()]
+    transformers = list(pl_module.transformers.values())
+    parameters = [_local(parameter) for each in transformers for parameter in each.parameters()]
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     gradients = _bytes(trained)
@@ -115,7 +115,7 @@ def memory_use(trainer: Trainer, pl_module: VideoDiffusionModule) -> MemoryUse:
         moments=moments,
         averages=averages,
         activations=max(0.0, peak_memory(trainer.strategy.root_device) - weights - gradients - moments - averages),
-        num_blocks=max(1, len(repeated_blocks(pl_module.transformer))),
+        num_blocks=max(1, len(repeated_blocks(transformers[0]))),
         batch_size=max(data.batch_sizes),
         precision=str(trainer.precision),
         adapter=pl_module.adapter is not None,

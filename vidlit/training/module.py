@@ -110,6 +110,8 @@ class VideoDiffusionModule(LightningModule):
         self.seed = seed
         self.is_schedule_free = is_schedule_free(optimizer)
         self.transformer: nn.Module | None = None
+        for expert in self.family.experts[1:]:
+            setattr(self, expert.name, None)
         self.averaged: AveragedWeights | None = None
         self._empty_prompt: Conditioning | None = None
         self.step_was_bad = False
@@ -161,8 +163,12 @@ class VideoDiffusionModule(LightningModule):
 
     def load_base(self) -> None:
         """Load the base's weights, and an untrained adapter where there is one; also over trained ones."""
+        for expert in self.family.experts:
+            setattr(self, expert.name, self._load_expert(expert.name))
+
+    def _load_expert(self, name: str) -> nn.Module:
         low = self.base_dtype != "float32" and self.adapter is not None  # trained layers start from all their digits
-        transformer = self.family.load_transformer(torch.bfloat16 if low else torch.float32)
+        transformer = self.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
         self._choose_trained(transformer)
         store_frozen(transformer, self.base_dtype)
         if self.gradient_checkpointing:
@@ -172,7 +178,12 @@ class VideoDiffusionModule(LightningModule):
                 block.compile()
         if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
             shard(transformer, self.device_mesh, self.base_dtype, low_precision=self.trainer.precision == "bf16-mixed")
-        self.transformer = transformer.to(self.device).train()
+        return transformer.to(self.device).train()
+
+    @property
+    def transformers(self) -> dict[str, nn.Module]:
+        """The base's transformers, once they are loaded, by the names of the family's experts."""
+        return {expert.name: getattr(self, expert.name) for expert in self.family.experts}
 
     def _choose_trained(self, transformer: nn.Module) -> None:
         if self.layers is not None:
@@ -185,11 +196,10 @@ class VideoDiffusionModule(LightningModule):
 
     def forward(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicted velocity (B, C, F, H, W); see :class:`vidlit.diffusion.loss.VelocityModel`."""
-        assert self.transformer is not None
         # Frozen weights in fewer bits and trained ones in float32 meet in bfloat16.
         kept_small = self.base_dtype != "float32"
         with torch.autocast(self.device.type, torch.bfloat16) if kept_small else nullcontext():
-            return self.family.velocity(self.transformer, noisy, sigmas, conditioning)
+            return self.family.predict(self.transformers, noisy, sigmas, conditioning)
 
     # -- steps
 
@@ -341,27 +351,29 @@ class VideoDiffusionModule(LightningModule):
         Returns:
             The files; none on other ranks than the first.
         """
-        transformer = self.transformer
-        assert transformer is not None
-        if self.device_mesh is not None or (self.layers is not None and self.base_dtype != "float32"):
-            transformer = self._whole_transformer()
-        return export_weights(self.family, transformer, folder) if self.global_rank == 0 else []
+        gathered = self.device_mesh is not None or (self.layers is not None and self.base_dtype != "float32")
+        written = []
+        for name, trained in self.transformers.items():
+            transformer = self._whole_transformer(name) if gathered else trained
+            if self.global_rank == 0:
+                written += export_weights(self.family, transformer, folder, name)
+        return written
 
-    def _whole_transformer(self) -> nn.Module:
+    def _whole_transformer(self, expert: str) -> nn.Module:
         """One with whole trained weights, on rank 0; the others are as the base came, or none beside an adapter."""
-        assert self.transformer is not None
-        names = [name for name, parameter in self.transformer.named_parameters() if parameter.requires_grad]
-        weights = whole(self.transformer, names)
+        trained = self.transformers[expert]
+        weights = whole(trained, [name for name, parameter in trained.named_parameters() if parameter.requires_grad])
         if self.global_rank != 0:
-            return self.transformer
-        transformer = self.family.load_transformer() if self.layers is not None else self._structure()
+            return trained
+        loads = self.layers is not None
+        transformer = self.family.load_transformer(expert=expert) if loads else self._structure(expert)
         transformer.load_state_dict(weights, strict=False, assign=True)
         return transformer
 
-    def _structure(self) -> nn.Module:
-        """The transformer as it is trained, on the ``meta`` device: shapes without memory."""
+    def _structure(self, expert: str = "transformer") -> nn.Module:
+        """A transformer as it is trained, on the ``meta`` device: shapes without memory."""
         with torch.device("meta"):
-            transformer = self.family.empty_transformer()
+            transformer = self.family.empty_transformer(expert)
             self._choose_trained(transformer)
         return transformer
 
@@ -370,8 +382,7 @@ class VideoDiffusionModule(LightningModule):
         transformer = self._structure()
         noisy = torch.empty(1, *batch.latents.shape[1:], device="meta")
         sigmas = torch.empty(1, device="meta")
-        embeds, mask, extras = batch.conditioning
-        one = Conditioning(embeds[:1], mask[:1], {name: value[:1] for name, value in extras.items()}).to("meta")
+        one = batch.conditioning.of_rows([0]).to("meta")
         return count_flops(lambda: self.family.velocity(transformer, noisy, sigmas, one).float().square().mean())
 
     # -- checkpoints

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from vidlit.diffusion.ddpm import DDPMTimesteps
 from vidlit.diffusion.noising import keyed_generator
 from vidlit.errors import UserError
+from vidlit.models.base_folder import read_config
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder, VideoEncoder
-from vidlit.models.family import Family, read_config
+from vidlit.models.family import Family
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
@@ -199,9 +200,13 @@ class CogVideoX(Family):
         """See :meth:`Family.statistics`."""
         return torch.tensor(0.0), torch.tensor(1 / vae.config.scaling_factor)
 
-    def normalise(self, vae: Any, raw: Tensor, *, is_std: bool = False) -> Tensor:
+    def normalise(self, vae: Any, raw: Tensor) -> Tensor:
         """See :meth:`Family.normalise`. Padding repeats the first frame, as in its training."""
-        return self._padded(super().normalise(vae, raw, is_std=is_std))
+        return self._padded(super().normalise(vae, raw))
+
+    def normalise_std(self, vae: Any, raw: Tensor) -> Tensor:
+        """See :meth:`Family.normalise_std`. Padded as the latents are."""
+        return self._padded(super().normalise_std(vae, raw))
 
     def draw_latents(self, latents: Tensor, std: Tensor, noise: Tensor) -> Tensor:
         """See :meth:`Family.draw_latents`. Padding repeats what was drawn of the first frame."""

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.errors import UserError
+from vidlit.models.base_folder import read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder
-from vidlit.models.family import Family, read_config
+from vidlit.models.family import Family
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning

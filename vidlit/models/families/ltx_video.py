@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift
+from vidlit.models.base_folder import read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder
-from vidlit.models.family import Family, read_config
+from vidlit.models.family import Family
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning

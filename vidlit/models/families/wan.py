@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.errors import UserError
+from vidlit.models.base_folder import read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder, VideoEncoder
-from vidlit.models.family import Family, read_config
+from vidlit.models.family import Family
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
@@ -68,7 +69,8 @@ class Wan(Family):
         self.from_image = config["in_channels"] > config["out_channels"]
         if self.from_image:
             self.pipeline_class = "WanImageToVideoPipeline"
-            self.clip_extras = ("image_latents", *["image_embeds"] * (config.get("image_dim") is not None))
+            reads_clip = config.get("image_dim") is not None
+            self.clip_extras = ("image_latents", "image_embeds") if reads_clip else ("image_latents",)
         super().__init__(base, fps)
 
     def velocity(self, transformer: nn.Module, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:

@@ -1,0 +1,179 @@
+"""Several transformers in one base, each for noise levels of its own; and transformers that cannot mask prompts.
+
+The family is LTX-Video, told to be such a one: what is tested is the way through :class:`Family` and the module.
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import LTXPipeline, LTXVideoTransformer3DModel
+from safetensors.torch import load_file
+
+from tests.models.batches import batch_of
+from vidlit.__main__ import main
+from vidlit.diffusion.batch import Conditioning
+from vidlit.diffusion.loss import paired_losses
+from vidlit.models.adapters import LoRA
+from vidlit.models.families.ltx_video import LTXVideo
+from vidlit.models.family import Expert, open_family
+from vidlit.training.module import VideoDiffusionModule
+
+BOUNDARY = 0.6
+
+
+@pytest.fixture(scope="module")
+def two_experts(demo, tmp_path_factory):
+    """The demo's base with a second transformer, of other weights."""
+    base = shutil.copytree(demo.dir / "base", tmp_path_factory.mktemp("experts") / "base")
+    transformer = LTXVideoTransformer3DModel.from_pretrained(base / "transformer")
+    generator = torch.Generator().manual_seed(0)
+    for parameter in transformer.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    transformer.save_pretrained(base / "transformer_2")
+    return base
+
+
+@pytest.fixture
+def family(two_experts, monkeypatch):
+    monkeypatch.setattr(LTXVideo, "experts", (Expert("transformer", BOUNDARY), Expert("transformer_2")))
+    return open_family(two_experts)
+
+
+def loaded(base, **options):
+    module = VideoDiffusionModule(str(base), **options)
+    module.configure_model()
+    return module.eval()
+
+
+@torch.no_grad()
+def test_each_sample_goes_to_the_expert_of_its_noise_level(family):
+    module = loaded(family.base)
+    batch = batch_of(family, (5, 32, 32), ("A red disc.", "x", "A blue ring.", "y"))
+    sigmas = torch.tensor([0.1, BOUNDARY, BOUNDARY - 1e-3, 1.0])
+    made = module(batch.latents, sigmas, batch.conditioning)
+    for row, name in enumerate(["transformer_2", "transformer", "transformer_2", "transformer"]):
+        one = slice(row, row + 1)
+        given = batch.latents[one], sigmas[one], batch.conditioning.of_rows([row])
+        velocities = {each: family.velocity(module.transformers[each], *given) for each in module.transformers}
+        torch.testing.assert_close(made[one], velocities[name], atol=1e-5, rtol=1e-4)
+        assert (velocities["transformer"] - velocities["transformer_2"]).abs().mean() > 1e-3
+
+
+def test_a_first_frame_without_noise_does_not_choose_the_expert(family):
+    sigmas = torch.tensor([[0.0, 0.9], [0.0, 0.5]])
+    assert family._experts_of(sigmas) == ["transformer", "transformer_2"]
+
+
+@torch.no_grad()
+def test_paired_losses_score_every_expert_at_its_own_levels(family):
+    module = loaded(family.base)
+    batch = batch_of(family, (5, 32, 32))
+    asked = []
+    for name, transformer in module.transformers.items():
+        hook = lambda module, args, kwargs, name=name: asked.append((name, kwargs["timestep"]))  # noqa: E731
+        transformer.register_forward_pre_hook(hook, with_kwargs=True)
+    losses = paired_losses(module, module.noising, batch, seed=0, num_strata=4)
+    assert losses.shape == (2, 4)
+    assert {name for name, _ in asked} == {"transformer", "transformer_2"}
+    for name, timesteps in asked:
+        assert ((timesteps >= 1000 * BOUNDARY) == (name == "transformer")).all()
+
+
+def test_gradients_reach_the_experts_of_a_batch_and_what_is_trained_is_of_both(family):
+    module = loaded(family.base, adapter=LoRA(rank=2)).train()
+    names = {name.split(".")[0] for name in module.trainable_state()}
+    assert names == {"transformer", "transformer_2"}
+    batch = batch_of(family, (5, 32, 32))
+    module(batch.latents, torch.tensor([0.2, 0.9]), batch.conditioning).square().mean().backward()
+    reached = {name.split(".")[0] for name, p in module.trainable_state().items() if p.grad is not None}
+    assert reached == names
+
+
+def test_the_fingerprint_is_of_all_experts(family, tmp_path):
+    copy = shutil.copytree(family.base, tmp_path / "base")
+    assert open_family(copy).transformer_fingerprint == family.transformer_fingerprint
+    (copy / "transformer_2" / "config.json").write_text(json.dumps({"other": True}))
+    assert open_family(copy).transformer_fingerprint != family.transformer_fingerprint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_run_trains_saves_and_exports_both(family, quickstart, tmp_path, lora):
+    options = {"model__adapter": "{rank: 2}"} if lora else {}
+    words = quickstart(model__base=family.base, trainer__max_steps=4, trainer__val_check_interval=2, **options)
+    assert main(words) == 0
+    weights = tmp_path / "runs" / "quickstart" / "0" / "weights"
+    if not lora:
+        pipeline = LTXPipeline.from_pretrained(weights)
+        again = [pipeline.transformer, LTXVideoTransformer3DModel.from_pretrained(weights / "transformer_2")]
+        for name, transformer in zip(("transformer", "transformer_2"), again, strict=True):
+            before = LTXVideoTransformer3DModel.from_pretrained(family.base / name).state_dict()
+            assert any(not torch.equal(value, before[key]) for key, value in transformer.state_dict().items())
+        return
+    files = [weights / f"pytorch_lora_weights{suffix}.safetensors" for suffix in ("", "_transformer_2")]
+    first, second = (load_file(file) for file in files)
+    assert first.keys() == second.keys()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert (weights / "comfyui_lora_transformer_2.safetensors").is_file()
+
+
+# -- prompts that cannot be masked
+
+
+@pytest.fixture
+def unmasked(demo, monkeypatch):
+    """As if the transformer took no mask: padding is read like words."""
+    velocity = LTXVideo.velocity
+
+    def without_mask(self, transformer, noisy, sigmas, conditioning):
+        everything = torch.ones_like(conditioning.prompt_attention_mask)
+        return velocity(self, transformer, noisy, sigmas, conditioning._replace(prompt_attention_mask=everything))
+
+    monkeypatch.setattr(LTXVideo, "velocity", without_mask)
+    return open_family(demo.dir / "base")
+
+
+@pytest.fixture
+def asked(unmasked):
+    """The batch of three prompts, two of one length, and of each alone."""
+    batch = batch_of(unmasked, (5, 32, 32), ("A red disc.", "x", "A red ring."))
+    encode, sigmas = unmasked.load_prompt_encoder("cpu"), torch.tensor([0.3, 0.6, 0.9])
+    alone = [Conditioning.of([prompt]) for prompt in encode(["A red disc.", "x", "A red ring."])]
+    return {"transformer": unmasked.load_transformer().eval()}, batch, sigmas, alone
+
+
+@torch.no_grad()
+def test_samples_whose_prompts_cannot_be_masked_go_by_length(unmasked, asked, monkeypatch):
+    transformers, batch, sigmas, alone = asked
+    expected = torch.cat(
+        [
+            unmasked.velocity(transformers["transformer"], batch.latents[[row]], sigmas[[row]], alone[row])
+            for row in range(3)
+        ]
+    )
+    padded = unmasked.predict(transformers, batch.latents, sigmas, batch.conditioning)
+    assert (padded - expected)[1].abs().mean() > 1e-4  # padding changes the short prompt's sample
+    monkeypatch.setattr(LTXVideo, "needs_equal_prompts", True)
+    calls = []
+    transformers["transformer"].register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(tuple(kwargs["encoder_hidden_states"].shape[:2])), with_kwargs=True
+    )
+    made = unmasked.predict(transformers, batch.latents, sigmas, batch.conditioning)
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-4)
+    assert calls == [(2, 12), (1, 2)]  # with the end token
+
+
+@torch.no_grad()
+def test_on_several_ranks_all_make_as_many_calls(unmasked, asked, monkeypatch):
+    """Each call gathers sharded weights: a rank that makes one more would wait for the others for ever."""
+    transformers, batch, sigmas, _ = asked
+    monkeypatch.setattr(LTXVideo, "needs_equal_prompts", True)
+    expected = unmasked.predict(transformers, batch.latents, sigmas, batch.conditioning)
+    monkeypatch.setattr("vidlit.models.family._has_peers", lambda: True)
+    calls = []
+    transformers["transformer"].register_forward_pre_hook(lambda *_: calls.append(1))
+    made = unmasked.predict(transformers, batch.latents, sigmas, batch.conditioning)
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-4)
+    assert len(calls) == 3
