@@ -1,6 +1,8 @@
-"""Every family through its own shipped YAML, tiny: encode, fit, export, reload in diffusers, predict."""
+"""Every family through its own shipped YAML, tiny: encode, fit, export, reload in diffusers, score, predict."""
 
 import json
+import math
+import re
 from pathlib import Path
 
 import diffusers
@@ -29,6 +31,7 @@ TINY = {
 """Shipped YAML -> a tiny base in place of its own, and a size of clips."""
 OTHERS = {
     "cogvideox_lora": lambda folder: bases.cogvideox(folder, "5b-i2v"),
+    "ltx_video_lora": lambda folder: bases.ltx_video(folder, use_dynamic_shifting=True),
     "wan2_1_1_3b_lora": bases.wan_5b,
 }
 """Further bases that the same YAML trains."""
@@ -40,7 +43,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "make", "size"), CASES)
-def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path):
+def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path, capsys):
     base = make(tmp_path / "base")
     shipped = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     options = {
@@ -48,7 +51,8 @@ def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path):
         "data.store": tmp_path / "latents",
         "data.buckets": f"[{size}]",
         "data.fps": 16,
-        "data.val_fraction": 0.5,
+        "data.val_fraction": 0.34,
+        "data.test_fraction": 0.34,
         "data.encode_workers": 1,
         "model.base": base,
         "model.warmup_steps": 1,
@@ -95,6 +99,16 @@ def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path):
     ).frames
     assert video.shape == (1, frames, 3, height, width)
     assert video.isfinite().all()
+
+    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    capsys.readouterr()
+    assert main(["validate", *words[1:], checkpoint]) == 0
+    change = re.search(r"held out[^\n]*?([+-]\d+\.\d+)[^\n]*%", capsys.readouterr().out)
+    assert float(change.group(1)) == pytest.approx(100 * math.expm1(summary["val_log_ratio"]), abs=0.006)
+    assert main(["test", *words[1:], checkpoint]) == 0
+    results = json.loads((run / "test" / "step_000002" / "results.json").read_text())
+    assert math.isfinite(results["log_ratio"])
+    assert results["clips"] > 0
 
     Image.new("RGB", (width, height), "red").save(tmp_path / "red.png")
     image = "red.png" if family.clip_extras else ""

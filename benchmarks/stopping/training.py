@@ -109,6 +109,11 @@ class World:
         return base
 
 
+def scored_sigmas(batch: LatentBatch, num_strata: int) -> torch.Tensor:
+    """(clips, strata) noise levels at which a batch is scored."""
+    return stratum_sigmas(NOISING, batch.keys, [batch.latents[0, 0].numel()] * len(batch.keys), num_strata)
+
+
 class _Batches(IterableDataset):
     """Endless shuffled passes over some clips."""
 
@@ -174,9 +179,9 @@ class Recorder(Callback):
     def result(self, module: VideoDiffusionModule) -> dict[str, np.ndarray]:
         """Small arrays: log-ratios to step 0 by check, clip and stratum."""
         tables = {name: torch.stack(rows).double() for name, rows in self.rows.items()}
-        keys = {name: torch.cat([batch.keys for batch in batches]) for name, batches in self.batches.items()}
         sigmas = {
-            name: stratum_sigmas(NOISING, keys[name], tables[name].shape[2]) for name in ("val", "probe", "oracle")
+            name: torch.cat([scored_sigmas(batch, tables[name].shape[2]) for batch in self.batches[name]])
+            for name in ("val", "probe", "oracle")
         }
         ratios = {
             name: torch.stack([log_ratio(row, tables[name][0], sigmas[name]) for row in tables[name]])

@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.stopping.real_runs import VAL_TAKES, VAL_VIDEOS
-from benchmarks.stopping.training import NOISING, TRAIN, VAL, World
+from benchmarks.stopping.training import NOISING, TRAIN, VAL, World, scored_sigmas
 from vidlit.diffusion.batch import LatentBatch, LatentSample, clip_key, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
-from vidlit.diffusion.noising import stratum_noise, stratum_sigmas
+from vidlit.diffusion.noising import stratum_noise
 from vidlit.metrics.paired_loss import log_ratio
 from vidlit.training.module import VideoDiffusionModule
 
@@ -62,7 +62,7 @@ def paired(module: VideoDiffusionModule, batch: LatentBatch, draw: int) -> torch
 
 def independent(module: VideoDiffusionModule, batch: LatentBatch, draw: int) -> torch.Tensor:
     """The same with noise of its own for each stratum: only every second one is drawn."""
-    sigmas, shape = stratum_sigmas(NOISING, batch.keys, NUM_STRATA), tuple(batch.latents.shape[1:])
+    sigmas, shape = scored_sigmas(batch, NUM_STRATA), tuple(batch.latents.shape[1:])
     noise = [stratum_noise(draw, batch.keys, 2 * k, shape) for k in range(NUM_STRATA)]
     return torch.stack([denoising_loss(module, NOISING, batch, noise[k], sigmas[:, k]) for k in range(NUM_STRATA)], 1)
 
@@ -88,7 +88,7 @@ def differences(
         # Levels of sigma go by the clip's key: drawn anew, too.
         keys = torch.tensor([clip_key(f"{key}-{draw}") for key in batch.keys.tolist()])
         redrawn = batch._replace(keys=keys)
-        sigmas = stratum_sigmas(NOISING, keys, NUM_STRATA)
+        sigmas = scored_sigmas(redrawn, NUM_STRATA)
         scored: dict[str, list[torch.Tensor]] = {name: [] for name in found}
         for check, state in enumerate(states):
             module.load_state_dict(state)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from vidlit.__main__ import main
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.diffusion.batch import clip_key, collate
 from vidlit.diffusion.loss import paired_losses
-from vidlit.diffusion.noising import RectifiedFlow, stratum_sigmas
+from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift, stratum_sigmas
 from vidlit.metrics.paired_loss import log_ratio, summarise
 from vidlit.training.module import VideoDiffusionModule
 
@@ -28,15 +29,15 @@ def small_data(demo, latents):
 
 
 @torch.no_grad()
-def by_hand(demo, data, state=None):
-    module = VideoDiffusionModule(str(demo.dir / "base"), fps=16)
+def by_hand(data, state=None):
+    module = VideoDiffusionModule(data.family.base, fps=16)
     module.configure_model()
     if state is not None:
         module.load_state_dict(state, strict=False)
     module.eval()
     dataset = data.dataset(data.test_clips)
     rows = range(len(data.test_clips))
-    return torch.cat([paired_losses(module, module.noising, collate([dataset[row]]), 0, 4) for row in rows])
+    return torch.cat([paired_losses(module, module.noising, collate([dataset[row]]), data.seed, 4) for row in rows])
 
 
 def test_the_test_compares_with_the_base_and_audits(quickstart, demo, latents, tmp_path, capsys):
@@ -51,9 +52,9 @@ def test_the_test_compares_with_the_base_and_audits(quickstart, demo, latents, t
     folder = run / "test" / "step_000004"
     results = json.loads((folder / "results.json").read_text())
     data = small_data(demo, latents)
-    base, now = by_hand(demo, data), by_hand(demo, data, torch.load(checkpoint, weights_only=True)["state_dict"])
+    base, now = by_hand(data), by_hand(data, torch.load(checkpoint, weights_only=True)["state_dict"])
     keys = torch.tensor([clip_key(clip.clip_id) for clip in data.test_clips])
-    ratios = log_ratio(now, base, stratum_sigmas(RectifiedFlow(), keys, 4))
+    ratios = log_ratio(now, base, stratum_sigmas(RectifiedFlow(), keys, [1] * len(keys), 4))
     assert results["step"] == 4
     assert (results["clips"], results["videos"]) == (len(data.test_clips), 2)
     assert results["reference"] == pytest.approx(float(base.mean()), rel=1e-4)
@@ -81,8 +82,8 @@ def test_the_test_measures_averaged_weights_where_there_are_such(quickstart, dem
     average = {f"transformer.{name}": value for name, value in exported.items()}
     trained = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     data = small_data(demo, latents)
-    assert results["loss"] == pytest.approx(float(by_hand(demo, data, average).mean()), rel=1e-5)
-    assert results["loss"] != pytest.approx(float(by_hand(demo, data, trained).mean()), rel=1e-5)
+    assert results["loss"] == pytest.approx(float(by_hand(data, average).mean()), rel=1e-5)
+    assert results["loss"] != pytest.approx(float(by_hand(data, trained).mean()), rel=1e-5)
 
 
 def test_the_base_alone_can_be_tested_and_leaves_nothing(quickstart, tmp_path, capsys):
@@ -106,6 +107,51 @@ def test_validate_shows_the_change_against_step_0(quickstart, tmp_path, capsys, 
         assert float(shown.group(1)) == pytest.approx(100 * math.expm1(summary[name]), abs=0.006), printed
     assert main(quickstart("validate")) == 0  # of the base model: nothing to compare with
     assert "under the base model" not in capsys.readouterr().out
+
+
+def test_a_base_whose_noise_depends_on_the_videos_size_is_scored_alike_by_every_command(
+    quickstart, demo, latents, tmp_path, capsys
+):
+    base = shutil.copytree(demo.dir / "base", tmp_path / "base")
+    scheduler = base / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "use_dynamic_shifting": True}))
+    options = {
+        "data__buckets": "[9x48x48, 17x48x80]",
+        "seed_everything": 5,  # test clips of both sizes
+        "data__val_fraction": 0.2,
+        "data__test_fraction": 0.34,
+        "model__base": base,
+        "model__optimizer.init_args.lr": 1e-3,
+        "trainer__max_steps": 4,
+    }
+    assert main(quickstart(**options)) == 0
+    run = tmp_path / "runs" / "quickstart" / "0"
+    summary = json.loads((run / "summary.json").read_text())
+    last = {"ckpt_path": run / "checkpoints" / "last.ckpt"}
+    capsys.readouterr()
+    assert main(quickstart("validate", **options, **last)) == 0
+    printed = capsys.readouterr().out
+    for row, name in (("held out", "val_log_ratio"), ("of training", "train_eval_log_ratio")):
+        shown = re.search(rf"{row}[^\n]*?([+-]\d+\.\d+)[^\n]*%", printed)
+        assert float(shown.group(1)) == pytest.approx(100 * math.expm1(summary[name]), abs=0.006), printed
+
+    assert main(quickstart("test", **options, **last)) == 0
+    results = json.loads((run / "test" / "step_000004" / "results.json").read_text())
+    data = LatentDataModule(
+        demo.dir / "clips", latents, str(base), ["9x48x48", "17x48x80"], fps=16, test_fraction=0.34, seed=5
+    )
+    state = torch.load(last["ckpt_path"], weights_only=True)["state_dict"]
+    losses = [by_hand(data, weights) for weights in (state, None)]
+    line = ResolutionShift(0.5, 1.15, 256, 4096)  # of diffusers' scheduler, where its config says no other
+    sizes = [data.dataset(data.test_clips)[row].latents[0].numel() for row in range(results["clips"])]
+    assert len(set(sizes)) > 1
+    sigmas = torch.cat(
+        [
+            stratum_sigmas(RectifiedFlow(shift=line.at(size)), torch.tensor([clip_key(clip.clip_id)]), [size], 4)
+            for clip, size in zip(data.test_clips, sizes, strict=True)
+        ]
+    )
+    assert results["log_ratio"] == pytest.approx(float(log_ratio(*losses, sigmas).mean()), abs=1e-4)
 
 
 def test_videos_not_clips_are_what_the_error_counts():

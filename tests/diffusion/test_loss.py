@@ -90,7 +90,8 @@ def test_paired_losses_are_at_the_sigmas_of_the_videos_size():
     flow = RectifiedFlow(shift=ResolutionShift(0.5, 1.5, base_tokens=10, max_tokens=50))
     batch, model = make_batch(), Recorder()
     paired_losses(model, flow, batch, seed=0, num_strata=2)
-    expected = stratum_sigmas(RectifiedFlow(shift=math.exp(1.0)), batch.keys, 2)  # 30 latent positions: halfway
+    halfway = RectifiedFlow(shift=math.exp(1.0))  # the videos have 30 latent positions
+    expected = stratum_sigmas(halfway, batch.keys, [30] * 3, 2)
     torch.testing.assert_close(torch.stack([call[1] for call in model.calls], dim=1), expected)
 
 
@@ -115,7 +116,7 @@ def test_half_precision_is_scored_in_single():
 def test_paired_losses_against_single_evaluations():
     batch = make_batch()
     losses = paired_losses(Recorder(), FLOW, batch, seed=3, num_strata=4)
-    sigmas = stratum_sigmas(FLOW, batch.keys, 4)
+    sigmas = stratum_sigmas(FLOW, batch.keys, [30] * 3, 4)
     assert losses.shape == (3, 4)
     for row in range(3):
         one = batch._replace(latents=batch.latents[row : row + 1], keys=batch.keys[row : row + 1])
@@ -159,7 +160,8 @@ def test_a_share_of_the_evaluations_is_given_the_first_frame_always_the_same():
     given = calls[0][:, :, 0] == 0
     assert 0.2 < given.float().mean() < 0.4
     assert len({tuple(row) for row in given.tolist()}) > 4  # by stratum as well as by clip
-    torch.testing.assert_close(calls[0][:, :, 1:], stratum_sigmas(FLOW, batch.keys, 4)[..., None].expand(-1, -1, 2))
+    scored = stratum_sigmas(FLOW, batch.keys, [30] * len(batch.keys), 4)
+    torch.testing.assert_close(calls[0][:, :, 1:], scored[..., None].expand(-1, -1, 2))
     alone = Recorder()
     one = batch._replace(latents=batch.latents[7:8], keys=batch.keys[7:8])
     paired_losses(alone, FLOW, one, seed=0, num_strata=4, first_frame=0.3)

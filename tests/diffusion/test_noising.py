@@ -125,7 +125,7 @@ def test_keyed_noise_leaves_the_global_generator_alone():
 @pytest.mark.parametrize("flow", DISTRIBUTIONS[:3])
 def test_strata_are_mid_quantiles_and_clips_together_cover_all_levels(flow, num_strata):
     keys = torch.arange(NUM_LEVELS)
-    sigmas = stratum_sigmas(flow, keys, num_strata)
+    sigmas = stratum_sigmas(flow, keys, [60] * NUM_LEVELS, num_strata)
     assert sigmas.shape == (NUM_LEVELS, num_strata)
     assert (sigmas.diff(dim=1) > 0).all()
     probability = cdf(flow, sigmas.double().numpy())
@@ -135,12 +135,14 @@ def test_strata_are_mid_quantiles_and_clips_together_cover_all_levels(flow, num_
     assert len(set(counts)) == 1
 
 
-def test_stratum_sigmas_of_a_clip_depend_on_its_key_alone():
-    flow = RectifiedFlow()
-    keys = torch.tensor([2**63 - 1, 17, 3, 2**40 + 5])
-    together = stratum_sigmas(flow, keys, 4)
-    for row, key in enumerate(keys):
-        assert torch.equal(stratum_sigmas(flow, key[None], 4)[0], together[row])
+def test_stratum_sigmas_of_a_clip_depend_on_its_key_and_its_size_alone():
+    flow = RectifiedFlow(shift=ResolutionShift())
+    keys, sizes = torch.tensor([2**63 - 1, 17, 3, 3]), [256, 4096, 256, 4096]
+    together = stratum_sigmas(flow, keys, sizes, 4)
+    for row, (key, size) in enumerate(zip(keys, sizes, strict=True)):
+        assert torch.equal(stratum_sigmas(flow, key[None], [size], 4)[0], together[row])
+        assert torch.equal(stratum_sigmas(flow.at(size), key[None], [size], 4)[0], together[row])
+    assert (together[3] > together[2]).all()  # larger videos need more noise
 
 
 def test_neighbouring_strata_mirror_their_noise():

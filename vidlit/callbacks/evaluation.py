@@ -9,15 +9,13 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vidlit.diffusion.batch import LatentBatch, clip_key
-from vidlit.diffusion.noising import stratum_sigmas
+from vidlit.diffusion.batch import LatentBatch
 from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, summarise
 from vidlit.runs.directory import RunDirectory, write_text
 from vidlit.sampling.audit import Audit
@@ -124,9 +122,8 @@ class Evaluation(Callback):
             return
         folder = RunDirectory(Path(trainer.default_root_dir)).test(self.step)
         clips: Sequence[Clip] = trainer.datamodule.test_clips  # type: ignore[attr-defined]
-        keys = torch.tensor([clip_key(clip.clip_id) for clip in clips], dtype=torch.int64)
-        sigmas = stratum_sigmas(pl_module.noising, keys, pl_module.num_strata)
-        summary = summarise(losses, self._reference, sigmas, [clip.source.group for clip in clips])
+        videos = [clip.source.group for clip in clips]
+        summary = summarise(losses, self._reference, pl_module.scored_sigmas(clips), videos)
         results: dict[str, Any] = {"checkpoint": str(trainer.ckpt_path), "step": self.step, **asdict(summary)}
         verdicts: list[Verdict] = []
         if self.audit is not None:

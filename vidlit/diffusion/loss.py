@@ -78,9 +78,10 @@ def paired_losses(
         (B, num_strata) float32; see :func:`vidlit.diffusion.noising.stratum_sigmas` for the sigmas.
     """
     device = batch.latents.device
-    noising = noising.at(batch.latents[0, 0].numel()).unweighted()
+    noising = noising.unweighted()
     shape = tuple(batch.latents.shape[1:])
-    sigmas = stratum_sigmas(noising, batch.keys, num_strata).to(device)
+    num_tokens = [batch.latents[0, 0].numel()] * len(batch.keys)
+    sigmas = stratum_sigmas(noising, batch.keys, num_tokens, num_strata).to(device)
     losses = []
     for stratum in range(num_strata):
         noise = stratum_noise(seed, batch.keys, stratum, shape).to(device)

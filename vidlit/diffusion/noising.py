@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -139,16 +140,17 @@ def without_first_frame(sigmas: Tensor, given: Tensor, num_frames: int) -> Tenso
     return by_frame
 
 
-def stratum_sigmas(noising: RectifiedFlow, keys: Tensor, num_strata: int) -> Tensor:
+def stratum_sigmas(noising: RectifiedFlow, keys: Tensor, num_tokens: Sequence[int], num_strata: int) -> Tensor:
     """Fixed sigmas at which clips are scored: mid-quantiles of the training distribution, rotated over clips.
 
     The distribution is cut into ``num_strata`` strata of equal probability and each stratum into levels, 16 in all.
     A clip takes one level of every stratum; which one depends on its key, so that all clips together cover all
-    levels and each clip's sigmas depend on nothing but itself.
+    levels and each clip's sigmas depend on nothing but its key and its size.
 
     Args:
         noising: whose training distribution is cut.
         keys: (B,) int64 clip keys.
+        num_tokens: latent positions of each clip, on which the shift may depend.
         num_strata: evaluations for each clip.
 
     Returns:
@@ -158,7 +160,8 @@ def stratum_sigmas(noising: RectifiedFlow, keys: Tensor, num_strata: int) -> Ten
     level = (keys.cpu() % levels_each).double()
     stratum = torch.arange(num_strata, dtype=torch.float64)
     probability = (stratum[None] + (level[:, None] + 0.5) / levels_each) / num_strata
-    return noising.quantile(probability).float()
+    sizes = zip(num_tokens, probability, strict=True)
+    return torch.stack([noising.at(size).quantile(of_a_clip) for size, of_a_clip in sizes]).float()
 
 
 def stratum_noise(seed: int, keys: Tensor, stratum: int, shape: tuple[int, ...]) -> Tensor:

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from vidlit.diffusion.batch import LatentBatch, clip_key
-from vidlit.diffusion.noising import stratum_sigmas
 from vidlit.errors import UserError
 from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, log_ratio, summarise
 from vidlit.signals.exposure_ledger import ExposureLedger
@@ -109,7 +108,7 @@ class DivergenceMonitor(Signal):
         logged = {f"{name}/loss": losses[name].mean() for name in self.sets}
         if self.references:
             for name in self.sets:
-                ratio = log_ratio(losses[name], self.references[name], self._scored_sigmas(pl_module, name))
+                ratio = log_ratio(losses[name], self.references[name], pl_module.scored_sigmas(self._clips()[name]))
                 bins = (losses[name] / self.references[name]).log().mean(0)
                 logged[f"{name}/log_ratio"] = ratio.mean()
                 logged |= {f"{name}/log_ratio_bin_{k}": value for k, value in enumerate(bins)}
@@ -124,23 +123,13 @@ class DivergenceMonitor(Signal):
         logged["step"] = torch.tensor(float(trainer.global_step))
         pl_module.log_dict(logged, batch_size=1, rank_zero_only=False)
 
-    def _scored_sigmas(self, pl_module: VideoDiffusionModule, name: str) -> Tensor:
-        """(clips, strata) noise levels at which each clip of a set is scored; they may depend on its size."""
-        shapes = [pl_module.family.latent_shape(*clip.bucket) for clip in self._clips()[name]]
-        return torch.cat(
-            [
-                stratum_sigmas(pl_module.noising.at(math.prod(shape[1:])), self._keys[name][[row]], self._num_strata)
-                for row, shape in enumerate(shapes)
-            ]
-        )
-
     def summaries(self, pl_module: VideoDiffusionModule) -> dict[str, PairedSummary]:
         """The latest check of each set against step 0; empty where no step 0 is known."""
         if not self.references:
             return {}
         clips, found = self._clips(), {}
         for name in self.sets:
-            sigmas = stratum_sigmas(pl_module.noising, self._keys[name], pl_module.num_strata)
+            sigmas = pl_module.scored_sigmas(clips[name])
             videos = [clip.source.group for clip in clips[name]]
             found[name] = summarise(self._metrics[name].compute().cpu(), self.references[name], sigmas, videos)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,11 +14,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch
+from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch, clip_key
 from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
-from vidlit.diffusion.noising import RectifiedFlow, keyed_generator, without_first_frame
+from vidlit.diffusion.noising import RectifiedFlow, keyed_generator, stratum_sigmas, without_first_frame
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA, LoRAFile, export_weights, train_layers
 from vidlit.models.family import open_family
@@ -30,6 +31,8 @@ from vidlit.training.optimizers import is_schedule_free, with_warmup
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+    from vidlit.video.sources import Clip
 
 
 class VideoDiffusionModule(LightningModule):
@@ -251,6 +254,12 @@ class VideoDiffusionModule(LightningModule):
     def validation_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Losses (B, num_strata) at each clip's own noise and sigmas; callbacks reduce and log them."""
         return paired_losses(self, self.noising, batch, self.seed, self.num_strata, self.first_frame)
+
+    def scored_sigmas(self, clips: Sequence[Clip]) -> Tensor:
+        """Noise levels (N, num_strata) at which :meth:`validation_step` scores clips."""
+        keys = torch.tensor([clip_key(clip.clip_id) for clip in clips], dtype=torch.int64)
+        num_tokens = [math.prod(self.family.latent_shape(*clip.bucket)[1:]) for clip in clips]
+        return stratum_sigmas(self.noising, keys, num_tokens, self.num_strata)
 
     def test_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """As :meth:`validation_step`; logs ``test/loss``, the mean over clips and strata."""
