@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.training.flops import peak_flops
 from vidlit.training.peak_memory import peak_memory
@@ -24,29 +25,35 @@ class Throughput(Callback):
     - ``perf/mfu``: model FLOP utilisation, the operations that the model itself needs (recomputed ones do not count)
       as a share of what the devices could do in that time; on a CPU of what a plain matrix product reaches there.
       Counted once for each resolution, at the length of the first prompts. Left out where a device's peak is unknown;
-    - ``perf/data_wait``: share of the time spent waiting for batches;
+    - ``perf/data_wait``: share of the time spent waiting for the loader;
     - ``perf/peak_memory_gb``: most memory that rank 0 ever had, of its GPU or, without one, of its process.
     """
 
     def __init__(self) -> None:
         self._peak: float | None = None
         self._flops: dict[tuple[int, ...], float] = {}
+        self._since = 0.0
+        """When the clock was last read."""
+        self._paused: float | None = None
+        """What the loader's clock said when this one was stopped for a validation."""
         self._reset(0.0)
 
-    def _reset(self, now: float) -> None:
+    def _reset(self, waited: float) -> None:
         self._samples = self._tokens = 0
-        self._done = self._busy = self._waited = 0.0
-        self._last_end = now
+        self._done = self._seconds = 0.0
+        self._waited_before = waited
 
     def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
         """Learn the device's peak and start the clock."""
         self._peak = peak_flops(pl_module.device, str(trainer.precision) != "32-true")
-        self._reset(time.monotonic())
+        self._reset(_waited(trainer))
+        self._since, self._paused = time.monotonic(), None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Time since the last batch was spent waiting for this one."""
-        self._began = time.monotonic()
-        self._waited += self._began - self._last_end
+        """After a validation, with all that other callbacks do then, go on; this batch was waited for in between."""
+        if self._paused is not None:
+            self._seconds += _waited(trainer) - self._paused
+            self._since, self._paused = time.monotonic(), None
 
     def on_train_batch_end(
         self,
@@ -58,7 +65,7 @@ class Throughput(Callback):
     ) -> None:
         """Count, and log as often as Lightning logs."""
         now = time.monotonic()
-        self._busy += now - self._began
+        self._seconds += now - self._since
         samples = len(batch.indices) * trainer.world_size
         self._samples += samples
         self._tokens += samples * batch.latents[0, 0].numel()
@@ -67,18 +74,18 @@ class Throughput(Callback):
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         # Lightning's own counter decides when logged values reach the loggers.
         if (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % log_every == 0:
-            seconds = max(1e-9, self._busy + self._waited)
+            seconds, waited = max(1e-9, self._seconds), _waited(trainer)
             logged = {
                 "perf/samples_per_s": self._samples / seconds,
                 "perf/tokens_per_s": self._tokens / seconds,
-                "perf/data_wait": self._waited / seconds,
+                "perf/data_wait": (waited - self._waited_before) / seconds,
                 "perf/peak_memory_gb": peak_memory(pl_module.device) / 1e9,
             }
             if self._peak is not None:
                 logged["perf/mfu"] = self._done / seconds / (self._peak * trainer.world_size)
             pl_module.log_dict(logged, batch_size=1)
-            self._reset(now)
-        self._last_end = time.monotonic()  # counting is no waiting
+            self._reset(waited)
+        self._since = time.monotonic()  # counting operations is no training
 
     def _count(self, pl_module: VideoDiffusionModule, batch: LatentBatch, samples: int) -> None:
         """Add a batch's operations; a model that cannot be counted trains on without the number."""
@@ -91,6 +98,15 @@ class Throughput(Callback):
             rank_zero_warn(f"perf/mfu is left out, this model's operations cannot be counted: {error}")
             self._peak = None
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Leave the validation out."""
-        self._last_end = time.monotonic()
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Stop the clock."""
+        if not trainer.sanity_checking:
+            self._seconds += time.monotonic() - self._since
+            self._paused = _waited(trainer)
+
+
+def _waited(trainer: Trainer) -> float:
+    """Seconds that training has waited for its loader so far."""
+    loader = trainer.train_dataloader
+    assert isinstance(loader, TimedLoader)
+    return loader.seconds_waited

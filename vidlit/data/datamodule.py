@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from vidlit.data.batch_sampler import BucketSequence, ResolutionBatchSampler, token_budget_batch_sizes
 from vidlit.data.split import Fold, Split, split_by_video, spread_over_videos
+from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
@@ -358,7 +359,7 @@ class LatentDataModule(LightningDataModule):
         return self._loader(self.dataset(clips), order)
 
     def _loader(self, dataset: LatentDataset, batch_sampler: Any) -> Loader:
-        return DataLoader(
+        return TimedLoader(
             dataset.batches(self.family.prompt_length),
             sampler=batch_sampler,  # lists of rows: a batch is read in one go
             batch_size=None,

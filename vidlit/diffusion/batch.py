@@ -42,10 +42,10 @@ class Conditioning(NamedTuple):
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
-        extras = {name: value.to(device) for name, value in self.extras.items()}
+        extras = {name: value.to(device, non_blocking=True) for name, value in self.extras.items()}
         return self._replace(
-            prompt_embeds=self.prompt_embeds.to(device),
-            prompt_attention_mask=self.prompt_attention_mask.to(device),
+            prompt_embeds=self.prompt_embeds.to(device, non_blocking=True),
+            prompt_attention_mask=self.prompt_attention_mask.to(device, non_blocking=True),
             extras=extras,
         )
 
@@ -101,9 +101,17 @@ class LatentBatch(NamedTuple):
     conditioning: Conditioning
     """what the transformer reads beside the noisy latents"""
     indices: Tensor
-    """(B,) int64, rows of the split's clip table"""
+    """(B,) int64 on the CPU, rows of the split's clip table"""
     keys: Tensor
-    """(B,) int64, :func:`clip_key` of each clip: seeds the noise of paired validation"""
+    """(B,) int64 on the CPU, :func:`clip_key` of each clip: seeds the noise of paired validation"""
+
+    def to(self, device: torch.device | str) -> Self:
+        """What the transformer reads, on a device; the rows and keys stay where the CPU reads them without waiting.
+
+        Lightning moves a batch by its own method, where it has one.
+        """
+        latents = self.latents.to(device, non_blocking=True)
+        return self._replace(latents=latents, conditioning=self.conditioning.to(device))
 
 
 class PromptBatch(NamedTuple):

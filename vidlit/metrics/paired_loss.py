@@ -53,7 +53,8 @@ class PairedLoss(Metric):
         self.add_state("count", torch.zeros(num_clips, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, indices: Tensor, losses: Tensor) -> None:
-        """Add clips by their rows (B,) with their losses (B, num_strata)."""
+        """Add clips by their rows (B,), on any device, with their losses (B, num_strata)."""
+        indices = indices.to(self.total.device)
         self.total.index_add_(0, indices, losses.to(self.total))
         self.count.index_add_(0, indices, torch.ones_like(indices, dtype=self.count.dtype))
 

@@ -59,7 +59,7 @@ class ExposureLedger(Signal):
         batch_idx: int,
     ) -> None:
         """Count the clips of this rank's batch."""
-        self._pending.index_add_(0, batch.indices.cpu(), torch.ones(len(batch.indices), dtype=torch.int64))
+        self._pending.index_add_(0, batch.indices, torch.ones(len(batch.indices), dtype=torch.int64))
         group = trainer.optimizers[0].param_groups[0]
         rate = float(group["lr"]) * float(group.get("d", 1.0))  # Prodigy's estimate scales its rate
         self._peak_learning_rate = max(self._peak_learning_rate, rate)
