@@ -5,13 +5,27 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.video.films import HEIGHT, WIDTH, number_of, numbered, quadrants, write_film
+from tests.video.films import (
+    BLUE,
+    GREEN,
+    HEIGHT,
+    RED,
+    WHITE,
+    WIDTH,
+    corners,
+    number_of,
+    numbered,
+    quadrants,
+    write_film,
+)
 from vidlit.video.frames import VideoError, probe, read_clip
 from vidlit.video.isolation import IsolatedReader
 
@@ -38,6 +52,16 @@ def test_same_answers_as_without_a_child(film, reader, tmp_path):
         with pytest.raises(VideoError, match="not a video"):
             use()
     assert number_of(reader.read_clip(film, 0.8, 1, 25.0, HEIGHT, WIDTH)[0]) == 20
+
+
+@pytest.mark.parametrize("shape", [(450, 800), (800, 450), (48, 80), (48, 81), (49, 80), (97, 161), (48, 49), (1, 1)])
+def test_images_of_every_shape_are_cropped_to_their_bucket(shape, reader, tmp_path):
+    """Wider ones were quarantined: what is cut off their sides left an array with gaps."""
+    Image.fromarray(quadrants(*shape)).save(tmp_path / "a.png")
+    clip = reader.read_clip(tmp_path / "a.png", 0.0, 1, 16.0, 48, 80)
+    np.testing.assert_array_equal(clip, read_clip(tmp_path / "a.png", 0.0, 1, 16.0, 48, 80))
+    if min(shape) > 1:
+        assert corners(clip[0]) == [RED, GREEN, BLUE, WHITE]
 
 
 def test_a_crash_costs_one_clip(film, reader):
@@ -117,6 +141,15 @@ def test_the_child_ends_with_its_parent(film):
     while time.monotonic() < deadline and _alive(pid):
         time.sleep(0.02)
     assert not _alive(pid)
+
+
+def test_without_a_file_in_memory_one_among_the_temporary_files_does(film, monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with IsolatedReader() as reader:
+        clip = reader.read_clip(film, 0.4, 9, 12.5, 48, 80)
+        assert not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(clip, read_clip(film, 0.4, 9, 12.5, 48, 80))
 
 
 def _alive(pid):

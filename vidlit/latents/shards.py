@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vidlit.errors import UserError
+
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows changes line ends without it
+_one_reader = threading.Lock()
 
 
 class Place(NamedTuple):
@@ -115,9 +119,9 @@ class ShardFiles:
             descriptor = self._open.get(shard)
             if descriptor is None:
                 descriptor = self._descriptor(shard)
-            done = os.preadv(descriptor, [buffer], offset)
+            done = read_at(descriptor, buffer, offset)
             while done < len(buffer):  # a signal came, or the file ends here
-                count = os.preadv(descriptor, [buffer[done:]], offset + done)
+                count = read_at(descriptor, buffer[done:], offset + done)
                 if not count:
                     raise UserError(f"{self.root / shard} ends before the index says: it was truncated")
                 done += count
@@ -127,12 +131,23 @@ class ShardFiles:
     def _descriptor(self, shard: str) -> int:
         if len(self._open) >= self.limit:
             os.close(self._open.pop(next(iter(self._open))))  # opened first
-        descriptor = self._open[shard] = os.open(self.root / shard, os.O_RDONLY)
+        descriptor = self._open[shard] = os.open(self.root / shard, os.O_RDONLY | _BINARY)
         return descriptor
 
     def __del__(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
+
+
+def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Read into a buffer from a byte offset, whoever else reads the file: bytes read, 0 at its end."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [buffer], offset)
+    with _one_reader:  # Windows: threads share the place in the file, forks there are none
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        data = os.read(descriptor, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
@@ -159,7 +174,9 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    if not hasattr(os, "O_DIRECTORY"):  # Windows, where folders cannot be opened
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)  # the rename itself must survive a power cut before the index names the file
     finally:

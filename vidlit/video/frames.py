@@ -172,7 +172,7 @@ class VideoReader:
             if num_frames != 1:
                 raise VideoError(f"is an image, {num_frames} frames are asked of it")
             image = av.VideoFrame.from_ndarray(read_image(path, background), format="rgb24")
-            return Resizer(height, width, 1.0, background)(image)[None]
+            return np.ascontiguousarray(Resizer(height, width, 1.0, background)(image)[None])  # it may be a crop
         cursor, self._cursor = self._cursor, None  # a cursor that fails is not used again
         try:
             with ffmpeg_errors():

@@ -2,12 +2,16 @@
 
 The child is a plain ``python -m``, not a fork and not ``multiprocessing``: loader workers may not have children of
 that kind, and CUDA does not survive a fork. Requests and answers are lines of JSON; the parent never unpickles what a
-broken decoder wrote. Pixels go through a file in memory that both hold open: tens of megabytes would crawl through a
-pipe, whose two sides wait for each other every 64 kB.
+broken decoder wrote. Pixels go through a file that both hold open, in memory where the system has that: tens of
+megabytes would crawl through a pipe, whose two sides wait for each other every 64 kB.
+
+Every system can do this but for the limit on memory, which Windows and macOS do not have.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import gc
 import json
 import os
@@ -15,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -41,14 +46,14 @@ class IsolatedReader:
 
     Args:
         time_limit: seconds for one question; a child that needs longer is killed.
-        memory_limit: bytes the child may have.
+        memory_limit: bytes the child may have, where the system can limit them.
     """
 
     def __init__(self, time_limit: float = TIME_LIMIT, memory_limit: int = MEMORY_LIMIT) -> None:
         self.time_limit = time_limit
         self.memory_limit = memory_limit
         self._child: subprocess.Popen[bytes] | None = None
-        self._pixels = -1  # descriptor of the shared file
+        self._pixels: SharedFile | None = None
         self._owner = 0
 
     def read_clip(
@@ -85,9 +90,13 @@ class IsolatedReader:
         """End the child, if there is one."""
         child, self._child = self._child, None
         if child is not None and self._owner == os.getpid():
-            child.kill()
-            child.communicate()
-            os.close(self._pixels)
+            self._end(child)
+
+    def _end(self, child: subprocess.Popen[bytes]) -> None:
+        child.kill()
+        child.communicate()
+        if self._pixels is not None:
+            self._pixels.close()
 
     def __enter__(self) -> IsolatedReader:
         return self
@@ -101,27 +110,29 @@ class IsolatedReader:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_child": None, "_pixels": -1}
+        return {**self.__dict__, "_child": None, "_pixels": None}
 
     def _ask(self, task: str, path: Path, pixels: NDArray[np.uint8] | None = None, **arguments: Any) -> Any:
         child = self._running()
         request = {"task": task, "path": os.fspath(path), "time_limit": self.time_limit, **arguments}
         assert child.stdin is not None
         assert child.stdout is not None
+        assert self._pixels is not None
+        began = time.monotonic()
         try:
             child.stdin.write(json.dumps(request).encode() + b"\n")
             child.stdin.flush()
             line = child.stdout.readline()
             answer = json.loads(line) if line else None
             if answer is not None and "error" not in answer and pixels is not None:
-                _read(self._pixels, pixels)
+                self._pixels.read(pixels)
         except (OSError, EOFError, ValueError):
             answer = None
         except BaseException:  # Ctrl-C between question and answer: the next question must not get this answer
             self.close()
             raise
         if answer is None:
-            raise VideoError(self._bury(child))
+            raise VideoError(self._bury(child, time.monotonic() - began))
         if "error" in answer:
             raise VideoError(answer["error"])
         return answer
@@ -134,15 +145,17 @@ class IsolatedReader:
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                 "OPENBLAS_NUM_THREADS": "1",  # its thread pools would count against the memory limit
             }
-            self._pixels = _shared_file()
+            self._pixels = SharedFile.create()
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "vidlit.video.isolation", str(self.memory_limit), str(self._pixels)],
+                [sys.executable, "-m", "vidlit.video.isolation", str(self.memory_limit), self._pixels.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=environment,
-                pass_fds=(self._pixels,),
-                start_new_session=True,  # Ctrl-C is for the parent, which then ends its child
+                pass_fds=self._pixels.inherited,
+                # Ctrl-C is for the parent, which then ends its child. The second is the same on Windows.
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
             self._owner = os.getpid()
             assert self._child.stdout is not None
@@ -152,50 +165,80 @@ class IsolatedReader:
                     f"the decoding process does not start; '{sys.executable} -m vidlit.video.isolation "
                     f"{self.memory_limit} 1' shows why"
                 )
+            self._pixels.forget_name()
         return self._child
 
-    def _bury(self, child: subprocess.Popen[bytes]) -> str:
+    def _bury(self, child: subprocess.Popen[bytes], seconds: float) -> str:
         """Wait for a lost child and say how it ended."""
         self._child = None
-        child.kill()
-        child.communicate()
-        os.close(self._pixels)
-        if child.returncode == -signal.SIGALRM:
+        self._end(child)
+        if seconds >= self.time_limit:
             return f"took longer than {self.time_limit:g} s to decode"
         how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
         return f"crashed the decoder ({how})"
 
 
-def _shared_file() -> int:
-    """A descriptor of a file without a name, in memory where the system has that."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("clip")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+class SharedFile:
+    """A file that parent and child hold open, and take turns with: in memory where the system has that.
+
+    Args:
+        file: a descriptor or a path.
+        inherited: descriptors that the child must be given.
+    """
+
+    def __init__(self, file: int | str, inherited: tuple[int, ...] = ()) -> None:
+        self.name = str(file)
+        """What the child opens it by."""
+        self.inherited = inherited
+        self._file = open(file, "r+b", buffering=0)
+
+    @classmethod
+    def create(cls) -> SharedFile:
+        """A new one, without a name, or else among the temporary files."""
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("clip")
+            return cls(descriptor, (descriptor,))
+        descriptor, path = tempfile.mkstemp(".clip")
+        os.close(descriptor)
+        return cls(path)
+
+    def read(self, pixels: NDArray[np.uint8]) -> None:
+        """Fill an array.
+
+        Raises:
+            EOFError: the file is shorter.
+        """
+        view, done = pixels.data.cast("B"), self._file.seek(0)
+        while done < len(view):
+            count = self._file.readinto(view[done:])
+            if not count:
+                raise EOFError
+            done += count
+
+    def write(self, pixels: NDArray[np.uint8]) -> None:
+        """Write a contiguous array."""
+        view, done = pixels.data.cast("B"), self._file.seek(0)
+        while done < len(view):
+            done += self._file.write(view[done:])
+
+    def forget_name(self) -> None:
+        """Let the file vanish with the processes that hold it open; on Windows only :meth:`close` can do that."""
+        if not self.inherited:
+            with contextlib.suppress(PermissionError):
+                Path(self.name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """The child is gone."""
+        self._file.close()
+        self.forget_name()
 
 
-def _read(descriptor: int, pixels: NDArray[np.uint8]) -> None:
-    view, done = pixels.data.cast("B"), 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], done)
-        if not count:
-            raise EOFError
-        done += count
-
-
-def _write(descriptor: int, pixels: NDArray[np.uint8]) -> None:
-    view, done = pixels.data.cast("B"), 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], done)
-
-
-def _answer(request: dict[str, Any], reader: VideoReader, output: BinaryIO, descriptor: int) -> None:
+def _answer(request: dict[str, Any], reader: VideoReader, output: BinaryIO, shared: SharedFile) -> None:
     """Do one task, in the child."""
     task, path = request.pop("task"), Path(request.pop("path"))
     try:
         if task == "read_clip":
-            clip = reader.read_clip(path, **request)
-            _write(descriptor, clip)
+            shared.write(reader.read_clip(path, **request))
             output.write(b"{}\n")
             return
         info = probe(path)
@@ -214,12 +257,20 @@ def _answer(request: dict[str, Any], reader: VideoReader, output: BinaryIO, desc
     output.write(json.dumps(answer).encode() + b"\n")
 
 
-def _serve(memory_limit: int, descriptor: int) -> None:
-    """The child: answer until the parent closes its end. Its own alarm ends it, even if the parent is gone."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
+def _limit_memory(size: int) -> None:
+    """Bound this process's address space to so many bytes, where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _serve(memory_limit: int, shared: SharedFile) -> None:
+    """The child: answer until the parent closes its end. Its own watchdog ends it, even if the parent is gone."""
+    _limit_memory(memory_limit)
     # The decoder may print: only answers go to the pipe.
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -228,14 +279,15 @@ def _serve(memory_limit: int, descriptor: int) -> None:
     reader = VideoReader()
     for number, line in enumerate(sys.stdin.buffer, 1):
         request = json.loads(line)
-        # The default action of the signal is to end the process, also in the middle of a call into C.
-        signal.setitimer(signal.ITIMER_REAL, request.pop("time_limit"))
-        _answer(request, reader, output, descriptor)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        # A thread that needs no interpreter: it ends the process also in the middle of a call into C.
+        faulthandler.dump_traceback_later(request.pop("time_limit"), exit=True)
+        _answer(request, reader, output, shared)
+        faulthandler.cancel_dump_traceback_later()
         output.flush()
         if number % _QUESTIONS_PER_COLLECTION == 0:
             gc.collect()
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    name = sys.argv[2]
+    _serve(int(sys.argv[1]), SharedFile(int(name) if name.isdigit() else name))
