@@ -5,6 +5,7 @@ import pytest
 from vidlit.__main__ import main
 from vidlit.errors import UserError
 from vidlit.report.workspace import chart_names, make_workspace
+from vidlit.runs.logged_names import SECTIONS
 
 LOGGER = "trainer: {logger: {class_path: lightning.pytorch.loggers.WandbLogger, init_args: {project: films}}}"
 
@@ -23,7 +24,7 @@ def test_dry_run_prints_the_workspace(config, tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed["project"] == "films"
     sections = printed["spec"]["section"]["panel_bank_config"]["sections"]
-    assert [section["name"] for section in sections[:4]] == ["Overfitting", "Samples", "Exposure", "Throughput"]
+    assert [section["name"] for section in sections[:4]] == list(SECTIONS)
     text = json.dumps(sections)
     assert "val/log_ratio_bin_1" in text
     assert "val/log_ratio_bin_2" not in text
@@ -66,5 +67,5 @@ def test_push_without_an_account_says_why(config, capsys, monkeypatch, tmp_path)
 
 def test_no_name_twice_in_a_section():
     for charts in chart_names(4).values():
-        names = [name for _, logged in charts for name in logged]
+        names = [name for logged in charts.values() for name in logged]
         assert len(names) == len(set(names))

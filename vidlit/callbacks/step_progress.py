@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vidlit.diffusion.batch import LatentBatch
+from vidlit.runs.logged_names import all_rows
+from vidlit.runs.wording import duration
 
 if TYPE_CHECKING:
     from vidlit.training.module import VideoDiffusionModule
@@ -20,7 +22,7 @@ _REFRESH_SECONDS = 0.5
 
 
 class StepProgress(ProgressBar):
-    """Shows step, loss, validation log-ratio, exposures, samples per second and the time left to ``max_steps``.
+    """Shows the step, metrics whose row has a short word, samples per second and the time left to ``max_steps``.
 
     Args:
         line_seconds: seconds between lines where the output is no terminal.
@@ -101,18 +103,14 @@ class StepProgress(ProgressBar):
         elapsed = time.monotonic() - self._counted_from
         done = trainer.global_step - self._start_step
         left = elapsed / done * (trainer.max_steps - trainer.global_step) if done else 0.0
-        print(f"step {trainer.global_step}/{trainer.max_steps} {numbers} left {left:.0f} s", flush=True)
+        print(f"step {trainer.global_step}/{trainer.max_steps} {numbers} left {duration(left)}", flush=True)
 
     def _numbers(self, trainer: Trainer) -> str:
         metrics = trainer.callback_metrics
         shown = [
-            f"{label} {float(metrics[name]):.{digits}f}"
-            for label, name, digits in (
-                ("loss", "train/loss", 3),
-                ("val log-ratio", "val/log_ratio", 3),
-                ("exposures", "exposure/mean", 1),
-            )
-            if name in metrics
+            f"{row.short} {row.text(float(metrics[row.name]))}"
+            for row in all_rows()
+            if row.short and row.name in metrics
         ]
         rate = self._samples / max(1e-9, time.monotonic() - self._counted_from)
         return ", ".join([*shown, f"{rate:.1f} samples/s"])

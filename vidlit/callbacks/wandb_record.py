@@ -16,6 +16,14 @@ from lightning.pytorch.loggers import WandbLogger
 from vidlit import __version__
 from vidlit.runs.background_logger import BackgroundLogger
 from vidlit.runs.directory import RunDirectory
+from vidlit.runs.logged_names import (
+    AUDIT_VIDEO,
+    EXPOSURE_HISTOGRAM,
+    NEAREST_VIDEO,
+    SAMPLE_VIDEO,
+    VAL_LOG_RATIO,
+    all_rows,
+)
 from vidlit.runs.redaction import redact, redact_text
 from vidlit.signals.exposure_ledger import ExposureLedger
 
@@ -24,23 +32,6 @@ if TYPE_CHECKING:
 
 STEP = "trainer/global_step"
 """The step axis of every chart, as Lightning names it."""
-SUMMARIES = {
-    "train/loss": "last",
-    "val/loss": "min",
-    "train_eval/loss": "min",
-    "divergence/statistic": "max",
-    "exposure/mean": "max",
-    "copies/count": "max",
-    "copies/ratio_min": "min",
-    "diversity/ratio": "min",
-    "perf/samples_per_s": "mean",
-    "perf/tokens_per_s": "mean",
-}
-"""What a run's row in a table shows of a curve. ``val/log_ratio`` is set at the end: that of the weights kept."""
-HISTOGRAM = "exposure/histogram"
-SAMPLE = "samples/{number:02d}"
-AUDIT = "samples/audit_{number:02d}"
-NEAREST = "samples/nearest_{number:02d}"
 
 
 class WandbRecord(Callback):
@@ -71,8 +62,9 @@ class WandbRecord(Callback):
         record = {**redact(saved), "dataset": dataset, "code": _code()}
 
         def start(run: Any) -> None:
-            for name, summary in SUMMARIES.items():
-                run.define_metric(name, step_metric=STEP, summary=summary)
+            for row in all_rows():
+                if row.summary is not None:
+                    run.define_metric(row.glob, step_metric=STEP, summary=row.summary)
             run.config.update(record, allow_val_change=True)
             if run.url:
                 print(f"W&B: {run.url}")
@@ -113,7 +105,7 @@ class WandbRecord(Callback):
         def log(run: Any) -> None:
             import wandb
 
-            run.log({HISTOGRAM: wandb.Histogram(counts), STEP: step})
+            run.log({EXPOSURE_HISTOGRAM.name: wandb.Histogram(counts), STEP: step})
 
         if counts:
             _submit(trainer, log)
@@ -134,9 +126,9 @@ class WandbRecord(Callback):
     def _log_videos(self, trainer: Trainer, step: int) -> None:
         folder = _directory(trainer).samples(step)
         found: dict[str, Path] = {}
-        for prefix, name in (("audit_", AUDIT), ("", SAMPLE), ("audit_pair_", NEAREST)):
+        for prefix, row in (("audit_", AUDIT_VIDEO), ("", SAMPLE_VIDEO), ("audit_pair_", NEAREST_VIDEO)):
             paths = [path for path in sorted(folder.glob(f"{prefix}[0-9]*.mp4")) if path not in self._shown]
-            found |= {name.format(number=number): path for number, path in enumerate(paths[: self.max_videos])}
+            found |= {row.at(number): path for number, path in enumerate(paths[: self.max_videos])}
         captions = {path: _prompt(path) for path in found.values()}
         self._shown |= set(found.values())
 
@@ -169,7 +161,7 @@ class WandbRecord(Callback):
         decision = {f"decision/{name}": value for name, value in summary.items() if name != "reason"}
         decision["decision/reason"] = reason
         if summary.get("kept_gain") is not None:
-            decision["val/log_ratio"] = -summary["kept_gain"]
+            decision[VAL_LOG_RATIO.name] = -summary["kept_gain"]
         _submit(trainer, lambda run: run.summary.update(decision))
 
     def _without_names(self, text: str, decisions: list[dict[str, Any]]) -> str:

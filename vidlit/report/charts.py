@@ -1,209 +1,214 @@
-"""What is drawn of a run: each function draws one figure on an axes. Log-ratios become per cent of the base's loss."""
+"""From the rows of logged names to charts: what they share is drawn for every metric alike, a few say more.
+
+Log-ratios become per cent of the base model's loss.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from numpy.typing import ArrayLike, NDArray
+from markupsafe import Markup
+from numpy.typing import NDArray
 
-from vidlit.report.figure import COLOURS, NUM_LEVEL_COLOURS, NUM_RUN_COLOURS
-from vidlit.runs.logged_names import VAL_LOG_RATIO_BIN
+from vidlit.report.plot import Plot
+from vidlit.runs.logged_name import LoggedName
+from vidlit.runs.logged_names import (
+    COPIES_RATIO_MIN,
+    DIVERSITY_RKE,
+    EXPOSURE_MEAN,
+    OVERFITTING,
+    TRAIN_LOSS,
+    VAL_LOG_RATIO,
+    charts,
+)
 from vidlit.runs.record import Curve, RunRecord
-from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, RISKY
+from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, RISKY, video_exposures
 
-BANDS = ("conservative", "moderate", "high", "risky")
-_DOTS = 40
-"""Checks up to which each one gets a dot."""
+WIDE, HALF, _NARROW = (1040, 340), (510, 270), (360, 250)
+"""Sizes in pixels: across the page, half as wide, and on a phone."""
+NUM_COLOURS = 8
+"""Of lines that have no colour of their own, and of levels from light to dark."""
+BANDS = (("conservative", CONSERVATIVE), ("moderate", MODERATE), ("high", RISKY), ("risky", math.inf))
 
-
-def percent(log_ratio: ArrayLike) -> NDArray[np.float64]:
-    """Change of the loss against step 0 in per cent."""
-    return 100 * np.expm1(np.asarray(log_ratio, dtype=np.float64))
-
-
-def held_out(axes: Axes, run: RunRecord) -> None:
-    """Held-out and training-subset loss against the base model's, with the best step and the decision."""
-    for name in ("train_eval", "val"):
-        steps, values = run.curve(f"{name}/log_ratio")
-        _line(axes, steps, percent(values), COLOURS[name])
-    axes.axhline(0, color=COLOURS["faint"], linewidth=1)
-    mark_decision(axes, run)
-    _scale(axes)
+Array = NDArray[np.float64]
+Legend = list[tuple[str, str]]
+"""Names of CSS variables, what they stand for."""
 
 
-def mark_decision(axes: Axes, run: RunRecord) -> None:
-    """Upright lines at the best step and where the run ended, named above the drawing."""
-    summary = run.summary
-    best, stopped = summary.get("best_step"), summary.get("stop_step")
-    ended = summary.get("stopped_by") not in (None, "running")
-    low, high = axes.get_xlim()
-    for row, (step, colour, text) in enumerate(
-        (
-            (stopped if ended else None, COLOURS["stop"], f"{_ending(summary)} {stopped}"),
-            (best, COLOURS["best"], f"best {best}"),
-        )
-    ):
-        if step is None:
+@dataclass(frozen=True)
+class Drawing:
+    """A chart with its words."""
+
+    title: str
+    drawing: Markup
+    unit: str = ""
+    legend: Sequence[tuple[str, str]] = ()
+    words: str = ""
+
+
+def drawing(plot: Plot, size: tuple[int, int], unit: str, legend: Legend, words: str) -> Drawing:
+    """A plot twice, for a large screen and for a phone: the page shows the one that fits."""
+    sizes = {"wide": size, "narrow": _NARROW}
+    drawn = (Markup('<div class="{}">{}</div>').format(name, plot.svg(*each)) for name, each in sizes.items())
+    return Drawing(plot.caption, Markup("").join(drawn), unit, legend, words)
+
+
+def sections(run: RunRecord) -> dict[str, list[Drawing]]:
+    """Every chart that a run has logged something for, by section."""
+    found = {}
+    for section, headings in charts(run.logged_names).items():
+        drawn = [_chart(run, heading, rows) for heading, rows in headings.items()]
+        found[section] = [each for each in drawn if each is not None]
+    return found
+
+
+def _chart(run: RunRecord, heading: str, rows: Sequence[LoggedName]) -> Drawing | None:
+    """The curves of the rows that share a chart; ``None`` where none was logged."""
+    drawn = [(row, curves) for row in rows if (curves := run.curves_of(row))]
+    if not drawn:
+        return None
+    lowest = min(curve.values.min() for _, curves in drawn for curve in curves)
+    # Losses move far from 0; counts, shares and distances are small or large against it.
+    plot, legend = Plot(heading, zero=lowest >= 0 and rows[0].section != OVERFITTING), Legend()
+    if rows[0].scale == "log_ratio":
+        plot.level(0, "faint")
+    for place, (row, curves) in enumerate(drawn):
+        colour = "stop" if row.limit else _OF_SETS.get(row.name.split("/")[0], f"run-{place % NUM_COLOURS}")
+        if row.is_numbered:
+            legend += _levels(plot, row, curves)
             continue
-        axes.axvline(step, color=colour, linewidth=1.5, linestyle=(0, (4, 3)))
-        place = (step - low) / max(1e-9, high - low)
-        align = "left" if place < 0.25 else "right" if place > 0.75 else "center"
-        axes.annotate(
-            text,
-            (step, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 3 + 15 * row),
-            textcoords="offset points",
-            ha=align,
-            color=colour,
-            fontweight="bold",
-        )
+        (curve,) = curves
+        words = "" if row.limit or row is TRAIN_LOSS else row.text(float(curve.values[-1]))
+        plot.line(*_from_base(row, curve), colour, dashed=row.limit, faint=row is TRAIN_LOSS, label=words)
+        if len(drawn) > 1:
+            legend.append((colour, row.title))
+    if heading in _MORE:
+        legend += _MORE[heading](plot, run)
+    words = " ".join(row.words for row in rows if row.words)
+    return drawing(plot, WIDE if heading == VAL_LOG_RATIO.heading else HALF, _unit(rows[0]), legend, words)
 
 
-def training_loss(axes: Axes, run: RunRecord) -> None:
-    """The loss of the batches, and its running mean."""
-    steps, values = run.curve("train/loss")
-    axes.plot(steps, values, color=COLOURS["train"], linewidth=1, alpha=0.45)
+def _levels(plot: Plot, row: LoggedName, curves: Sequence[Curve]) -> Legend:
+    """One line a number, from light to dark."""
+    last = len(curves) - 1
+    colours = [f"level-{round(number * (NUM_COLOURS - 1) / max(1, last))}" for number in range(len(curves))]
+    for colour, curve in zip(colours, curves, strict=True):
+        plot.line(*_from_base(row, curve), colour)
+    return [(colours[number], f"level {number}") for number in dict.fromkeys((0, last))]
+
+
+def _from_base(row: LoggedName, curve: Curve) -> tuple[Array, Array]:
+    """A curve as it is shown. The base model's own log-ratio is 0: it is not logged everywhere."""
+    steps, values = curve
+    if row.scale == "log_ratio" and steps[0] > 0:
+        steps, values = np.append(0, steps), np.append(0.0, values)
+    return steps.astype(np.float64), row.shown(values)
+
+
+def _unit(row: LoggedName) -> str:
+    better = {True: "lower is better", False: "higher is better", None: ""}[row.lower_is_better]
+    return "; ".join(part for part in (row.unit, better) if part)
+
+
+# -- what some charts show beside their rows
+
+
+def _decision(plot: Plot, run: RunRecord) -> Legend:
+    """Upright lines at the best step, with its loss, and where the run ended."""
+    summary = run.summary
+    best, stopped_by = summary.get("best_step"), summary.get("stopped_by")
+    if stopped_by not in (None, "running"):
+        plot.mark(summary["stop_step"], "stop", f"{_ENDINGS.get(stopped_by, 'stopped')} {summary['stop_step']}")
+    if best is not None:
+        plot.mark(best, "best", f"best {best}: {VAL_LOG_RATIO.text(-summary['gain'])}")
+    return []
+
+
+def _running_mean(plot: Plot, run: RunRecord) -> Legend:
+    steps, values = run.curve(TRAIN_LOSS.name)
     width = max(1, len(values) // 20)
-    if len(values) > width:
-        axes.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"), color=COLOURS["train"])
-    _scale(axes)
+    mean = np.convolve(values, np.ones(width) / width, "valid")
+    plot.line(steps[width - 1 :], mean, "train", label=TRAIN_LOSS.text(float(mean[-1])))
+    return [("train", "each logged step, and running mean")]
 
 
-def noise_levels(axes: Axes, run: RunRecord) -> None:
-    """The held-out loss at each level of noise."""
-    curves = run.curves_of(VAL_LOG_RATIO_BIN)
-    for number, (steps, values) in enumerate(curves):
-        _line(axes, np.append(0, steps), percent(np.append(0.0, values)), level_colour(number, len(curves)))
-    axes.axhline(0, color=COLOURS["faint"], linewidth=1)
-    _scale(axes)
+def _exposure_bands(plot: Plot, run: RunRecord) -> Legend:
+    low = 0.0
+    for name, high in BANDS:
+        plot.band(low, high, name)
+        low = high
+    return [(name, name) for name, _ in BANDS]
 
 
-def level_colour(number: int, count: int) -> str:
-    """From light to dark over the levels there are."""
-    return COLOURS[f"level-{round(number * (NUM_LEVEL_COLOURS - 1) / max(1, count - 1))}"]
+def _copy_limit(plot: Plot, run: RunRecord) -> Legend:
+    limits = [float(verdict.evidence["limit"]) for verdict in run.verdicts("copies") if "limit" in verdict.evidence]
+    if limits:
+        plot.level(limits[-1], "stop", dashed=True)
+    return [("stop", "below: a copy")] if limits else []
 
 
-def run_colour(number: int) -> str:
-    """Of one run among several."""
-    return COLOURS[f"run-{number % NUM_RUN_COLOURS}"]
-
-
-def statistic(axes: Axes, run: RunRecord) -> None:
-    """The divergence test: above its threshold the rise is no chance."""
-    steps, values = run.curve("divergence/statistic")
-    _line(axes, steps, values, COLOURS["val"])
-    limit = run.curve("divergence/threshold")
-    axes.plot(limit.steps, limit.values, color=COLOURS["stop"], linewidth=1.5, linestyle=(0, (4, 3)))
-    _scale(axes)
-
-
-def exposure_histogram(axes: Axes, exposures: Mapping[str, int]) -> None:
-    """How many source videos were seen how often, over the bands."""
-    counts = np.maximum(0.5, np.array(list(exposures.values()), dtype=np.float64))  # 0 has no place on a log axis
-    right = max(400.0, 1.5 * counts.max())
-    edges = (0.4, CONSERVATIVE, MODERATE, RISKY, right)
-    for name, left, end in zip(BANDS, edges[:-1], edges[1:], strict=True):
-        axes.axvspan(left, end, color=COLOURS[name], linewidth=0, alpha=0.5)
-        axes.annotate(
-            name,
-            (np.sqrt(left * end), 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="center",
-            fontsize=10 if name == "high" else 11,
-        )
-    bins = np.geomspace(0.4, right, 41).tolist()
-    axes.hist(counts, bins=bins, color=COLOURS["train_eval"], edgecolor=COLOURS["ink"], linewidth=0.6)
-    axes.set_xscale("log")
-    axes.set_xlim(0.4, right)
-    axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 5, 10, 50, 100, *([1000] if right > 1000 else [])]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else "0"))
-    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.grid(False, axis="x")
-    axes.set_xlabel("times seen")
-
-
-def exposure_over_time(axes: Axes, run: RunRecord) -> None:
-    """Mean and highest exposures of a source video, over the bands."""
-    steps, highest = run.curve("exposure/max")
-    top = 1.1 * max([CONSERVATIVE, *highest])
-    edges = (0.0, CONSERVATIVE, MODERATE, RISKY, max(top, RISKY))
-    for name, low, high in zip(BANDS, edges[:-1], edges[1:], strict=True):
-        axes.axhspan(low, high, color=COLOURS[name], linewidth=0, alpha=0.5)
-    axes.plot(steps, highest, color=COLOURS["train"], linewidth=1.5)
-    mean = run.curve("exposure/mean")
-    _line(axes, mean.steps, mean.values, COLOURS["train_eval"])
-    axes.set_ylim(0, top)
-    _scale(axes)
-
-
-def copies(axes: Axes, run: RunRecord) -> None:
-    """How near the nearest sample is to a training clip, and how near is too near."""
-    found = [verdict.evidence for verdict in run.verdicts("copies") if "ratio_min" in verdict.evidence]
-    steps, values = run.curve("copies/ratio_min")
-    _line(axes, steps, values, COLOURS["val"])
+def _real_diversity(plot: Plot, run: RunRecord) -> Legend:
+    found = [verdict.evidence for verdict in run.verdicts("diversity") if "real_bound" in verdict.evidence]
     if found:
-        axes.axhline(float(found[-1]["limit"]), color=COLOURS["stop"], linewidth=1.5, linestyle=(0, (4, 3)))
-    axes.set_ylim(0, max(1.05, 1.1 * values.max(initial=0)))
-    _scale(axes)
+        plot.level(float(found[-1]["real_bound"]), "best", dashed=True)
+    return [("best", "real clips have at least")] if found else []
 
 
-def diversity(axes: Axes, run: RunRecord) -> None:
-    """Effective number of different samples, and what real clips have."""
-    steps, values = run.curve("diversity/rke")
-    _line(axes, steps, values, COLOURS["val"])
-    verdicts = run.verdicts("diversity")
-    bound = [float(verdict.evidence["real_bound"]) for verdict in verdicts if "real_bound" in verdict.evidence]
-    if bound:
-        axes.axhline(bound[-1], color=COLOURS["best"], linewidth=1.5, linestyle=(0, (4, 3)))
-    axes.set_ylim(0, 1.15 * max([*values, *bound], default=1))
-    _scale(axes)
+_OF_SETS = {"val": "val", "train_eval": "train_eval", "train": "train"}
+"""Colours of metrics whose name begins so."""
+_ENDINGS = {"max_steps": "ended", "interrupted": "interrupted", "error": "failed", "other": "ended"}
+_MORE: Mapping[str, Callable[[Plot, RunRecord], Legend]] = {
+    VAL_LOG_RATIO.heading: _decision,
+    TRAIN_LOSS.heading: _running_mean,
+    EXPOSURE_MEAN.heading: _exposure_bands,
+    COPIES_RATIO_MIN.heading: _copy_limit,
+    DIVERSITY_RKE.heading: _real_diversity,
+}
 
 
-def plain(axes: Axes, curve: Curve, share: bool = False) -> None:
-    """Any logged number over the steps; a share in per cent."""
-    marker = "o" if len(curve.steps) < 4 else ""
-    axes.plot(curve.steps, curve.values, color=COLOURS["train_eval"], linewidth=1.5, marker=marker, markersize=4)
-    axes.set_ylim(bottom=0)
-    if share:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
-    _scale(axes)
+# -- charts of other things
 
 
-def compare(axes: Axes, runs: Sequence[RunRecord], name: str, in_percent: bool = True) -> None:
-    """One logged name of several runs; a dot at each one's best step."""
-    for number, run in enumerate(runs):
-        steps, values = run.curve(name)
-        shown = percent(values) if in_percent else values
-        axes.plot(steps, shown, color=run_colour(number))
-        best = run.summary.get("best_step")
-        if in_percent and best is not None and best in steps:
-            axes.plot(best, shown[steps == best], "o", color=run_colour(number), markersize=9)
-    if in_percent:
-        axes.axhline(0, color=COLOURS["faint"], linewidth=1)
-    _scale(axes)
-
-
-def _ending(summary: Mapping[str, Any]) -> str:
-    return {"max_steps": "ended", "interrupted": "interrupted", "error": "failed", "other": "ended"}.get(
-        summary.get("stopped_by", ""), "stopped"
+def exposure_histogram(run: RunRecord) -> Drawing | None:
+    """How many videos were seen how often, over the bands; ``None`` before the first check."""
+    train = [row for row in run.exposures if row.split == "train"]
+    if not train:
+        return None
+    seen = video_exposures([row.exposures for row in train], [row.video for row in train])
+    counts = np.maximum(0.5, np.array(list(seen.values()), dtype=np.float64))  # 0 has no place on a log axis
+    end = max(400.0, 1.5 * counts.max())
+    ticks = {0.5: "0"} | {float(tick): f"{tick:,}" for tick in (1, 5, 10, 50, 100, 1000, 10000) if tick < end}
+    plot = Plot("How often each video was trained on", x_label="times seen", x_ticks=ticks)
+    low = 0.4
+    for name, high in BANDS:
+        plot.band(low, min(high, end), name, name)
+        low = high
+    edges = np.geomspace(0.4, end, 41)
+    for left, right, count in zip(edges[:-1], edges[1:], np.histogram(counts, edges)[0], strict=True):
+        if count:
+            plot.bar(float(left), float(right), float(count), "train_eval")
+    least, most = min(seen, key=seen.__getitem__), max(seen, key=seen.__getitem__)
+    words = (
+        f"{len(seen)} videos with {len(train)} clips. Seen least: {least} ({seen[least]}); most: {most} ({seen[most]})."
     )
+    return drawing(plot, HALF, "videos", [], words)
 
 
-def _line(axes: Axes, steps: ArrayLike, values: ArrayLike, colour: str) -> None:
-    marker = "o" if np.size(steps) <= _DOTS else ""
-    axes.plot(steps, values, color=colour, marker=marker, markersize=4)
-
-
-def _scale(axes: Axes) -> None:
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.margins(x=0.02)
+def compared(runs: Sequence[RunRecord], row: LoggedName, names: Sequence[str], size: tuple[int, int]) -> Drawing | None:
+    """One metric of several runs, with a dot at each one's best step; ``None`` where none of them logged it."""
+    plot, legend = Plot(row.title), Legend()
+    if row.scale == "log_ratio":
+        plot.level(0, "faint")
+    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+        curve, best = run.curve(row.name), run.summary.get("best_step")
+        if not len(curve.steps):
+            continue
+        colour = f"run-{number % NUM_COLOURS}"
+        legend.append((colour, name))
+        plot.line(*_from_base(row, curve), colour)
+        if row.scale == "log_ratio" and best is not None and best in curve.steps:
+            plot.dot(best, float(row.shown(curve.values[curve.steps == best])[0]), colour)
+    return drawing(plot, size, _unit(row), legend, "A dot marks each run's best step.") if legend else None

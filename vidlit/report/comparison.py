@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from vidlit.report import charts as curves
-from vidlit.report.figure import HALF, NUM_RUN_COLOURS, WIDE, Drawing, duration, figure
+from vidlit.report.charts import HALF, WIDE, compared
 from vidlit.report.videos import VideoBudget, kept_samples
+from vidlit.runs.logged_names import VAL_LOG_RATIO
 from vidlit.runs.record import RunRecord
-
-LOSS = "change of the loss against the base model, %"
+from vidlit.runs.wording import duration
 
 
 def comparison(runs: Sequence[RunRecord], budget: VideoBudget) -> dict[str, Any]:
     """What the template is filled with."""
-    drawn = [
-        ("val/log_ratio", "Held-out clips", LOSS, True, WIDE),
-        (
-            "train_eval/log_ratio",
-            "Training clips, scored alike",
-            "change of the loss against the base model, %",
-            True,
-            HALF,
-        ),
-        ("exposure/mean", "Exposures", "times each source video was seen", False, HALF),
-        ("diversity/rke", "How different the samples are", "effective number of different samples", False, HALF),
-        ("perf/samples_per_s", "Throughput", "samples per second", False, HALF),
-    ]
     names = _names(runs)
-    figures = [
-        Drawing(
-            title,
-            figure(
-                name.replace("/", "-"),
-                partial(curves.compare, runs=runs, name=name, in_percent=in_percent),
-                size,
-                title,
-            ),
-            unit,
-            [(f"run-{number % NUM_RUN_COLOURS}", each) for number, each in enumerate(names)] if size == WIDE else [],
-            "A dot marks each run's best step." if size == WIDE else "",
-        )
-        for name, title, unit, in_percent, size in drawn
-        if any(len(run.curve(name).steps) for run in runs)
-    ]
+    rows = {row.name: row for run in runs for row in run.logged_names if row.compared}
+    figures = [compared(runs, row, names, WIDE if row is VAL_LOG_RATIO else HALF) for row in rows.values()]
     return {
         "names": names,
         "runs": [{"name": name, "summary": run.summary} for name, run in zip(names, runs, strict=True)],
-        "figures": figures,
+        "figures": [each for each in figures if each is not None],
         "differences": _differences(runs),
         "samples": [kept_samples(run, budget) for run in runs],
         "change": _change,
@@ -59,8 +29,8 @@ def comparison(runs: Sequence[RunRecord], budget: VideoBudget) -> dict[str, Any]
 
 
 def _change(summary: Mapping[str, Any]) -> str:
-    """Of the held-out loss at the best step."""
-    return "" if summary.get("gain") is None else f"{100 * math.expm1(-summary['gain']):+.1f} %"
+    """Of the validation loss at the best step."""
+    return "" if summary.get("gain") is None else VAL_LOG_RATIO.text(-summary["gain"])
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import yaml
 from vidlit import __version__
 from vidlit.errors import UserError
 from vidlit.runs.directory import write_text
-from vidlit.runs.record import RunRecord
+from vidlit.runs.logged_names import VAL_LOG_RATIO
+from vidlit.runs.record import Curve, RunRecord
 
 CURVE, SAMPLES = "validation_curve.png", "samples.png"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -62,9 +62,9 @@ def write_model_card(run: RunRecord, facts: CardFacts) -> Path:
         The card.
     """
     folder = run.directory.weights
-    steps, values = run.curve("val/log_ratio")
-    if len(steps) > 1:
-        _draw_curve(folder / CURVE, steps, values, run.summary)
+    validation = run.curve(VAL_LOG_RATIO.name)
+    if len(validation.steps) > 1:
+        _draw_curve(folder / CURVE, validation, run.summary["kept_step"])
     sheet = run.directory.samples(run.summary.get("kept_step", 0)) / "contact_sheet.png"
     if sheet.is_file():
         shutil.copyfile(sheet, folder / SAMPLES)
@@ -137,25 +137,27 @@ def _front_matter(facts: CardFacts) -> str:
 def _body(run: RunRecord, facts: CardFacts, folder: Path) -> str:
     summary = run.summary
     licence = base_licence(facts.base_folder)
-    told = f"{licence.get('license_name', licence['license'])}" if "license" in licence else "see the base model"
+    licence_name = licence.get("license_name", licence.get("license", "see the base model"))
     what = "LoRA for" if facts.is_lora else "Fine-tuned transformer of"
     parts = [
         f"# {run.name}",
         f"{what} [{facts.base}](https://huggingface.co/{facts.base})."
         if _HUB_NAME.fullmatch(facts.base) and not Path(facts.base).exists()
         else f"{what} `{facts.base}`.",
-        f"Licence of the base model: {told}. It holds for these weights, too.",
+        f"Licence of the base model: {licence_name}. It holds for these weights, too.",
         "## Training",
         *_training(summary),
     ]
     if (folder / CURVE).is_file():
-        parts.append(f"![Held-out loss against the base model's, by step]({CURVE})")
+        parts.append(f"![Validation loss against the base model's, by step]({CURVE})")
     if (folder / SAMPLES).is_file():
-        parts += ["## Samples", "From captions of clips that were not trained on." * bool(summary["num_clips"]["val"])]
+        parts.append("## Samples")
+        if summary["num_clips"]["val"]:
+            parts.append("From captions of clips that were not trained on.")
         parts.append(f"![Frames of sampled videos]({SAMPLES})")
     parts += ["## Use", "In the folder of this file:", f"```python\n{_code(facts)}```"]
     parts.append(f"Made with vidlit {__version__}.")
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _training(summary: dict[str, Any]) -> list[str]:
@@ -173,9 +175,9 @@ def _training(summary: dict[str, Any]) -> list[str]:
     else:
         facts.append(f"These weights are those of step {summary['kept_step']}.")
         if (gain := summary["kept_gain"]) is not None:
-            facts.append(f"Their held-out loss is {100 * math.expm1(-gain):+.1f} % against the base's.")
+            facts.append(f"Their validation loss is {VAL_LOG_RATIO.text(-gain)} against the base's.")
     if seen := summary["exposures_at_kept"]:
-        facts.append(f"By then each source video had been seen {seen['mean']:.0f} times on average.")
+        facts.append(f"By then each video had been seen {seen['mean']:,.0f} times on average.")
     return ["\n".join(f"- {fact}" for fact in facts)]
 
 
@@ -198,15 +200,15 @@ def _code(facts: CardFacts) -> str:
     )
 
 
-def _draw_curve(path: Path, steps: Any, values: Any, summary: dict[str, Any]) -> None:
-    import numpy as np
+def _draw_curve(path: Path, curve: Curve, kept_step: int) -> None:
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(7, 3), dpi=110, layout="constrained")
     axes = drawn.add_subplot()
-    axes.plot(steps, 100 * np.expm1(values), marker="o" if len(steps) < 40 else "", markersize=3)
+    marker = "o" if len(curve.steps) < 40 else ""
+    axes.plot(curve.steps, VAL_LOG_RATIO.shown(curve.values), marker=marker, markersize=3)
     axes.axhline(0, color="grey", linewidth=1)
-    axes.axvline(summary["kept_step"], color="grey", linewidth=1, linestyle="--")
-    axes.set_xlabel(f"step (dashed: these weights, {summary['kept_step']})")
-    axes.set_ylabel("held-out loss against the base, %")
+    axes.axvline(kept_step, color="grey", linewidth=1, linestyle="--")
+    axes.set_xlabel(f"step (dashed: these weights, {kept_step})")
+    axes.set_ylabel(f"{VAL_LOG_RATIO.title},\n{VAL_LOG_RATIO.unit}")
     drawn.savefig(path)

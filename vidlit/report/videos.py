@@ -27,6 +27,20 @@ class ShownVideo:
     step: int
 
 
+@dataclass(frozen=True)
+class Copy:
+    """A sample that came near to a training clip."""
+
+    video: ShownVideo | None
+    pair: bool
+    """Whether the video already shows the training clip beside it."""
+    sample: str
+    nearest: str
+    ratio: float
+    limit: float
+    step: int
+
+
 class VideoBudget:
     """Turns files into addresses: inlined until the budget is spent.
 
@@ -82,6 +96,22 @@ def over_time(run: RunRecord, budget: VideoBudget) -> list[list[ShownVideo]]:
         for number in prompts
     ]
     return [row for row in rows if row]
+
+
+def near_copies(run: RunRecord, budget: VideoBudget) -> list[Copy]:
+    """The nearest sample of each audit that found copies, and of the last one in any case: it shows how far it is."""
+    shown: dict[str, Copy] = {}
+    verdicts = run.verdicts("copies")
+    for verdict in verdicts:
+        evidence = verdict.evidence
+        if "sample" not in evidence or not (evidence["copies"] or verdict is verdicts[-1]):
+            continue
+        sample, pair, step = str(evidence["sample"]), evidence.get("pair"), int(evidence["step"])
+        caption, path = run.caption(run.path / sample), run.path / str(pair or sample)
+        video = budget.show(path, caption, step) if path.is_file() else None
+        nearest, ratio, limit = str(evidence["nearest_clip"]), float(evidence["ratio"]), float(evidence["limit"])
+        shown[sample] = Copy(video, pair is not None, caption, nearest, ratio, limit, step)
+    return list(shown.values())
 
 
 def is_pair(path: Path) -> bool:

@@ -1,63 +1,36 @@
-"""The W&B workspace as code: which charts of a run stand where. Names nothing that a run does not log."""
+"""The W&B workspace as code: which charts of a run stand where, from the rows of logged names."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vidlit.errors import UserError
+from vidlit.runs.logged_names import LoggedName, all_rows, charts
 
 STEP = "trainer/global_step"
-SECTIONS: dict[str, list[tuple[str, list[str]]]] = {
-    "Overfitting": [
-        ("Held-out clips and training clips, log-ratio to the base", ["val/log_ratio", "train_eval/log_ratio"]),
-        ("Gap between the two", ["divergence/gap"]),
-        ("Held-out loss by level of noise", ["val/log_ratio_bin_{level}"]),
-        ("Rise since the lowest stretch, and its threshold", ["divergence/statistic", "divergence/threshold"]),
-        ("Loss", ["train/loss", "val/loss", "train_eval/loss"]),
-    ],
-    "Samples": [
-        ("Copies of training clips", ["copies/count"]),
-        ("Nearest sample to a training clip", ["copies/ratio_min"]),
-        ("Different samples, against step 0", ["diversity/ratio"]),
-        ("Different samples", ["diversity/rke"]),
-    ],
-    "Exposure": [
-        ("How often a source video was seen", ["exposure/mean", "exposure/max"]),
-        ("At the reference run's worth", ["exposure/adjusted"]),
-        ("Source videos by exposures", ["exposure/histogram"]),
-    ],
-    "Throughput": [
-        ("Samples per second", ["perf/samples_per_s"]),
-        ("Tokens per second", ["perf/tokens_per_s"]),
-        ("Share of the time waited for data", ["perf/data_wait"]),
-        ("Share of the time spent on checks and audits", ["perf/validation_share", "perf/audit_share"]),
-        ("Share of the device's peak (MFU)", ["perf/mfu"]),
-        ("Peak memory in GB", ["perf/peak_memory_gb"]),
-    ],
-}
-"""Titles and what they chart; ``{level}`` stands for every level of noise."""
-MEDIA = {
-    "The same prompt and noise over time": ["samples/audit_{number:02d}"],
-    "Beside the nearest training clip": ["samples/nearest_{number:02d}"],
-    "From the weights that are kept": ["samples/{number:02d}"],
-}
 NUM_SHOWN = 8
+"""Videos of each kind."""
 
 
-def chart_names(num_levels: int) -> dict[str, list[tuple[str, list[str]]]]:
-    """Every chart with the logged names in it, by section."""
+def chart_names(num_levels: int) -> dict[str, dict[str, list[str]]]:
+    """The logged names in every chart, by section and title: numbers as they are logged, so log-ratios say so."""
     return {
-        section: [
-            (title, [each.format(level=level) for each in names for level in range(num_levels if "{" in each else 1)])
-            for title, names in charts
-        ]
-        for section, charts in SECTIONS.items()
+        section: {_title(heading, rows[0]): _names(rows, num_levels) for heading, rows in headings.items()}
+        for section, headings in charts(row for row in all_rows() if row.kind != "videos").items()
     }
+
+
+def _title(heading: str, row: LoggedName) -> str:
+    return f"{heading} (log-ratio to the base model)" if row.scale == "log_ratio" else heading
+
+
+def _names(rows: Iterable[LoggedName], count: int) -> list[str]:
+    return [row.at(number) for row in rows for number in range(count if row.is_numbered else 1)]
 
 
 def make_workspace(project: str, entity: str, num_levels: int = 4) -> Any:
@@ -77,20 +50,14 @@ def make_workspace(project: str, entity: str, num_levels: int = 4) -> Any:
     except ImportError as error:
         raise UserError("the dashboard needs wandb-workspaces: pip install 'vidlit[dashboard]'.") from error
     sections = []
-    for section, charts in chart_names(num_levels).items():
-        drawn = [panels.LinePlot(title=title, x=STEP, y=names) for title, names in charts]
-        if section == "Samples":
-            media = [
-                panels.MediaBrowser(
-                    title=title,
-                    media_keys=[each.format(number=number) for each in names for number in range(NUM_SHOWN)],
-                    mode="grid",
-                    grid_x_axis="step",
-                )
-                for title, names in MEDIA.items()
-            ]
-            drawn = [*media, *drawn]
-        sections.append(workspaces.Section(name=section, panels=drawn, is_open=True))
+    videos = charts(row for row in all_rows() if row.kind == "videos")
+    for section, drawn in chart_names(num_levels).items():
+        media = [
+            panels.MediaBrowser(title=title, media_keys=_names(rows, NUM_SHOWN), mode="grid", grid_x_axis="step")
+            for title, rows in videos.get(section, {}).items()
+        ]
+        lines = [panels.LinePlot(title=title, x=STEP, y=names) for title, names in drawn.items()]
+        sections.append(workspaces.Section(name=section, panels=[*media, *lines], is_open=True))
     return workspaces.Workspace(entity=entity, project=project, name="vidlit", sections=sections)
 
 

@@ -58,6 +58,11 @@ class LoggedName:
         """Whether the name stands for several."""
         return _NUMBER.search(self.name) is not None
 
+    @property
+    def glob(self) -> str:
+        """The name with ``*`` from its number on, as W&B takes it."""
+        return _NUMBER.split(self.name)[0] + "*" if self.is_numbered else self.name
+
     def at(self, number: int) -> str:
         """The name with a number in it."""
         return _NUMBER.sub(lambda found: f"{number:0{len(found[1])}d}", self.name)

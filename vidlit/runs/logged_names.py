@@ -96,7 +96,6 @@ VAL_LOG_RATIO = LoggedName(
     chart="Validation and training loss",
     unit=CHANGE,
     scale="log_ratio",
-    summary="last",
     lower_is_better=True,
     compared=True,
     short="val loss",
