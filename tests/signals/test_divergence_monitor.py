@@ -27,9 +27,9 @@ def monitored(monkeypatch):
     found = []
     verdict = DivergenceMonitor.verdict
 
-    def remember(self, trainer, pl_module):
-        found.append((self, trainer))
-        return verdict(self, trainer, pl_module)
+    def remember(self):
+        found.append((self, self.trainer))
+        return verdict(self)
 
     monkeypatch.setattr(DivergenceMonitor, "verdict", remember)
     return found
@@ -93,11 +93,11 @@ def test_history_survives_a_checkpoint_and_other_clips_do_not(quickstart, tmp_pa
     restored = DivergenceMonitor()
     restored.setup(trainer, trainer.lightning_module, "fit")
     restored.load_state_dict(state)
-    before, after = monitor.history(trainer), restored.history(trainer)
+    before, after = monitor.history(), restored.history()
     assert np.array_equal(before.steps, after.steps)
     assert np.array_equal(before.val, after.val)
     assert np.array_equal(before.train_eval, after.train_eval)
-    assert restored.verdict(trainer, trainer.lightning_module) == monitor.verdict(trainer, trainer.lightning_module)
+    assert restored.verdict() == monitor.verdict()
 
     with pytest.raises(UserError, match="other val clips"):
         restored.load_state_dict({**state, "val_keys": state["val_keys"] + 1})

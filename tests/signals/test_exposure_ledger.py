@@ -19,8 +19,8 @@ def judged(monkeypatch):
         found["rates"].append(trainer.optimizers[0].param_groups[0]["lr"])
         step_end(self, trainer, *args)
 
-    def remember(self, trainer, pl_module):
-        found.update(ledger=self, trainer=trainer, verdict=verdict(self, trainer, pl_module))
+    def remember(self):
+        found.update(ledger=self, trainer=self.trainer, verdict=verdict(self))
         return found["verdict"]
 
     monkeypatch.setattr(ExposureLedger, "verdict", remember)
@@ -31,7 +31,7 @@ def judged(monkeypatch):
 def test_exposures_are_counted_per_source_video(quickstart, tmp_path, judged):
     assert main(quickstart()) == 0
     ledger, trainer = judged["ledger"], judged["trainer"]
-    videos = ledger.per_video(trainer)
+    videos = ledger.per_video()
     assert set(videos) == {clip.source.group for clip in trainer.datamodule.train_clips}
     assert sum(videos.values()) == 12 * 2
     summary = json.loads((tmp_path / "runs" / "quickstart" / "0" / "summary.json").read_text())
@@ -44,8 +44,8 @@ def test_exposures_are_counted_per_source_video(quickstart, tmp_path, judged):
 
 def test_accumulated_micro_batches_count_as_one_step_of_the_larger_batch(quickstart, judged):
     assert main([*quickstart(trainer__max_steps=4, data__batch_size=1), "--trainer.accumulate_grad_batches=2"]) == 0
-    ledger, trainer = judged["ledger"], judged["trainer"]
-    videos = ledger.per_video(trainer)
+    ledger = judged["ledger"]
+    videos = ledger.per_video()
     micro_batches = sum(videos.values())
     assert micro_batches >= 4
     rates = judged["rates"][:micro_batches]
@@ -77,9 +77,9 @@ def test_the_ledger_goes_through_a_checkpoint_as_tensors_and_numbers(quickstart,
     trainer.state.fn = "fit"
     restored.setup(trainer, trainer.lightning_module, "fit")
     restored.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
-    assert restored.per_video(trainer) == judged["ledger"].per_video(trainer)
-    assert restored.verdict(trainer, trainer.lightning_module) == judged["verdict"]
-    assert restored.statistics_at(4).items() >= judged["ledger"].statistics(trainer).items()
+    assert restored.per_video() == judged["ledger"].per_video()
+    assert restored.verdict() == judged["verdict"]
+    assert restored.statistics_at(4).items() >= judged["ledger"].statistics().items()
 
 
 def test_steps_after_the_last_check_are_counted(quickstart, tmp_path):

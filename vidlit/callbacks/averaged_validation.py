@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from vidlit.diffusion.batch import LatentBatch
-
-if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.run_callback import RunCallback
 
 
-class AveragedValidation(Callback):
+class AveragedValidation(RunCallback):
     """Puts the averaged weights in the trained ones' place while they are looked at: during validation, and at the end.
 
     The average is ``model.ema``'s, or a schedule-free optimizer's own. Does nothing where there is none. Comes before
@@ -26,44 +23,38 @@ class AveragedValidation(Callback):
         self._trained: list[Tensor] = []
         self._seen_step = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_train_start(self, *_: Any) -> None:
         """Tell a schedule-free optimizer that training begins."""
-        self._seen_step = trainer.global_step
-        if pl_module.schedule_free is not None:
-            pl_module.schedule_free.train()
+        self._seen_step = self.trainer.global_step
+        if self.module.schedule_free is not None:
+            self.module.schedule_free.train()
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: VideoDiffusionModule,  # type: ignore[override]
-        outputs: STEP_OUTPUT,
-        batch: LatentBatch,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
         """Take the step into the average."""
+        module = self.module
         stepped, self._seen_step = trainer.global_step > self._seen_step, trainer.global_step
-        if stepped and pl_module.ema is not None and pl_module.averaged is not None and not pl_module.step_was_bad:
-            pl_module.averaged.update(pl_module.ema)
+        if stepped and module.ema is not None and module.averaged is not None and not module.step_was_bad:
+            module.averaged.update(module.ema)
 
     @torch.no_grad()
-    def on_validation_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_validation_start(self, *_: Any) -> None:
         """Swap in."""
-        if pl_module.averaged is None:
+        if self.module.averaged is None:
             return
-        pl_module.refresh_average()
-        self._trained = [parameter.clone() for parameter in pl_module.averaged.trained()]
-        pl_module.averaged.copy_to_parameters()
+        self.module.refresh_average()
+        self._trained = [parameter.clone() for parameter in self.module.averaged.trained()]
+        self.module.averaged.copy_to_parameters()
 
     @torch.no_grad()
-    def on_validation_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_validation_end(self, *_: Any) -> None:
         """Swap back, bit for bit."""
-        if pl_module.averaged is not None:
-            for parameter, trained in zip(pl_module.averaged.trained(), self._trained, strict=True):
+        if self.module.averaged is not None:
+            for parameter, trained in zip(self.module.averaged.trained(), self._trained, strict=True):
                 parameter.copy_(trained)
         self._trained = []
 
-    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, *_: Any) -> None:
         """End with the average; ``OverfitStopping`` may put that of an earlier check back."""
-        if pl_module.averaged is not None:
-            pl_module.refresh_average()
-            pl_module.averaged.copy_to_parameters()
+        if self.module.averaged is not None:
+            self.module.refresh_average()
+            self.module.averaged.copy_to_parameters()

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.errors import UserError
-from vidlit.runs.directory import RunDirectory
-
-if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
+from vidlit.lightning_internals import is_mid_step
+from vidlit.training.run_callback import RunCallback
 
 
-class BadSteps(Callback):
+class BadSteps(RunCallback):
     """Says which clips were in a step that the module left out because its loss or gradient was NaN or infinite.
 
     Each such step is a line of ``skipped.jsonl`` in the run directory. With ``model.on_bad_loss: stop`` the first ends
@@ -32,31 +28,23 @@ class BadSteps(Callback):
         self.num_bad = 0
         self._micro_batches: list[tuple[Tensor, Tensor]] = []
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: VideoDiffusionModule,  # type: ignore[override]
-        outputs: STEP_OUTPUT,
-        batch: LatentBatch,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
         """Remember the micro-batches of a step until it is known whether it was good.
 
         Raises:
             UserError: it was bad, and one too many.
         """
-        assert isinstance(outputs, dict)  # the loss under its name
         self._micro_batches.append((outputs["loss"].detach(), batch.indices))
-        if trainer.fit_loop._should_accumulate():
+        if is_mid_step(trainer):
             return
         micro_batches, self._micro_batches = self._micro_batches, []
-        if not pl_module.step_was_bad:
+        if not self.module.step_was_bad:
             return
         # The gradient is the same on every rank, so all are here.
         self.num_bad += 1
         losses = _gather(torch.stack([loss for loss, _ in micro_batches]).float(), trainer)
-        rows = [_gather(indices.to(pl_module.device), trainer) for _, indices in micro_batches]
-        clips: Any = trainer.datamodule.train_clips  # type: ignore[attr-defined]
+        rows = [_gather(indices.to(self.module.device), self.trainer) for _, indices in micro_batches]
+        clips = self.data.train_clips
         bad = [k for k in range(len(micro_batches)) if not losses[:, k].isfinite().all()]
         named = sorted(
             {clips[row].clip_id for k in bad or range(len(micro_batches)) for row in rows[k].flatten().tolist()}
@@ -64,26 +52,25 @@ class BadSteps(Callback):
         record = {
             "step": trainer.global_step,
             "losses": [loss if math.isfinite(loss) else str(loss) for loss in losses.flatten().tolist()],
-            "grad_norm": str(float(pl_module.grad_norm)),
+            "grad_norm": str(float(self.module.grad_norm)),
             "clips": named,
         }
-        directory = RunDirectory(Path(trainer.default_root_dir))
         if trainer.is_global_zero:
-            with directory.skipped.open("a") as file:
+            with self.run.skipped.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         what = (
             f"step {trainer.global_step}: the {'loss' if bad else 'gradient'} was NaN or infinite, on clips "
             f"{', '.join(named[:8])}{' ...' if len(named) > 8 else ''}"
         )
-        if pl_module.on_bad_loss == "stop":
+        if self.module.on_bad_loss == "stop":
             raise UserError(
                 f"{what}. The weights are as they were before it. Look at these clips, lower the learning rate, or set "
                 "--model.on_bad_loss skip."
             )
-        if self.num_bad > pl_module.max_bad_steps:
+        if self.num_bad > self.module.max_bad_steps:
             raise UserError(
                 f"{what}; it is number {self.num_bad} of such steps in this run, more than --model.max_bad_steps "
-                f"{pl_module.max_bad_steps} allows. All are in {directory.skipped}. Lower the learning rate, or use "
+                f"{self.module.max_bad_steps} allows. All are in {self.run.skipped}. Lower the learning rate, or use "
                 "bf16-mixed instead of 16-mixed."
             )
         rank_zero_warn(f"{what}; the step was left out, the weights are as they were before it")

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from json import dumps
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, summarise
-from vidlit.runs.directory import RunDirectory, write_text
+from vidlit.runs.directory import write_text
 from vidlit.sampling.audit import Audit
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.sample_videos import SampleVideos
 from vidlit.stopping.verdict import Verdict
-
-if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
-    from vidlit.video.sources import Clip
+from vidlit.training.run_callback import RunCallback
 
 BASE, TRAINED = 0, 1
 """Steps that the two audits of a test are told apart by."""
 
 
-class ValidationTable(Callback):
+class ValidationTable(RunCallback):
     """Prints the paired losses of ``vidlit validate``, against step 0 of the checkpoint's run.
 
     Args:
@@ -41,16 +35,16 @@ class ValidationTable(Callback):
     def __init__(self, monitor: DivergenceMonitor) -> None:
         self.monitor = monitor
 
-    def on_validation_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_validation_end(self, *_: Any) -> None:
         """Print."""
-        if trainer.state.fn == "validate" and trainer.is_global_zero:
-            summaries = self.monitor.summaries(pl_module)
+        if self.trainer.state.fn == "validate" and self.trainer.is_global_zero:
+            summaries = self.monitor.summaries()
             if summaries:
                 names = {"val": "held out", "train_eval": "of training"}
                 print_summaries({names[name]: summary for name, summary in summaries.items()})
 
 
-class Evaluation(Callback):
+class Evaluation(RunCallback):
     """The full audit of ``vidlit test``: losses, copies and diversity on clips that neither training nor stopping saw.
 
     The base model is measured first, in the same way, because each number only means something against its own.
@@ -68,70 +62,61 @@ class Evaluation(Callback):
         self._metric = PairedLoss(0, 1)
         self._reference: Tensor | None = None
 
-    def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """One table for the losses, and the prompts of the audit."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._metric = PairedLoss(len(datamodule.test_clips), pl_module.num_strata)
-        self.audit = self.samples.make_audit(datamodule, datamodule.test_clips)
+        super().setup(trainer, pl_module, stage)
+        self._metric = PairedLoss(len(self.data.test_clips), self.module.num_strata)
+        self.audit = self.samples.make_audit(self.data, self.data.test_clips)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Which step this is."""
         self.step = int(checkpoint["global_step"])
 
-    def on_test_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_test_start(self, *_: Any) -> None:
         """Measure the base model, and put the trained weights, or their average, back."""
-        if self.step is not None and pl_module.averaged is not None:
-            pl_module.averaged.copy_to_parameters()
-        self._metric.to(pl_module.device).reset()
+        if self.step is not None and self.module.averaged is not None:
+            self.module.averaged.copy_to_parameters()
+        self._metric.to(self.module.device).reset()
         if self.audit is not None:
-            self.audit.prepare(trainer, pl_module)
+            self.audit.prepare(self.trainer, self.module)
         if self.step is None:
             return
-        trained = {name: value.detach().clone() for name, value in pl_module.trainable_state().items()}
-        pl_module.load_base()
-        pl_module.eval()
+        trained = {name: value.detach().clone() for name, value in self.module.trainable_state().items()}
+        self.module.load_base()
+        self.module.eval()
         # A loader of its own: Lightning has begun to read from the other.
-        for batch in trainer.datamodule.test_dataloader():  # type: ignore[attr-defined]
-            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-            with trainer.precision_plugin.test_step_context():
-                self._metric.update(batch.indices, pl_module.validation_step(batch, 0))
+        for batch in self.data.test_dataloader():
+            batch = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            with self.trainer.precision_plugin.test_step_context():
+                self._metric.update(batch.indices, self.module.validation_step(batch, 0))
         self._reference = self._metric.compute().cpu()
         self._metric.reset()
         if self.audit is not None:
-            self.audit.run(trainer, pl_module, BASE, None)
-        pl_module.load_state_dict(trained, strict=False)
-        pl_module.eval()
+            self.audit.run(self.trainer, self.module, BASE, None)
+        self.module.load_state_dict(trained, strict=False)
+        self.module.eval()
 
-    def on_test_batch_end(  # type: ignore[override]
-        self,
-        trainer: Trainer,
-        pl_module: VideoDiffusionModule,
-        outputs: STEP_OUTPUT,
-        batch: LatentBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
         """Feed the losses of one batch."""
-        assert isinstance(outputs, Tensor)
         self._metric.update(batch.indices, outputs)
 
-    def on_test_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_test_end(self, *_: Any) -> None:
         """Audit, write and print."""
         losses = self._metric.compute().cpu()
         if self.step is None or self._reference is None:
             return
-        folder = RunDirectory(Path(trainer.default_root_dir)).test(self.step)
-        clips: Sequence[Clip] = trainer.datamodule.test_clips  # type: ignore[attr-defined]
+        folder = self.run.test(self.step)
+        clips = self.data.test_clips
         videos = [clip.source.group for clip in clips]
-        summary = summarise(losses, self._reference, pl_module.scored_sigmas(clips), videos)
-        results: dict[str, Any] = {"checkpoint": str(trainer.ckpt_path), "step": self.step, **asdict(summary)}
+        summary = summarise(losses, self._reference, self.module.scored_sigmas(clips), videos)
+        results: dict[str, Any] = {"checkpoint": str(self.trainer.ckpt_path), "step": self.step, **asdict(summary)}
         verdicts: list[Verdict] = []
         if self.audit is not None:
-            self.audit.run(trainer, pl_module, TRAINED, folder)
-            verdicts = [self.audit.copies(folder.relative_to(trainer.default_root_dir)), self.audit.diversity()]
+            self.audit.run(self.trainer, self.module, TRAINED, folder)
+            verdicts = [self.audit.copies(folder.relative_to(self.run.path)), self.audit.diversity()]
             results |= {verdict.signal: _told(verdict) for verdict in verdicts}
             results["quality"] = self.audit.quality
-        if trainer.is_global_zero:
+        if self.trainer.is_global_zero:
             write_text(folder / "results.json", dumps(results, indent=2) + "\n")
             print_summaries({"test": summary})
             for verdict in verdicts:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from vidlit.errors import Interrupted
-from vidlit.runs.directory import RunDirectory
+from vidlit.lightning_internals import forget_sigterm, is_mid_step
+from vidlit.training.run_callback import RunCallback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C; the end of a preemptible machine or job; what SLURM is asked to send before the time is up."""
 
 
-class GracefulInterrupt(Callback):
+class GracefulInterrupt(RunCallback):
     """Ends a run at the next step boundary when the process is interrupted; a second signal ends it at once.
 
     A handler that raised in the middle of a step would leave weights, moments and counters of different steps. So
@@ -32,11 +30,11 @@ class GracefulInterrupt(Callback):
         self._previous: dict[int, Any] = {}
         self._saved = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         """Take the signals over from Lightning, whose handler would raise before validation is done."""
         # A SIGTERM during the first validation is in Lightning's hands, which would act on it in the middle of a step.
-        self.received, self._saved = signal.SIGTERM if trainer.received_sigterm else 0, False
-        trainer._signal_connector.received_sigterm = False
+        self.received, self._saved = signal.SIGTERM if self.trainer.received_sigterm else 0, False
+        forget_sigterm(self.trainer)
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -44,32 +42,30 @@ class GracefulInterrupt(Callback):
             raise KeyboardInterrupt
         self.received = number
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, *_: Any) -> None:
         """Save, unless gradients of half a step are waiting."""
-        if not self._agreed(trainer) or trainer.fit_loop._should_accumulate():
+        if not self._agreed() or is_mid_step(self.trainer):
             return
-        trainer.save_checkpoint(RunDirectory(Path(trainer.default_root_dir)).last_checkpoint)
+        self.trainer.save_checkpoint(self.run.last_checkpoint)
         self._saved = True
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         """Leave, when what was done is saved."""
         if self._saved:
-            raise Interrupted(self.received, RunDirectory(Path(trainer.default_root_dir)).last_checkpoint)
+            raise Interrupted(self.received, self.run.last_checkpoint)
 
-    def _agreed(self, trainer: Trainer) -> bool:
-        if trainer.world_size == 1:
+    def _agreed(self) -> bool:
+        if self.trainer.world_size == 1:
             return bool(self.received)
-        heard = torch.tensor(self.received, device=trainer.strategy.root_device)
-        self.received = int(trainer.strategy.reduce(heard, reduce_op="max"))
+        heard = torch.tensor(self.received, device=self.trainer.strategy.root_device)
+        self.received = int(self.trainer.strategy.reduce(heard, reduce_op="max"))
         return bool(self.received)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Give the signals back."""
         self._restore_handlers()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, *_: Any) -> None:
         """Give the signals back."""
         self._restore_handlers()
 

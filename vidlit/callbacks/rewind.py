@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from lightning.pytorch import Callback, LightningModule, Trainer
+from typing import Any
 
 from vidlit.runs.csv_logger import RunCSVLogger
-from vidlit.runs.directory import RunDirectory
+from vidlit.training.run_callback import RunCallback
 
 
-class Rewind(Callback):
+class Rewind(RunCallback):
     """Cuts ``metrics.csv`` and ``decisions.jsonl`` back to the step that training goes on from.
 
     A run killed at step 437 and resumed from step 400 would otherwise hold steps 401 to 437 twice.
     """
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         """Forget later steps."""
-        if trainer.is_global_zero:
-            RunDirectory(Path(trainer.default_root_dir)).rewind_decisions(trainer.global_step)
-            for logger in trainer.loggers:
+        if self.trainer.is_global_zero:
+            self.run.rewind_decisions(self.trainer.global_step)
+            for logger in self.trainer.loggers:
                 if isinstance(logger, RunCSVLogger):
-                    logger.rewind(trainer.global_step)
+                    logger.rewind(self.trainer.global_step)

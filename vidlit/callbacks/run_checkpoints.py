@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from vidlit.runs.directory import RunDirectory
+from vidlit.lightning_internals import save_as_best
+from vidlit.training.run_callback import RunCallback
 
 
-class RunCheckpoints(ModelCheckpoint):
+class RunCheckpoints(RunCallback, ModelCheckpoint):
     """Keeps ``checkpoints/best.ckpt`` (lowest ``val/score``; the base model until one is lower) and ``last.ckpt``.
 
     Both are written after validation, when all callbacks hold the same check; ``last.ckpt`` again when training ends.
@@ -31,32 +32,29 @@ class RunCheckpoints(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put checkpoints where the run is, whichever loggers it has."""
-        self.dirpath = str(RunDirectory(Path(trainer.default_root_dir)).checkpoints)
+        self.attach(trainer, pl_module)
+        self.dirpath = str(self.run.checkpoints)
         super().setup(trainer, pl_module, stage)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         """Save the base model as the one to beat: where nothing is gained, it is what is restored."""
-        super().on_train_start(trainer, pl_module)
-        if _held_out(trainer) and trainer.global_step == 0 and not self.best_model_path:
+        super().on_train_start(self.trainer, self.module)
+        if self.data.val_clips and self.trainer.global_step == 0 and not self.best_model_path:
             start = {"val/score": torch.tensor(0.0), "step": torch.tensor(0), "epoch": torch.tensor(0)}
-            self._save_topk_checkpoint(trainer, start)
+            save_as_best(self, self.trainer, start)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         """Save the best, then the last."""
-        if _held_out(trainer):
-            super().on_validation_end(trainer, pl_module)
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._save_last(trainer)
+        if self.data.val_clips:
+            super().on_validation_end(self.trainer, self.module)
+        if self.is_checking:
+            self._save_last()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Save steps since the last check, before the best weights are restored."""
-        if _held_out(trainer):
-            super().on_train_end(trainer, pl_module)
-        self._save_last(trainer)
+        if self.data.val_clips:
+            super().on_train_end(self.trainer, self.module)
+        self._save_last()
 
-    def _save_last(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(RunDirectory(Path(trainer.default_root_dir)).last_checkpoint)
-
-
-def _held_out(trainer: Trainer) -> bool:
-    return bool(trainer.datamodule.val_clips)  # type: ignore[attr-defined]
+    def _save_last(self) -> None:
+        self.trainer.save_checkpoint(self.run.last_checkpoint)

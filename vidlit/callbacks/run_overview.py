@@ -7,27 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
 from vidlit.runs.directory import RunDirectory
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band
 from vidlit.training.memory_advice import memory_use
+from vidlit.training.run_callback import RunCallback
 
 if TYPE_CHECKING:
+    from vidlit.data.datamodule import LatentDataModule
     from vidlit.training.module import VideoDiffusionModule
 
 Facts = Sequence[tuple[str, str]]
 
 
-class RunOverview(Callback):
+class RunOverview(RunCallback):
     """Says before training what there is to train on, how often it will be seen, and what is trained."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_fit_start(self, *_: Any) -> None:
         """Print the table."""
-        if trainer.is_global_zero:
-            print_facts([*dataset_facts(trainer), *model_facts(trainer, pl_module)])
+        if self.trainer.is_global_zero:
+            print_facts([*dataset_facts(self.trainer, self.data), *model_facts(self.trainer, self.module)])
 
 
 def print_facts(facts: Facts, console: Console | None = None) -> None:
@@ -45,9 +47,8 @@ def print_facts(facts: Facts, console: Console | None = None) -> None:
     console.print(table, highlight=False, markup=False)
 
 
-def dataset_facts(trainer: Trainer) -> Facts:
+def dataset_facts(trainer: Trainer, data: LatentDataModule) -> Facts:
     """Clips, buckets, steps, and the exposures they come to."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
     sides = {"to train on": data.train_clips, "held out": data.val_clips, "to test on": data.test_clips}
     clips = ", ".join(
         f"{len(clips)} of {len({clip.source.group for clip in clips})} source videos {what}"

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.runs.logged_names import all_rows
 from vidlit.runs.wording import duration
-
-if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
 
 _REFRESH_SECONDS = 0.5
 
@@ -46,7 +42,7 @@ class StepProgress(ProgressBar):
         """Speak again."""
         self._enabled = True
 
-    def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         self._shown = self._counted_from = time.monotonic()
         self._samples, self._start_step = 0, trainer.global_step
@@ -64,14 +60,7 @@ class StepProgress(ProgressBar):
             self._bar.start()
             self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, numbers="")
 
-    def on_train_batch_end(  # type: ignore[override]
-        self,
-        trainer: Trainer,
-        pl_module: VideoDiffusionModule,
-        outputs: STEP_OUTPUT,
-        batch: LatentBatch,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
         """Count samples; refresh when it is time."""
         self._samples += len(batch.indices) * trainer.world_size
         now = time.monotonic()
@@ -79,17 +68,17 @@ class StepProgress(ProgressBar):
             self._shown = now
             self._show(trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show new validation numbers at once on a terminal."""
         if self._bar is not None:
             self._show(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the last numbers and close."""
         self._show(trainer)
         self._close()
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close."""
         self._close()
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch
+from vidlit.lightning_internals import logs_after_this_batch
 from vidlit.training.flops import peak_flops
 from vidlit.training.peak_memory import peak_memory
-
-if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.run_callback import RunCallback
 
 
-class Throughput(Callback):
+class Throughput(RunCallback):
     """Logs speed and memory, averaged since the last log; validation is not counted.
 
     - ``perf/samples_per_s`` and ``perf/tokens_per_s`` (latent positions), over all ranks;
@@ -43,26 +41,19 @@ class Throughput(Callback):
         self._done = self._seconds = 0.0
         self._waited_before = waited
 
-    def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_train_start(self, *_: Any) -> None:
         """Learn the device's peak and start the clock."""
-        self._peak = peak_flops(pl_module.device, str(trainer.precision) != "32-true")
-        self._reset(_waited(trainer))
+        self._peak = peak_flops(self.module.device, str(self.trainer.precision) != "32-true")
+        self._reset(self._waited())
         self._since, self._paused = time.monotonic(), None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         """After a validation, with all that other callbacks do then, go on; this batch was waited for in between."""
         if self._paused is not None:
-            self._seconds += _waited(trainer) - self._paused
+            self._seconds += self._waited() - self._paused
             self._since, self._paused = time.monotonic(), None
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: VideoDiffusionModule,  # type: ignore[override]
-        outputs: STEP_OUTPUT,
-        batch: LatentBatch,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
         """Count, and log as often as Lightning logs."""
         now = time.monotonic()
         self._seconds += now - self._since
@@ -70,43 +61,40 @@ class Throughput(Callback):
         self._samples += samples
         self._tokens += samples * batch.latents[0, 0].numel()
         if self._peak is not None:
-            self._count(pl_module, batch, samples)
-        log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        # Lightning's own counter decides when logged values reach the loggers.
-        if (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % log_every == 0:
-            seconds, waited = max(1e-9, self._seconds), _waited(trainer)
+            self._count(batch, samples)
+        if logs_after_this_batch(trainer):
+            seconds, waited = max(1e-9, self._seconds), self._waited()
             logged = {
                 "perf/samples_per_s": self._samples / seconds,
                 "perf/tokens_per_s": self._tokens / seconds,
                 "perf/data_wait": (waited - self._waited_before) / seconds,
-                "perf/peak_memory_gb": peak_memory(pl_module.device) / 1e9,
+                "perf/peak_memory_gb": peak_memory(self.module.device) / 1e9,
             }
             if self._peak is not None:
                 logged["perf/mfu"] = self._done / seconds / (self._peak * trainer.world_size)
-            pl_module.log_dict(logged, batch_size=1)
+            self.module.log_dict(logged, batch_size=1)
             self._reset(waited)
         self._since = time.monotonic()  # counting operations is no training
 
-    def _count(self, pl_module: VideoDiffusionModule, batch: LatentBatch, samples: int) -> None:
+    def _count(self, batch: LatentBatch, samples: int) -> None:
         """Add a batch's operations; a model that cannot be counted trains on without the number."""
         shape = tuple(batch.latents.shape[1:])
         try:
             if shape not in self._flops:
-                self._flops[shape] = pl_module.flops_of_a_sample(batch)
+                self._flops[shape] = self.module.flops_of_a_sample(batch)
             self._done += samples * self._flops[shape]
         except (RuntimeError, NotImplementedError) as error:
             rank_zero_warn(f"perf/mfu is left out, this model's operations cannot be counted: {error}")
             self._peak = None
 
-    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         """Stop the clock."""
-        if not trainer.sanity_checking:
+        if not self.trainer.sanity_checking:
             self._seconds += time.monotonic() - self._since
-            self._paused = _waited(trainer)
+            self._paused = self._waited()
 
-
-def _waited(trainer: Trainer) -> float:
-    """Seconds that training has waited for its loader so far."""
-    loader = trainer.train_dataloader
-    assert isinstance(loader, TimedLoader)
-    return loader.seconds_waited
+    def _waited(self) -> float:
+        """Seconds that training has waited for its loader so far."""
+        loader = self.trainer.train_dataloader
+        assert isinstance(loader, TimedLoader)
+        return loader.seconds_waited

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from vidlit import __version__
 from vidlit.runs.background_logger import BackgroundLogger
-from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import (
     AUDIT_VIDEO,
     EXPOSURE_HISTOGRAM,
@@ -26,15 +25,18 @@ from vidlit.runs.logged_names import (
 )
 from vidlit.runs.redaction import redact, redact_text
 from vidlit.signals.exposure_ledger import ExposureLedger
+from vidlit.signals.overfit_stopping import OverfitStopping
+from vidlit.stopping.verdict import Decision
+from vidlit.training.run_callback import RunCallback
 
 if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
+    from vidlit.data.datamodule import LatentDataModule
 
 STEP = "trainer/global_step"
 """The step axis of every chart, as Lightning names it."""
 
 
-class WandbRecord(Callback):
+class WandbRecord(RunCallback):
     """Fills a W&B run where one of the loggers is lightning's ``WandbLogger``; does nothing otherwise.
 
     Logs once the config (without keys), the version of the code and a summary of the dataset; at each check the
@@ -52,13 +54,12 @@ class WandbRecord(Callback):
         self._shown: set[Path] = set()
         self._alerted: set[str] = set()
 
-    def on_fit_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_fit_start(self, *_: Any) -> None:
         """Config, dataset and code."""
-        if not _loggers(trainer):
+        if not _loggers(self.trainer):
             return
-        directory = _directory(trainer)
-        saved = yaml.safe_load(directory.config.read_text()) if directory.config.is_file() else {}
-        dataset = self._dataset(trainer.datamodule)  # type: ignore[attr-defined]
+        saved = yaml.safe_load(self.run.config.read_text()) if self.run.config.is_file() else {}
+        dataset = self._dataset(self.data)
         record = {**redact(saved), "dataset": dataset, "code": _code()}
 
         def start(run: Any) -> None:
@@ -69,9 +70,9 @@ class WandbRecord(Callback):
             if run.url:
                 print(f"W&B: {run.url}")
 
-        _submit(trainer, start)
+        _submit(self.trainer, start)
 
-    def _dataset(self, data: Any) -> dict[str, Any]:
+    def _dataset(self, data: LatentDataModule) -> dict[str, Any]:
         sides = {"train": data.train_clips, "val": data.val_clips, "test": data.test_clips}
         summary: dict[str, Any] = {
             "clips": {side: len(clips) for side, clips in sides.items()},
@@ -85,22 +86,21 @@ class WandbRecord(Callback):
             summary["files"] = {side: sorted({clip.source.video for clip in clips}) for side, clips in sides.items()}
         return summary
 
-    def on_validation_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_validation_end(self, *_: Any) -> None:
         """Exposures, audited videos and the decision; after ``OverfitStopping`` wrote it."""
-        if trainer.state.fn != "fit" or not trainer.is_global_zero or not _loggers(trainer):
+        if self.trainer.state.fn != "fit" or not self.trainer.is_global_zero or not _loggers(self.trainer):
             return
-        self._log_videos(trainer, trainer.global_step)
-        if trainer.sanity_checking:
+        self._log_videos(self.trainer.global_step)
+        if self.trainer.sanity_checking:
             return
-        self._log_exposures(trainer)
-        decisions = _directory(trainer).read_decisions()
-        if decisions and decisions[-1]["step"] == trainer.global_step:
-            self._alert(trainer, decisions[-1])
+        self._log_exposures()
+        for stopping in self.others(OverfitStopping):
+            if stopping.decision is not None:
+                self._alert(stopping.decision)
 
-    def _log_exposures(self, trainer: Trainer) -> None:
-        ledgers = [each for each in trainer.callbacks if isinstance(each, ExposureLedger)]  # type: ignore[attr-defined]
-        counts = [count for ledger in ledgers for count in ledger.per_video(trainer).values()]
-        step = trainer.global_step
+    def _log_exposures(self) -> None:
+        counts = [count for ledger in self.others(ExposureLedger) for count in ledger.per_video().values()]
+        step = self.trainer.global_step
 
         def log(run: Any) -> None:
             import wandb
@@ -108,23 +108,23 @@ class WandbRecord(Callback):
             run.log({EXPOSURE_HISTOGRAM.name: wandb.Histogram(counts), STEP: step})
 
         if counts:
-            _submit(trainer, log)
+            _submit(self.trainer, log)
 
-    def _alert(self, trainer: Trainer, decision: dict[str, Any]) -> None:
+    def _alert(self, decision: Decision) -> None:
         """Once for each action and set of signals: a warning that stays is not repeated at every check."""
-        kind = f"{decision['action']} {'+'.join(decision['signals'])}"
-        if decision["action"] == "continue" or kind in self._alerted:
+        kind = f"{decision.action} {'+'.join(decision.signals)}"
+        if decision.action == "continue" or kind in self._alerted:
             return
         self._alerted.add(kind)
-        stop = decision["action"] == "stop"
-        signals = " and ".join(decision["signals"])
-        title = f"{'Stopped by' if stop else 'Warning of'} {signals} at step {decision['step']}"[:64]
-        text = self._without_names(decision["reason"], [decision])
+        stop = decision.action == "stop"
+        signals = " and ".join(decision.signals)
+        title = f"{'Stopped by' if stop else 'Warning of'} {signals} at step {self.trainer.global_step}"[:64]
+        text = self._without_names(decision.reason, decision)
 
-        _submit(trainer, lambda run: run.alert(title=title, text=text, level="WARN"))
+        _submit(self.trainer, lambda run: run.alert(title=title, text=text, level="WARN"))
 
-    def _log_videos(self, trainer: Trainer, step: int) -> None:
-        folder = _directory(trainer).samples(step)
+    def _log_videos(self, step: int) -> None:
+        folder = self.run.samples(step)
         found: dict[str, Path] = {}
         for prefix, row in (("audit_", AUDIT_VIDEO), ("", SAMPLE_VIDEO), ("audit_pair_", NEAREST_VIDEO)):
             paths = [path for path in sorted(folder.glob(f"{prefix}[0-9]*.mp4")) if path not in self._shown]
@@ -141,36 +141,38 @@ class WandbRecord(Callback):
             run.log({**videos, STEP: step})
 
         if found:
-            _submit(trainer, log)
+            _submit(self.trainer, log)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_fit_end(self, *_: Any) -> None:
         """The videos of the kept weights, and the decision in the summary."""
-        if not trainer.is_global_zero or not _loggers(trainer):
+        if not self.trainer.is_global_zero or not _loggers(self.trainer):
             return
-        summary = _directory(trainer).read_summary()
-        self._log_videos(trainer, summary.get("kept_step", trainer.global_step))
-        self._summarise(trainer, summary)
+        for stopping in self.others(OverfitStopping):
+            self._log_videos(stopping.kept_step)
+            self._summarise(stopping)
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """How far an interrupted or crashed run came."""
+        self.attach(trainer, pl_module)
         if trainer.state.fn == "fit" and trainer.is_global_zero and _loggers(trainer):
-            self._summarise(trainer, _directory(trainer).read_summary())
+            for stopping in self.others(OverfitStopping):
+                self._summarise(stopping)
 
-    def _summarise(self, trainer: Trainer, summary: dict[str, Any]) -> None:
-        reason = self._without_names(str(summary.get("reason", "")), _directory(trainer).read_decisions()[-1:])
+    def _summarise(self, stopping: OverfitStopping) -> None:
+        summary = stopping.summary
+        reason = self._without_names(str(summary.get("reason", "")), stopping.decision)
         decision = {f"decision/{name}": value for name, value in summary.items() if name != "reason"}
         decision["decision/reason"] = reason
         if summary.get("kept_gain") is not None:
             decision[VAL_LOG_RATIO.name] = -summary["kept_gain"]
-        _submit(trainer, lambda run: run.summary.update(decision))
+        _submit(self.trainer, lambda run: run.summary.update(decision))
 
-    def _without_names(self, text: str, decisions: list[dict[str, Any]]) -> str:
+    def _without_names(self, text: str, decision: Decision | None) -> str:
         """A reason as it may leave this machine."""
-        for decision in decisions:
-            for verdict in decision["verdicts"]:
-                for name, words in (("sample", "a sample"), ("nearest_clip", "a training clip")):
-                    if not self.file_names and verdict["evidence"].get(name):
-                        text = text.replace(verdict["evidence"][name], words)
+        for verdict in decision.verdicts if decision is not None and not self.file_names else ():
+            for name, words in (("sample", "a sample"), ("nearest_clip", "a training clip")):
+                if verdict.evidence.get(name):
+                    text = text.replace(str(verdict.evidence[name]), words)
         return redact_text(text)
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,10 +182,6 @@ class WandbRecord(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember them."""
         self._alerted = set(state_dict["alerted"])
-
-
-def _directory(trainer: Trainer) -> RunDirectory:
-    return RunDirectory(Path(trainer.default_root_dir))
 
 
 def _loggers(trainer: Trainer) -> list[BackgroundLogger]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from lightning.pytorch import Callback, Trainer
+from typing import Any, Literal
 
 from vidlit.report.model_card import CardFacts, check_hub_name, push, write_model_card
-from vidlit.runs.directory import RunDirectory, write_text
+from vidlit.runs.directory import write_text
 from vidlit.runs.record import RunRecord
+from vidlit.signals.overfit_stopping import OverfitStopping
+from vidlit.training.run_callback import RunCallback
 
-if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
 
-
-class WeightExport(Callback):
+class WeightExport(RunCallback):
     """Fills ``weights/`` of the run directory with what diffusers loads: a LoRA file, or the transformer's folder.
 
     Beside it a model card (``README.md``) says what the weights are, why training stopped, and how to load them.
@@ -39,34 +36,33 @@ class WeightExport(Callback):
         if push_to_hub is not None:
             check_hub_name(push_to_hub)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_fit_end(self, *_: Any) -> None:
         """Export, describe and, where asked for, upload."""
-        if pl_module.transformer is None:
+        if self.module.transformer is None:
             return
-        directory = RunDirectory(Path(trainer.default_root_dir))
-        pl_module.export(directory.weights)  # gathers what is sharded, so all ranks are here
-        if not trainer.is_global_zero:
+        self.module.export(self.run.weights)  # gathers what is sharded, so all ranks are here
+        if not self.trainer.is_global_zero:
             return
-        is_lora = bool(getattr(pl_module.transformer, "peft_config", None))
+        is_lora = bool(getattr(self.module.transformer, "peft_config", None))
         if not is_lora and self.base_parts != "none":
-            trained = list(pl_module.transformers)
-            add_base_parts(pl_module.family.base, directory.weights, trained, copy=self.base_parts == "copy")
-        if "num_clips" not in directory.read_summary():  # ended before its first check
-            return
-        for logger in trainer.loggers:
+            trained = list(self.module.transformers)
+            add_base_parts(self.module.family.base, self.run.weights, trained, copy=self.base_parts == "copy")
+        if not any("num_clips" in each.summary for each in self.others(OverfitStopping)):
+            return  # the run ended before its first check
+        for logger in self.trainer.loggers:
             logger.save()  # the card draws from metrics.csv
-        family = pl_module.family
+        family = self.module.family
         facts = CardFacts(
-            base=pl_module.base,
+            base=self.module.base,
             base_folder=family.base,
             pipeline_class=family.pipeline_class,
             transformer_class=family.transformer_class,
-            takes_image=pl_module.first_frame > 0 or bool(family.clip_extras),
+            takes_image=self.module.first_frame > 0 or bool(family.clip_extras),
             is_lora=is_lora,
         )
-        write_model_card(RunRecord(directory.path), facts)
+        write_model_card(RunRecord(self.run.path), facts)
         if self.push_to_hub is not None:
-            self._push(directory.weights, self.push_to_hub)
+            self._push(self.run.weights, self.push_to_hub)
 
     def _push(self, folder: Path, name: str) -> None:
         """Upload; whatever goes wrong, the weights are here."""

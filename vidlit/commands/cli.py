@@ -30,6 +30,7 @@ from vidlit.commands.refit import finished
 from vidlit.commands.trainer import VidlitTrainer
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.errors import UserError
+from vidlit.lightning_internals import callbacks_of
 from vidlit.runs.background_logger import finish_loggers, in_background, prepare_wandb
 from vidlit.runs.checkpoint_files import AtomicCheckpointIO, is_sharded
 from vidlit.runs.closing import closing_paragraph
@@ -287,16 +288,16 @@ class VidlitCLI(LightningCLI):
         """Read the prompts, and refuse what cannot be made or written before anything is loaded."""
         config = self.config[self.subcommand]
         options = Predict(**{field.name: config[field.name] for field in fields(Predict)})
-        sampling = self._get(self.config_init, "samples").sampling
+        sampling = self.config_init[self.subcommand]["samples"].sampling
         self.datamodule, writer = options.prepare(self.model, self.datamodule, sampling, config.ckpt_path)
-        self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+        callbacks_of(self.trainer).append(writer)
 
     def predict(self, **arguments: Any) -> None:
         """LightningCLI runs this in place of the Trainer's method."""
         self.trainer.predict(**arguments, return_predictions=False)
 
     def _encode(self) -> None:
-        trainer: VidlitTrainer = self.trainer  # type: ignore[assignment]
+        trainer: VidlitTrainer = self.trainer  # type: ignore[assignment]  # Lightning declares its own
         report = self.datamodule.encode(
             accelerator=trainer.accelerator_name, devices=trainer.num_devices, num_nodes=trainer.num_nodes
         )

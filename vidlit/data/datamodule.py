@@ -20,6 +20,7 @@ from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encode import EncodeReport, encode
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
 from vidlit.latents.store import LatentStore
+from vidlit.lightning_internals import replaces_samplers
 from vidlit.models.encoders import BaseEncoders
 from vidlit.models.family import open_family
 from vidlit.video.buckets import ASPECT_RATIOS, Bucket, derive_buckets
@@ -304,7 +305,7 @@ class LatentDataModule(LightningDataModule):
                 "plan` says how low)."
             )
         trainer = self.trainer
-        if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        if trainer is not None and trainer.world_size > 1 and replaces_samplers(trainer):
             raise UserError("set use_distributed_sampler=False on the Trainer: batches are shared out over ranks here.")
 
     # -- loaders

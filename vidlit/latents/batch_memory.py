@@ -146,7 +146,7 @@ def _take_shared(size: int) -> Tensor:
 
 
 def _new_shared(size: int) -> Tensor:
-    storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+    storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]  # torch has no types for it
     return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 

@@ -232,7 +232,7 @@ class _EncodingModule(LightningModule):
             ranks_here = max(1, self.trainer.world_size // self.trainer.num_nodes)
             workers = max(1, _num_cores() // ranks_here)
         return [
-            DataLoader(captions, batch_size=None, collate_fn=_as_is),  # type: ignore[arg-type]
+            DataLoader(captions, batch_size=None, collate_fn=_as_is),  # type: ignore[arg-type]  # a list will do
             DataLoader(
                 self.decode(clips),
                 batch_size=None,

@@ -58,7 +58,7 @@ class EncodeProgress(Callback):
         if not trainer.is_global_zero:
             return
         self.console = Console(stderr=True)
-        self.total = int(pl_module.num_clips)  # type: ignore[arg-type]
+        self.total = int(pl_module.num_clips)  # type: ignore[arg-type]  # an attribute of a module
         self.began = self.last_line = time.monotonic()
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

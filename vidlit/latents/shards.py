@@ -152,7 +152,7 @@ def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """A contiguous tensor's memory, to read or to write."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # an array is a buffer
 
 
 def parse_layout(text: str) -> tuple[tuple[int, ...], torch.dtype]:

@@ -45,7 +45,7 @@ class LoRA:
             lora_dropout=self.dropout,
             target_modules=self.targets or family.lora_targets,
         )
-        transformer.add_adapter(config, adapter_name=ADAPTER_NAME)  # type: ignore[operator]
+        transformer.add_adapter(config, adapter_name=ADAPTER_NAME)  # type: ignore[operator]  # diffusers' method
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
         in those of files (``pytorch_lora_weights_transformer_2.safetensors``), and folders of their own.
     """
     if not getattr(transformer, "peft_config", None):
-        transformer.save_pretrained(folder / expert)  # type: ignore[operator]
+        transformer.save_pretrained(folder / expert)  # type: ignore[operator]  # diffusers' method
         return sorted((folder / expert).iterdir())
     import diffusers
     from diffusers.training_utils import _collate_lora_metadata
@@ -132,12 +132,12 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
         # Without the metadata alpha falls back to the rank when the file is loaded, with no warning.
         **_collate_lora_metadata({"transformer": transformer}),
     )
-    config: Any = transformer.peft_config[ADAPTER_NAME]  # type: ignore[index]
+    config: Any = transformer.peft_config[ADAPTER_NAME]  # type: ignore[index]  # set by diffusers
     renamed = comfyui_lora(
         family.comfyui_layers,
         state,
         config.lora_alpha / config.r,
-        lambda layer: int(transformer.get_submodule(layer).out_features),  # type: ignore[arg-type]
+        lambda layer: int(transformer.get_submodule(layer).out_features),  # type: ignore[arg-type]  # an attribute is a tensor, too
     )
     if renamed is not None:
         written.append(folder / f"comfyui_lora{suffix}.safetensors")

@@ -36,7 +36,7 @@ class PointDistribution:
         return self.latents
 
 
-class PatchDCTCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class PatchDCTCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
     """Patchwise space-time DCT with the attributes of diffusers' ``AutoencoderKLLTXVideo``.
 
     Args:
@@ -47,7 +47,7 @@ class PatchDCTCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         timestep_conditioning: always False; LTX pipelines ask.
     """
 
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers has no types
     def __init__(
         self,
         latent_channels: int = 64,

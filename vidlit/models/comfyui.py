@@ -68,4 +68,4 @@ def _join(parts: Sequence[tuple[Tensor | None, Tensor]]) -> tuple[Tensor, Tensor
     """One ``A`` (sum of ranks, in) and ``B`` (sum of outputs, sum of ranks) that do what all parts do."""
     downs = [down for down, _ in parts if down is not None]
     ups = [up.to(downs[0]) for _, up in parts]
-    return torch.cat(downs).contiguous(), torch.block_diag(*ups)  # type: ignore[no-untyped-call]
+    return torch.cat(downs).contiguous(), torch.block_diag(*ups)  # type: ignore[no-untyped-call]  # torch has no types for it

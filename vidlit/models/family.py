@@ -105,14 +105,14 @@ class Family(ABC):
         import diffusers
 
         model_class = getattr(diffusers, self.transformer_class)
-        return load_part(model_class, self.base, expert, torch_dtype=dtype)  # type: ignore[no-any-return]
+        return load_part(model_class, self.base, expert, torch_dtype=dtype)
 
     def empty_transformer(self, expert: str = "transformer") -> nn.Module:
         """The same structure with fresh weights, on the current device; on ``meta`` without memory for them."""
         import diffusers
 
         model_class = getattr(diffusers, self.transformer_class)
-        return model_class.from_config(read_config(self.base, expert))  # type: ignore[no-any-return]
+        return model_class.from_config(read_config(self.base, expert))
 
     @abstractmethod
     def velocity(
@@ -347,7 +347,7 @@ def known_families() -> dict[str, type[Family]]:
     package = importlib.import_module("vidlit.models.families")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"vidlit.models.families.{module.name}")
-    return {family.transformer_class: family for family in _subclasses(Family)}  # type: ignore[type-abstract]
+    return {family.transformer_class: family for family in _subclasses(Family)}
 
 
 def _subclasses(family: type[Family]) -> list[type[Family]]:

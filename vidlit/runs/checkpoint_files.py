@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from vidlit.errors import UserError
+from vidlit.lightning_internals import saves_shards
 
 METADATA = "meta.pt"
 """Lightning's file beside the shards: everything but weights and moments."""
@@ -128,7 +129,7 @@ def is_sharded(path: Path) -> bool:
 def shards_weights(trainer: Trainer) -> bool:
     """Does this Trainer write folders of shards?"""
     strategy = trainer.strategy
-    return isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
+    return isinstance(strategy, ModelParallelStrategy) and saves_shards(strategy)
 
 
 def load_weights(pl_module: LightningModule, path: Path) -> int:

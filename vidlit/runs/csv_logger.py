@@ -9,6 +9,7 @@ from typing import Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 
+from vidlit.lightning_internals import has_opened_its_file
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import save_rows
 
@@ -31,7 +32,7 @@ class RunCSVLogger(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """What writes the file, begun with the rows that were there: opening it deletes them."""
-        opened = self._experiment is not None
+        opened = has_opened_its_file(self)
         writer: Any = super().experiment
         if not opened:
             save_rows(RunDirectory(Path(self.save_dir)))

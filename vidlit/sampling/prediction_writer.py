@@ -17,6 +17,7 @@ from vidlit.diffusion.batch import PromptBatch
 from vidlit.errors import UserError
 from vidlit.sampling.rendering import Sample, sample_name, to_frames, write_sample
 from vidlit.sampling.sampler import Sampling
+from vidlit.training.run_callback import RunCallback
 
 if TYPE_CHECKING:
     from vidlit.sampling.prompts import Prompt
@@ -43,7 +44,7 @@ class Weights:
             return {"weights": self.name, "weights_hash": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"}
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(RunCallback, BasePredictionWriter):
     """Writes each prompt's video as ``NNN_words_of_the_prompt.mp4`` with a JSON file beside it.
 
     Args:
@@ -60,7 +61,7 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(
         self, folder: Path, prompts: Sequence[Prompt], sampling: Sampling, weights: Weights, overwrite: bool = False
     ) -> None:
-        super().__init__("batch")
+        super().__init__(write_interval="batch")
         self.folder = folder
         self.prompts = prompts
         self.sampling = sampling
@@ -81,29 +82,22 @@ class PredictionWriter(BasePredictionWriter):
         """Note the step that the weights are of."""
         self.step = int(checkpoint["global_step"])
 
-    def on_predict_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_predict_start(self, *_: Any) -> None:
         """Load what decodes, and hash the weights, once for all ranks."""
-        self._vae = pl_module.family.load_vae(pl_module.device)
-        made_with = self.weights.describe(pl_module) if trainer.is_global_zero else {}
-        self._made_with = trainer.strategy.broadcast(made_with)
+        self._vae = self.module.family.load_vae(self.module.device)
+        made_with = self.weights.describe(self.module) if self.trainer.is_global_zero else {}
+        self._made_with = self.trainer.strategy.broadcast(made_with)
 
     @torch.no_grad()
-    def write_on_batch_end(  # type: ignore[override]
-        self,
-        trainer: Trainer,
-        pl_module: VideoDiffusionModule,
-        prediction: Tensor,
-        batch_indices: Sequence[int] | None,
-        batch: PromptBatch,
-        batch_idx: int,
-        dataloader_idx: int,
+    def write_on_batch_end(
+        self, trainer: Trainer, pl_module: Any, prediction: Tensor, batch_indices: Any, batch: PromptBatch, *_: Any
     ) -> None:
         """Decode latents (B, C, F, H, W) one by one and write them."""
         if batch.is_repeat:
             return
         for number, latents in zip(batch.numbers, prediction, strict=True):
             prompt = self.prompts[number]
-            video = pl_module.family.decode_latents(self._vae, latents[None])[0]
+            video = self.module.family.decode_latents(self._vae, latents[None])[0]
             metadata = {
                 "prompt": prompt.text,
                 **({"image": str(prompt.image)} if prompt.image else {}),
@@ -111,17 +105,17 @@ class PredictionWriter(BasePredictionWriter):
                 "seed": prompt.seed,
                 "number": number,
                 "size": str(prompt.size),
-                "fps": pl_module.family.fps,
-                "base": pl_module.base,
+                "fps": self.module.family.fps,
+                "base": self.module.base,
                 "step": self.step,
                 **self._made_with,
             }
-            write_sample(self.path(prompt), Sample(to_frames(video), metadata), pl_module.family.fps)
+            write_sample(self.path(prompt), Sample(to_frames(video), metadata), self.module.family.fps)
             self._done += 1
             if trainer.is_global_zero:
                 ranks = f" on rank 0 of {trainer.world_size}" if trainer.world_size > 1 else f" of {len(self.prompts)}"
                 print(f"{self._done}{ranks}: {self.path(prompt)}")
 
-    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_predict_end(self, *_: Any) -> None:
         """Let the VAE go."""
         self._vae = None

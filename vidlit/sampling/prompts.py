@@ -219,7 +219,7 @@ class PromptDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
         """This rank's batches."""
-        return DataLoader(self._batches, batch_size=None, collate_fn=_as_is)  # type: ignore[arg-type]
+        return DataLoader(self._batches, batch_size=None, collate_fn=_as_is)  # type: ignore[arg-type]  # a list will do
 
 
 class _EncodedImage(NamedTuple):

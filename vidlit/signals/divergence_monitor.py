@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from vidlit.diffusion.batch import LatentBatch, clip_key
@@ -21,7 +20,6 @@ from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
 from vidlit.stopping.verdict import Verdict
 
 if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
     from vidlit.video.sources import Clip
 
 SETS = ("val", "train_eval")
@@ -57,13 +55,13 @@ class DivergenceMonitor(Signal):
 
     # -- measuring
 
-    def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prepare one table a set, and make sure that step 0 is measured whole."""
+        super().setup(trainer, pl_module, stage)
         if stage not in ("fit", "validate"):
             return
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._clips = lambda: {"val": datamodule.scored_clips, "train_eval": datamodule.train_eval_clips}
-        self._num_strata = pl_module.num_strata
+        self._clips = lambda: {"val": self.data.scored_clips, "train_eval": self.data.train_eval_clips}
+        self._num_strata = self.module.num_strata
         self._lay_out()
         if stage == "fit":
             trainer.num_sanity_val_steps = float("inf")
@@ -76,67 +74,60 @@ class DivergenceMonitor(Signal):
             self._keys[name] = torch.tensor([clip_key(clip.clip_id) for clip in clips[name]], dtype=torch.int64)
             self._metrics[name] = PairedLoss(len(clips[name]), self._num_strata)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_validation_start(self, *_: Any) -> None:
         """Start each table empty, where the model is."""
         for metric in self._metrics.values():
-            metric.to(pl_module.device).reset()
+            metric.to(self.module.device).reset()
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: VideoDiffusionModule,  # type: ignore[override]
-        outputs: STEP_OUTPUT,
-        batch: LatentBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, _: int, dataloader_idx: int = 0
     ) -> None:
         """Feed the losses of one batch."""
-        assert isinstance(outputs, Tensor)
         self._metrics[self.sets[dataloader_idx]].update(batch.indices, outputs)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_validation_epoch_end(self, *_: Any) -> None:
         """Turn the tables into log-ratios, remember and log them."""
         losses = {name: self._metrics[name].compute().cpu() for name in self.sets}
-        if trainer.sanity_checking:
-            self.steps = [trainer.global_step]
+        if self.trainer.sanity_checking:
+            self.steps = [self.trainer.global_step]
             self.references = losses
             self.curves = {name: [torch.zeros(len(losses[name]), dtype=torch.float64)] for name in self.sets}
-            for logger in trainer.loggers:  # self.log is off during the sanity check
+            for logger in self.trainer.loggers:  # self.log is off during the sanity check
                 logger.log_metrics({f"{name}/loss": float(losses[name].mean()) for name in self.sets}, step=0)
                 logger.log_metrics({f"{name}/log_ratio": 0.0 for name in self.sets}, step=0)
             return
         logged = {f"{name}/loss": losses[name].mean() for name in self.sets}
         if self.references:
             for name in self.sets:
-                ratio = log_ratio(losses[name], self.references[name], pl_module.scored_sigmas(self._clips()[name]))
+                ratio = log_ratio(losses[name], self.references[name], self.module.scored_sigmas(self._clips()[name]))
                 bins = (losses[name] / self.references[name]).log().mean(0)
                 logged[f"{name}/log_ratio"] = ratio.mean()
                 logged |= {f"{name}/log_ratio_bin_{k}": value for k, value in enumerate(bins)}
-                if trainer.state.fn == "fit":
+                if self.trainer.state.fn == "fit":
                     self.curves[name].append(ratio)
             if "val" in self.sets:
                 logged["divergence/gap"] = logged["val/log_ratio"] - logged["train_eval/log_ratio"]
-        if trainer.state.fn == "fit":
-            self.steps.append(trainer.global_step)
+        if self.trainer.state.fn == "fit":
+            self.steps.append(self.trainer.global_step)
             if "val" in self.sets:
-                logged["val/score"] = torch.tensor(check_scores(self.history(trainer))[-1])
-        logged["step"] = torch.tensor(float(trainer.global_step))
-        pl_module.log_dict(logged, batch_size=1, rank_zero_only=False)
+                logged["val/score"] = torch.tensor(check_scores(self.history())[-1])
+        logged["step"] = torch.tensor(float(self.trainer.global_step))
+        self.module.log_dict(logged, batch_size=1, rank_zero_only=False)
 
-    def summaries(self, pl_module: VideoDiffusionModule) -> dict[str, PairedSummary]:
+    def summaries(self) -> dict[str, PairedSummary]:
         """The latest check of each set against step 0; empty where no step 0 is known."""
         if not self.references:
             return {}
         clips, found = self._clips(), {}
         for name in self.sets:
-            sigmas = pl_module.scored_sigmas(clips[name])
+            sigmas = self.module.scored_sigmas(clips[name])
             videos = [clip.source.group for clip in clips[name]]
             found[name] = summarise(self._metrics[name].compute().cpu(), self.references[name], sigmas, videos)
         return found
 
     # -- judging
 
-    def history(self, trainer: Trainer) -> DivergenceHistory:
+    def history(self) -> DivergenceHistory:
         """All checks so far, step 0 included."""
         clips = self._clips()
         return DivergenceHistory(
@@ -147,24 +138,24 @@ class DivergenceMonitor(Signal):
             train_eval_videos=tuple(clip.source.group for clip in clips["train_eval"]),
         )
 
-    def verdict(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> Verdict:
+    def verdict(self) -> Verdict:
         """Has validation turned, stalled or never gained?"""
         if "val" not in self.sets:
             return self._nothing_held_out()
         verdict = judge_run(
-            self.history(trainer),
+            self.history(),
             self.settings,
-            planned_steps=trainer.max_steps,
-            warmup_steps=pl_module.warmup_steps,
-            seldom_seen_checks=self._underexposed_checks(trainer),
+            planned_steps=self.trainer.max_steps,
+            warmup_steps=self.module.warmup_steps,
+            seldom_seen_checks=self._underexposed_checks(),
         )
         numbers = {
             f"divergence/{key}": float(verdict.evidence[key])
             for key in ("statistic", "threshold")
             if key in verdict.evidence
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(numbers, step=self.trainer.global_step)
         return verdict
 
     def _nothing_held_out(self) -> Verdict:
@@ -180,10 +171,9 @@ class DivergenceMonitor(Signal):
         evidence |= {"case": "nothing held out", "train_eval_log_ratio": train_eval}
         return Verdict("divergence", "continue", reason, evidence)
 
-    def _underexposed_checks(self, trainer: Trainer) -> int:
+    def _underexposed_checks(self) -> int:
         """Checks before videos were seen often enough to say anything."""
-        ledgers = [callback for callback in trainer.callbacks if isinstance(callback, ExposureLedger)]  # type: ignore[attr-defined]
-        return max((ledger.checks_below(MIN_ADJUSTED_EXPOSURE) for ledger in ledgers), default=0)
+        return max((ledger.checks_below(MIN_ADJUSTED_EXPOSURE) for ledger in self.others(ExposureLedger)), default=0)
 
     # -- state: tensors and numbers only, so that checkpoints load with weights_only
 

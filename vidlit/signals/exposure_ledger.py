@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch import LightningModule, Trainer
 
 from vidlit.diffusion.batch import LatentBatch
-from vidlit.runs.directory import RunDirectory, write_text
+from vidlit.runs.directory import write_text
 from vidlit.signals.signal import Signal
 from vidlit.stopping.exposure import adjusted_exposure, judge_exposure, video_exposures
 from vidlit.stopping.verdict import Verdict
-
-if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
-    from vidlit.video.sources import Clip
 
 
 class ExposureLedger(Signal):
@@ -42,22 +35,16 @@ class ExposureLedger(Signal):
         self._peak_learning_rate = 0.0
         self._per_check: dict[int, dict[str, float]] = {}
 
-    def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """One row for each training clip."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            num_clips = len(trainer.datamodule.train_clips)  # type: ignore[attr-defined]
-            self._num_videos = len({clip.source.group for clip in _train_clips(trainer)})
+            num_clips = len(self.data.train_clips)
+            self._num_videos = len({clip.source.group for clip in self.data.train_clips})
             self._counted = torch.zeros(num_clips, dtype=torch.int64)
             self._pending = torch.zeros(num_clips, dtype=torch.int64)
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: VideoDiffusionModule,  # type: ignore[override]
-        outputs: STEP_OUTPUT,
-        batch: LatentBatch,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
         """Count the clips of this rank's batch."""
         self._pending.index_add_(0, batch.indices, torch.ones(len(batch.indices), dtype=torch.int64))
         group = trainer.optimizers[0].param_groups[0]
@@ -68,43 +55,43 @@ class ExposureLedger(Signal):
         step = adjusted_exposure([rate], micro_batch * trainer.accumulate_grad_batches, self._num_videos)
         self._adjusted += float(step[-1]) / trainer.accumulate_grad_batches
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_validation_epoch_end(self, *_: Any) -> None:
         """Agree over ranks and log."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if not self.is_checking:
             return
-        self._agree(trainer)
-        statistics = {**self.statistics(trainer), "adjusted": self._adjusted}
-        self._per_check[trainer.global_step] = statistics
-        pl_module.log_dict(
+        self._agree()
+        statistics = {**self.statistics(), "adjusted": self._adjusted}
+        self._per_check[self.trainer.global_step] = statistics
+        self.module.log_dict(
             {
                 "exposure/mean": statistics["mean"],
                 "exposure/max": statistics["max"],
                 "exposure/adjusted": self._adjusted,
-                "step": float(trainer.global_step),
+                "step": float(self.trainer.global_step),
             },
             batch_size=1,
         )
-        self._write(trainer)
+        self._write()
 
-    def on_train_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_train_end(self, *_: Any) -> None:
         """Count what was trained on since the last check, too."""
-        self._agree(trainer)
-        self._write(trainer)
+        self._agree()
+        self._write()
 
-    def verdict(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> Verdict:
+    def verdict(self) -> Verdict:
         """Are videos seen too often?"""
-        counts = list(self.per_video(trainer).values())
+        counts = list(self.per_video().values())
         return judge_exposure(
             counts, peak_learning_rate=self._peak_learning_rate, adjusted=self._adjusted, hard_cap=self.hard_cap
         )
 
-    def per_video(self, trainer: Trainer) -> dict[str, int]:
+    def per_video(self) -> dict[str, int]:
         """Exposures of each source video so far, as last agreed on by all ranks."""
-        return video_exposures(self._counted.numpy(), [clip.source.group for clip in _train_clips(trainer)])
+        return video_exposures(self._counted.numpy(), [clip.source.group for clip in self.data.train_clips])
 
-    def statistics(self, trainer: Trainer) -> dict[str, float]:
+    def statistics(self) -> dict[str, float]:
         """Lowest, mean and highest exposures over source videos."""
-        counts = np.array(list(self.per_video(trainer).values()))
+        counts = np.array(list(self.per_video().values()))
         return {"min": int(counts.min()), "mean": float(counts.mean()), "max": int(counts.max())}
 
     def checks_below(self, adjusted: float) -> int:
@@ -115,29 +102,28 @@ class ExposureLedger(Signal):
         """As :meth:`statistics`, at an earlier check."""
         return self._per_check.get(step, {"min": 0, "mean": 0.0, "max": 0})
 
-    def _agree(self, trainer: Trainer) -> None:
-        pending = trainer.strategy.reduce(self._pending.to(trainer.strategy.root_device), reduce_op="sum")
+    def _agree(self) -> None:
+        pending = self.trainer.strategy.reduce(self._pending.to(self.trainer.strategy.root_device), reduce_op="sum")
         self._counted += torch.as_tensor(pending).cpu()
         self._pending.zero_()
 
-    def _write(self, trainer: Trainer) -> None:
-        if not trainer.is_global_zero:
+    def _write(self) -> None:
+        if not self.trainer.is_global_zero:
             return
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
         rows.writerow(("clip_id", "video", "split", "exposures"))
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        counts = dict(zip((clip.clip_id for clip in datamodule.train_clips), self._counted.tolist(), strict=True))
-        for split in ("train", "val", "test"):
-            for clip in getattr(datamodule, f"{split}_clips"):
-                rows.writerow((clip.clip_id, clip.source.group, split, counts.get(clip.clip_id, 0)))
-        write_text(RunDirectory(Path(trainer.default_root_dir)).exposure, table.getvalue())
+        counts = dict(zip((clip.clip_id for clip in self.data.train_clips), self._counted.tolist(), strict=True))
+        for side, clips in self.data.split._asdict().items():
+            for clip in clips:
+                rows.writerow((clip.clip_id, clip.source.group, side, counts.get(clip.clip_id, 0)))
+        write_text(self.run.exposure, table.getvalue())
 
     # -- state: only rank 0's checkpoint is written, so ranks agree first
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the counts of all ranks."""
-        self._agree(trainer)
+        self._agree()
         checkpoint["vidlit_exposure"] = {
             "counted": self._counted,
             "adjusted": self._adjusted,
@@ -145,16 +131,11 @@ class ExposureLedger(Signal):
             "per_check": self._per_check,
         }
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on counting."""
         state = checkpoint.get("vidlit_exposure")
-        if state is not None and trainer.state.fn == "fit":
+        if state is not None and self.trainer.state.fn == "fit":
             self._counted = state["counted"].clone()
             self._adjusted = state["adjusted"]
             self._peak_learning_rate = state["peak_learning_rate"]
             self._per_check = dict(state["per_check"])
-
-
-def _train_clips(trainer: Trainer) -> Sequence[Clip]:
-    clips: Sequence[Clip] = trainer.datamodule.train_clips  # type: ignore[attr-defined]
-    return clips

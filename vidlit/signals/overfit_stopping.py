@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from vidlit.errors import Interrupted
-from vidlit.runs.directory import RunDirectory
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.signal import Signal
@@ -17,12 +15,10 @@ from vidlit.stopping.divergence import DivergenceHistory, best_check
 from vidlit.stopping.exposure import band
 from vidlit.stopping.verdict import Decision, Policy
 from vidlit.training.kept_weights import Kept, KeptWeights, Restore
-
-if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.run_callback import RunCallback
 
 
-class OverfitStopping(Callback):
+class OverfitStopping(RunCallback):
     """Asks every :class:`Signal` after each validation and stops the run when one that may says so.
 
     Writes ``decisions.jsonl`` (the numbers behind every check) and ``summary.json``; after training puts back the
@@ -40,28 +36,31 @@ class OverfitStopping(Callback):
         self.kept_weights = KeptWeights(restore)
         self.decision: Decision | None = None
         self.summary: dict[str, Any] = {}
+        """What ``summary.json`` holds; on rank 0."""
+        self.kept_step = 0
+        """Of the weights that the run ends with, when training is over."""
         self._seconds = 0.0
         self._since = time.monotonic()
         self._warned: set[tuple[str, str]] = set()
 
-    def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_train_start(self, *_: Any) -> None:
         """Start the clock."""
         self._since = time.monotonic()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_validation_end(self, *_: Any) -> None:
         """Decide."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        if not self.is_checking:
             return
-        self.kept_weights.after_check(trainer, _history(trainer))
-        verdicts = [signal.verdict(trainer, pl_module) for signal in _signals(trainer)]
+        self.kept_weights.after_check(self.trainer, self.run, self._history())
+        verdicts = [signal.verdict() for signal in self.others(Signal)]
         self.decision = self.policy.join(verdicts)
         # All ranks hold the same numbers; agreeing costs little and a rank that parts ways hangs the others.
-        stop = trainer.strategy.reduce_boolean_decision(self.decision.action == "stop", all=False)
-        trainer.should_stop = trainer.should_stop or stop
-        if trainer.is_global_zero:
-            _directory(trainer).append_decision(
+        stop = self.trainer.strategy.reduce_boolean_decision(self.decision.action == "stop", all=False)
+        self.trainer.should_stop = self.trainer.should_stop or stop
+        if self.trainer.is_global_zero:
+            self.run.append_decision(
                 {
-                    "step": trainer.global_step,
+                    "step": self.trainer.global_step,
                     "action": self.decision.action,
                     "signals": list(self.decision.signals),
                     "reason": self.decision.reason,
@@ -69,7 +68,7 @@ class OverfitStopping(Callback):
                 }
             )
             self._warn_once(self.decision)
-            self._write_summary(trainer, "running", self.decision.reason)
+            self._write_summary("running", self.decision.reason)
 
     def _warn_once(self, decision: Decision) -> None:
         for verdict in decision.verdicts:
@@ -80,69 +79,70 @@ class OverfitStopping(Callback):
 
     # -- the end
 
-    def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_fit_end(self, *_: Any) -> None:
         """Restore the best weights; before the callbacks that export and sample them."""
         decision = self.decision
         stopped = decision is not None and decision.action == "stop"
         if decision is not None and stopped:
             stopped_by, reason = "+".join(decision.signals), decision.reason
-        elif trainer.global_step < trainer.max_steps:
+        elif self.trainer.global_step < self.trainer.max_steps:
             stopped_by, reason = "other", "Another callback, or a limit of the Trainer, ended the run."
         else:
             stopped_by = "max_steps"
-            reason = f"All {trainer.max_steps} planned steps were trained; no signal asked to stop."
-        kept = self._kept(trainer)
-        kept_step = trainer.global_step if kept.check is None else _steps(trainer)[kept.check]
-        if kept_step != trainer.global_step:
-            self.kept_weights.put_back(trainer, pl_module, kept, kept_step)
-        if trainer.is_global_zero:
-            self._write_summary(trainer, stopped_by, reason, kept)
+            reason = f"All {self.trainer.max_steps} planned steps were trained; no signal asked to stop."
+        kept = self._kept()
+        self.kept_step = self.trainer.global_step if kept.check is None else self._monitor.steps[kept.check]
+        if self.kept_step != self.trainer.global_step:
+            self.kept_weights.put_back(self.module, self.run, kept, self.kept_step)
+        if self.trainer.is_global_zero:
+            self._write_summary(stopped_by, reason, kept)
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a summary of an interrupted or crashed run."""
-        if trainer.state.fn != "fit" or not trainer.is_global_zero or not _directory(trainer).path.is_dir():
+        self.attach(trainer, pl_module)
+        if trainer.state.fn != "fit" or not trainer.is_global_zero or not self.run.path.is_dir():
             return
         if isinstance(exception, (Interrupted, KeyboardInterrupt)):
-            self._write_summary(trainer, "interrupted", f"The run was {exception or 'interrupted'}.")
+            self._write_summary("interrupted", f"The run was {exception or 'interrupted'}.")
         else:
-            self._write_summary(trainer, "error", f"{type(exception).__name__}: {exception}")
+            self._write_summary("error", f"{type(exception).__name__}: {exception}")
 
     def _no_gain(self) -> bool:
         verdicts = self.decision.verdicts if self.decision is not None else ()
         return any(verdict.evidence.get("case") == "no gain" for verdict in verdicts)
 
-    def _kept(self, trainer: Trainer) -> Kept:
-        return self.kept_weights.choose(trainer, _history(trainer), self._no_gain())
+    def _kept(self) -> Kept:
+        return self.kept_weights.choose(self.run, self.trainer.global_step, self._history(), self._no_gain())
 
     # -- the summary
 
-    def _write_summary(self, trainer: Trainer, stopped_by: str, reason: str, kept: Kept | None = None) -> None:
+    def _write_summary(self, stopped_by: str, reason: str, kept: Kept | None = None) -> None:
         """Write ``summary.json``; what is kept is known when training is over."""
         self.summary = {
             "stopped_by": stopped_by,
             "reason": reason,
-            "stop_step": trainer.global_step,
-            "planned_steps": trainer.max_steps,
+            "stop_step": self.trainer.global_step,
+            "planned_steps": self.trainer.max_steps,
             "seconds": round(self._seconds + time.monotonic() - self._since, 1),
             **{
-                f"{what}_share": float(trainer.callback_metrics[f"perf/{what}_share"])  # of the time, as measured
+                f"{what}_share": float(self.trainer.callback_metrics[f"perf/{what}_share"])  # of the time, as measured
                 for what in ("validation", "audit")
-                if f"perf/{what}_share" in trainer.callback_metrics
+                if f"perf/{what}_share" in self.trainer.callback_metrics
             },
         }
         if self.decision is not None and self.decision.signals:
             fired = {verdict.signal: verdict.evidence for verdict in self.decision.verdicts}
             self.summary["evidence"] = {signal: fired[signal] for signal in self.decision.signals}
-        if _steps(trainer):
-            self.summary |= self._measured(trainer, kept or Kept("last", None))
-        _directory(trainer).write_summary(self.summary)
+        if self._monitor.steps:
+            self.summary |= self._measured(kept or Kept("last", None))
+        self.run.write_summary(self.summary)
 
-    def _measured(self, trainer: Trainer, kept: Kept) -> dict[str, Any]:
+    def _measured(self, kept: Kept) -> dict[str, Any]:
         """The part of the summary that needs a first check."""
-        monitor, ledger, history = _one(trainer, DivergenceMonitor), _one(trainer, ExposureLedger), _history(trainer)
-        last = trainer.global_step
+        monitor, ledger, history = self._monitor, self.others(ExposureLedger)[0], self._history()
+        last = self.trainer.global_step
         kept_step = last if kept.check is None else monitor.steps[kept.check]
-        exposures = ledger.statistics(trainer)
+        exposures = ledger.statistics()
         held_out: dict[str, Any] = {"best_step": None, "gain": None, "val_log_ratio": None, "exposures_at_best": None}
         kept_gain = None
         if history is not None:
@@ -165,11 +165,17 @@ class OverfitStopping(Callback):
             "train_eval_log_ratio": float(monitor.curves["train_eval"][-1].mean()),
             "exposures": {**exposures, "band": band(exposures["mean"])},
             "exposures_at_kept": exposures if kept.check is None else ledger.statistics_at(kept_step),
-            "num_clips": {
-                split: len(getattr(trainer.datamodule, f"{split}_clips"))  # type: ignore[attr-defined]
-                for split in ("train", "val", "test")
-            },
+            "num_clips": {side: len(clips) for side, clips in self.data.split._asdict().items()},
         }
+
+    @property
+    def _monitor(self) -> DivergenceMonitor:
+        return self.others(DivergenceMonitor)[0]
+
+    def _history(self) -> DivergenceHistory | None:
+        """The checks so far; ``None`` where nothing is held out."""
+        monitor = self._monitor
+        return monitor.history() if monitor.references and "val" in monitor.sets else None
 
     def state_dict(self) -> dict[str, Any]:
         """Time trained so far, over resumes."""
@@ -178,26 +184,3 @@ class OverfitStopping(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self._seconds = state_dict["seconds"]
-
-
-def _directory(trainer: Trainer) -> RunDirectory:
-    return RunDirectory(Path(trainer.default_root_dir))
-
-
-def _signals(trainer: Trainer) -> list[Signal]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, Signal)]  # type: ignore[attr-defined]
-
-
-def _steps(trainer: Trainer) -> list[int]:
-    steps: list[int] = _one(trainer, DivergenceMonitor).steps
-    return steps
-
-
-def _history(trainer: Trainer) -> DivergenceHistory | None:
-    """The checks so far; ``None`` where nothing is held out."""
-    monitor: DivergenceMonitor = _one(trainer, DivergenceMonitor)
-    return monitor.history(trainer) if monitor.references and "val" in monitor.sets else None
-
-
-def _one(trainer: Trainer, kind: type[Any]) -> Any:
-    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]

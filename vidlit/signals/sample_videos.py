@@ -5,27 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from vidlit.metrics.quality import Quality
 from vidlit.models.features import FeatureExtractor, LatentFeatures
-from vidlit.runs.directory import RunDirectory
 from vidlit.sampling.audit import Audit, one_a_caption
 from vidlit.sampling.rendering import log_samples, write_samples
 from vidlit.sampling.sampler import Sampling, own_randomness, sample_clips
+from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.signal import Signal
 from vidlit.stopping.schedule import TRAINING_EVALUATIONS, audit_evaluations, audit_interval
 from vidlit.stopping.verdict import Verdict
+from vidlit.training.run_callback import RunCallback
 
 if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
+    from vidlit.data.datamodule import LatentDataModule
     from vidlit.video.sources import Clip
 
 
-class SampleVideos(Callback):
+class SampleVideos(RunCallback):
     """Generates videos with fixed prompts and noise: to judge copies and diversity, and to look at.
 
     An audit generates ``num_audit`` clips, half from training captions and half from held-out ones, at step 0 and then
@@ -89,7 +89,7 @@ class SampleVideos(Callback):
             return []
         return [SampleSignal(self, Audit.copies), SampleSignal(self, Audit.diversity)]
 
-    def make_audit(self, datamodule: Any, held_out: Sequence[Clip] | None = None) -> Audit | None:
+    def make_audit(self, datamodule: LatentDataModule, held_out: Sequence[Clip] | None = None) -> Audit | None:
         """An audit as these options say; none with ``num_audit`` 0.
 
         Args:
@@ -103,70 +103,68 @@ class SampleVideos(Callback):
 
     # -- while training
 
-    def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the prompts."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self.audit = self.make_audit(trainer.datamodule)  # type: ignore[attr-defined]
+            self.audit = self.make_audit(self.data)
 
-    def on_train_start(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_train_start(self, *_: Any) -> None:
         """Start the clock."""
         self._start_time = time.monotonic()
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_validation_epoch_end(self, *_: Any) -> None:
         """Audit where one is due: before ``OverfitStopping`` asks, which it does when validation has ended."""
-        if self.audit is None or trainer.state.fn != "fit":
+        if self.audit is None or self.trainer.state.fn != "fit":
             return
-        if not trainer.sanity_checking:
+        if not self.trainer.sanity_checking:
             self._checks += 1
             if self._every is None:
-                self._every = self._affordable_interval(trainer)
+                self._every = self._affordable_interval()
             if self._checks % self._every:
                 return
-        self.audit.prepare(trainer, pl_module)
+        self.audit.prepare(self.trainer, self.module)
         began = time.monotonic()
-        step = trainer.global_step
-        self.audit.run(trainer, pl_module, step, RunDirectory(Path(trainer.default_root_dir)).samples(step))
+        step = self.trainer.global_step
+        self.audit.run(self.trainer, self.module, step, self.run.samples(step))
         seconds = time.monotonic() - began
         numbers = self.audit.numbers()
-        if trainer.sanity_checking:  # self.log is off then, and the clock starts later
-            for logger in trainer.loggers:
+        if self.trainer.sanity_checking:  # self.log is off then, and the clock starts later
+            for logger in self.trainer.loggers:
                 logger.log_metrics(numbers, step=0)
             return
         self._audit_seconds += seconds
         share = self._audit_seconds / (time.monotonic() - self._start_time)
-        pl_module.log_dict(
-            {**numbers, "perf/audit_share": share, "step": float(trainer.global_step)},
+        self.module.log_dict(
+            {**numbers, "perf/audit_share": share, "step": float(self.trainer.global_step)},
             batch_size=1,
             rank_zero_only=False,
         )
 
-    def _affordable_interval(self, trainer: Trainer) -> int:
+    def _affordable_interval(self) -> int:
         """Checks between audits, from counts alone, at the first check."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        samples = datamodule.samples_per_batch * trainer.accumulate_grad_batches
+        samples = self.data.samples_per_batch * self.trainer.accumulate_grad_batches
         return audit_interval(
             audit_evaluations(self.num_audit, self.audit_steps, guided=self.sampling.guided),
-            TRAINING_EVALUATIONS * samples * trainer.max_steps,
-            max(1, trainer.max_steps // max(1, trainer.global_step)),
+            TRAINING_EVALUATIONS * samples * self.trainer.max_steps,
+            max(1, self.trainer.max_steps // max(1, self.trainer.global_step)),
             self.max_share,
         )
 
     # -- when it is over
 
-    def on_fit_end(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:  # type: ignore[override]
+    def on_fit_end(self, *_: Any) -> None:
         """Sample with the weights that are kept."""
         if self.num_videos < 1:
             return
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        clips = one_a_caption(datamodule.val_clips or datamodule.train_clips)[: self.num_videos]
-        directory = RunDirectory(Path(trainer.default_root_dir))
-        kept_step = directory.read_summary().get("kept_step", trainer.global_step)
-        with own_randomness(pl_module.device):
-            vae = pl_module.family.load_vae(pl_module.device)
-            samples = sample_clips(trainer, pl_module, datamodule, clips, self.sampling, kept_step, vae)
-        if trainer.is_global_zero:
-            write_samples(directory.samples(kept_step), samples, pl_module.family.fps)
-            log_samples(trainer, "samples", kept_step, samples)
+        clips = one_a_caption(self.data.val_clips or self.data.train_clips)[: self.num_videos]
+        kept_step = next((each.kept_step for each in self.others(OverfitStopping)), self.trainer.global_step)
+        with own_randomness(self.module.device):
+            vae = self.module.family.load_vae(self.module.device)
+            samples = sample_clips(self.trainer, self.module, self.data, clips, self.sampling, kept_step, vae)
+        if self.trainer.is_global_zero:
+            write_samples(self.run.samples(kept_step), samples, self.module.family.fps)
+            log_samples(self.trainer, "samples", kept_step, samples)
 
     # -- state
 
@@ -197,7 +195,7 @@ class SampleSignal(Signal):
         self.samples = samples
         self.judge = judge
 
-    def verdict(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> Verdict:
+    def verdict(self) -> Verdict:
         """Of the latest audit; between audits it stays."""
         assert self.samples.audit is not None
         return self.judge(self.samples.audit)

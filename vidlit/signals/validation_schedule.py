@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vidlit.errors import UserError
 from vidlit.stopping.schedule import MIN_CHECKS, CheckSchedule, check_schedule
-
-if TYPE_CHECKING:
-    from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.run_callback import RunCallback
 
 UNSET = 1.0
 """Lightning's ``val_check_interval`` where none is given; an endless epoch has no such share."""
@@ -29,7 +27,7 @@ def check_interval(trainer: Trainer) -> int | None:
     return max(1, batches // trainer.accumulate_grad_batches) if isinstance(batches, int) else None
 
 
-class ValidationSchedule(Callback):
+class ValidationSchedule(RunCallback):
     """Sets ``trainer.val_check_interval`` where it is left out, and logs ``perf/validation_share``, as measured.
 
     The choice follows from counts alone (:func:`vidlit.stopping.schedule.check_schedule`), and a resumed run keeps it.
@@ -42,16 +40,16 @@ class ValidationSchedule(Callback):
     def __init__(self, max_share: float = 0.05) -> None:
         self.max_share = max_share
         self.chosen: CheckSchedule | None = None
-        self._trainer: Trainer | None = None
         self._began = self._check_began = 0.0
         self._seconds = 0.0
 
-    def setup(self, trainer: Trainer, pl_module: VideoDiffusionModule, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose, before the validation clips are laid out.
 
         Raises:
             UserError: checks would fall into the middle of an optimizer step.
         """
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         set_interval, accumulate = getattr(trainer, "val_check_interval", UNSET), trainer.accumulate_grad_batches
@@ -63,12 +61,10 @@ class ValidationSchedule(Callback):
             )
         if not is_left_to_choose(trainer):
             return
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        samples = datamodule.samples_per_batch * trainer.accumulate_grad_batches
+        samples = self.data.samples_per_batch * accumulate
         # A training subset that is scored alone counts as half as many held-out clips with one of the same number.
-        num_clips = len(datamodule.val_clips) or -(-len(datamodule.train_eval_clips) // 2)
-        self.chosen = check_schedule(trainer.max_steps, samples, num_clips, pl_module.num_strata, self.max_share)
-        self._trainer = trainer
+        num_clips = len(self.data.val_clips) or -(-len(self.data.train_eval_clips) // 2)
+        self.chosen = check_schedule(trainer.max_steps, samples, num_clips, self.module.num_strata, self.max_share)
         self._apply()
         if self.chosen.share > self.max_share:
             rank_zero_warn(
@@ -80,37 +76,34 @@ class ValidationSchedule(Callback):
 
     def _apply(self) -> None:
         assert self.chosen is not None
-        assert self._trainer is not None
         # Lightning counts batches, the schedule optimizer steps.
-        self._trainer.val_check_interval = self.chosen.interval * self._trainer.accumulate_grad_batches
-        datamodule: Any = self._trainer.datamodule  # type: ignore[attr-defined]
-        datamodule.affordable_val_clips = self.chosen.num_clips
+        self.trainer.val_check_interval = self.chosen.interval * self.trainer.accumulate_grad_batches
+        self.data.affordable_val_clips = self.chosen.num_clips
 
     # -- what checks really cost
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_sanity_check_start(self, *_: Any) -> None:
         """Start the clock: step 0's check counts."""
         self._began = time.monotonic()
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_start(self, *_: Any) -> None:
         """Start the clock of a resumed run, which has no check at step 0."""
         self._began = self._began or time.monotonic()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         """A check begins."""
         self._check_began = time.monotonic()
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, *_: Any) -> None:
         """A check has been scored."""
-        if trainer.state.fn != "fit":
+        if self.trainer.state.fn != "fit":
             return
         now = time.monotonic()
         self._seconds += now - self._check_began
-        if not trainer.sanity_checking:
+        if not self.trainer.sanity_checking:
             share = self._seconds / max(1e-9, now - self._began)
-            pl_module.log_dict(
-                {"perf/validation_share": share, "step": float(trainer.global_step)}, batch_size=1, rank_zero_only=False
-            )
+            logged = {"perf/validation_share": share, "step": float(self.trainer.global_step)}
+            self.module.log_dict(logged, batch_size=1, rank_zero_only=False)
 
     # -- state
 

@@ -82,12 +82,12 @@ def count_flops(loss: Callable[[], Tensor]) -> int:
 def _lenient_meta() -> Iterator[None]:
     """Let pass what Mochi does and ``meta`` refuses: autocast, which changes no count, and a look for masked tokens."""
     autocast = torch.autocast
-    torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment,misc]
+    torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment,misc]  # patched for as long as one count
     try:
-        with fx_config.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
+        with fx_config.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]  # declared as it loads
             yield
     finally:
-        torch.autocast = autocast  # type: ignore[misc]
+        torch.autocast = autocast  # type: ignore[misc]  # put back
 
 
 def _measure() -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lightning.pytorch import Trainer
@@ -39,13 +38,14 @@ class KeptWeights:
     def __init__(self, restore: Restore) -> None:
         self.restore = restore
 
-    def choose(self, trainer: Trainer, history: DivergenceHistory | None, no_gain: bool) -> Kept:
+    def choose(self, run: RunDirectory, step: int, history: DivergenceHistory | None, no_gain: bool) -> Kept:
         """What to keep of the checks so far.
 
         The best stands in for a conservative check that was not kept: the run had begun with another ``restore``.
 
         Args:
-            trainer: its directory and step.
+            run: where candidates wait.
+            step: at which training ended.
             history: the checks; ``None`` where nothing was held out to prefer one by.
             no_gain: the rule found that training gained nothing, whatever one check says.
         """
@@ -56,12 +56,11 @@ class KeptWeights:
             return Kept("base model", 0)
         if self.restore == "conservative":
             check = conservative_check(history)
-            step = int(history.steps[check])
-            if step == trainer.global_step or step in RunDirectory(Path(trainer.default_root_dir)).candidates():
+            if history.steps[check] == step or int(history.steps[check]) in run.candidates():
                 return Kept("conservative", check)
         return Kept("best", best)
 
-    def after_check(self, trainer: Trainer, history: DivergenceHistory | None) -> None:
+    def after_check(self, trainer: Trainer, run: RunDirectory, history: DivergenceHistory | None) -> None:
         """Keep the latest check's weights where it is a candidate; drop those that no longer are.
 
         A candidate is dropped only when the check that overtook it has been saved in ``last.ckpt``, one check later:
@@ -69,23 +68,21 @@ class KeptWeights:
         """
         if self.restore != "conservative" or history is None:
             return
-        directory = RunDirectory(Path(trainer.default_root_dir))
         latest = len(history.steps) - 1
         if best_check(history) == latest > 0:
-            trainer.save_checkpoint(directory.candidate(trainer.global_step), weights_only=True)
+            trainer.save_checkpoint(run.candidate(trainer.global_step), weights_only=True)
         if trainer.is_global_zero and latest > 0:
             saved = int(history.steps[conservative_check(_without_latest(history))])
-            for step, path in directory.candidates().items():
+            for step, path in run.candidates().items():
                 if step < saved or step > trainer.global_step:  # later ones are left over from before a resume
                     remove_checkpoint(path)
 
-    def put_back(self, trainer: Trainer, pl_module: VideoDiffusionModule, kept: Kept, step: int) -> None:
+    def put_back(self, pl_module: VideoDiffusionModule, run: RunDirectory, kept: Kept, step: int) -> None:
         """Load the weights that the check at a step was scored with into the model; every rank calls it."""
         if step == 0:  # best.ckpt may hold a check that was low by luck
             pl_module.load_base()
             return
-        directory = RunDirectory(Path(trainer.default_root_dir))
-        path = directory.candidate(step) if kept.name == "conservative" else directory.best_checkpoint
+        path = run.candidate(step) if kept.name == "conservative" else run.best_checkpoint
         found = load_weights(pl_module, path)
         assert found == step, (found, step)
         if pl_module.averaged is not None:

@@ -41,7 +41,7 @@ def checkpoint_blocks(transformer: nn.Module, every: int) -> None:
     def run(block: Callable[..., Any], *inputs: Any) -> Any:
         return checkpoint(block, *inputs, use_reentrant=False) if id(block) in chosen else block(*inputs)
 
-    transformer.enable_gradient_checkpointing(run)  # type: ignore[operator]
+    transformer.enable_gradient_checkpointing(run)  # type: ignore[operator]  # diffusers' method
 
 
 def store_frozen(transformer: nn.Module, dtype: FrozenDtype) -> None:

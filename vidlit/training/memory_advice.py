@@ -9,10 +9,12 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
+from vidlit.lightning_internals import datamodule_of
 from vidlit.training.memory import repeated_blocks
 from vidlit.training.peak_memory import peak_memory
 
 if TYPE_CHECKING:
+    from vidlit.data.datamodule import LatentDataModule
     from vidlit.training.module import VideoDiffusionModule
 
 _KEPT_BY_A_BLOCK = 10
@@ -106,7 +108,7 @@ def memory_use(trainer: Trainer, pl_module: VideoDiffusionModule) -> MemoryUse:
     moments = _bytes([_local(value) for value in states if isinstance(value, torch.Tensor)]) or 2.0 * gradients
     averages = _bytes([_local(b) for b in pl_module.averaged.buffers()]) if pl_module.averaged is not None else 0.0
     weights = _bytes(frozen) + _bytes(trained)
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data: LatentDataModule = datamodule_of(trainer)
     return MemoryUse(
         frozen=sum(parameter.numel() for parameter in frozen),
         frozen_bytes=_bytes(frozen),

@@ -20,6 +20,7 @@ from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, keyed_generator, stratum_sigmas, without_first_frame
 from vidlit.errors import UserError
+from vidlit.lightning_internals import datamodule_of, is_attached
 from vidlit.models.adapters import LoRA, LoRAFile, export_weights, train_layers
 from vidlit.models.family import open_family
 from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
@@ -149,16 +150,16 @@ class VideoDiffusionModule(LightningModule):
         """Load the transformer, once, when Lightning knows where it will live."""
         if self.transformer is not None:
             return
-        if self.adapter is not None and self._trainer is not None and self.trainer.precision == "bf16-true":
+        if self.adapter is not None and is_attached(self) and self.trainer.precision == "bf16-true":
             raise UserError(
                 "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "
                 "--trainer.precision bf16-mixed with --model.base_dtype bfloat16, which needs no more memory."
             )
         self.load_base()
-        training = self._trainer is not None and self.trainer.state.fn == "fit"
+        training = is_attached(self) and self.trainer.state.fn == "fit"
         if training and (self.ema is not None or self.is_schedule_free):
             self.averaged = AveragedWeights(self.trainable_state())
-        path = self.trainer.ckpt_path if self._trainer is not None else None
+        path = self.trainer.ckpt_path if is_attached(self) else None
         if training and path is not None and is_sharded(Path(path)):
             # Lightning loads shards before it asks on_load_checkpoint, and says only that something is missing.
             stored = torch.load(Path(path) / "meta.pt", map_location="cpu", weights_only=True)
@@ -248,7 +249,7 @@ class VideoDiffusionModule(LightningModule):
 
     def _drop_captions(self, conditioning: Conditioning, dropped: Tensor) -> Conditioning:
         if self._empty_prompt is None:
-            self._empty_prompt = self.trainer.datamodule.prompt("").to(self.device)  # type: ignore[attr-defined]
+            self._empty_prompt = datamodule_of(self.trainer).prompt("").to(self.device)
         return drop_captions(conditioning, self._empty_prompt, dropped)
 
     def validation_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -348,7 +349,7 @@ class VideoDiffusionModule(LightningModule):
 
     def refresh_average(self) -> None:
         """Bring :attr:`averaged` up to date where a schedule-free optimizer holds the average."""
-        attached = self._trainer is not None and bool(self.trainer.optimizers)
+        attached = is_attached(self) and bool(self.trainer.optimizers)
         if self.averaged is not None and attached and self.schedule_free is not None:
             self.averaged.take_from_schedule_free(self.schedule_free)
 
@@ -400,7 +401,7 @@ class VideoDiffusionModule(LightningModule):
         """Names and values of what training changes: the part of the weights that a checkpoint holds."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # of three overloads
         """Trained weights and their average; the frozen base is where it came from, and may be far larger."""
         self.refresh_average()
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
@@ -418,7 +419,7 @@ class VideoDiffusionModule(LightningModule):
         if "state_dict" not in checkpoint:  # sharded: configure_model has looked
             return
         state: dict[str, Tensor] = checkpoint["state_dict"]
-        if self._trainer is None or self.trainer.state.fn != "fit":
+        if not is_attached(self) or self.trainer.state.fn != "fit":
             state = checkpoint["state_dict"] = kept_weights(state)
         self._check_fits({name: tuple(value.shape) for name, value in state.items()}, checkpoint)
 

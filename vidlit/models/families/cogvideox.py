@@ -79,7 +79,7 @@ class CogVideoX(Family):
         """Sigma of every timestep, rising, (1000,) float64."""
         alphas = self._schedule.alphas_cumprod.double()
         signal, noise = alphas.sqrt(), (1 - alphas).sqrt()
-        return noise / (signal + noise)  # type: ignore[no-any-return]
+        return noise / (signal + noise)
 
     def noising(self) -> DDPMTimesteps:
         """The schedule's own timesteps, each as likely as the others, and the weights of a loss on ``v``."""
@@ -126,7 +126,7 @@ class CogVideoX(Family):
             image_rotary_emb=self._rotary_embedding(num_frames, height, width, noisy.device),
             return_dict=False,
         )[0]
-        return ((v + (2 * level - 1) * x_t) / scale).transpose(1, 2)  # type: ignore[no-any-return]
+        return ((v + (2 * level - 1) * x_t) / scale).transpose(1, 2)
 
     def _rotary_embedding(self, *shape_and_device: Any) -> tuple[Tensor, Tensor] | None:
         """As the pipeline makes them, kept for each latent shape; ``None`` for the 2B model, which has none."""
@@ -150,7 +150,7 @@ class CogVideoX(Family):
             given |= {"crops_coords": None, "grid_type": "slice", "max_size": (base_height, base_width)}
         else:  # ... and 1.0 stretches them to fit the size it was trained at.
             given |= {"crops_coords": get_resize_crop_region_for_grid(grid, base_width, base_height)}
-        return get_3d_rotary_pos_embed(temporal_size=num_frames // (patch_t or 1), **given)  # type: ignore[no-any-return]
+        return get_3d_rotary_pos_embed(temporal_size=num_frames // (patch_t or 1), **given)
 
     # -- latents
 
@@ -215,7 +215,7 @@ class CogVideoX(Family):
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """See :meth:`Family.decode_latents`; without the padding."""
         raw = self.denormalise(vae, self._without_padding(latents))
-        return vae.decode(raw, return_dict=False)[0].float()  # type: ignore[no-any-return]
+        return vae.decode(raw, return_dict=False)[0].float()
 
     def load_video_encoder(self, device: torch.device | str, with_std: bool = False) -> VideoEncoder:
         """The VAE, and for image-to-video the VAE on the first frame."""

@@ -78,7 +78,7 @@ class HunyuanVideo(Family):
         if self.embeds_guidance:
             scale = conditioning.extras.get("guidance")
             guidance = 1000.0 * (torch.full_like(sigmas, TRAINING_GUIDANCE) if scale is None else scale.to(sigmas))
-        return transformer(  # type: ignore[no-any-return]
+        return transformer(
             hidden_states=noisy.to(dtype),
             timestep=1000.0 * sigmas,
             encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
@@ -94,7 +94,7 @@ class HunyuanVideo(Family):
 
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(self.base, subfolder="scheduler")
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1])
-        return scheduler  # type: ignore[no-any-return]
+        return scheduler
 
     def noising(self) -> RectifiedFlow:
         """Logit-normal, shifted as the base's sampling is."""
@@ -107,7 +107,7 @@ class HunyuanVideo(Family):
 
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """See :meth:`Family.decode_latents`."""
-        return vae.decode(self.denormalise(vae, latents), return_dict=False)[0].float()  # type: ignore[no-any-return]
+        return vae.decode(self.denormalise(vae, latents), return_dict=False)[0].float()
 
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """The language model and CLIP."""

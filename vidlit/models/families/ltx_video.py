@@ -62,7 +62,7 @@ class LTXVideo(Family):
             rope_interpolation_scale=(temporal / self.fps, spatial, spatial),
             return_dict=False,
         )[0]
-        return tokens.transpose(1, 2).reshape(noisy.shape)  # type: ignore[no-any-return]
+        return tokens.transpose(1, 2).reshape(noisy.shape)
 
     def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
         """Flow-matching Euler with the resolution shift of ``LTXPipeline`` where the base's config asks for it."""
@@ -73,7 +73,7 @@ class LTXVideo(Family):
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         mu = config.base_shift + slope * (num_tokens - config.base_image_seq_len)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
-        return scheduler  # type: ignore[no-any-return]
+        return scheduler
 
     def noising(self) -> RectifiedFlow:
         """Logit-normal, shifted by resolution along the line that the base's scheduler states, if it does."""
@@ -92,7 +92,7 @@ class LTXVideo(Family):
         raw = self.denormalise(vae, latents)
         conditioned = vae.config.timestep_conditioning
         timestep = raw.new_zeros(raw.shape[0]) if conditioned else None
-        return vae.decode(raw, timestep, return_dict=False)[0].float()  # type: ignore[no-any-return]
+        return vae.decode(raw, timestep, return_dict=False)[0].float()
 
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """T5, which LTXPipeline gives no mask: padding changes the caption's tokens."""

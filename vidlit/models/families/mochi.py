@@ -50,7 +50,7 @@ class Mochi(Family):
             encoder_attention_mask=conditioning.prompt_attention_mask,
             return_dict=False,
         )[0]
-        return -towards_the_clip  # type: ignore[no-any-return]
+        return -towards_the_clip
 
     def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
         """Flow-matching Euler over the pipeline's own sigmas: half of the steps even, the others ever wider."""
@@ -61,7 +61,7 @@ class Mochi(Family):
         # The base's config turns sigmas into times; velocity() does that here.
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, invert_sigmas=False)
         scheduler.set_timesteps(sigmas=np.array(linear_quadratic_schedule(num_steps, THRESHOLD_NOISE)))
-        return scheduler  # type: ignore[no-any-return]
+        return scheduler
 
     def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
         """See :meth:`Family.statistics`."""
@@ -75,7 +75,7 @@ class Mochi(Family):
         raw = self.denormalise(vae, latents)
         vae.enable_tiling()
         try:
-            return vae.decode(raw, return_dict=False)[0].float()  # type: ignore[no-any-return]
+            return vae.decode(raw, return_dict=False)[0].float()
         finally:
             vae.disable_tiling()
 

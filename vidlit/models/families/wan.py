@@ -93,7 +93,7 @@ class Wan(Family):
             encoder_hidden_states_image=None if embeds is None else embeds.to(dtype),
             return_dict=False,
         )[0]
-        return predicted  # type: ignore[no-any-return]
+        return predicted
 
     def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
         """The base's own, UniPC in published folders, with its own fixed shift."""

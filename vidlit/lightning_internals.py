@@ -1,0 +1,67 @@
+"""What is read from Lightning by names that are not public, or not declared: a new version of it may move these.
+
+Each function says what it stands for and why there is no other way. No other file uses such names; a test holds that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch import Tensor
+
+
+def replaces_samplers(trainer: Trainer) -> bool:
+    """``Trainer(use_distributed_sampler=...)`` as it was set: the Trainer keeps it, but shows it to nobody."""
+    return trainer._accelerator_connector.use_distributed_sampler
+
+
+def is_mid_step(trainer: Trainer) -> bool:
+    """Whether gradients wait for further micro-batches: at the last batch a strategy may step early, so no counting."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def logs_after_this_batch(trainer: Trainer) -> bool:
+    """Whether what is logged in ``on_train_batch_end`` reaches the loggers: the counter that decides is not public."""
+    log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # undeclared
+    return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % log_every == 0
+
+
+def forget_sigterm(trainer: Trainer) -> None:
+    """Let a SIGTERM that Lightning has noted rest: it would act on it before the validation that is due."""
+    trainer._signal_connector.received_sigterm = False
+
+
+def is_attached(pl_module: LightningModule) -> bool:
+    """Whether a module has a Trainer: asking ``pl_module.trainer`` raises where there is none."""
+    return pl_module._trainer is not None
+
+
+def saves_shards(strategy: ModelParallelStrategy) -> bool:
+    """``ModelParallelStrategy(save_distributed_checkpoint=...)`` as it was set; the strategy shows it to nobody."""
+    return strategy._save_distributed_checkpoint
+
+
+def save_as_best(checkpoints: ModelCheckpoint, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
+    """Save with these metrics as the check to beat: Lightning itself only saves after validations."""
+    checkpoints._save_topk_checkpoint(trainer, metrics)
+
+
+def has_opened_its_file(logger: CSVLogger) -> bool:
+    """Whether the logger has begun to write: asking for ``logger.experiment`` begins it."""
+    return logger._experiment is not None
+
+
+def datamodule_of(trainer: Trainer) -> Any:
+    """The Trainer's datamodule: public, but not declared, so no type checker knows of it."""
+    return trainer.datamodule  # type: ignore[attr-defined]  # undeclared
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The Trainer's callbacks, in the order in which they are called: public, but not declared."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # undeclared
+    return callbacks
