@@ -20,7 +20,7 @@ import time
 import numpy as np
 import torch
 
-from vidlit.commands.demo import codec_inputs
+from vidlit.data.demo_folder import codec_inputs
 from vidlit.metrics.copy_distance import UNKNOWN_TAKE, copy_ratio, nearest_train, take_distances
 from vidlit.models.codec import PatchDCTCodec
 from vidlit.models.features import Features, LatentFeatures

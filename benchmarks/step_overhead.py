@@ -29,8 +29,8 @@ import numpy as np
 import torch
 
 from vidlit.__main__ import main as vidlit
-from vidlit.commands.demo import Demo
 from vidlit.data.datamodule import LatentDataModule
+from vidlit.data.demo_folder import Demo
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.models.family import open_family

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidlit.__main__ import main
-from vidlit.commands.demo import Demo
+from vidlit.data.demo_folder import Demo
 
 torch.set_num_threads(1)  # the models are too small to share
 

@@ -6,23 +6,10 @@ import pytest
 import yaml
 from jsonargparse import ArgumentError
 
-from vidlit.commands.cli import VidlitCLI
+from vidlit.commands.cli.run_lightning import ParseOnly
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WHOLE = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "sweep.yaml")  # W&B's own format
-
-
-class ParseOnly(VidlitCLI):
-    """Stops after the parser: nothing is made or run."""
-
-    def before_instantiate_classes(self):
-        pass
-
-    def instantiate_classes(self):
-        pass
-
-    def _run_subcommand(self, subcommand):
-        pass
 
 
 @pytest.mark.parametrize("command", ["fit", "encode"])

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.test_configs import ParseOnly
 from tests.test_families_fit import TINY
+from vidlit.commands.cli.run_lightning import ParseOnly
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from tests.test_configs import CONFIGS, ParseOnly
+from tests.test_configs import CONFIGS
+from vidlit.commands.cli.run_lightning import ParseOnly
 
 
 def submit(folder, srun_code):

@@ -37,7 +37,7 @@ from benchmarks.stopping.real_runs import (
     WARMUP_STEPS,
     Plan,
 )
-from vidlit.commands.demo import codec_inputs
+from vidlit.data.demo_folder import codec_inputs
 from vidlit.data.passes import Passes
 from vidlit.diffusion.batch import LatentBatch, LatentSample, clip_key, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses

@@ -16,7 +16,7 @@ import yaml
 
 from vidlit import __version__
 from vidlit.__main__ import main
-from vidlit.commands.cli import RUN_DIRECTORY_VARIABLE
+from vidlit.commands.cli.lightning_cli import RUN_DIRECTORY_VARIABLE
 from vidlit.latents.store import LatentStore
 from vidlit.models.encoders import BaseEncoders
 

@@ -5,9 +5,9 @@ import pytest
 
 from tests.models.bases import ltx_video
 from vidlit.__main__ import main
-from vidlit.commands.plan import make_plan
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.stopping.schedule import check_schedule
+from vidlit.training.forecast import make_plan
 
 
 @pytest.fixture

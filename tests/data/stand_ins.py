@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vidlit.errors import UserError
-from vidlit.latents.encode import encode
+from vidlit.latents.encoding import encode
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
 from vidlit.video.sources import Clip, SourceVideo

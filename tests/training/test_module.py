@@ -216,7 +216,7 @@ def test_latents_are_drawn_anew_at_each_visit_and_in_training_alone(quickstart, 
         drawn.append((batch.keys.tolist(), batch.latents.float() - model.modes, batch.conditioning.extras))
         return loss(model, noising, batch, *given)
 
-    monkeypatch.setattr("vidlit.commands.cli.VideoDiffusionModule", Spied)
+    monkeypatch.setattr("vidlit.commands.cli.lightning_cli.VideoDiffusionModule", Spied)
     monkeypatch.setattr(vidlit.training.module, "denoising_loss", denoising_loss)
 
     def run(name, latents, *further, **options):
@@ -284,7 +284,7 @@ def test_a_share_of_the_training_samples_is_given_its_first_frame(quickstart, mo
                 asked.append(sigmas if sigmas.dim() == 2 else sigmas[:, None].expand(-1, noisy.shape[2]))
             return super().forward(noisy, sigmas, conditioning)
 
-    monkeypatch.setattr("vidlit.commands.cli.VideoDiffusionModule", Asked)
+    monkeypatch.setattr("vidlit.commands.cli.lightning_cli.VideoDiffusionModule", Asked)
     assert main(quickstart(model__first_frame=share, trainer__max_steps=4, data__batch_size=4)) == 0
     given = torch.cat([sigmas[:, 0] == 0 for sigmas in asked])
     assert len(given) == 16

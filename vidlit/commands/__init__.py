@@ -1,1 +1,42 @@
-"""The commands: one file each; nothing heavy is imported before it is needed."""
+"""The commands: one file each, found by its name; what they share is in ``cli/``.
+
+A command is a file here with a function ``run(words)``. The first line of its docstring is its line of ``vidlit
+--help``. Nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import ast
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IN_ORDER = ("fit", "validate", "test", "predict", "kfold", "plan", "encode", "report", "dashboard", "demo")
+"""As ``vidlit --help`` shows them; others follow by name."""
+
+
+def summaries() -> dict[str, str]:
+    """One line about each command, read from its file without importing it."""
+    found = {}
+    for path in Path(__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def load(name: str) -> Callable[[list[str]], None]:
+    """What runs a command; imports its file.
+
+    Args:
+        name: of a command that :func:`summaries` lists.
+    """
+    command: Callable[[list[str]], None] = import_module(f"vidlit.commands.{name}").run
+    return command
+
+
+def _place(name: str) -> tuple[int, str]:
+    return (IN_ORDER.index(name) if name in IN_ORDER else len(IN_ORDER), name)

@@ -1,21 +1,86 @@
-"""K-fold over source videos: which number of steps is best, when a few held-out videos cannot tell alone.
+"""Fit once a fold of source videos, and say what is best for all clips (--folds 5).
 
-Each fold holds out other videos and is a run of its own. What is best for most of them is trained on all clips then.
+Which number of steps is best, when a few held-out videos cannot tell alone: each fold holds out other videos and is a
+run of its own. What is best for most of them is trained on all clips then.
 """
 
 from __future__ import annotations
 
+import argparse
+import gc
+import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+from vidlit.commands.cli.refit import full_steps
+from vidlit.errors import Interrupted, UserError
+from vidlit.runs.directory import RunDirectory, write_text
 
-from vidlit.commands.refit import full_steps
-from vidlit.runs.directory import RunDirectory
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+    from rich.console import Console
+
+
+def run(words: list[str]) -> None:
+    """Run the command: fit once a fold, leaving out those that are over, and say what all of them say.
+
+    Args:
+        words: of the command line, from the command's name on.
+    """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from vidlit.commands.cli.refit import finished
+    from vidlit.commands.cli.run_lightning import ParseOnly, run_lightning
+
+    # jsonargparse does not part options it knows from those it does not.
+    parser = argparse.ArgumentParser(
+        prog="vidlit kfold",
+        description="Fit once a fold of source videos, and say what is best for all of them.",
+        epilog="All options of `vidlit fit` are taken, too: see `vidlit fit --help`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--folds", type=int, default=5, help="parts that the source videos are divided into")
+    options, fit_words = parser.parse_known_args(words[1:])
+    config = ParseOnly(["fit", *fit_words]).config.fit
+    if config.get("ckpt_path") is not None:
+        raise UserError("kfold goes on by itself where it was interrupted: leave --ckpt_path out.")
+    root = config.run.dir / config.run.name / f"kfold_{options.folds}"
+    _same_config(root / "config.json", config)
+    folds = [RunDirectory(root / f"fold_{number}") for number in range(options.folds)]
+    shows = getattr(rank_zero_only, "rank", 0) == 0
+    for number, directory in enumerate(folds):
+        if finished(directory.read_summary(), config.trainer.max_steps):
+            continue
+        if shows:
+            print(f"\nfold {number} of {options.folds}")
+        try:
+            run_lightning(fold_words(fit_words, number, options.folds, directory), directory)
+        except Interrupted as interrupt:
+            interrupt.advice = "Go on with the same command."
+            raise
+        gc.collect()
+    if shows:
+        told = summarise_folds([directory.read_summary() for directory in folds])
+        path = root / "folds.json"
+        write_text(path, json.dumps(told, indent=2) + "\n")
+        print_folds(told, fit_words, path)
+
+
+def _same_config(path: Path, config: Namespace) -> None:
+    """Keep the config of the folds, or make sure that it is the one kept.
+
+    Raises:
+        UserError: folds of another config lie there.
+    """
+    text = json.dumps(config.as_dict(), indent=2, default=str, sort_keys=True)
+    if path.is_file() and path.read_text() != text:
+        raise UserError(
+            f"{path.parent} holds folds of other options ({path.name}): give them another --run.name, or delete them."
+        )
+    write_text(path, text)
 
 
 def fold_words(words: Sequence[str], number: int, num_folds: int, directory: RunDirectory) -> list[str]:
@@ -75,6 +140,9 @@ def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console:
         path: the same as JSON.
         console: to print to.
     """
+    from rich.console import Console
+    from rich.table import Table
+
     console = console or Console()
     table = Table("fold")
     for name in ("held-out clips", "stopped at", "by", "kept step", "held-out loss", "exposures"):

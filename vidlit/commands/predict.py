@@ -1,90 +1,14 @@
-"""The options of ``vidlit predict``, and what Lightning's prediction loop is given for them."""
+"""Videos for prompts as mp4 files, from a checkpoint, a LoRA file or the base (--prompts FILE)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 
-from vidlit.data.datamodule import LatentDataModule
-from vidlit.errors import UserError
-from vidlit.models.adapters import LoRAFile
-from vidlit.sampling.prediction_writer import PredictionWriter, Weights
-from vidlit.sampling.prompts import PromptDataModule, read_prompts
-from vidlit.sampling.sampler import Sampling
-from vidlit.training.module import VideoDiffusionModule
-from vidlit.video.buckets import Bucket
-
-LORA_NAME = "pytorch_lora_weights.safetensors"
-
-
-@dataclass(frozen=True)
-class Predict:
-    """Videos for prompts, with the weights of a checkpoint (``--ckpt_path``), a LoRA file, or the base itself.
-
-    Steps, seed and guidance are those of ``--samples``. The start noise of a video is a function of its seed and its
-    place in the list: not of batches, ranks or other prompts.
+def run(words: list[str]) -> None:
+    """Run the command.
 
     Args:
-        prompts: a text file (one prompt a line), a CSV file (``prompt``, and ``seed``, ``resolution`` as
-            HEIGHTxWIDTH, ``num_frames`` where rows differ, ``image`` for a first frame), a prompt in quotes, or a
-            list of these.
-        output: folder for an mp4 and a JSON file of each prompt.
-        lora: a LoRA file, of this project or another, or the folder it lies in.
-        size: as FRAMESxHEIGHTxWIDTH, where a prompt has none; ``None`` takes the largest of ``data.buckets``.
-        batch_size: videos sampled at once.
-        overwrite: replace files that are there.
+        words: of the command line, from the command's name on.
     """
+    from vidlit.commands.cli.run_lightning import run_lightning
 
-    prompts: str | list[str] | None = None
-    output: Path = Path("predictions")
-    lora: Path | None = None
-    size: str | None = None
-    batch_size: int = 1
-    overwrite: bool = False
-
-    def prepare(
-        self, module: VideoDiffusionModule, data: LatentDataModule, sampling: Sampling, checkpoint: str | None
-    ) -> tuple[PromptDataModule, PredictionWriter]:
-        """Read the prompts and tell the module of its LoRA.
-
-        Args:
-            module: to sample from.
-            data: whose buckets are the usual sizes.
-            sampling: steps, seed and guidance.
-            checkpoint: that the trainer will load; ``None`` for none.
-
-        Raises:
-            UserError: there is no prompt, a file cannot be read or is there already, or two weights are asked for.
-        """
-        size = Bucket.parse(self.size) if self.size else max(data.buckets, key=lambda bucket: bucket.tokens(1, 1))
-        sources = [self.prompts] if isinstance(self.prompts, str) else self.prompts or []
-        prompts = read_prompts(sources, sampling.seed, size)
-        weights = self._weights(module, checkpoint)
-        writer = PredictionWriter(self.output, prompts, sampling, weights, self.overwrite)
-        if self.batch_size < 1:
-            raise UserError(f"--batch_size is {self.batch_size}: it must be at least 1.")
-        loader = PromptDataModule(
-            module.family,
-            prompts,
-            sampling.num_steps,
-            sampling.guidance_scale,
-            sampling.negative_prompt,
-            self.batch_size,
-            first_frame=module.first_frame == 1,
-        )
-        return loader, writer
-
-    def _weights(self, module: VideoDiffusionModule, checkpoint: str | None) -> Weights:
-        if self.lora is None:
-            if checkpoint is None:
-                module.adapter = None  # an untrained one changes nothing
-            return Weights(checkpoint or module.base, Path(checkpoint) if checkpoint else None)
-        if checkpoint is not None:
-            raise UserError("--ckpt_path and --lora are both given: name the weights of one.")
-        path = self.lora / LORA_NAME if self.lora.is_dir() else self.lora
-        if not path.is_file():
-            raise UserError(f"--lora {path}: no such file.")
-        if path.suffix != ".safetensors":
-            raise UserError(f"--lora {path}: only safetensors files are read, others may hold code.")
-        module.adapter = LoRAFile(path)
-        return Weights(str(path), path)
+    run_lightning(words)

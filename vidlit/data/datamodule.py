@@ -17,7 +17,7 @@ from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encode import EncodeReport, encode
+from vidlit.latents.encoding import EncodeReport, encode
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
 from vidlit.latents.store import LatentStore
 from vidlit.lightning_internals import replaces_samplers

@@ -17,7 +17,7 @@ from tests.data.stand_ins import IDENTITY, ColourReader, LoggingEncoders, Poolin
 from vidlit.errors import UserError
 from vidlit.latents import encode_progress as progress
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encode import encode
+from vidlit.latents.encoding import encode
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import plan_clips

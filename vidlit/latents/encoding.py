@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from vidlit.errors import UserError
 from vidlit.latents.decode import ClipBatches, ClipReader, DecodedClips
-from vidlit.latents.encode_progress import EncodeProgress, quiet_lightning
+from vidlit.latents.encode_progress import EncodeProgress
+from vidlit.latents.quiet_lightning import quiet_lightning
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
 from vidlit.latents.store import Item, LatentStore
 from vidlit.video.frames import BLACK, Color

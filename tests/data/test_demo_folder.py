@@ -6,7 +6,7 @@ import torch
 from diffusers import LTXVideoTransformer3DModel
 from transformers import AutoTokenizer, T5EncoderModel
 
-from vidlit.commands.demo import STATISTICS_VIDEOS, Demo
+from vidlit.data.demo_folder import STATISTICS_VIDEOS, Demo
 from vidlit.video.demo_clips import FRAMINGS, Scene
 from vidlit.video.frames import read_clip
 from vidlit.video.sources import read_sources

@@ -24,11 +24,10 @@ from vidlit.callbacks.step_progress import StepProgress
 from vidlit.callbacks.throughput import Throughput
 from vidlit.callbacks.wandb_record import WandbRecord
 from vidlit.callbacks.weight_export import WeightExport
-from vidlit.commands.demo import Demo
-from vidlit.commands.predict import Predict
-from vidlit.commands.refit import finished
-from vidlit.commands.trainer import VidlitTrainer
+from vidlit.commands.cli.refit import finished
+from vidlit.commands.cli.trainer import VidlitTrainer
 from vidlit.data.datamodule import LatentDataModule
+from vidlit.data.demo_folder import Demo
 from vidlit.errors import UserError
 from vidlit.lightning_internals import callbacks_of
 from vidlit.runs.background_logger import finish_loggers, in_background, prepare_wandb
@@ -44,6 +43,7 @@ from vidlit.runs.directory import (
 )
 from vidlit.runs.launch import Launch
 from vidlit.runs.redaction import redact
+from vidlit.sampling.prediction import Predict
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.overfit_stopping import OverfitStopping
@@ -338,19 +338,6 @@ def _report(directory: RunDirectory) -> None:
     except Exception as error:
         print(f"vidlit: warning: no report was made ({type(error).__name__}: {error}); the run is complete. Try again ")
         print(f"with `vidlit report {directory.path}`.")
-
-
-class ParsedConfig(VidlitCLI):
-    """Only reads the command line and its config files: nothing is made or run."""
-
-    def before_instantiate_classes(self) -> None:
-        """Nothing."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing."""
 
 
 def _further_captions(guidance_scale: float, negative_prompt: str, caption_dropout: float) -> list[str]:

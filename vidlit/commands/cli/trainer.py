@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from vidlit.commands.plan import make_plan, print_plan
+from vidlit.commands.plan import print_plan
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.errors import UserError
 from vidlit.latents.store import LatentStore
 from vidlit.runs.checkpoint_files import save_sharded, shards_weights
 from vidlit.signals.validation_schedule import check_interval
+from vidlit.training.forecast import make_plan
 from vidlit.training.module import VideoDiffusionModule
 
 

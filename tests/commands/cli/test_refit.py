@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from vidlit.__main__ import main
 from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
-from vidlit.commands.refit import finished, full_steps, no_refit_because
+from vidlit.commands.cli.refit import finished, full_steps, no_refit_because
 from vidlit.training.module import VideoDiffusionModule
 
 OPTIONS = {"trainer__max_steps": 8, "data__test_fraction": 0.2, "refit": "true"}

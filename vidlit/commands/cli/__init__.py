@@ -1,0 +1,1 @@
+"""What commands share: words and YAML files in, what Lightning runs out."""

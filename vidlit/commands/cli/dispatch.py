@@ -1,0 +1,62 @@
+"""Every command by its name, what it prints when it goes wrong, and its exit code."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+from argparse import ArgumentError
+
+from vidlit import commands
+from vidlit.errors import Interrupted, UserError
+from vidlit.latents.quiet_lightning import VERBOSE_VARIABLE
+
+SWITCHES = ("--debug", "-v", "--verbose")
+FLAGS = ("--json", "--verify", "--refit", "--overwrite")
+
+
+def dispatch(words: list[str]) -> int:
+    """Run one command; errors a user can mend are one line.
+
+    Args:
+        words: of the command line, without the program's name.
+
+    Returns:
+        Exit code: 0 for success, 2 for an error of the user's, 128 + the signal's number after an interrupt.
+    """
+    debug = "--debug" in words
+    verbose = "-v" in words or "--verbose" in words
+    # jsonargparse wants a value for a bool; people type flags.
+    words = [f"{word}=true" if word in FLAGS else word for word in words if word not in SWITCHES]
+    if verbose:
+        os.environ[VERBOSE_VARIABLE] = "1"
+    try:
+        _command(words)
+    except (UserError, ArgumentError) as error:
+        if debug:
+            raise
+        message = str(error) if isinstance(error, UserError) else " ".join(str(error).split())
+        print(f"vidlit: error: {message}", file=sys.stderr)
+        return 2
+    except Interrupted as interrupt:
+        print(f"\nvidlit: {interrupt}; saved. {interrupt.advice}", file=sys.stderr)
+        return 128 + interrupt.signal_number
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Before training begins; Lightning turns Ctrl-C into sys.exit(1) and SIGTERM into an exit of its own kind.
+        terminated = type(end).__name__ == "SIGTERMException"
+        if isinstance(end, SystemExit) and not terminated and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        number = signal.SIGTERM if terminated else signal.SIGINT
+        print(f"\nvidlit: interrupted by {number.name}; what was encoded is kept.", file=sys.stderr)
+        return 128 + number
+    return 0
+
+
+def _command(words: list[str]) -> None:
+    known = commands.summaries()
+    if words[0] not in known:
+        near = difflib.get_close_matches(words[0], known, n=1, cutoff=0.5)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"{words[0]!r} is no command.{meant} The commands are {', '.join(known)}.")
+    commands.load(words[0])(words)

@@ -1,0 +1,59 @@
+"""One command that LightningCLI knows, from its words to its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TextIO
+
+from vidlit.commands.cli.lightning_cli import RUN_DIRECTORY_VARIABLE, VidlitCLI
+from vidlit.latents.quiet_lightning import quiet_lightning
+from vidlit.runs.directory import RunDirectory
+
+
+def run_lightning(words: list[str], directory: RunDirectory | None = None) -> VidlitCLI:
+    """Run a command that LightningCLI knows.
+
+    Args:
+        words: of the command line.
+        directory: of the run, where it is decided already.
+    """
+    before = os.environ.get(RUN_DIRECTORY_VARIABLE)
+    if directory is not None:
+        os.environ[RUN_DIRECTORY_VARIABLE] = str(directory.path)
+    try:
+        with quiet_lightning():
+            warnings.showwarning = _show_warning  # until quiet_lightning puts the old one back
+            return VidlitCLI(words)
+    finally:
+        claimed = os.environ.pop(RUN_DIRECTORY_VARIABLE, None)
+        if before is not None:
+            os.environ[RUN_DIRECTORY_VARIABLE] = before
+        elif claimed is not None:
+            RunDirectory(Path(claimed)).discard_if_empty()  # a run that never began leaves no folder
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"vidlit: warning: {message}", file=sys.stderr)
+
+
+class ParseOnly(VidlitCLI):
+    """Only reads the command line and its config files: nothing is made or run."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""

@@ -1,0 +1,38 @@
+"""Lightning's remarks, kept to themselves unless a user asks for them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+
+VERBOSE_VARIABLE = "VIDLIT_VERBOSE"
+"""Set in the environment, it lets Lightning say everything; further processes of a run inherit it."""
+_TALKATIVE = (
+    "lightning.pytorch",
+    "lightning.fabric",
+    "torchao",  # tells at every start which kernels it was built without
+    "torch.utils._pytree",
+    "diffusers.quantizers.torchao",
+)
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep remarks about devices, worker counts, services and missing kernels to themselves; errors come through."""
+    if os.environ.get(VERBOSE_VARIABLE):
+        yield
+        return
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,212 @@
+"""What a run will do, before it does anything: clips used and left out, batches, exposures, cost."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from vidlit.errors import UserError
+from vidlit.latents.recipe import PromptRecipe
+from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band, forecast, video_exposures
+from vidlit.stopping.schedule import check_schedule, check_share
+from vidlit.video.isolation import IsolatedReader
+
+if TYPE_CHECKING:
+    from vidlit.data.datamodule import LatentDataModule
+    from vidlit.video.sources import Clip
+
+_TIMED = 4  # clips decoded to estimate the time of all
+
+
+@dataclass(frozen=True)
+class BucketPlan:
+    """One resolution."""
+
+    bucket: str
+    clips: int
+    train: int
+    tokens: int
+    """Latent positions the transformer sees of one clip."""
+    repeats_per_batch: int
+    """Samples of a batch that fill it up, because the bucket holds fewer training clips than a global batch."""
+    merge_into: str
+    """Bucket that its clips would fit in as well; empty where it holds enough, or none fits."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that ``vidlit plan`` says."""
+
+    source: str
+    layout: str
+    videos: int
+    clips: int
+    buckets: list[BucketPlan]
+    quarantined: list[dict[str, Any]]
+    dropped: list[dict[str, Any]]
+    shortened: list[dict[str, Any]]
+    near_duplicates: list[dict[str, Any]]
+    unlisted: list[str]
+    split: dict[str, dict[str, int]]
+    """Clips and source videos of each side."""
+    batch_size: float
+    """Mean over buckets, over all ranks and accumulated micro-batches."""
+    max_steps: int
+    steps_per_pass: float
+    tokens_per_step: float
+    exposures: dict[str, float]
+    """Lowest, mean and highest exposures of a source video at ``max_steps``."""
+    band: str
+    checks: dict[str, float]
+    """Steps between checks, their number, held-out clips scored at each, and the share of the cost that they add."""
+    advice: str
+    conservative_max_steps: int
+    moderate_max_steps: int
+    encode: dict[str, float]
+    """Clips and captions to encode, gigabytes they take, seconds of decoding on this machine (the VAE not counted)."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+
+def make_plan(
+    data: LatentDataModule,
+    *,
+    max_steps: int,
+    num_replicas: int,
+    accumulate: int,
+    learning_rate: float,
+    num_strata: int = 4,
+    check_interval: int | None = None,
+) -> RunPlan:
+    """Plan a run from file headers and the store's index alone.
+
+    Args:
+        data: the folder, the buckets, the split.
+        max_steps: planned optimizer steps.
+        num_replicas: ranks that hold different samples.
+        accumulate: micro-batches per optimizer step.
+        learning_rate: its highest value.
+        num_strata: noise levels at which a clip is scored at every check.
+        check_interval: steps between checks; ``None`` chooses, as a fit would.
+
+    Raises:
+        UserError: the folder, the buckets or the split cannot be used.
+    """
+    folder, split = data.plan, data.split
+    sampler = data.sampler(num_replicas, 0)
+    exposures = video_exposures(
+        sampler.exposures(max_steps * accumulate), [clip.source.group for clip in data.train_clips]
+    )
+    mean = sum(exposures.values()) / len(exposures)
+    batch_size = sampler.mean_batch_size * accumulate
+    return RunPlan(
+        source=str(folder.folder),
+        layout=folder.layout,
+        videos=len({clip.source.group for clip in folder.clips}),
+        clips=len(folder.clips),
+        buckets=_buckets(data, num_replicas),
+        quarantined=[asdict(bad) for bad in folder.quarantined],
+        dropped=[asdict(bad) for bad in folder.dropped],
+        shortened=[asdict(short) for short in folder.shortened],
+        near_duplicates=[asdict(pair) for pair in folder.near_duplicates],
+        unlisted=list(folder.unlisted),
+        split={
+            side: {"clips": len(clips), "videos": len({clip.source.group for clip in clips})}
+            for side, clips in split._asdict().items()
+        },
+        batch_size=batch_size,
+        max_steps=max_steps,
+        steps_per_pass=sampler.batches_per_pass / accumulate,
+        tokens_per_step=_mean_tokens(data) * batch_size,
+        exposures={"min": min(exposures.values()), "mean": mean, "max": max(exposures.values())},
+        band=band(mean),
+        checks=_checks(data, max_steps, batch_size, num_strata, check_interval),
+        advice=forecast(max_steps, round(batch_size), len(exposures), learning_rate).reason,
+        conservative_max_steps=max(1, math.floor(CONSERVATIVE * len(exposures) / batch_size + 1e-9)),
+        moderate_max_steps=max(1, math.floor(MODERATE * len(exposures) / batch_size + 1e-9)),
+        encode=_encoding(data),
+    )
+
+
+def _checks(
+    data: LatentDataModule, max_steps: int, batch_size: float, num_strata: int, interval: int | None
+) -> dict[str, float]:
+    num_clips = len(data.scored_clips) or -(-len(data.train_eval_clips) // 2)
+    if interval is None:
+        chosen = check_schedule(max_steps, batch_size, num_clips, num_strata)
+        interval, num_clips, share = chosen.interval, chosen.num_clips, chosen.share
+    else:
+        share = check_share(interval, batch_size, num_clips, num_strata)
+    held_out = num_clips if data.scored_clips else 0
+    return {"interval": interval, "count": max(0, max_steps) // interval, "held_out_clips": held_out, "share": share}
+
+
+def _buckets(data: LatentDataModule, num_replicas: int) -> list[BucketPlan]:
+    train = Counter(clip.bucket for clip in data.train_clips)
+    size = {bucket: each * num_replicas for bucket, each in zip(data.buckets, data.batch_sizes, strict=True)}
+    rows = []
+    for bucket, clips in data.plan.clips_per_bucket().items():
+        short = 0 < train[bucket] < size[bucket]
+        roomier = [
+            other
+            for other in train
+            if other != bucket
+            and train[other] >= size[other]
+            and all(a <= b for a, b in zip(other, bucket, strict=True))
+        ]
+        rows.append(
+            BucketPlan(
+                bucket=str(bucket),
+                clips=clips,
+                train=train[bucket],
+                tokens=bucket.tokens(data.family.compression[0], data.family.pixel_multiple),
+                repeats_per_batch=size[bucket] - train[bucket] if short else 0,
+                merge_into=str(max(roomier, key=math.prod)) if short and roomier else "",
+            )
+        )
+    return rows
+
+
+def _mean_tokens(data: LatentDataModule) -> float:
+    temporal, pixels = data.family.compression[0], data.family.pixel_multiple
+    return sum(clip.bucket.tokens(temporal, pixels) for clip in data.train_clips) / len(data.train_clips)
+
+
+def _encoding(data: LatentDataModule) -> dict[str, float]:
+    identity = data.family.identity
+    clips = dict(zip(data.latent_recipes(), data.plan.clips, strict=True))
+    todo = [clips[recipe] for recipe in data.store.missing(list(clips))]
+    captions = list(dict.fromkeys(clip.source.caption for clip in data.plan.clips))
+    missing = data.store.missing([PromptRecipe.of(caption, identity, data.dtype) for caption in captions])
+    width = (4 if data.dtype == "float32" else 2) * (1 + data.with_std)
+    size = sum(width * math.prod(data.family.latent_shape(*clip.bucket)) for clip in todo)
+    return {
+        "clips": len(todo),
+        "captions": len(missing),
+        "gigabytes": size / 1e9,
+        "decode_seconds": _decode_seconds(todo, data.encode_workers),
+    }
+
+
+def _decode_seconds(clips: Sequence[Clip], workers: int | None) -> float:
+    """Extrapolated from a few clips, spread over the list."""
+    chosen = clips[:: math.ceil(len(clips) / _TIMED)] if clips else []
+    reader = IsolatedReader()
+    began = time.monotonic()
+    try:
+        for clip in chosen:
+            try:
+                reader.read_clip(clip.source.path, clip.start, clip.bucket.num_frames, clip.fps, *clip.bucket[1:])
+            except UserError:
+                continue  # encoding will say what is wrong with it
+        seconds = time.monotonic() - began
+    finally:
+        reader.close()
+    return seconds / max(1, len(chosen)) * len(clips) / (workers or len(os.sched_getaffinity(0)))
