@@ -13,15 +13,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from vidlit.callbacks.averaged_validation import AveragedValidation
-from vidlit.callbacks.bad_steps import BadSteps
-from vidlit.callbacks.evaluation import Evaluation, ValidationTable
-from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
-from vidlit.callbacks.rewind import Rewind
-from vidlit.callbacks.run_checkpoints import RunCheckpoints
-from vidlit.callbacks.run_overview import RunOverview, closing_facts, print_facts
-from vidlit.callbacks.step_progress import StepProgress
-from vidlit.callbacks.throughput import Throughput
+from vidlit.callbacks.order import callbacks_for
+from vidlit.callbacks.run_overview import closing_facts, print_facts
 from vidlit.callbacks.wandb_record import WandbRecord
 from vidlit.callbacks.weight_export import WeightExport
 from vidlit.commands.cli.refit import finished
@@ -48,7 +41,6 @@ from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.sample_videos import SampleVideos
-from vidlit.signals.validation_schedule import ValidationSchedule
 from vidlit.training.memory_advice import is_out_of_memory, memory_use
 from vidlit.training.module import VideoDiffusionModule
 
@@ -130,7 +122,7 @@ class VidlitCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The sections beside ``trainer``, ``model`` and ``data``. Callbacks act in the order they are added."""
+        """The sections beside ``trainer``, ``model`` and ``data``."""
         parser.add_argument("--demo", type=Demo | None, default=None, help="Write the procedural clips and base first.")
         parser.add_argument("--run.dir", type=Path, default=Path("runs"), help="Folder of all run directories.")
         parser.add_argument("--run.name", type=str, default="vidlit", help="Runs of one name are numbered in a folder.")
@@ -215,40 +207,13 @@ class VidlitCLI(LightningCLI):
         kept = [logger for logger in loggers if logger not in (None, True, False)]
         training = self.subcommand == "fit"
         if self.subcommand == "predict":
-            callbacks = []  # they watch training and scores
             config["enable_progress_bar"] = False  # each video is a line
         if isinstance(config["strategy"], ModelParallelStrategy):
             config["inference_mode"] = False  # what it gathers cannot be trained with; as for Lightning's FSDP
         plugins = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
         config["plugins"] = [*(plugin for plugin in plugins if plugin is not None), AtomicCheckpointIO()]
         config["logger"] = [*in_background(kept), RunCSVLogger(self.run_directory)] if training else False
-        if training:
-            record = [each for each in callbacks if isinstance(each, WandbRecord)]
-            callbacks = [each for each in callbacks if not isinstance(each, WandbRecord)]
-            signals = [signal for each in callbacks if isinstance(each, SampleVideos) for signal in each.signals()]
-            callbacks = [
-                AveragedValidation(),
-                RunOverview(),
-                StepProgress(),
-                Throughput(),
-                ValidationSchedule(),
-                BadSteps(),
-                *callbacks,
-                *signals,
-                *record,  # after OverfitStopping, which decides, and SampleVideos
-                Rewind(),
-                GracefulInterrupt(),
-                RunCheckpoints(),
-            ]
-        elif self.subcommand == "validate":
-            callbacks = [
-                AveragedValidation(),
-                *callbacks,
-                *(ValidationTable(each) for each in callbacks if isinstance(each, DivergenceMonitor)),
-            ]
-        elif self.subcommand == "test":
-            callbacks = [*callbacks, *(Evaluation(each) for each in callbacks if isinstance(each, SampleVideos))]
-        return super()._instantiate_trainer(config, callbacks)
+        return super()._instantiate_trainer(config, callbacks_for(str(self.subcommand), callbacks))
 
     # -- commands
 
