@@ -103,7 +103,7 @@ def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path, c
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
     capsys.readouterr()
     assert main(["validate", *words[1:], checkpoint]) == 0
-    change = re.search(r"held out[^\n]*?([+-]\d+\.\d+)[^\n]*%", capsys.readouterr().out)
+    change = re.search(r"validation[^\n]*?([+-]\d+\.\d+)[^\n]*%", capsys.readouterr().out)
     assert float(change.group(1)) == pytest.approx(100 * math.expm1(summary["val_log_ratio"]), abs=0.006)
     assert main(["test", *words[1:], checkpoint]) == 0
     results = json.loads((run / "test" / "step_000002" / "results.json").read_text())

@@ -102,7 +102,7 @@ def test_validate_shows_the_change_against_step_0(quickstart, tmp_path, capsys, 
     assert main([*quickstart("validate"), *average, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
     printed = capsys.readouterr().out
     assert "under the base model" in " ".join(printed.split())
-    for row, name in (("held out", "val_log_ratio"), ("of training", "train_eval_log_ratio")):
+    for row, name in (("validation", "val_log_ratio"), ("training subset", "train_eval_log_ratio")):
         shown = re.search(rf"{row}[^\n]*?([+-]\d+\.\d+)[^\n]*%", printed)
         assert float(shown.group(1)) == pytest.approx(100 * math.expm1(summary[name]), abs=0.006), printed
     assert main(quickstart("validate")) == 0  # of the base model: nothing to compare with
@@ -131,7 +131,7 @@ def test_a_base_whose_noise_depends_on_the_videos_size_is_scored_alike_by_every_
     capsys.readouterr()
     assert main(quickstart("validate", **options, **last)) == 0
     printed = capsys.readouterr().out
-    for row, name in (("held out", "val_log_ratio"), ("of training", "train_eval_log_ratio")):
+    for row, name in (("validation", "val_log_ratio"), ("training subset", "train_eval_log_ratio")):
         shown = re.search(rf"{row}[^\n]*?([+-]\d+\.\d+)[^\n]*%", printed)
         assert float(shown.group(1)) == pytest.approx(100 * math.expm1(summary[name]), abs=0.006), printed
 

@@ -171,7 +171,7 @@ def test_with_nothing_held_out_the_run_trains_and_says_what_it_leans_on(quicksta
     said = capsys.readouterr()
     assert "no clip is held out" in said.err
     assert "exposure.hard_cap" in said.err
-    assert "nothing was held out to choose by" in said.out
+    assert "no validation clips to choose by" in said.out
     assert (
         f"To go on all the same: --ckpt_path {run / 'checkpoints' / 'last.ckpt'} --exposure.hard_cap null" in said.out
     )

@@ -53,7 +53,11 @@ def test_a_run_leaves_a_card_whose_code_loads_its_weights(quickstart, demo, tmp_
     assert "base_model" not in matter  # a folder is no name of the hub
     assert ("lora" in matter["tags"]) == (adapter != "null")
     assert "Licence of the base model: see the base model" in text
-    for words in ("Trained on 6 clips; 6 held out", "by max_steps: all planned steps were trained", "against the base"):
+    for words in (
+        "Trained on 6 clips; 6 kept for validation",
+        "by max_steps: all planned steps were trained",
+        "against the base",
+    ):
         assert words in text, text
     for name in ("scene_", ".mp4", "take_"):
         assert name not in text  # no file names

@@ -21,6 +21,12 @@ SUMMARY = {
 }
 
 
+def test_times_and_counts_are_as_people_say_them():
+    text = paragraph(seconds=431234, exposures={"min": 1198, "mean": 1200.2, "max": 1203, "band": "risky"})
+    assert "after 4 d 23 h by divergence" in text
+    assert "each video had been seen 1,200 times on average (1,198 to 1,203): risky" in text
+
+
 def paragraph(**changes):
     return closing_paragraph({**SUMMARY, **changes}, RunDirectory(Path("runs/a/0")))
 
@@ -28,11 +34,11 @@ def paragraph(**changes):
 def test_it_says_what_is_kept_and_how_good_it_is():
     text = paragraph()
     assert "Stopped at step 300 of 1200 after 41 s by divergence. It has risen." in text
-    assert "Step 100 is kept: its held-out loss is 25.9 % below the base model's" in text
+    assert "Step 100 is kept: its validation loss is -25.9 % against the base model's" in text
     conservative = paragraph(kept="conservative", kept_step=60, kept_gain=0.28)
     assert "Step 60 is kept, the earliest within a tenth of the best gain (step 100's)" in conservative
-    assert "24.4 % below" in conservative
-    assert "Step 300 is kept, the last one: its held-out loss is 5.1 % above" in paragraph(
+    assert "-24.4 % against" in conservative
+    assert "Step 300 is kept, the last one: its validation loss is +5.1 % against" in paragraph(
         kept="last", kept_step=300, kept_gain=-0.05
     )
     assert "The base model itself is kept" in paragraph(kept="base model", kept_step=0, kept_gain=0.0)

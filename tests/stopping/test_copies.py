@@ -33,7 +33,7 @@ def test_new_clips_are_no_reason():
     assert verdict.signal == "copies"
     assert verdict.action == "continue"
     assert verdict.evidence["copies"] == 0
-    assert "None of 16" in verdict.reason
+    assert verdict.reason == "No copies in 16 samples."
 
 
 def test_one_clip_may_be_chance_two_are_an_alarm_two_alarms_stop():
@@ -76,7 +76,7 @@ def test_evidence_names_the_worst_copy_and_what_it_copies():
     assert verdict.evidence["ratio"] == 0.4
     assert verdict.evidence["ratio_min"] == 0.05
     assert verdict.evidence["copies"] == 2
-    for part in ("2 of 16", "audit_02.mp4", "film_2@0-1", "0.40 of", "step 100"):
+    for part in ("2 copies of training clips in 16 samples", "audit_02.mp4", "film_2@0-1", "0.40 of", "step 100"):
         assert part in verdict.reason
     json.dumps(verdict.evidence, allow_nan=False)
 

@@ -84,9 +84,10 @@ def test_the_reason_names_divergence_with_its_numbers():
     assert last.evidence["statistic"] > last.evidence["threshold"]
     assert last.evidence["gain"] == pytest.approx(0.6, abs=0.1)
     assert last.evidence["gap"] > 0.3
-    assert f"lowest at step {last.evidence['best_step']}" in last.reason
-    assert "over 8 source videos" in last.reason
-    assert "overfitting" in last.reason
+    lowest, now = (100 * math.expm1(value) for value in (-last.evidence["gain"], last.evidence["val_log_ratio"]))
+    rise = f"from {lowest:+.1f} % against the base model at step {last.evidence['best_step']} to {now:+.1f} %"
+    assert f"Overfitting: the validation loss has risen {rise}" in last.reason
+    assert "over 8 videos" in last.reason
     assert all(math.isfinite(v) for v in last.evidence.values() if not isinstance(v, str))
     json.dumps(last.evidence)
 
@@ -116,7 +117,7 @@ def test_a_plateau_with_a_falling_train_eval_is_warned_of_and_then_stopped():
     assert (last.action, last.evidence["case"]) == ("stop", "plateau")
     assert verdicts[cases.index("plateau")].action == "warn"
     assert len(verdicts) < 100
-    assert "training clips still falls" in last.reason
+    assert "training subset's loss is still falling" in last.reason
 
 
 def test_a_hump_that_has_passed_is_not_a_plateau():
@@ -163,7 +164,7 @@ def test_the_gap_is_warned_of_before_the_minimum():
     first = next(check for check, verdict in enumerate(verdicts) if verdict.evidence["case"] == "gap")
     assert verdicts[first].action == "warn"
     assert first < len(verdicts) - 5
-    assert "gap opens" in verdicts[first].reason
+    assert "Overfitting begins" in verdicts[first].reason
 
 
 def test_a_rise_of_one_source_video_is_not_enough():
@@ -183,13 +184,13 @@ def test_with_few_source_videos_it_says_so_waits_longer_and_still_stops(videos):
     fast = replay(history(overfitting(8, 40), 0.9 * overfitting(8, 40), videos=8, spread=0.0, jitter=0.004))
     assert slow[-1].action == fast[-1].action == "stop"
     assert len(slow) > len(fast)
-    assert f"Only {videos} held-out source video" in slow[-1].reason
+    assert f"Only {videos} validation video" in slow[-1].reason
     assert slow[-1].evidence["held_out_videos"] == videos
 
 
 def test_where_the_train_eval_rises_too_the_reason_says_unsteady():
     rising = overfitting(8, 40)
-    assert "unsteady" in replay(history(rising, rising, videos=8))[-1].reason
+    assert "Unsteady training" in replay(history(rising, rising, videos=8))[-1].reason
 
 
 def test_a_loss_that_is_no_number_stops_at_once():

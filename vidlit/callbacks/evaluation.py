@@ -40,7 +40,7 @@ class ValidationTable(RunCallback):
         if self.trainer.state.fn == "validate" and self.trainer.is_global_zero:
             summaries = self.monitor.summaries()
             if summaries:
-                names = {"val": "held out", "train_eval": "of training"}
+                names = {"val": "validation", "train_eval": "training subset"}
                 print_summaries({names[name]: summary for name, summary in summaries.items()})
 
 

@@ -20,10 +20,10 @@ CURVE, SAMPLES = "validation_curve.png", "samples.png"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCE_KEYS = ("license", "license_name", "license_link")
 _REASONS = {
-    "divergence": "the loss on held-out clips had turned, or had stalled while that on training clips fell on",
+    "divergence": "the validation loss had risen, or had stopped improving while the training loss was still falling",
     "exposure": "each video had been seen as often as was allowed",
-    "copies": "sampled clips came too near to training clips",
-    "diversity": "sampled clips grew alike",
+    "copies": "samples came too near to training clips",
+    "diversity": "samples grew alike",
     "max_steps": "all planned steps were trained",
     "other": "a limit that was set from outside was reached",
 }
@@ -165,7 +165,7 @@ def _training(summary: dict[str, Any]) -> list[str]:
     signals = summary["stopped_by"].split("+")
     reason = "; ".join(_REASONS.get(signal, signal) for signal in signals)
     facts = [
-        f"Trained on {clips['train']} clips; {clips['val']} held out for validation, {clips['test']} for a test.",
+        f"Trained on {clips['train']} clips; {clips['val']} kept for validation, {clips['test']} for a test.",
         f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} by {' and '.join(signals)}: {reason}.",
     ]
     if summary.get("best_step") is not None:

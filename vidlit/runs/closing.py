@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from vidlit.runs.directory import RunDirectory
+from vidlit.runs.logged_names import VAL_LOG_RATIO
+from vidlit.runs.wording import duration
 
 GO_ON = {
     **{name: f"--overfit_stopping.policy.{name} warn" for name in ("divergence", "copies", "diversity")},
@@ -23,9 +24,10 @@ def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
         )
     seen = summary["exposures"]
     return (
-        f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} after {summary['seconds']:.0f} s by "
+        f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} after {duration(summary['seconds'])} by "
         f"{summary['stopped_by']}. {summary['reason']}{_pair(summary, directory)} {_kept(summary)} At the end each "
-        f"video had been seen {seen['mean']:.0f} times on average ({seen['min']} to {seen['max']}): {seen['band']}. "
+        f"video had been seen {seen['mean']:,.0f} times on average ({seen['min']:,} to {seen['max']:,}): "
+        f"{seen['band']}. "
         f"Weights: {directory.weights}. Samples, curves and decisions: {directory.path}{_go_on(summary, directory)}"
     )
 
@@ -50,14 +52,13 @@ def _kept(summary: dict[str, Any]) -> str:
     if summary["kept"] == "base model":
         return "The base model itself is kept (step 0): no check was better."
     if summary["kept_gain"] is None:
-        return f"The last step's weights are kept ({step}): nothing was held out to choose by."
-    change = -100 * math.expm1(-summary["kept_gain"])
+        return f"The last step's weights are kept ({step}): there were no validation clips to choose by."
     which = {
         "best": "is kept",
         "last": "is kept, the last one",
         "conservative": f"is kept, the earliest within a tenth of the best gain (step {summary['best_step']}'s)",
     }[summary["kept"]]
     return (
-        f"Step {step} {which}: its held-out loss is {abs(change):.1f} % {'below' if change >= 0 else 'above'} the base "
-        f"model's, and each video had been seen {summary['exposures_at_kept']['mean']:.0f} times by then."
+        f"Step {step} {which}: its validation loss is {VAL_LOG_RATIO.text(-summary['kept_gain'])} against the base "
+        f"model's, and each video had been seen {summary['exposures_at_kept']['mean']:,.0f} times by then."
     )

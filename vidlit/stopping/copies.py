@@ -121,12 +121,12 @@ def _learned(table: NDArray[np.float64], limit: float) -> NDArray[np.bool_]:
 
 
 def _reason(evidence: dict[str, float | int | str]) -> str:
-    count, clips = evidence["copies"], evidence["clips"]
-    near = (
-        f"{evidence['sample']} is nearest to {evidence['nearest_clip']}, at {float(evidence['ratio']):.2f} of a new "
-        f"take's distance (limit {float(evidence['limit']):.2f})."
-    )
+    count, clips = int(evidence["copies"]), evidence["clips"]
     if count == 0:
-        return f"None of {clips} sampled clips is a copy: {near}"
-    copies = "is a copy of a training clip" if count == 1 else "are copies of training clips"
-    return f"{count} of {clips} sampled clips {copies} at step {evidence['step']}: {near}"
+        return f"No copies in {clips} samples."
+    copies = "1 copy" if count == 1 else f"{count} copies"
+    return (
+        f"{copies} of training clips in {clips} samples at step {evidence['step']}: "
+        f"{evidence['sample']} is nearest to {evidence['nearest_clip']}, at {float(evidence['ratio']):.2f} of the "
+        f"distance between two videos of one scene (limit {float(evidence['limit']):.2f})."
+    )

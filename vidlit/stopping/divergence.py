@@ -126,8 +126,8 @@ def judge_divergence(
         return Verdict(
             "divergence",
             "stop",
-            f"At step {step} the loss of a held-out or scored training clip is no longer a finite number: training has "
-            "broken down; lower the learning rate.",
+            f"At step {step} the loss of a validation clip, or of the training subset, is no longer a finite number: "
+            "training has broken down; lower the learning rate.",
             {"case": "not finite", "step": step, "held_out_videos": videos},
         )
     # A check that was not finite (the user went on) says nothing about any trend.
@@ -191,53 +191,48 @@ def judge_run(
 
 
 def _reason(case: str, action: Action, evidence: dict[str, float | int | str]) -> str:
-    """The sentence for the user; log-ratios become per cent of the loss at step 0."""
+    """The sentence for the user: what happened, in the words and with the numbers of the report's first chart."""
     number = {name: float(value) for name, value in evidence.items() if name != "case"}
     val, train_eval = (_percent(number[name]) for name in ("val_log_ratio", "train_eval_log_ratio"))
+    lowest = f"its lowest at step {evidence['best_step']} ({_percent(-number['gain'])} against the base model)"
+    falls = f"the training subset's loss is still falling ({train_eval})"
     videos = int(number["held_out_videos"])
-    lowest = f"its lowest at step {evidence['best_step']} ({_percent(-number['gain'])} against step 0)"
     few = "" if videos >= MIN_VIDEOS else _few(videos, case)
     match case, action:
         case "no gain", _:
             return (
-                f"No gain: the held-out loss is {val} against the base model and not falling; the learning rate may be "
-                f"too high, or there is nothing to learn from these clips.{few}"
+                f"No gain: the validation loss is {val} against the base model and not falling; the learning rate may "
+                f"be too high, or there is nothing to learn from these clips.{few}"
             )
         case "divergence", _:
-            together = number["train_eval_excess"] > 0.5 * number["excess"]
-            other = (
-                "and the loss on training clips rose with it: unsteady training, the learning rate may be too high"
-                if together
-                else "while the loss on training clips did not: overfitting"
+            across = "" if few else f" (p = {number['p_value']:.1g} over {videos} videos)"
+            rise = (
+                f"the validation loss has risen from {_percent(-number['gain'])} against the base model at step "
+                f"{evidence['best_step']} to {val}{across}"
             )
-            across = f" (p = {number['p_value']:.1g} over {videos} source videos)" if not few else ""
-            return f"The held-out loss has risen {_percent(number['excess'])} since {lowest}{across}, {other}.{few}"
+            if number["train_eval_excess"] > 0.5 * number["excess"]:
+                return (
+                    f"Unsteady training: {rise}, and the training subset's loss rose with it; the learning rate may be "
+                    f"too high.{few}"
+                )
+            return f"Overfitting: {rise}, while the training subset's loss did not rise ({train_eval}).{few}"
         case "plateau", "stop":
-            return (
-                f"Plateau: the held-out loss has stopped improving since {lowest}, while the loss on training clips "
-                f"still falls ({train_eval}).{few}"
-            )
+            return f"Plateau: the validation loss has stopped improving since {lowest}, while {falls}.{few}"
         case "plateau", _:
-            return (
-                f"The held-out loss may have stopped improving since {lowest}; on training clips it falls "
-                f"({train_eval})."
-            )
+            return f"The validation loss may have stopped improving since {lowest}, while {falls}."
         case "gap", _:
-            return (
-                f"The gap opens: the held-out loss ({val}) falls ten times slower than on training clips "
-                f"({train_eval})."
-            )
+            return f"Overfitting begins: {falls}, the validation loss has almost stopped ({val})."
         case "warm-up", _:
-            return f"Too early to judge the held-out loss ({val} against step 0)."
+            return f"Too early to judge the validation loss ({val} against the base model)."
         case _:
-            return f"Still learning: the held-out loss is {val} against step 0."
+            return f"Still learning: the validation loss is {val} against the base model."
 
 
 def _few(videos: int, case: str) -> str:
-    noun = "source video" if videos == 1 else "source videos"
-    remark = f" Only {videos} held-out {noun}, too few to tell whether this holds for others"
+    count = "1 validation video" if videos == 1 else f"{videos} validation videos"
+    remark = f" Only {count}, too few to tell whether this holds for others"
     return remark + (": it had to last twice as long." if case == "divergence" else ".")
 
 
 def _percent(log_ratio: float) -> str:
-    return f"{100.0 * math.expm1(log_ratio):+.3g} %"
+    return f"{100.0 * math.expm1(log_ratio):+.1f} %"

@@ -21,7 +21,7 @@ Band = Literal["conservative", "moderate", "high", "risky"]
 
 MEANING: dict[Band, str] = {
     "conservative": "strong generalisation expected",
-    "moderate": "usually fine, watch the held-out loss",
+    "moderate": "usually fine, watch the validation loss",
     "high": "overfitting becomes likely",
     "risky": "overfitting is likely",
 }

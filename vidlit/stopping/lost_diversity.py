@@ -45,9 +45,9 @@ def judge_diversity(steps: Sequence[int], diversity: ArrayLike, real_bound: floa
         "alarms": in_a_row,
     }
     action: Action = "stop" if in_a_row > 1 else "warn" if in_a_row else "continue"
-    narrowed = "Sampled clips grow alike" if in_a_row else "Sampled clips stay different"
+    narrowed = "Samples grow alike" if in_a_row else "Samples stay different"
     reason = (
-        f"{narrowed}: at step {steps[-1]} they amount to {values[-1]:.1f} different ones, {100 * ratio:.0f} % of step "
-        f"{steps[0]}'s {values[0]:.1f}; real clips to {real_bound:.1f} or more."
+        f"{narrowed}: they amount to {values[-1]:.3g} different ones at step {steps[-1]}, {100 * ratio:.3g} % of step "
+        f"{steps[0]}'s {values[0]:.3g}; real clips to {real_bound:.3g} or more."
     )
     return Verdict("diversity", action, reason, evidence)
