@@ -67,10 +67,10 @@ class ColourReader:
     def __init__(self, bad=()):
         self.bad = bad
 
-    def read_clip(self, path, start, num_frames, fps, height, width, background):
-        if path.name in self.bad:
-            raise UserError(f"{path.name}: no frames")
-        return np.full((num_frames, height, width, 3), int(path.stem) % 256, np.uint8)
+    def read_clip(self, request):
+        if request.path.name in self.bad:
+            raise UserError(f"{request.path.name}: no frames")
+        return np.full((request.num_frames, request.height, request.width, 3), int(request.path.stem) % 256, np.uint8)
 
 
 class LoggingEncoders(PoolingEncoders):

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from vidlit.data.demo_folder import STATISTICS_VIDEOS, Demo
 from vidlit.video.demo_clips import FRAMINGS, Scene
-from vidlit.video.frames import read_clip
+from vidlit.video.frames import ClipRequest, read_clip
 from vidlit.video.sources import read_sources
 
 
@@ -72,7 +72,7 @@ def test_written_clips_are_what_was_rendered(demo):
     scene = Scene.draw(1)
     frames = scene.render(np.random.default_rng([1, 1]))
     path = demo.dir / "clips" / "scene_001_take_1.mp4"
-    read = read_clip(path, 0.0, scene.num_frames, 16.0, *scene.size)
+    read = read_clip(ClipRequest(path, 0.0, scene.num_frames, 16.0, *scene.size))
     error = (np.asarray(read).astype(float) - frames).reshape(scene.num_frames, -1)
     assert 10 * np.log10(255**2 / np.square(error).mean()) > 27
 

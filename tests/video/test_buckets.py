@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.pages import block, module_of
+from vidlit.commands.cli import lightning_cli
+from vidlit.commands.cli.run_lightning import ParseOnly
 from vidlit.errors import UserError
-from vidlit.video.buckets import ASPECT_RATIOS, Bucket, derive_buckets, nearest_bucket
+from vidlit.video.buckets import ASPECT_RATIOS, Bucket, BucketBudget, nearest_bucket
 
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 FACTORS = [(8, 32), (4, 16), (6, 16)]  # LTX; Wan and HunyuanVideo; Mochi
 
 
@@ -75,9 +81,8 @@ def test_nearest_fits_and_ignores_order(num_frames, height, width, buckets):
 )
 def test_derived_buckets_are_valid_and_within_budget(factors, steps, max_tokens, max_pixels):
     temporal, spatial = factors
-    buckets = derive_buckets(
-        [temporal * k + 1 for k in steps], temporal, spatial, max_tokens=max_tokens, max_pixels=max_pixels
-    )
+    budget = BucketBudget([temporal * k + 1 for k in steps], max_tokens, max_pixels)
+    buckets = budget.buckets(temporal, spatial)
     assert buckets == sorted(set(buckets))
     for bucket in buckets:
         bucket.check(temporal, spatial)
@@ -86,17 +91,43 @@ def test_derived_buckets_are_valid_and_within_budget(factors, steps, max_tokens,
 
 
 def test_derived_buckets_have_the_shapes_asked_for():
-    buckets = derive_buckets([49], 4, 16, max_pixels=480 * 832, aspect_ratios=[16 / 9, 1.0])
+    buckets = BucketBudget([49], max_pixels=480 * 832, aspect_ratios=[16 / 9, 1.0]).buckets(4, 16)
     shapes = sorted(bucket.width / bucket.height for bucket in buckets)
     assert shapes == pytest.approx([1.0, 16 / 9], rel=0.05)
     assert all(bucket.height * bucket.width > 0.9 * 480 * 832 for bucket in buckets)
-    assert len(derive_buckets([9, 17], 8, 32, max_tokens=4000)) == 2 * len(ASPECT_RATIOS)
+    assert len(BucketBudget([9, 17], max_tokens=4000).buckets(8, 32)) == 2 * len(ASPECT_RATIOS)
 
 
 def test_derive_needs_a_budget_that_is_enough():
     with pytest.raises(UserError, match="max_tokens"):
-        derive_buckets([17], 8, 32)
+        BucketBudget([17]).buckets(8, 32)
     with pytest.raises(UserError, match="raise it or shorten"):
-        derive_buckets([17], 8, 32, max_tokens=2)
+        BucketBudget([17], max_tokens=2).buckets(8, 32)
     with pytest.raises(UserError, match="nearest that fits is 17x32x32"):
-        derive_buckets([18], 8, 32, max_tokens=200)
+        BucketBudget([18], max_tokens=200).buckets(8, 32)
+
+
+def test_the_page_adds_a_policy_that_a_yaml_names(tmp_path, monkeypatch):
+    (tmp_path / "squares.yaml").write_text(block("extending/bucket_policy.md", "squares.yaml"))
+    monkeypatch.setattr(lightning_cli, "IMPORTABLE", [*lightning_cli.IMPORTABLE, "squares"])  # as --plugin does
+    with module_of("extending/bucket_policy.md", "squares.py", tmp_path) as module:
+        words = ["fit", "--config", str(QUICKSTART), "--config", str(tmp_path / "squares.yaml")]
+        named = ParseOnly(words).config.fit.data.buckets
+        assert named.class_path == "squares.Squares"
+        policy = module.Squares(**named.init_args)
+        assert policy.buckets(4, 16) == [Bucket(9, 48, 48), Bucket(9, 64, 64), Bucket(17, 48, 48), Bucket(17, 64, 64)]
+        assert policy.buckets(8, 32) == [Bucket(9, 64, 64), Bucket(17, 64, 64)]
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "{num_frames: [9], max_tokens: 80}",
+        "{class_path: BucketBudget, init_args: {num_frames: [9], max_tokens: 80}}",
+        "{class_path: vidlit.video.buckets.BucketBudget, init_args: {num_frames: [9], max_tokens: 80}}",
+        "{class_path: vidlit.data.datamodule.BucketBudget, init_args: {num_frames: [9], max_tokens: 80}}",
+    ],
+)
+def test_a_budget_is_named_in_all_the_ways_it_was(spelling):
+    named = ParseOnly(["fit", "--config", str(QUICKSTART), f"--data.buckets={spelling}"]).config.fit.data.buckets
+    assert BucketBudget(**named.init_args) == BucketBudget([9], max_tokens=80)

@@ -5,7 +5,7 @@ from tests.video.films import texture, write_film
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import plan_clips
 from vidlit.video.duplicates import NUM_FRAMES, find_near_duplicates, fingerprint, tie_groups
-from vidlit.video.frames import probe, read_clip
+from vidlit.video.frames import ClipRequest, probe, read_clip
 
 
 def fingerprints(paths):
@@ -93,7 +93,9 @@ def test_real_films_recompressed(shared_videos, tmp_path):
     for path in originals:
         info = probe(path)
         fps = min(info.fps, 8.0)
-        frames = read_clip(path, 0.0, int(info.duration * fps), fps, info.height // 4 * 2, info.width // 4 * 2)
+        frames = read_clip(
+            ClipRequest(path, 0.0, int(info.duration * fps), fps, info.height // 4 * 2, info.width // 4 * 2)
+        )
         copy = write_film(
             tmp_path / f"copy_{path.name}",
             list(frames),

@@ -9,7 +9,7 @@ from vidlit.video.buckets import Bucket
 from vidlit.video.cut import plan_clips
 from vidlit.video.duplicates import find_near_duplicates, fingerprint
 from vidlit.video.excerpts import find_excerpts
-from vidlit.video.frames import probe, read_clip
+from vidlit.video.frames import ClipRequest, probe, read_clip
 
 FPS = 8
 
@@ -81,7 +81,7 @@ def test_parts_of_real_films(shared_videos, tmp_path, name):
     film = shared_videos / "content" / name
     info = probe(film)
     start, seconds = 0.37 * info.duration, 0.4 * info.duration
-    frames = read_clip(film, start, int(seconds * 12), 12.0, info.height // 4 * 2, info.width // 4 * 2)
+    frames = read_clip(ClipRequest(film, start, int(seconds * 12), 12.0, info.height // 4 * 2, info.width // 4 * 2))
     part = write_film(
         tmp_path / "part.mp4",
         list(frames),

@@ -23,7 +23,7 @@ from tests.video.films import (
     write_film,
 )
 from vidlit.video import stream
-from vidlit.video.frames import VideoError, VideoReader, probe, read_clip
+from vidlit.video.frames import ClipRequest, VideoError, VideoReader, probe, read_clip
 from vidlit.video.mp4 import write_mp4
 from vidlit.video.pixels import MAX_PIXELS
 
@@ -43,7 +43,7 @@ def test_display_matrix(tmp_path, rotation, horizontal, vertical):
         a, b, c, d = b, a, d, c
     if vertical:
         a, b, c, d = c, d, a, b
-    assert corners(read_clip(path, 0.0, 1, 25.0, info.height, info.width)[0]) == [a, b, c, d]
+    assert corners(read_clip(ClipRequest(path, 0.0, 1, 25.0, info.height, info.width))[0]) == [a, b, c, d]
 
 
 def test_sample_aspect_ratio(tmp_path):
@@ -51,7 +51,7 @@ def test_sample_aspect_ratio(tmp_path):
     info = probe(path)
     assert (info.height, info.width) == (HEIGHT, 2 * WIDTH)
     # A square taken from the middle of the wide picture shows half of its width.
-    square = read_clip(path, 0.0, 1, 25.0, 64, 64)[0]
+    square = read_clip(ClipRequest(path, 0.0, 1, 25.0, 64, 64))[0]
     narrow = quadrants()[:, WIDTH // 2 - 16 : WIDTH // 2 + 16]
     assert corners(square) == corners(narrow)
     assert np.abs(square[:, ::2].astype(int) - narrow).mean() < 8
@@ -60,21 +60,21 @@ def test_sample_aspect_ratio(tmp_path):
 def test_variable_frame_rate_follows_time_stamps(tmp_path):
     for name in ("a.mp4", "a.mkv"):
         path = write_film(tmp_path / name, [numbered(n) for n in range(7)], [0, 40, 80, 500, 540, 1000, 1500])
-        clip = read_clip(path, 0.0, 15, 10.0, HEIGHT, WIDTH)
+        clip = read_clip(ClipRequest(path, 0.0, 15, 10.0, HEIGHT, WIDTH))
         assert [number_of(frame) for frame in clip] == [0, 2, 2, 2, 2, 3, 4, 4, 4, 4, 5, 5, 5, 5, 5]
 
 
 def test_equal_rate_gives_each_frame_once_in_spite_of_rounded_time_stamps(tmp_path):
     path = write_film(tmp_path / "a.mkv", [numbered(n) for n in range(40)], [round(n * 1000 / 24) for n in range(40)])
-    assert [number_of(frame) for frame in read_clip(path, 0.0, 40, 24.0, HEIGHT, WIDTH)] == list(range(40))
-    film_rate = [number_of(frame) for frame in read_clip(path, 0.0, 30, 24000 / 1001, HEIGHT, WIDTH)]
+    assert [number_of(frame) for frame in read_clip(ClipRequest(path, 0.0, 40, 24.0, HEIGHT, WIDTH))] == list(range(40))
+    film_rate = [number_of(frame) for frame in read_clip(ClipRequest(path, 0.0, 30, 24000 / 1001, HEIGHT, WIDTH))]
     assert film_rate == list(range(30))
 
 
 def test_resampling_up_and_down(tmp_path):
     path = write_film(tmp_path / "a.mp4", [numbered(n) for n in range(24)], [n * 125 for n in range(24)], rate=8)
-    assert [number_of(f) for f in read_clip(path, 0.5, 6, 24.0, HEIGHT, WIDTH)] == [4, 4, 4, 5, 5, 5]
-    assert [number_of(f) for f in read_clip(path, 0.5, 6, 4.0, HEIGHT, WIDTH)] == [4, 6, 8, 10, 12, 14]
+    assert [number_of(f) for f in read_clip(ClipRequest(path, 0.5, 6, 24.0, HEIGHT, WIDTH))] == [4, 4, 4, 5, 5, 5]
+    assert [number_of(f) for f in read_clip(ClipRequest(path, 0.5, 6, 4.0, HEIGHT, WIDTH))] == [4, 6, 8, 10, 12, 14]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_seeking_is_exact_in_every_container(tmp_path, name, codec, options):
     )
     assert probe(path).duration == pytest.approx(12.0, abs=0.05)
     for first in (0, 1, 59, 60, 61, 119, 200, 297):
-        clip = read_clip(path, first / 25, 3, 25.0, HEIGHT, WIDTH)
+        clip = read_clip(ClipRequest(path, first / 25, 3, 25.0, HEIGHT, WIDTH))
         assert [number_of(frame) for frame in clip] == [first, first + 1, first + 2]
 
 
@@ -118,7 +118,7 @@ def test_only_the_span_is_decoded(tmp_path, monkeypatch):
 
     timed_frames = stream.timed_frames
     monkeypatch.setattr(stream, "timed_frames", counted)
-    read_clip(path, 15.0, 5, 25.0, HEIGHT, WIDTH)
+    read_clip(ClipRequest(path, 15.0, 5, 25.0, HEIGHT, WIDTH))
     assert len(decoded) <= 25 + 5 + 1
 
 
@@ -130,14 +130,14 @@ def test_reading_on_gives_the_same_frames_and_decodes_once(tmp_path, monkeypatch
     monkeypatch.setattr(stream, "timed_frames", lambda c, s: (decoded.append(t) or t for t in timed_frames(c, s)))
     with VideoReader() as reader:
         for first in range(0, 110, 10):
-            clip = reader.read_clip(path, first / 25, 10, 25.0, HEIGHT, WIDTH)
+            clip = reader.read_clip(ClipRequest(path, first / 25, 10, 25.0, HEIGHT, WIDTH))
             assert [number_of(frame) for frame in clip] == list(range(first, first + 10))
         assert len(decoded) <= 112
-        assert number_of(reader.read_clip(other, 0.4, 1, 25.0, HEIGHT, WIDTH)[0]) == 210
-        assert number_of(reader.read_clip(path, 0.4, 1, 25.0, HEIGHT, WIDTH)[0]) == 10
+        assert number_of(reader.read_clip(ClipRequest(other, 0.4, 1, 25.0, HEIGHT, WIDTH))[0]) == 210
+        assert number_of(reader.read_clip(ClipRequest(path, 0.4, 1, 25.0, HEIGHT, WIDTH))[0]) == 10
         with pytest.raises(VideoError, match="ends at"):
-            reader.read_clip(path, 4.0, 100, 25.0, HEIGHT, WIDTH)
-        assert number_of(reader.read_clip(path, 4.0, 1, 25.0, HEIGHT, WIDTH)[0]) == 100
+            reader.read_clip(ClipRequest(path, 4.0, 100, 25.0, HEIGHT, WIDTH))
+        assert number_of(reader.read_clip(ClipRequest(path, 4.0, 1, 25.0, HEIGHT, WIDTH))[0]) == 100
 
 
 def test_ten_bit_full_range_and_limited_range_give_the_same_colours(tmp_path):
@@ -148,7 +148,7 @@ def test_ten_bit_full_range_and_limited_range_give_the_same_colours(tmp_path):
         "ten_bit": {"pix_fmt": "yuv420p10le", "codec_options": {"crf": "1"}},
     }.items():
         path = write_film(tmp_path / f"{name}.mp4", grey, **arguments)
-        clip = read_clip(path, 0.0, 4, 25.0, HEIGHT, WIDTH)
+        clip = read_clip(ClipRequest(path, 0.0, 4, 25.0, HEIGHT, WIDTH))
         assert clip.mean(axis=(1, 2, 3)) == pytest.approx([16, 40, 128, 235], abs=2), name
 
 
@@ -194,7 +194,7 @@ def test_hdr_is_mapped_to_the_whole_ordinary_range(tmp_path, transfer, curve):
     nits = np.array([0.001, 1, 10, 50, 100, 203, 400, 1000])
     path = write_hdr(tmp_path / "a.mp4", curve(nits), transfer)
     assert probe(path).width == 128
-    clip = read_clip(path, 0.0, 2, 25.0, 64, 128)
+    clip = read_clip(ClipRequest(path, 0.0, 2, 25.0, 64, 128))
     greys = clip[:, 32, 8::16].astype(int)
     assert (greys.max(axis=2) - greys.min(axis=2)).max() <= 2  # no tint
     assert (greys[0] == greys[1]).all()
@@ -207,7 +207,7 @@ def test_hdr_is_mapped_to_the_whole_ordinary_range(tmp_path, transfer, curve):
 
 def test_hdr_that_only_its_own_players_show_is_refused(tmp_path):
     path = write_hdr(tmp_path / "a.mkv", pq(np.array([1.0, 100, 200, 300])), "smpte2084", "ictcp")
-    for use in (probe, lambda path: read_clip(path, 0.0, 1, 25.0, 64, 64)):
+    for use in (probe, lambda path: read_clip(ClipRequest(path, 0.0, 1, 25.0, 64, 64))):
         with pytest.raises(VideoError, match=r"HDR video .*convert it"):
             use(path)
 
@@ -222,7 +222,7 @@ def test_transparency_is_put_on_the_background(tmp_path, name, codec, pix_fmt):
     frame = np.concatenate([quadrants(), alpha], axis=2)
     options = {"auto-alt-ref": "0"} if codec == "libvpx" else {}
     path = write_film(tmp_path / name, [frame] * 3, codec=codec, pix_fmt=pix_fmt, codec_options=options)
-    clip = read_clip(path, 0.0, 1, 25.0, HEIGHT, WIDTH, (10, 130, 250))
+    clip = read_clip(ClipRequest(path, 0.0, 1, 25.0, HEIGHT, WIDTH, (10, 130, 250)))
     assert clip[0, 8, 8].tolist() == pytest.approx([10, 130, 250], abs=3)
     assert clip[0, -8, 8].tolist() == pytest.approx([10, 130, 250], abs=3)
     assert corners(clip[0])[1::2] == [GREEN, WHITE]
@@ -230,17 +230,17 @@ def test_transparency_is_put_on_the_background(tmp_path, name, codec, pix_fmt):
 
 def test_gif(tmp_path):
     path = write_film(tmp_path / "a.gif", [quadrants()] * 3, codec="gif", pix_fmt="rgb8", time_base=Fraction(1, 100))
-    assert corners(read_clip(path, 0.0, 2, 20.0, HEIGHT, WIDTH)[1]) == [RED, GREEN, BLUE, WHITE]
+    assert corners(read_clip(ClipRequest(path, 0.0, 2, 20.0, HEIGHT, WIDTH))[1]) == [RED, GREEN, BLUE, WHITE]
 
 
 def test_edit_lists(tmp_path):
     # Negative times become an edit list that starts playing in the middle of the stored frames.
     cut = write_film(tmp_path / "cut.mp4", [numbered(n) for n in range(20)], [n * 40 - 200 for n in range(20)])
     assert probe(cut).duration == pytest.approx(0.6, abs=0.01)
-    assert [number_of(f) for f in read_clip(cut, 0.0, 3, 25.0, HEIGHT, WIDTH)] == [5, 6, 7]
+    assert [number_of(f) for f in read_clip(ClipRequest(cut, 0.0, 3, 25.0, HEIGHT, WIDTH))] == [5, 6, 7]
     late = write_film(tmp_path / "late.mp4", [numbered(n) for n in range(10)], [n * 40 + 2000 for n in range(10)])
     assert probe(late).duration == pytest.approx(0.4, abs=0.01)
-    assert [number_of(f) for f in read_clip(late, 0.2, 3, 25.0, HEIGHT, WIDTH)] == [5, 6, 7]
+    assert [number_of(f) for f in read_clip(ClipRequest(late, 0.2, 3, 25.0, HEIGHT, WIDTH))] == [5, 6, 7]
 
 
 def test_the_largest_of_several_streams(tmp_path):
@@ -264,12 +264,12 @@ def test_odd_sizes_and_any_target(tmp_path, height, width):
     info = probe(path)
     assert (info.height, info.width) == (height, width)
     for target in ((48, 80), (17, 31), (96, 64)):
-        assert read_clip(path, 0.0, 2, 25.0, *target).shape == (2, *target, 3)
+        assert read_clip(ClipRequest(path, 0.0, 2, 25.0, *target)).shape == (2, *target, 3)
 
 
 def test_cover_and_centre_crop(tmp_path):
     path = write_film(tmp_path / "a.mp4", [quadrants()] * 2)
-    clip = read_clip(path, 0.0, 1, 25.0, 32, 32)
+    clip = read_clip(ClipRequest(path, 0.0, 1, 25.0, 32, 32))
     assert corners(clip[0]) == [RED, GREEN, BLUE, WHITE]
     # 96 wide becomes 48, of which the middle 32 are kept: 8 of each side are gone.
     expected = np.asarray(Image.fromarray(quadrants()).resize((48, 32), Image.Resampling.BICUBIC))[:, 8:40]
@@ -278,11 +278,11 @@ def test_cover_and_centre_crop(tmp_path):
 
 def test_a_clip_beyond_the_end_is_refused_with_both_times(tmp_path):
     path = write_film(tmp_path / "a.mp4", [numbered(n) for n in range(25)])
-    assert len(read_clip(path, 0.0, 25, 25.0, HEIGHT, WIDTH)) == 25
+    assert len(read_clip(ClipRequest(path, 0.0, 25, 25.0, HEIGHT, WIDTH))) == 25
     with pytest.raises(VideoError, match=r"ends at 1\.000 s, the clip needs a frame at 1\.\d+ s"):
-        read_clip(path, 0.0, 30, 25.0, HEIGHT, WIDTH)
+        read_clip(ClipRequest(path, 0.0, 30, 25.0, HEIGHT, WIDTH))
     with pytest.raises(VideoError):
-        read_clip(path, 50.0, 1, 25.0, HEIGHT, WIDTH)
+        read_clip(ClipRequest(path, 50.0, 1, 25.0, HEIGHT, WIDTH))
 
 
 def test_a_cut_off_file_is_as_long_as_what_is_left(tmp_path):
@@ -298,9 +298,9 @@ def test_a_cut_off_file_is_as_long_as_what_is_left(tmp_path):
     assert whole.duration == pytest.approx(8.0)
     assert 4.0 < left.duration < 7.0
     count = int(left.duration * 25)
-    assert [number_of(f) for f in read_clip(path, 0.0, count, 25.0, HEIGHT, WIDTH)] == list(range(count))
+    assert [number_of(f) for f in read_clip(ClipRequest(path, 0.0, count, 25.0, HEIGHT, WIDTH))] == list(range(count))
     with pytest.raises(VideoError):
-        read_clip(path, 0.0, 200, 25.0, HEIGHT, WIDTH)
+        read_clip(ClipRequest(path, 0.0, 200, 25.0, HEIGHT, WIDTH))
 
 
 def test_damaged_pixels_are_refused_not_trained_on(tmp_path):
@@ -311,7 +311,7 @@ def test_damaged_pixels_are_refused_not_trained_on(tmp_path):
     content[middle : middle + 40_000] = np.random.default_rng(1).bytes(40_000)
     path.write_bytes(content)
     with pytest.raises(VideoError, match=r"damaged|decoded"):
-        read_clip(path, 0.0, 30, 25.0, HEIGHT, WIDTH)
+        read_clip(ClipRequest(path, 0.0, 30, 25.0, HEIGHT, WIDTH))
 
 
 def test_hostile_content_opens_nothing(tmp_path):
@@ -319,7 +319,7 @@ def test_hostile_content_opens_nothing(tmp_path):
     for name, content in hostile_files(good).items():
         path = tmp_path / name
         path.write_bytes(content)
-        for use in (probe, lambda path: read_clip(path, 0.0, 1, 25.0, 64, 64)):
+        for use in (probe, lambda path: read_clip(ClipRequest(path, 0.0, 1, 25.0, 64, 64))):
             with pytest.raises(VideoError, match=r"not a video of an accepted format|empty"):
                 use(path)
 
@@ -352,7 +352,7 @@ def test_what_is_no_file_is_refused(tmp_path):
         with pytest.raises(VideoError, match="not a regular file"):
             probe(path)
     with pytest.raises(VideoError, match="cannot be opened"):
-        read_clip(tmp_path / "missing.mp4", 0.0, 1, 1.0, 8, 8)
+        read_clip(ClipRequest(tmp_path / "missing.mp4", 0.0, 1, 1.0, 8, 8))
 
 
 def test_images(tmp_path):
@@ -361,12 +361,12 @@ def test_images(tmp_path):
     Image.fromarray(quadrants()).save(tmp_path / "a.png", exif=exif)
     info = probe(tmp_path / "a.png")
     assert (info.kind, info.height, info.width, info.num_frames) == ("image", WIDTH, HEIGHT, 1)
-    assert corners(read_clip(tmp_path / "a.png", 0.0, 1, 24.0, 96, 64)[0]) == TURNED[90]
+    assert corners(read_clip(ClipRequest(tmp_path / "a.png", 0.0, 1, 24.0, 96, 64))[0]) == TURNED[90]
     with pytest.raises(VideoError, match="9 frames"):
-        read_clip(tmp_path / "a.png", 0.0, 9, 24.0, 64, 64)
+        read_clip(ClipRequest(tmp_path / "a.png", 0.0, 9, 24.0, 64, 64))
     rgba = np.concatenate([quadrants(), np.zeros((HEIGHT, WIDTH, 1), np.uint8)], axis=2)
     Image.fromarray(rgba).save(tmp_path / "b.webp", lossless=True)
-    assert np.all(read_clip(tmp_path / "b.webp", 0.0, 1, 24.0, 32, 32, (1, 2, 3)) == (1, 2, 3))
+    assert np.all(read_clip(ClipRequest(tmp_path / "b.webp", 0.0, 1, 24.0, 32, 32, (1, 2, 3))) == (1, 2, 3))
     (tmp_path / "c.jpg").write_bytes(b"GIF89a nonsense")
     with pytest.raises(VideoError, match="cannot be decoded"):
         probe(tmp_path / "c.jpg")
@@ -378,7 +378,7 @@ def test_write_mp4_round_trips(tmp_path, height, width):
     write_mp4(tmp_path / "new" / "a.mp4", frames, 8.0)
     info = probe(tmp_path / "new" / "a.mp4")
     assert (info.height, info.width, info.num_frames, info.fps) == (height + height % 2, width + width % 2, 6, 8.0)
-    clip = read_clip(tmp_path / "new" / "a.mp4", 0.0, 6, 8.0, info.height, info.width)
+    clip = read_clip(ClipRequest(tmp_path / "new" / "a.mp4", 0.0, 6, 8.0, info.height, info.width))
     assert corners(clip[-1]) == [RED, GREEN, BLUE, WHITE]
     assert np.abs(clip[0, 8, 8].astype(int) - RED).max() <= 6
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.mp4"]
@@ -422,13 +422,13 @@ def test_odd_files_of_other_projects(shared_videos, name):
     expected = ODD[name]
     if isinstance(expected, str):
         with pytest.raises(VideoError, match=expected):
-            read_clip(path, 0.0, 120, 24.0, 32, 32)
+            read_clip(ClipRequest(path, 0.0, 120, 24.0, 32, 32))
         return
     height, width, num_frames = expected
     info = probe(path)
     assert (info.height, info.width) == (height, width)
-    assert read_clip(path, 0.0, num_frames, 24.0, 32, 32).shape == (num_frames, 32, 32, 3)
+    assert read_clip(ClipRequest(path, 0.0, num_frames, 24.0, 32, 32)).shape == (num_frames, 32, 32, 3)
 
 
 def test_the_part_of_a_damaged_file_that_is_sound_can_be_used(shared_videos):
-    assert len(read_clip(shared_videos / "odd" / "decord__corrupted.mp4", 0.0, 20, 10.0, 32, 32)) == 20
+    assert len(read_clip(ClipRequest(shared_videos / "odd" / "decord__corrupted.mp4", 0.0, 20, 10.0, 32, 32))) == 20

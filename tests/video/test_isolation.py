@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from tests.video.films import (
     quadrants,
     write_film,
 )
-from vidlit.video.frames import VideoError, probe, read_clip
+from vidlit.video.frames import ClipRequest, VideoError, probe, read_clip
 from vidlit.video.isolation import IsolatedReader
 
 
@@ -42,37 +43,38 @@ def reader():
 
 
 def test_same_answers_as_without_a_child(film, reader, tmp_path):
-    arguments = (0.4, 9, 12.5, 48, 80, (9, 8, 7))
-    np.testing.assert_array_equal(reader.read_clip(film, *arguments), read_clip(film, *arguments))
+    request = ClipRequest(film, 0.4, 9, 12.5, 48, 80, (9, 8, 7))
+    np.testing.assert_array_equal(reader.read_clip(request), read_clip(request))
     info, fingerprint = reader.inspect(film, fingerprint=False)
     assert (info, fingerprint) == (probe(film), [])
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"#EXTM3U\n")
-    for use in (lambda: reader.read_clip(broken, *arguments), lambda: reader.inspect(broken, True)):
+    for use in (lambda: reader.read_clip(replace(request, path=broken)), lambda: reader.inspect(broken, True)):
         with pytest.raises(VideoError, match="not a video"):
             use()
-    assert number_of(reader.read_clip(film, 0.8, 1, 25.0, HEIGHT, WIDTH)[0]) == 20
+    assert number_of(reader.read_clip(ClipRequest(film, 0.8, 1, 25.0, HEIGHT, WIDTH))[0]) == 20
 
 
 @pytest.mark.parametrize("shape", [(450, 800), (800, 450), (48, 80), (48, 81), (49, 80), (97, 161), (48, 49), (1, 1)])
 def test_images_of_every_shape_are_cropped_to_their_bucket(shape, reader, tmp_path):
     """Wider ones were quarantined: what is cut off their sides left an array with gaps."""
     Image.fromarray(quadrants(*shape)).save(tmp_path / "a.png")
-    clip = reader.read_clip(tmp_path / "a.png", 0.0, 1, 16.0, 48, 80)
-    np.testing.assert_array_equal(clip, read_clip(tmp_path / "a.png", 0.0, 1, 16.0, 48, 80))
+    request = ClipRequest(tmp_path / "a.png", 0.0, 1, 16.0, 48, 80)
+    clip = reader.read_clip(request)
+    np.testing.assert_array_equal(clip, read_clip(request))
     if min(shape) > 1:
         assert corners(clip[0]) == [RED, GREEN, BLUE, WHITE]
 
 
 def test_a_crash_costs_one_clip(film, reader):
-    reader.read_clip(film, 0.0, 1, 25.0, 32, 32)
+    reader.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32))
     child = reader._child
     threading.Timer(0.3, child.send_signal, [signal.SIGSEGV]).start()
     child.send_signal(signal.SIGSTOP)  # as busy as a decoder that is about to crash
     threading.Timer(0.35, child.send_signal, [signal.SIGCONT]).start()
     with pytest.raises(VideoError, match="SIGSEGV"):
-        reader.read_clip(film, 0.0, 1, 25.0, 32, 32)
-    assert reader.read_clip(film, 0.0, 1, 25.0, 32, 32).shape == (1, 32, 32, 3)
+        reader.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32))
+    assert reader.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32)).shape == (1, 32, 32, 3)
     assert reader._child.pid != child.pid
 
 
@@ -81,42 +83,42 @@ def test_a_hang_ends_at_the_time_limit(tmp_path):
     with IsolatedReader(time_limit=0.05) as reader:
         began = time.monotonic()
         with pytest.raises(VideoError, match=r"longer than 0\.05 s"):
-            reader.read_clip(slow, 0.0, 80, 25.0, 720, 1280)
+            reader.read_clip(ClipRequest(slow, 0.0, 80, 25.0, 720, 1280))
         assert time.monotonic() - began < 5
         reader.time_limit = 60.0
-        assert reader.read_clip(slow, 0.0, 1, 25.0, 32, 32).shape == (1, 32, 32, 3)
+        assert reader.read_clip(ClipRequest(slow, 0.0, 1, 25.0, 32, 32)).shape == (1, 32, 32, 3)
 
 
 def test_memory_is_bounded(film):
     with IsolatedReader(memory_limit=2**30) as reader:
         with pytest.raises(VideoError, match="memory"):
             reader._ask("read_clip", film, start=0.0, num_frames=1000, fps=1e9, height=2000, width=2000)
-        assert reader.read_clip(film, 0.0, 1, 25.0, 32, 32).shape == (1, 32, 32, 3)
+        assert reader.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32)).shape == (1, 32, 32, 3)
 
 
 def test_a_child_that_cannot_start_is_nobodys_fault(film, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("true"))
     with IsolatedReader() as reader, pytest.raises(RuntimeError, match="does not start"):
-        reader.read_clip(film, 0.0, 1, 25.0, 32, 32)
+        reader.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32))
 
 
 def test_pickles_and_survives_forks(film, reader):
-    reader.read_clip(film, 0.0, 1, 25.0, 32, 32)
+    reader.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32))
     with pickle.loads(pickle.dumps(reader)) as copy:
-        assert copy.read_clip(film, 0.0, 1, 25.0, 32, 32).shape == (1, 32, 32, 3)
+        assert copy.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32)).shape == (1, 32, 32, 3)
 
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
 
     def in_worker():
         # Loader workers are daemons: multiprocessing forbids them children of its own kind.
-        answers.put(int(number_of(reader.read_clip(film, 1.2, 1, 25.0, HEIGHT, WIDTH)[0])))
+        answers.put(int(number_of(reader.read_clip(ClipRequest(film, 1.2, 1, 25.0, HEIGHT, WIDTH))[0])))
         reader.close()
 
     workers = [context.Process(target=in_worker, daemon=True) for _ in range(2)]
     for worker in workers:
         worker.start()
-    parents = [number_of(reader.read_clip(film, n / 25, 1, 25.0, HEIGHT, WIDTH)[0]) for n in range(10)]
+    parents = [number_of(reader.read_clip(ClipRequest(film, n / 25, 1, 25.0, HEIGHT, WIDTH))[0]) for n in range(10)]
     for worker in workers:
         worker.join()
     assert parents == list(range(10))
@@ -129,7 +131,7 @@ def test_the_child_ends_with_its_parent(film):
 
     def in_worker():
         reader = IsolatedReader()
-        reader.read_clip(film, 0.0, 1, 25.0, 32, 32)
+        reader.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32))
         pids.put(reader._child.pid)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -147,9 +149,9 @@ def test_without_a_file_in_memory_one_among_the_temporary_files_does(film, monke
     monkeypatch.delattr(os, "memfd_create")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with IsolatedReader() as reader:
-        clip = reader.read_clip(film, 0.4, 9, 12.5, 48, 80)
+        clip = reader.read_clip(ClipRequest(film, 0.4, 9, 12.5, 48, 80))
         assert not list(tmp_path.iterdir())
-    np.testing.assert_array_equal(clip, read_clip(film, 0.4, 9, 12.5, 48, 80))
+    np.testing.assert_array_equal(clip, read_clip(ClipRequest(film, 0.4, 9, 12.5, 48, 80)))
 
 
 def _alive(pid):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,30 +23,13 @@ from vidlit.latents.store import LatentStore
 from vidlit.lightning_internals import replaces_samplers
 from vidlit.models.encoders import BaseEncoders
 from vidlit.models.family import open_family
-from vidlit.video.buckets import ASPECT_RATIOS, Bucket, derive_buckets
+from vidlit.video.buckets import Bucket, BucketBudget, BucketPolicy
 from vidlit.video.cut import ClipMode, DatasetPlan, plan_clips
 from vidlit.video.sources import Clip
 
 Loader = DataLoader[LatentBatch]
 TRAIN_EVAL_ALONE = 16
 """Training clips that are scored where no clip is held out."""
-
-
-@dataclass(frozen=True)
-class BucketBudget:
-    """Resolutions as large as a budget allows, one for each length and aspect ratio.
-
-    Args:
-        num_frames: lengths wanted.
-        max_tokens: most latent positions of one clip; longer buckets get smaller pictures.
-        max_pixels: most pixels of one frame.
-        aspect_ratios: widths over heights.
-    """
-
-    num_frames: list[int]
-    max_tokens: int | None = None
-    max_pixels: int | None = None
-    aspect_ratios: list[float] = field(default_factory=lambda: list(ASPECT_RATIOS))
 
 
 @dataclass(frozen=True)
@@ -69,7 +52,8 @@ class LatentDataModule(LightningDataModule):
         source: folder of videos with captions, in any of the accepted layouts.
         store: folder of encoded latents; what it lacks is encoded, what it has is used again.
         base: diffusers folder or hub name whose VAE and text encoder make the latents.
-        buckets: resolutions as ``FRAMESxHEIGHTxWIDTH``, e.g. ``49x480x704``; or a budget they are derived from.
+        buckets: resolutions as ``FRAMESxHEIGHTxWIDTH``, e.g. ``49x480x704``; or a policy that chooses them,
+            such as a budget.
         batch_size: samples per rank and micro-batch; or a budget of work, from which each bucket gets its own.
         fps: frames per second clips are resampled to; ``None`` takes the family's own.
         clip_mode: how long videos are cut: the ``head`` only, ``chunk`` end to end, ``slide`` with overlap, or spread
@@ -103,7 +87,7 @@ class LatentDataModule(LightningDataModule):
         source: Path,
         store: Path,
         base: str,
-        buckets: list[str] | BucketBudget,
+        buckets: list[str] | BucketBudget | BucketPolicy,
         batch_size: int | BatchBudget = 1,
         fps: float | None = None,
         clip_mode: ClipMode = "chunk",
@@ -154,10 +138,10 @@ class LatentDataModule(LightningDataModule):
                 "from. Leave data.latents at mode."
             )
 
-    def _make_buckets(self, wanted: list[str] | BucketBudget) -> list[Bucket]:
+    def _make_buckets(self, wanted: list[str] | BucketBudget | BucketPolicy) -> list[Bucket]:
         pixels = self.family.pixel_multiple
-        if isinstance(wanted, BucketBudget):
-            buckets = derive_buckets(temporal=self.family.compression[0], spatial=pixels, **vars(wanted))
+        if isinstance(wanted, BucketPolicy):
+            buckets = wanted.buckets(self.family.compression[0], pixels)
         else:
             buckets = sorted({Bucket.parse(text) for text in wanted})
         if not buckets:

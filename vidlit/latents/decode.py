@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.utils.data import Dataset
 
 from vidlit.errors import UserError
 from vidlit.latents.batch_memory import batch_memory
-from vidlit.video.frames import Color
+from vidlit.video.frames import ClipRequest, Color
 
 if TYPE_CHECKING:
     from vidlit.video.sources import Clip
@@ -23,16 +22,7 @@ if TYPE_CHECKING:
 class ClipReader(Protocol):
     """What reads clips in a worker: :class:`vidlit.video.isolation.IsolatedReader`, or a stand-in."""
 
-    def read_clip(
-        self,
-        path: Path,
-        start: float,
-        num_frames: int,
-        fps: float,
-        height: int,
-        width: int,
-        background: Color,
-    ) -> NDArray[np.uint8]:
+    def read_clip(self, request: ClipRequest) -> NDArray[np.uint8]:
         """Frames (F, H, W, 3) uint8."""
 
 
@@ -80,9 +70,7 @@ class ClipBatches(Dataset[DecodedClips]):
         failed: dict[int, str] = {}
         for row, clip in zip(self.batches[index], clips, strict=True):
             try:
-                pixels = self._reader.read_clip(
-                    clip.source.path, clip.start, num_frames, clip.fps, height, width, self.background
-                )
+                pixels = self._reader.read_clip(clip.request(self.background))
             except (UserError, OSError) as error:
                 failed[row] = " ".join(str(error).split())
             else:

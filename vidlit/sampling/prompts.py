@@ -17,7 +17,7 @@ from vidlit.diffusion.batch import Conditioning, PromptBatch
 from vidlit.errors import UserError
 from vidlit.models.encoders import BaseEncoders
 from vidlit.video.buckets import Bucket
-from vidlit.video.frames import read_clip
+from vidlit.video.frames import ClipRequest, read_clip
 
 if TYPE_CHECKING:
     from vidlit.models.family import Family
@@ -205,7 +205,8 @@ class PromptDataModule(LightningDataModule):
             size, image = self.prompts[row].size, self.prompts[row].image
             assert encode is not None and image is not None  # noqa: PT018
             try:
-                pixels = torch.from_numpy(read_clip(image, 0.0, 1, self.family.fps, size.height, size.width))
+                request = ClipRequest(image, 0.0, 1, self.family.fps, size.height, size.width)
+                pixels = torch.from_numpy(read_clip(request))
             except UserError as error:
                 raise UserError(f"prompt {row}: {image} {error}") from error
             # Grey after the first frame: what extras are made of it is of the whole length.

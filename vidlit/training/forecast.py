@@ -203,7 +203,7 @@ def _decode_seconds(clips: Sequence[Clip], workers: int | None) -> float:
     try:
         for clip in chosen:
             try:
-                reader.read_clip(clip.source.path, clip.start, clip.bucket.num_frames, clip.fps, *clip.bucket[1:])
+                reader.read_clip(clip.request())
             except UserError:
                 continue  # encoding will say what is wrong with it
         seconds = time.monotonic() - began

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vidlit.errors import UserError
@@ -100,51 +102,64 @@ def nearest_bucket(
     return min(fitting, key=loss, default=None)
 
 
-def derive_buckets(
-    num_frames: Sequence[int],
-    temporal: int,
-    spatial: int,
-    *,
-    max_tokens: int | None = None,
-    max_pixels: int | None = None,
-    aspect_ratios: Sequence[float] = ASPECT_RATIOS,
-) -> list[Bucket]:
-    """The largest bucket of each length and aspect ratio that stays within a budget.
+class BucketPolicy(ABC):
+    """Chooses the resolutions that clips are brought to; named by its class in ``data.buckets``."""
+
+    @abstractmethod
+    def buckets(self, temporal: int, spatial: int) -> list[Bucket]:
+        """The resolutions for a model.
+
+        Args:
+            temporal: frames of video per latent frame after the first one; a bucket has ``temporal * k + 1`` frames.
+            spatial: pixels along one side of a token; heights and widths are multiples of it.
+
+        Raises:
+            UserError: there are none that fit.
+        """
+
+
+@dataclass(frozen=True)
+class BucketBudget(BucketPolicy):
+    """Resolutions as large as a budget allows, one for each length and aspect ratio.
 
     Args:
-        num_frames: lengths wanted, each ``temporal * k + 1``.
-        temporal: frames of video per latent frame after the first one.
-        spatial: pixels along one side of a token.
-        max_tokens: most tokens of one clip; longer buckets get smaller pictures.
+        num_frames: lengths wanted.
+        max_tokens: most latent positions of one clip; longer buckets get smaller pictures.
         max_pixels: most pixels of one frame.
         aspect_ratios: widths over heights.
-
-    Returns:
-        Sorted, without doubles.
-
-    Raises:
-        UserError: no budget is given, or one that not even a single token fits.
     """
-    if max_tokens is None and max_pixels is None:
-        raise UserError("buckets are derived from a budget: give max_tokens, max_pixels or both")
-    derived = set()
-    for frames in num_frames:
-        Bucket(frames, spatial, spatial).check(temporal, spatial)
-        budgets = []
-        if max_tokens is not None:
-            budgets.append(max_tokens // Bucket(frames, spatial, spatial).tokens(temporal, spatial))
-        if max_pixels is not None:
-            budgets.append(max_pixels // spatial**2)
-        per_frame = min(budgets)  # tokens of one latent frame
-        if per_frame < 1:
-            raise UserError(
-                f"the budget (max_tokens={max_tokens}, max_pixels={max_pixels}) leaves no token "
-                f"of {spatial}x{spatial} pixels for clips of {frames} frames: raise it or shorten the clips"
-            )
-        for ratio in aspect_ratios:
-            rows, columns = _largest_grid(per_frame, ratio)
-            derived.add(Bucket(frames, rows * spatial, columns * spatial))
-    return sorted(derived)
+
+    num_frames: list[int]
+    max_tokens: int | None = None
+    max_pixels: int | None = None
+    aspect_ratios: list[float] = field(default_factory=lambda: list(ASPECT_RATIOS))
+
+    def buckets(self, temporal: int, spatial: int) -> list[Bucket]:
+        """See :meth:`BucketPolicy.buckets`; sorted, without doubles.
+
+        Raises:
+            UserError: no budget is given, or one that not even a single token fits.
+        """
+        if self.max_tokens is None and self.max_pixels is None:
+            raise UserError("buckets are derived from a budget: give max_tokens, max_pixels or both")
+        derived = set()
+        for frames in self.num_frames:
+            Bucket(frames, spatial, spatial).check(temporal, spatial)
+            budgets = []
+            if self.max_tokens is not None:
+                budgets.append(self.max_tokens // Bucket(frames, spatial, spatial).tokens(temporal, spatial))
+            if self.max_pixels is not None:
+                budgets.append(self.max_pixels // spatial**2)
+            per_frame = min(budgets)  # tokens of one latent frame
+            if per_frame < 1:
+                raise UserError(
+                    f"the budget (max_tokens={self.max_tokens}, max_pixels={self.max_pixels}) leaves no token "
+                    f"of {spatial}x{spatial} pixels for clips of {frames} frames: raise it or shorten the clips"
+                )
+            for ratio in self.aspect_ratios:
+                rows, columns = _largest_grid(per_frame, ratio)
+                derived.add(Bucket(frames, rows * spatial, columns * spatial))
+        return sorted(derived)
 
 
 def _largest_grid(budget: int, ratio: float) -> tuple[int, int]:

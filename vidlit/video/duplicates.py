@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vidlit.video.excerpts import DENSE_RATE, DENSE_SECONDS, find_excerpts
-from vidlit.video.frames import VideoError, VideoInfo, read_clip, read_key_frames
+from vidlit.video.frames import ClipRequest, VideoError, VideoInfo, read_clip, read_key_frames
 
 NUM_FRAMES = 4
 """Frames hashed of a video, evenly spread over it."""
@@ -61,14 +61,14 @@ def fingerprint(path: Path, info: VideoInfo) -> Fingerprint:
     """
     size = (64, int(np.clip(round(64 * info.width / info.height), 16, 256)))
     if info.kind == "image":
-        return Fingerprint((_hash(read_clip(path, 0.0, 1, 1.0, *size)[0]),), ())
+        return Fingerprint((_hash(read_clip(ClipRequest(path, 0.0, 1, 1.0, *size))[0]),), ())
     if info.duration > DENSE_SECONDS:
         return Fingerprint(_sought(path, info, size), _timeline(path, info, size))
     # An odd number of frames for each quarter: the one in its middle is one of the spread.
     quarter = 2 * round((info.duration * DENSE_RATE / NUM_FRAMES - 1) / 2) + 1 if info.duration > 1 else 1
     step = info.duration / (NUM_FRAMES * quarter)
     try:
-        frames = read_clip(path, step / 2, NUM_FRAMES * quarter, 1 / step, *size)
+        frames = read_clip(ClipRequest(path, step / 2, NUM_FRAMES * quarter, 1 / step, *size))
     except VideoError:  # damaged somewhere: take what can be had, one by one
         return Fingerprint(_sought(path, info, size), ())
     hashes = [_hash(frame) for frame in frames]
@@ -82,7 +82,7 @@ def _sought(path: Path, info: VideoInfo, size: tuple[int, int]) -> tuple[str | N
     for index in range(NUM_FRAMES):
         try:
             time = (index + 0.5) * info.duration / NUM_FRAMES
-            hashes.append(_hash(read_clip(path, time, 1, info.fps or 24.0, *size)[0]))
+            hashes.append(_hash(read_clip(ClipRequest(path, time, 1, info.fps or 24.0, *size))[0]))
         except VideoError as error:
             hashes.append(None)
             last_error = error
@@ -94,7 +94,7 @@ def _sought(path: Path, info: VideoInfo, size: tuple[int, int]) -> tuple[str | N
 def _timeline(path: Path, info: VideoInfo, size: tuple[int, int]) -> tuple[tuple[float, str | None], ...]:
     """The beginning of a long film frame by frame, the rest at key frames."""
     try:
-        opening = read_clip(path, 0.0, int(DENSE_SECONDS * DENSE_RATE), DENSE_RATE, *size)
+        opening = read_clip(ClipRequest(path, 0.0, int(DENSE_SECONDS * DENSE_RATE), DENSE_RATE, *size))
         rest = list(read_key_frames(path, DENSE_SECONDS, info.duration / _MOST_KEY_FRAMES, *size))
     except VideoError:
         return ()

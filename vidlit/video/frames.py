@@ -31,6 +31,7 @@ __all__ = [
     "BLACK",
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
+    "ClipRequest",
     "Color",
     "VideoError",
     "VideoInfo",
@@ -88,29 +89,34 @@ def probe(path: Path) -> VideoInfo:
             return VideoInfo("video", width, height, duration, frame_rate_of(stream), stream.frames or None)
 
 
-def read_clip(
-    path: Path,
-    start: float,
-    num_frames: int,
-    fps: float,
-    height: int,
-    width: int,
-    background: Color = BLACK,
-) -> NDArray[np.uint8]:
-    """Decode one clip as it is displayed: resampled in time, covered and cropped at the centre in space.
+@dataclass(frozen=True, slots=True)
+class ClipRequest:
+    """A span of a file, at a frame rate and a size.
 
     Frame ``k`` is the one on display at ``start + k / fps`` seconds after the first frame of the file, or its
-    successor if that is nearer and starts within half a frame. Only the span that is needed is decoded, from the key
-    frame before it, and only frames that are used are kept, at their final size.
+    successor if that is nearer and starts within half a frame.
+    """
 
-    Args:
-        path: a video, or an image for one frame.
-        start: seconds after the first frame.
-        num_frames: frames to return.
-        fps: frames a second to return.
-        height: pixels.
-        width: pixels.
-        background: red, green, blue put behind transparent pixels.
+    path: Path
+    """A video, or an image for one frame."""
+    start: float
+    """Seconds after the first frame."""
+    num_frames: int
+    fps: float
+    """Frames a second."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    background: Color = BLACK
+    """Red, green, blue put behind transparent pixels."""
+
+
+def read_clip(request: ClipRequest) -> NDArray[np.uint8]:
+    """Decode one clip as it is displayed: resampled in time, covered and cropped at the centre in space.
+
+    Only the span that is needed is decoded, from the key frame before it, and only frames that are used are kept, at
+    their final size.
 
     Returns:
         (F, H, W, 3) full-range RGB.
@@ -119,7 +125,7 @@ def read_clip(
         VideoError: the file cannot be opened, decoded or tone-mapped, or ends before the clip does.
     """
     with VideoReader() as reader:
-        return reader.read_clip(path, start, num_frames, fps, height, width, background)
+        return reader.read_clip(request)
 
 
 def read_key_frames(
@@ -156,37 +162,29 @@ class VideoReader:
     def __init__(self) -> None:
         self._cursor: Cursor | None = None
 
-    def read_clip(
-        self,
-        path: Path,
-        start: float,
-        num_frames: int,
-        fps: float,
-        height: int,
-        width: int,
-        background: Color = BLACK,
-    ) -> NDArray[np.uint8]:
+    def read_clip(self, request: ClipRequest) -> NDArray[np.uint8]:
         """As :func:`read_clip`, with the same frames whatever was read before."""
-        identity = check_regular(path)
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            if num_frames != 1:
-                raise VideoError(f"is an image, {num_frames} frames are asked of it")
-            image = av.VideoFrame.from_ndarray(read_image(path, background), format="rgb24")
-            return np.ascontiguousarray(Resizer(height, width, 1.0, background)(image)[None])  # it may be a crop
+        identity = check_regular(request.path)
+        if request.path.suffix.lower() in IMAGE_SUFFIXES:
+            if request.num_frames != 1:
+                raise VideoError(f"is an image, {request.num_frames} frames are asked of it")
+            image = av.VideoFrame.from_ndarray(read_image(request.path, request.background), format="rgb24")
+            cropped = Resizer(request.height, request.width, 1.0, request.background)(image)
+            return np.ascontiguousarray(cropped[None])  # what is cut off its sides leaves gaps
         cursor, self._cursor = self._cursor, None  # a cursor that fails is not used again
         try:
             with ffmpeg_errors():
-                if cursor is None or cursor.identity != identity or not cursor.is_before(start):
+                if cursor is None or cursor.identity != identity or not cursor.is_before(request.start):
                     if cursor is not None:
                         cursor.close()
-                    cursor = Cursor(path, identity)
-                    cursor.seek(start)
-                resize = Resizer(height, width, cursor.sample_aspect, background)
-                tolerance = 0.5 / max(fps, cursor.fps or fps) - 1e-6
-                clip = np.empty((num_frames, height, width, 3), np.uint8)
+                    cursor = Cursor(request.path, identity)
+                    cursor.seek(request.start)
+                resize = Resizer(request.height, request.width, cursor.sample_aspect, request.background)
+                tolerance = 0.5 / max(request.fps, cursor.fps or request.fps) - 1e-6
+                clip = np.empty((request.num_frames, request.height, request.width, 3), np.uint8)
                 drawn = None
-                for index in range(num_frames):
-                    frame = cursor.frame_at(start + index / fps, tolerance)
+                for index in range(request.num_frames):
+                    frame = cursor.frame_at(request.start + index / request.fps, tolerance)
                     clip[index] = clip[index - 1] if frame is drawn else resize(frame)
                     drawn = frame
         except BaseException:

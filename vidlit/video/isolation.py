@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlit.video.frames import BLACK, Color, VideoError, VideoInfo, VideoReader, probe
+from vidlit.video.frames import ClipRequest, VideoError, VideoInfo, VideoReader, probe
 
 TIME_LIMIT = 120.0
 """Seconds for one clip or one file."""
@@ -56,25 +56,16 @@ class IsolatedReader:
         self._pixels: SharedFile | None = None
         self._owner = 0
 
-    def read_clip(
-        self,
-        path: Path,
-        start: float,
-        num_frames: int,
-        fps: float,
-        height: int,
-        width: int,
-        background: Color = BLACK,
-    ) -> NDArray[np.uint8]:
+    def read_clip(self, request: ClipRequest) -> NDArray[np.uint8]:
         """As :func:`vidlit.video.frames.read_clip`.
 
         Raises:
             VideoError: as there, and for a file that crashed the decoder or took too long.
             RuntimeError: the child does not start.
         """
-        clip = np.empty((num_frames, height, width, 3), np.uint8)
-        arguments = {"start": start, "num_frames": num_frames, "fps": fps, "height": height, "width": width}
-        self._ask("read_clip", path, clip, **arguments, background=background)
+        clip = np.empty((request.num_frames, request.height, request.width, 3), np.uint8)
+        fields = asdict(request)
+        self._ask("read_clip", fields.pop("path"), clip, **fields)
         return clip
 
     def inspect(self, path: Path, fingerprint: bool) -> tuple[VideoInfo, list[Any]]:
@@ -238,7 +229,7 @@ def _answer(request: dict[str, Any], reader: VideoReader, output: BinaryIO, shar
     task, path = request.pop("task"), Path(request.pop("path"))
     try:
         if task == "read_clip":
-            shared.write(reader.read_clip(path, **request))
+            shared.write(reader.read_clip(ClipRequest(path, **request)))
             output.write(b"{}\n")
             return
         info = probe(path)

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from vidlit.errors import UserError
 from vidlit.video.buckets import Bucket
-from vidlit.video.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vidlit.video.frames import BLACK, ClipRequest, Color
+from vidlit.video.layouts import PATH_COLUMNS, Rejected, find_layout, media_files
 
-ACCEPTED_LAYOUTS = """accepted layouts of a folder of clips:
-  metadata.csv, metadata.jsonl or metadata.parquet with the columns file_name and caption (or text, or prompt);
-      optional columns: group, start and end (seconds) or start_frame and end_frame
-  prompts.txt and videos.txt, one caption and one path a line
-  a.mp4 beside a.txt, which holds its caption, in any folder below
-  any other .csv, .json or .jsonl file with the columns media_path and caption
-Images count as clips of one frame."""
+__all__ = ["Clip", "Rejected", "SourceVideo", "Sources", "read_sources"]
 
-_METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_TABLE_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
-_PATH_COLUMNS = ("file_name", "media_path", "video_path", "video", "path")
 _CAPTION_COLUMNS = ("caption", "text", "prompt")
-_MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +54,10 @@ class Clip:
     content: str
     """SHA-256 of the file's bytes, in hexadecimal."""
 
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """Something that is left out, and why."""
-
-    video: str
-    """Relative path, or the file and line of a row that names none."""
-    reason: str
+    def request(self, background: Color = BLACK) -> ClipRequest:
+        """Its frames, as they are asked of a reader."""
+        frames, height, width = self.bucket
+        return ClipRequest(self.source.path, self.start, frames, self.fps, height, width, background)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +77,8 @@ def read_sources(folder: Path) -> Sources:
     """Read the rows of a folder, or of one table file.
 
     Args:
-        folder: a folder in one of the accepted layouts, or a table whose paths are relative to its own folder.
+        folder: a folder in one of the accepted layouts (:mod:`vidlit.video.layouts`), or a table whose paths are
+            relative to its own folder.
 
     Returns:
         Good rows in the order of the file, bad ones with their reasons.
@@ -100,13 +86,9 @@ def read_sources(folder: Path) -> Sources:
     Raises:
         UserError: no such folder, no accepted or an ambiguous layout, an unreadable table, or no good row at all.
     """
-    folder = Path(folder)
-    if folder.is_file() and folder.suffix.lower() in _TABLE_SUFFIXES:
-        folder, layout, rows = folder.parent, folder.name, _read_table(folder)
-    elif folder.is_dir():
-        layout, rows = _find_layout(folder)
-    else:
-        raise UserError(f"{folder} is not a folder of clips: no such folder or table")
+    source = Path(folder)
+    layout, rows = find_layout(source)
+    folder = source.parent if source.is_file() else source
     root = folder.resolve()
     videos, quarantined = [], []
     for place, row in rows:
@@ -119,135 +101,8 @@ def read_sources(folder: Path) -> Sources:
         reasons = "; ".join(f"{bad.video}: {bad.reason}" for bad in quarantined[:3]) or "it lists none"
         raise UserError(f"no usable video in {folder} ({layout}): {reasons}")
     named = {video.video for video in videos} | {bad.video for bad in quarantined}
-    unlisted = tuple(video for video in _media_files(folder) if video not in named)
+    unlisted = tuple(video for video in media_files(folder) if video not in named)
     return Sources(folder, layout, tuple(videos), tuple(quarantined), unlisted)
-
-
-_Row = Mapping[str, Any] | Rejected
-_Rows = Iterator[tuple[str, _Row]]  # where it stands, and what it says
-
-
-def _find_layout(folder: Path) -> tuple[str, _Rows]:
-    metadata = [folder / name for name in _METADATA_NAMES if (folder / name).is_file()]
-    prompts = next((folder / n for n in ("prompts.txt", "prompt.txt") if (folder / n).is_file()), None)
-    listed = folder / "videos.txt"
-    if len(metadata) == 1:
-        return metadata[0].name, _read_table(metadata[0])
-    if not metadata and prompts is not None and listed.is_file():
-        return f"{prompts.name} + videos.txt", _read_lines(prompts, listed)
-    tables = metadata or [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in _TABLE_SUFFIXES and path.is_file() and _has_path_column(path)
-    ]
-    if len(tables) > 1:
-        names = ", ".join(path.name for path in tables)
-        raise UserError(f"{folder} holds several tables ({names}): name the one to use instead of the folder")
-    if tables:
-        return tables[0].name, _read_table(tables[0])
-    media = list(_media_files(folder))
-    if any((folder / video).with_suffix(".txt").is_file() for video in media):
-        return "a caption file beside each video", _read_pairs(folder, media)
-    found = f"{len(media)} videos but no captions" if media else "no videos and no table of them"
-    raise UserError(f"{folder} holds {found}; {ACCEPTED_LAYOUTS}")
-
-
-def _media_files(folder: Path) -> Iterator[str]:
-    """Relative paths of videos and images; hidden files (``._a.mp4`` of other systems) are none."""
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.suffix.lower() in _MEDIA_SUFFIXES and not any(part.startswith(".") for part in relative.parts):
-            yield relative.as_posix()
-
-
-def _read_pairs(folder: Path, media: Iterable[str]) -> _Rows:
-    for video in media:
-        caption = (folder / video).with_suffix(".txt")
-        if not caption.is_file():
-            yield video, Rejected(video, f"no caption file {caption.name} beside it")
-            continue
-        if not caption.resolve().is_relative_to(folder.resolve()):
-            yield video, Rejected(video, f"its caption file {caption.name} is a link that leads out of the folder")
-            continue
-        try:
-            yield video, {"file_name": video, "caption": caption.read_text("utf-8-sig")}
-        except ValueError as error:
-            yield video, Rejected(video, f"its caption file {caption.name} is not UTF-8 text: {error}")
-
-
-def _read_lines(prompts: Path, listed: Path) -> _Rows:
-    captions, videos = (_text(path).strip("\n").split("\n") for path in (prompts, listed))
-    if len(captions) != len(videos):
-        raise UserError(
-            f"{prompts} has {len(captions)} lines and {listed.name} has {len(videos)}: "
-            "line N of one must belong to line N of the other"
-        )
-    for number, (caption, video) in enumerate(zip(captions, videos, strict=True), 1):
-        yield f"{listed.name} line {number}", {"file_name": video.strip(), "caption": caption}
-
-
-def _has_path_column(path: Path) -> bool:
-    """Whether a table lists videos; a report or a notebook's JSON that lies in the folder does not."""
-    try:
-        _, row = next(_read_table(path))
-    except (UserError, StopIteration):
-        return False
-    return not isinstance(row, Rejected) and any(column in row for column in _PATH_COLUMNS)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except ValueError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
-
-
-def _read_table(path: Path) -> _Rows:
-    """Rows of a CSV, JSON, JSONL or parquet file, each with where it stands."""
-    match path.suffix.lower():
-        case ".csv":
-            try:
-                # strict=False as in csv itself: a stray quote costs a row, which has no such file, not the table.
-                reader = csv.DictReader(io.StringIO(_text(path)))
-                for row in reader:
-                    place = f"{path.name} line {reader.line_num}"
-                    if None in row:
-                        yield place, Rejected(place, "has more fields than the header has columns")
-                    else:
-                        yield place, {key.strip(): value for key, value in row.items()}
-            except csv.Error as error:
-                raise UserError(f"{path} line {reader.line_num} is not valid CSV: {error}") from error
-        case ".jsonl":
-            for number, line in enumerate(_text(path).split("\n"), 1):
-                place = f"{path.name} line {number}"
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    yield place, Rejected(place, f"is not valid JSON: {error}")
-                    continue
-                yield place, row if isinstance(row, dict) else Rejected(place, "is not a JSON object")
-        case ".json":
-            try:
-                rows = json.loads(_text(path))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path} is not valid JSON: {error}") from error
-            if not isinstance(rows, list):
-                raise UserError(f"{path} must hold a list of objects, not {type(rows).__name__}")
-            for number, row in enumerate(rows, 1):
-                place = f"{path.name} entry {number}"
-                yield place, row if isinstance(row, dict) else Rejected(place, "is not a JSON object")
-        case _:
-            import pyarrow as pa  # a folder without parquet starts without it
-            import pyarrow.parquet as pq
-
-            try:
-                rows = pq.read_table(path).to_pylist()
-            except (pa.ArrowException, OSError) as error:
-                raise UserError(f"{path} is not a readable parquet file: {error}") from error
-            for number, row in enumerate(rows, 1):
-                yield f"{path.name} row {number}", row
 
 
 def _read_row(root: Path, place: str, row: Mapping[str, Any]) -> SourceVideo | Rejected:
@@ -258,9 +113,9 @@ def _read_row(root: Path, place: str, row: Mapping[str, Any]) -> SourceVideo | R
         found = [fields.pop(column) for column in columns if column in fields]
         return found[0] if found else None
 
-    path_column = next((column for column in _PATH_COLUMNS if column in fields), None)
+    path_column = next((column for column in PATH_COLUMNS if column in fields), None)
     if path_column is None:
-        return Rejected(place, f"names no video: none of the columns {', '.join(_PATH_COLUMNS)} is filled")
+        return Rejected(place, f"names no video: none of the columns {', '.join(PATH_COLUMNS)} is filled")
     video = str(fields.pop(path_column)).strip()
     reason = _refuse_path(root, video)
     if reason:
