@@ -6,7 +6,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentError
 
-from vidlit.commands.cli.run_lightning import ParseOnly
+from vidlit.commands.cli.parse_only import ParseOnly
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WHOLE = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "sweep.yaml")  # W&B's own format

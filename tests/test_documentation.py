@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.test_families_fit import TINY
-from vidlit.commands.cli.run_lightning import ParseOnly
+from vidlit.commands.cli.parse_only import ParseOnly
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tests.test_configs import CONFIGS
-from vidlit.commands.cli.run_lightning import ParseOnly
+from vidlit.commands.cli.parse_only import ParseOnly
 
 
 def submit(folder, srun_code):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.models import bases, test_every_family, test_export
-from vidlit.commands.cli.run_lightning import ParseOnly
+from vidlit.commands.cli.parse_only import ParseOnly
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
 from vidlit.models.family import Family, open_family

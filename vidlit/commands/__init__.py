@@ -9,10 +9,7 @@ from __future__ import annotations
 import ast
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from types import ModuleType
 
 IN_ORDER = ("fit", "validate", "test", "predict", "kfold", "plan", "encode", "report", "dashboard", "demo")
 """As ``vidlit --help`` shows them; others follow by name."""
@@ -28,14 +25,13 @@ def summaries() -> dict[str, str]:
     return {name: found[name] for name in sorted(found, key=_place)}
 
 
-def load(name: str) -> Callable[[list[str]], None]:
-    """What runs a command; imports its file.
+def load(name: str) -> ModuleType:
+    """The file of a command, imported: ``run(words)`` runs it; ``parser()``, where it has one, reads its options.
 
     Args:
         name: of a command that :func:`summaries` lists.
     """
-    command: Callable[[list[str]], None] = import_module(f"vidlit.commands.{name}").run
-    return command
+    return import_module(f"vidlit.commands.{name}")
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -1,8 +1,12 @@
-"""Write the procedural clips and the tiny base model of the quickstart (demo DIR)."""
+"""Write the quickstart's procedural clips and tiny base model."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 
 def run(words: list[str]) -> None:
@@ -11,13 +15,24 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
+    from vidlit.data.demo_folder import Demo
+
+    demo = Demo(**vars(parser().parse_args(words[1:])))
+    demo.write()
+    print(f"{demo.num_videos * demo.clips_per_video} clips in {demo.dir / 'clips'}, base model in {demo.dir / 'base'}")
+
+
+def parser() -> ArgumentParser:
+    """The command's options."""
     from jsonargparse import ArgumentParser
 
     from vidlit.data.demo_folder import Demo
 
-    parser = ArgumentParser(prog="vidlit demo", description="Write the procedural clips and the tiny base model.")
-    parser.add_class_arguments(Demo, skip={"dir"})
-    parser.add_argument("dir", type=Path, help="folder to write clips/ and base/ to")
-    demo = Demo(**vars(parser.parse_args(words[1:])))
-    demo.write()
-    print(f"{demo.num_videos * demo.clips_per_video} clips in {demo.dir / 'clips'}, base model in {demo.dir / 'base'}")
+    made = ArgumentParser(
+        prog="vidlit demo",
+        description="Write the procedural clips and the tiny base model.",
+        exit_on_error=False,
+    )
+    made.add_class_arguments(Demo, skip={"dir"})
+    made.add_argument("dir", type=Path, help="folder to write clips/ and base/ to")
+    return made

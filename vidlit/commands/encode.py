@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vidlit.commands.cli.run_lightning import run_lightning
+
 
 def run(words: list[str]) -> None:
     """Run the command.
@@ -9,6 +11,4 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
-    from vidlit.commands.cli.run_lightning import run_lightning
-
     run_lightning(words)

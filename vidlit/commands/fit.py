@@ -1,9 +1,11 @@
-"""Encode what is not encoded yet, train, stop by itself, export the best weights, sample videos."""
+"""Train until overfitting begins; export best weights and samples."""
 
 from __future__ import annotations
 
 import gc
 
+from vidlit.commands.cli.refit import announcement, finished, full_steps, no_refit_because, note_refit, refit_words
+from vidlit.commands.cli.run_lightning import run_lightning
 from vidlit.errors import Interrupted
 
 
@@ -15,9 +17,6 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
-    from vidlit.commands.cli.refit import announcement, finished, full_steps, no_refit_because, note_refit, refit_words
-    from vidlit.commands.cli.run_lightning import run_lightning
-
     cli = run_lightning(words)
     directory, shows = cli.run_directory, cli.trainer.is_global_zero
     if not cli.config.fit.refit:

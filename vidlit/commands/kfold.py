@@ -1,4 +1,4 @@
-"""Fit once a fold of source videos, and say what is best for all clips (--folds 5).
+"""Fit once a fold of videos, and say what is best for all clips.
 
 Which number of steps is best, when a few held-out videos cannot tell alone: each fold holds out other videos and is a
 run of its own. What is best for most of them is trained on all clips then.
@@ -6,7 +6,6 @@ run of its own. What is best for most of them is trained on all clips then.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import math
@@ -15,7 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidlit.commands.cli.refit import full_steps
+from vidlit.commands.cli.loading import loading
+from vidlit.commands.cli.plain_parser import PlainParser
+from vidlit.commands.cli.refit import finished, full_steps
+from vidlit.commands.cli.run_lightning import run_lightning
 from vidlit.errors import Interrupted, UserError
 from vidlit.runs.directory import RunDirectory, write_text
 
@@ -30,20 +32,12 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
-    from lightning.pytorch.utilities import rank_zero_only
+    with loading("torch and Lightning"):
+        from lightning.pytorch.utilities import rank_zero_only
 
-    from vidlit.commands.cli.refit import finished
-    from vidlit.commands.cli.run_lightning import ParseOnly, run_lightning
+        from vidlit.commands.cli.parse_only import ParseOnly
 
-    # jsonargparse does not part options it knows from those it does not.
-    parser = argparse.ArgumentParser(
-        prog="vidlit kfold",
-        description="Fit once a fold of source videos, and say what is best for all of them.",
-        epilog="All options of `vidlit fit` are taken, too: see `vidlit fit --help`.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--folds", type=int, default=5, help="parts that the source videos are divided into")
-    options, fit_words = parser.parse_known_args(words[1:])
+    options, fit_words = parser().parse_known_args(words[1:])
     config = ParseOnly(["fit", *fit_words]).config.fit
     if config.get("ckpt_path") is not None:
         raise UserError("kfold goes on by itself where it was interrupted: leave --ckpt_path out.")
@@ -67,6 +61,18 @@ def run(words: list[str]) -> None:
         path = root / "folds.json"
         write_text(path, json.dumps(told, indent=2) + "\n")
         print_folds(told, fit_words, path)
+
+
+def parser() -> PlainParser:
+    """The options beside those of ``fit``: jsonargparse does not part options it knows from those it does not."""
+    made = PlainParser(
+        prog="vidlit kfold",
+        description="Fit once a fold of source videos, and say what is best for all of them.",
+        epilog="All options of `vidlit fit` are taken, too: see `vidlit fit --help`.",
+        allow_abbrev=False,
+    )
+    made.add_argument("--folds", type=int, default=5, help="parts that the source videos are divided into")
+    return made
 
 
 def _same_config(path: Path, config: Namespace) -> None:

@@ -1,8 +1,10 @@
-"""Before training: clips used and left out, batches, exposures, cost (--json)."""
+"""What a fit would do: clips used and left out, batches, cost."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from vidlit.commands.cli.run_lightning import run_lightning
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,8 +20,6 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
-    from vidlit.commands.cli.run_lightning import run_lightning
-
     run_lightning(words)
 
 

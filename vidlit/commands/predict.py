@@ -1,6 +1,8 @@
-"""Videos for prompts as mp4 files, from a checkpoint, a LoRA file or the base (--prompts FILE)."""
+"""Videos for prompts, from a checkpoint, a LoRA file or the base."""
 
 from __future__ import annotations
+
+from vidlit.commands.cli.run_lightning import run_lightning
 
 
 def run(words: list[str]) -> None:
@@ -9,6 +11,4 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
-    from vidlit.commands.cli.run_lightning import run_lightning
-
     run_lightning(words)

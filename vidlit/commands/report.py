@@ -1,8 +1,10 @@
-"""One HTML page of a run: why it stopped, curves, exposures, samples; several runs compared (report RUN_DIR ...)."""
+"""One HTML page of a run, or of several: why it stopped, curves."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from vidlit.commands.cli.plain_parser import PlainParser
 
 
 def run(words: list[str]) -> None:
@@ -11,13 +13,16 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
-    from jsonargparse import ArgumentParser
-
     from vidlit.report import write_report
 
-    parser = ArgumentParser(prog="vidlit report", description="Make one HTML page of a run, or of several.")
-    parser.add_argument("runs", type=Path, nargs="+", help="run directories: finished, running or crashed")
-    parser.add_argument("--out", type=Path | None, default=None, help="file to write; report.html of the run if null")
-    parser.add_argument("--megabytes", type=float, default=24.0, help="videos put into the page; others are linked")
-    options = parser.parse_args(words[1:])
+    options = parser().parse_args(words[1:])
     print(write_report(options.runs, options.out, options.megabytes))
+
+
+def parser() -> PlainParser:
+    """The command's options."""
+    made = PlainParser(prog="vidlit report", description="Make one HTML page of a run, or of several.")
+    made.add_argument("runs", type=Path, nargs="+", help="run directories: finished, running or crashed")
+    made.add_argument("--out", type=Path, help="file to write; report.html of the run if left out")
+    made.add_argument("--megabytes", type=float, default=24.0, help="videos put into the page; others are linked")
+    return made

@@ -1,6 +1,8 @@
-"""Losses, copies and diversity of a checkpoint on the test split (--ckpt_path FILE)."""
+"""Losses, copies and diversity on the test split."""
 
 from __future__ import annotations
+
+from vidlit.commands.cli.run_lightning import run_lightning
 
 
 def run(words: list[str]) -> None:
@@ -9,6 +11,4 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
-    from vidlit.commands.cli.run_lightning import run_lightning
-
     run_lightning(words)

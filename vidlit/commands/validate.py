@@ -1,6 +1,8 @@
-"""Paired losses of a checkpoint on the held-out clips (--ckpt_path FILE)."""
+"""Validation losses of a checkpoint (--ckpt_path FILE)."""
 
 from __future__ import annotations
+
+from vidlit.commands.cli.run_lightning import run_lightning
 
 
 def run(words: list[str]) -> None:
@@ -9,6 +11,4 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
-    from vidlit.commands.cli.run_lightning import run_lightning
-
     run_lightning(words)

@@ -9,10 +9,15 @@ import sys
 from argparse import ArgumentError
 
 from vidlit import commands
+from vidlit.commands.cli.checking import check
+from vidlit.commands.cli.help_screen import one_command
+from vidlit.commands.cli.option_list import option_lists
 from vidlit.errors import Interrupted, UserError
 from vidlit.latents.quiet_lightning import VERBOSE_VARIABLE
 
 SWITCHES = ("--debug", "-v", "--verbose")
+HELP_ALL = "--help-all"
+HELP = {"-h", "--help", HELP_ALL}
 FLAGS = ("--json", "--verify", "--refit", "--overwrite")
 
 
@@ -59,4 +64,9 @@ def _command(words: list[str]) -> None:
         near = difflib.get_close_matches(words[0], known, n=1, cutoff=0.5)
         meant = f" Did you mean {near[0]}?" if near else ""
         raise UserError(f"{words[0]!r} is no command.{meant} The commands are {', '.join(known)}.")
-    commands.load(words[0])(words)
+    if HELP & set(words) and option_lists()[words[0]].reads_yaml:
+        if HELP_ALL not in words:
+            print(one_command(words[0]))
+            return
+        words = ["fit" if words[0] == "kfold" else words[0], "--help"]  # LightningCLI's own
+    commands.load(words[0]).run(check(words))

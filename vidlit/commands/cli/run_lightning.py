@@ -6,11 +6,14 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from vidlit.commands.cli.lightning_cli import RUN_DIRECTORY_VARIABLE, VidlitCLI
+from vidlit.commands.cli.loading import loading
 from vidlit.latents.quiet_lightning import quiet_lightning
 from vidlit.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from vidlit.commands.cli.lightning_cli import VidlitCLI
 
 
 def run_lightning(words: list[str], directory: RunDirectory | None = None) -> VidlitCLI:
@@ -20,6 +23,9 @@ def run_lightning(words: list[str], directory: RunDirectory | None = None) -> Vi
         words: of the command line.
         directory: of the run, where it is decided already.
     """
+    with loading("torch and Lightning"):
+        from vidlit.commands.cli.lightning_cli import RUN_DIRECTORY_VARIABLE, VidlitCLI
+
     before = os.environ.get(RUN_DIRECTORY_VARIABLE)
     if directory is not None:
         os.environ[RUN_DIRECTORY_VARIABLE] = str(directory.path)
@@ -44,16 +50,3 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     print(f"vidlit: warning: {message}", file=sys.stderr)
-
-
-class ParseOnly(VidlitCLI):
-    """Only reads the command line and its config files: nothing is made or run."""
-
-    def before_instantiate_classes(self) -> None:
-        """Nothing."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing."""
