@@ -26,6 +26,12 @@ def test_config_parses(path, command):
     assert config.trainer.check_val_every_n_epoch is None
 
 
+def test_parsing_from_python_warns_of_nothing(recwarn, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pytest", "-q"])
+    ParseOnly(["fit", "--config", str(CONFIGS / "quickstart.yaml")])
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_configs_are_there():
     assert CONFIGS / "quickstart.yaml" in WHOLE
 

@@ -9,10 +9,10 @@ import diffusers
 import pytest
 import torch
 import yaml
-from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 
 from tests.models import bases
+from tests.models.test_export import adapted_layers
 from vidlit.__main__ import main
 from vidlit.models.family import open_family
 
@@ -79,7 +79,7 @@ def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path, c
         assert (run / "weights/comfyui_lora.safetensors").exists() == bool(family.comfyui_layers)
         pipeline = diffusers.DiffusionPipeline.from_pretrained(base)
         pipeline.load_lora_weights(run / "weights")
-        adapters = [module for module in pipeline.transformer.modules() if isinstance(module, BaseTunerLayer)]
+        adapters = adapted_layers(pipeline.transformer).values()
         assert adapters
         assert {module.scaling[key] for module in adapters for key in module.scaling} == {1.0}
         assert any(weight.weight.any() for module in adapters for weight in module.lora_B.values())

@@ -161,6 +161,16 @@ def test_slow_packages_are_imported_where_they_are_used(file):
     assert not eager & LAZY_ONLY
 
 
+TESTS = sorted(path.relative_to(PACKAGE.parent).as_posix() for path in (PACKAGE.parent / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", TESTS)
+def test_collecting_tests_loads_no_pipeline(file):
+    """`import diffusers` is quick, a class of its pipelines or of peft is not: take it where it is used."""
+    eager = imports_of(PACKAGE.parent / file, top_level_only=True) - {"diffusers", "transformers"}
+    assert not {name for name in eager if name.split(".")[0] in LAZY_ONLY}
+
+
 def test_help_is_quick_and_loads_nothing_slow():
     code = (
         "import sys; from vidlit.__main__ import main; code = main(['--help']); "

@@ -1,6 +1,6 @@
+import diffusers
 import pytest
 import torch
-from diffusers import LTXPipeline, LTXVideoTransformer3DModel
 from safetensors.torch import load_file
 
 from tests.test_fit import read_metrics
@@ -16,7 +16,7 @@ def test_a_full_fine_tune_leaves_a_whole_model(quickstart, demo, tmp_path):
     assert not (weights / "transformer").is_symlink()
     family = open_family(weights)
     assert family.identity == open_family(demo.dir / "base").identity  # latents of the base serve again
-    pipeline = LTXPipeline.from_pretrained(weights)
+    pipeline = diffusers.LTXPipeline.from_pretrained(weights)
     trained = load_file(weights / "transformer" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(value, trained[name]) for name, value in pipeline.transformer.state_dict().items())
     assert type(pipeline.vae).__name__ == "PatchDCTCodec"
@@ -28,7 +28,7 @@ def test_a_full_fine_tune_leaves_a_whole_model(quickstart, demo, tmp_path):
 
 def test_parts_are_copied_replaced_or_left_out(quickstart, demo, tmp_path):
     base, folder = demo.dir / "base", tmp_path / "weights"
-    LTXVideoTransformer3DModel.from_pretrained(base / "transformer").save_pretrained(folder / "transformer")
+    diffusers.LTXVideoTransformer3DModel.from_pretrained(base / "transformer").save_pretrained(folder / "transformer")
     for copy in (False, True, False, True):  # a resumed run exports again
         add_base_parts(base, folder, ["transformer"], copy=copy)
         assert (folder / "text_encoder").is_symlink() == (not copy)

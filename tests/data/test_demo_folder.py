@@ -1,10 +1,10 @@
 import csv
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import LTXVideoTransformer3DModel
-from transformers import AutoTokenizer, T5EncoderModel
+import transformers
 
 from vidlit.data.demo_folder import STATISTICS_VIDEOS, Demo
 from vidlit.video.demo_clips import FRAMINGS, Scene
@@ -89,10 +89,10 @@ def test_writing_again_touches_nothing_and_a_larger_demo_holds_the_smaller(tmp_p
 
 def test_the_base_is_a_real_model_and_the_same_everywhere(demo, tmp_path):
     base = demo.dir / "base"
-    transformer = LTXVideoTransformer3DModel.from_pretrained(base / "transformer")
+    transformer = diffusers.LTXVideoTransformer3DModel.from_pretrained(base / "transformer")
     assert 1e6 < transformer.num_parameters() < 2e6
-    encoder = T5EncoderModel.from_pretrained(base / "text_encoder")
-    tokens = AutoTokenizer.from_pretrained(base / "tokenizer")(["a disc"], return_tensors="pt")
+    encoder = transformers.T5EncoderModel.from_pretrained(base / "text_encoder")
+    tokens = transformers.AutoTokenizer.from_pretrained(base / "tokenizer")(["a disc"], return_tensors="pt")
     assert encoder(**tokens).last_hidden_state.shape == (1, 7, 64)
 
     torch.manual_seed(99)  # the base must not depend on what ran before

@@ -1,8 +1,8 @@
 import itertools
 
+import diffusers
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
@@ -11,7 +11,7 @@ SHAPE = (2, 3, 2, 4, 4)
 
 
 def scheduler(num_steps):
-    made = FlowMatchEulerDiscreteScheduler()
+    made = diffusers.FlowMatchEulerDiscreteScheduler()
     made.set_timesteps(num_steps)
     return made
 

@@ -1,7 +1,7 @@
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from scipy import stats
 
 from vidlit.diffusion.noising import (
@@ -60,7 +60,7 @@ def test_each_frame_may_have_a_noise_level_of_its_own():
 def test_a_shift_by_resolution_is_that_of_diffusers():
     """What its samplers do with mu, training does with the sigmas that it draws."""
     line = ResolutionShift(0.95, 2.05, 1024, 4096)
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     probability = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     for num_tokens in (256, 1024, 3000):
         mu = 0.95 + (2.05 - 0.95) * (num_tokens - 1024) / (4096 - 1024)

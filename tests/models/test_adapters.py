@@ -1,8 +1,8 @@
 import re
 
+import diffusers
 import pytest
 import torch
-from diffusers import LTXPipeline, LTXVideoTransformer3DModel
 from safetensors.torch import load_file
 
 from vidlit.diffusion.batch import Conditioning
@@ -73,7 +73,7 @@ def test_exported_adapter_gives_the_same_velocities_in_a_pipeline(family, tmp_pa
 
     fresh = family.load_transformer()
     base = velocities(family, fresh)
-    pipeline = LTXPipeline(scheduler=None, vae=None, text_encoder=None, tokenizer=None, transformer=fresh)
+    pipeline = diffusers.LTXPipeline(scheduler=None, vae=None, text_encoder=None, tokenizer=None, transformer=fresh)
     pipeline.load_lora_weights(tmp_path / "weights")  # of the two files it takes its own
     expected = velocities(family, transformer)
     torch.testing.assert_close(velocities(family, pipeline.transformer), expected, atol=1e-5, rtol=0)
@@ -94,6 +94,6 @@ def test_full_weights_are_exported_as_a_transformer_folder(family, tmp_path):
             parameter.add_(0.01)
     files = export_weights(family, transformer, tmp_path)
     assert {path.name for path in files} == {"config.json", "diffusion_pytorch_model.safetensors"}
-    loaded = LTXVideoTransformer3DModel.from_pretrained(tmp_path / "transformer")
+    loaded = diffusers.LTXVideoTransformer3DModel.from_pretrained(tmp_path / "transformer")
     for name, value in transformer.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name

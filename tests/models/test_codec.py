@@ -1,9 +1,9 @@
 import math
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import LTXPipeline
 
 from vidlit.models.codec import PatchDCTCodec
 from vidlit.video.demo_clips import Scene
@@ -96,7 +96,7 @@ def test_nothing_of_it_is_trained():
 
 
 def test_the_whole_demo_base_loads_as_a_pipeline(demo):
-    pipeline = LTXPipeline.from_pretrained(demo.dir / "base")
+    pipeline = diffusers.LTXPipeline.from_pretrained(demo.dir / "base")
     assert type(pipeline.vae).__name__ == "PatchDCTCodec"
     assert pipeline.vae_spatial_compression_ratio == 16
     assert pipeline.vae_temporal_compression_ratio == 4

@@ -3,10 +3,9 @@
 import json
 import shutil
 
+import diffusers
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, DiffusionPipeline
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
 from tests.models.bases import cogvideox
 from vidlit.data.datamodule import LatentDataModule
@@ -36,11 +35,12 @@ def base(bases, tmp_path):
 
 
 def pipeline_of(base):
-    pipeline = DiffusionPipeline.from_pretrained(base)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(base)
     pipeline.set_progress_bar_config(disable=True)
     encode = pipeline.vae.encode
     # The pipeline samples the latents of a first frame, ours are the mode.
-    pipeline.vae.encode = lambda video: AutoencoderKLOutput(PointDistribution(encode(video).latent_dist.mode()))
+    made = diffusers.models.modeling_outputs.AutoencoderKLOutput
+    pipeline.vae.encode = lambda video: made(PointDistribution(encode(video).latent_dist.mode()))
     return pipeline
 
 
@@ -254,7 +254,9 @@ def test_generate_against_a_run_of_the_pipeline(bases, kind, scale):
 def test_a_schedule_that_starts_below_pure_noise_is_followed_too(base):
     """Without zero terminal SNR the pipeline still starts from plain noise."""
     config = json.loads((base / "scheduler/scheduler_config.json").read_text())
-    CogVideoXDDIMScheduler.from_config({**config, "rescale_betas_zero_snr": False}).save_pretrained(base / "scheduler")
+    diffusers.CogVideoXDDIMScheduler.from_config({**config, "rescale_betas_zero_snr": False}).save_pretrained(
+        base / "scheduler"
+    )
     index = json.loads((base / "model_index.json").read_text())
     index["scheduler"] = ["diffusers", "CogVideoXDDIMScheduler"]
     (base / "model_index.json").write_text(json.dumps(index))

@@ -6,9 +6,9 @@ The family is LTX-Video, told to be such a one: what is tested is the way throug
 import json
 import shutil
 
+import diffusers
 import pytest
 import torch
-from diffusers import LTXPipeline, LTXVideoTransformer3DModel
 from safetensors.torch import load_file
 
 from tests.models.batches import batch_of
@@ -27,7 +27,7 @@ BOUNDARY = 0.6
 def two_experts(demo, tmp_path_factory):
     """The demo's base with a second transformer, of other weights."""
     base = shutil.copytree(demo.dir / "base", tmp_path_factory.mktemp("experts") / "base")
-    transformer = LTXVideoTransformer3DModel.from_pretrained(base / "transformer")
+    transformer = diffusers.LTXVideoTransformer3DModel.from_pretrained(base / "transformer")
     generator = torch.Generator().manual_seed(0)
     for parameter in transformer.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -106,10 +106,10 @@ def test_a_run_trains_saves_and_exports_both(family, quickstart, tmp_path, lora)
     assert main(words) == 0
     weights = tmp_path / "runs" / "quickstart" / "0" / "weights"
     if not lora:
-        pipeline = LTXPipeline.from_pretrained(weights)
-        again = [pipeline.transformer, LTXVideoTransformer3DModel.from_pretrained(weights / "transformer_2")]
+        pipeline = diffusers.LTXPipeline.from_pretrained(weights)
+        again = [pipeline.transformer, diffusers.LTXVideoTransformer3DModel.from_pretrained(weights / "transformer_2")]
         for name, transformer in zip(("transformer", "transformer_2"), again, strict=True):
-            before = LTXVideoTransformer3DModel.from_pretrained(family.base / name).state_dict()
+            before = diffusers.LTXVideoTransformer3DModel.from_pretrained(family.base / name).state_dict()
             assert any(not torch.equal(value, before[key]) for key, value in transformer.state_dict().items())
         return
     files = [weights / f"pytorch_lora_weights{suffix}.safetensors" for suffix in ("", "_transformer_2")]

@@ -3,12 +3,6 @@
 import diffusers
 import pytest
 import torch
-from diffusers.loaders.lora_conversion_utils import _convert_hunyuan_video_lora_to_diffusers
-from diffusers.loaders.single_file_utils import (
-    convert_mochi_transformer_checkpoint_to_diffusers,
-    convert_wan_transformer_to_diffusers,
-)
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from tests.models import bases
@@ -46,7 +40,9 @@ def velocities(family, transformer, conditioning):
 
 
 def adapted_layers(transformer):
-    return {name for name, module in transformer.named_modules() if isinstance(module, BaseTunerLayer)}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in transformer.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def reload(family, file):
@@ -84,11 +80,7 @@ def test_lora_adapts_the_blocks_attention_alone(family):
 def deltas(transformer):
     """What the adapter adds to each layer's weight."""
     (adapter,) = transformer.peft_config
-    return {
-        name: module.get_delta_weight(adapter)
-        for name, module in transformer.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    }
+    return {name: module.get_delta_weight(adapter) for name, module in adapted_layers(transformer).items()}
 
 
 def as_deltas(state):
@@ -107,6 +99,8 @@ def assert_same(made, expected):
 
 def mochi_layers(state):
     """Diffusers' conversion of Mochi's own weights, applied to the updates; other weights are filled in."""
+
+    from diffusers.loaders.single_file_utils import convert_mochi_transformer_checkpoint_to_diffusers
 
     class Filled(dict):
         def pop(self, key):
@@ -159,6 +153,8 @@ def test_a_lora_under_comfyui_names_loads_in_the_pipeline(name, tmp_path):
 
 @pytest.mark.parametrize("layers", [("to_q", "to_k", "to_v"), ("to_k",), ("to_q", "proj_mlp")])
 def test_hunyuan_videos_single_blocks_under_comfyui_names(layers):
+    from diffusers.loaders.lora_conversion_utils import _convert_hunyuan_video_lora_to_diffusers
+
     width = 3072
     sizes = {"attn.to_q": width, "attn.to_k": width, "attn.to_v": width, "proj_mlp": 4 * width}
     state = {}
@@ -175,6 +171,8 @@ def test_hunyuan_videos_single_blocks_under_comfyui_names(layers):
 
 def test_wans_names_are_those_of_its_published_code(tmp_path):
     """Diffusers' conversion of the original checkpoint's keys, turned round."""
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+
     family = open_family(bases.wan_image_to_video(tmp_path))
     weights = {f"{joined.replace('{}', '1')}.weight": torch.zeros(2) for joined in family.comfyui_layers}
     converted = convert_wan_transformer_to_diffusers(weights)

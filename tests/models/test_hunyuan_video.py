@@ -3,9 +3,9 @@
 import json
 import shutil
 
+import diffusers
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from tests.models.bases import hunyuan_video
 from vidlit.diffusion.batch import Conditioning
@@ -30,7 +30,7 @@ def family(base):
 
 @pytest.fixture(scope="module")
 def pipeline(base):
-    made = DiffusionPipeline.from_pretrained(base)
+    made = diffusers.DiffusionPipeline.from_pretrained(base)
     made.set_progress_bar_config(disable=True)
     made.transformer.eval()
     return made

@@ -4,9 +4,9 @@ import json
 import math
 import shutil
 
+import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline, LTXPipeline
 
 from vidlit.diffusion.batch import Conditioning, LatentSample, collate
 from vidlit.diffusion.generate import generate
@@ -45,7 +45,7 @@ def transformer(family):
 def tiny_vae():
     """A real LTX-Video VAE, small, with statistics that are not the identity."""
     torch.manual_seed(0)
-    vae = AutoencoderKLLTXVideo(
+    vae = diffusers.AutoencoderKLLTXVideo(
         latent_channels=64,
         block_out_channels=(8, 8, 8, 8),
         decoder_block_out_channels=(8, 8, 8, 8),
@@ -87,8 +87,8 @@ def prompts():
 
 
 def pipeline_of(family, transformer=None, vae=None, scheduler=None):
-    return LTXPipeline(
-        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(),
+    return diffusers.LTXPipeline(
+        scheduler=scheduler or diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=vae or family.load_vae("cpu"),
         text_encoder=None,
         tokenizer=None,
@@ -167,7 +167,7 @@ def test_padding_of_a_prompt_changes_nothing(family, transformer):
 def test_generate_against_a_run_of_the_pipeline(demo, transformer, tmp_path, schedule):
     base = tmp_path / "base"
     shutil.copytree(demo.dir / "base", base)
-    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULES[schedule])
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULES[schedule])
     scheduler.save_pretrained(base / "scheduler")
     family = open_family(base, FPS)
     assert family.latent_shape(NUM_FRAMES, HEIGHT, WIDTH) == SHAPE
@@ -203,7 +203,7 @@ def test_the_default_noising_is_the_published_schedule(demo, family, tmp_path):
     """The shift by resolution of the base's own scheduler; none where its config states none."""
     base = tmp_path / "base"
     shutil.copytree(demo.dir / "base", base)
-    FlowMatchEulerDiscreteScheduler(**SCHEDULES["shifted"]).save_pretrained(base / "scheduler")
+    diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULES["shifted"]).save_pretrained(base / "scheduler")
     shifted = open_family(base).noising().at(2048)
     assert float(shifted.quantile(torch.tensor(0.5))) == pytest.approx(1 / (1 + math.exp(-(0.95 + 1.1 / 3))))
     assert family.noising() == RectifiedFlow()
@@ -274,8 +274,12 @@ def test_generate_from_a_frame_against_a_run_of_the_pipeline(vae_family, transfo
     family, vae = vae_family, vae_family.load_vae("cpu")
     video = torch.rand(1, 3, NUM_FRAMES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2)) * 2 - 1
     latents = family.encode_video(vae, video)
-    pipeline = LTXImageToVideoPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, text_encoder=None, tokenizer=None, transformer=transformer
+    pipeline = diffusers.LTXImageToVideoPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
     )
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(1, *SHAPE)
@@ -324,9 +328,11 @@ def test_normalisation_is_the_pipelines(family, vae_family, kind):
     statistics = (vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
     latents = family.encode_video(vae, video)
     assert latents.shape[1:] == family.latent_shape(NUM_FRAMES, HEIGHT, WIDTH)
-    torch.testing.assert_close(latents, LTXPipeline._normalize_latents(raw, *statistics), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        latents, diffusers.LTXPipeline._normalize_latents(raw, *statistics), atol=1e-6, rtol=1e-6
+    )
     assert (latents - raw).abs().mean() > 1e-2  # the statistics are not the identity
-    decoded = vae.decode(LTXPipeline._denormalize_latents(latents, *statistics), return_dict=False)[0]
+    decoded = vae.decode(diffusers.LTXPipeline._denormalize_latents(latents, *statistics), return_dict=False)[0]
     torch.testing.assert_close(family.decode_latents(vae, latents), decoded, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(decoded, vae.decode(raw, return_dict=False)[0], atol=1e-4, rtol=1e-4)
 
@@ -337,7 +343,7 @@ def test_a_vae_with_a_timestep_decodes_as_the_pipeline_does(demo, transformer, t
     base = tmp_path / "base"
     shutil.copytree(demo.dir / "base", base)
     shutil.rmtree(base / "vae")
-    AutoencoderKLLTXVideo(
+    diffusers.AutoencoderKLLTXVideo(
         latent_channels=64,
         block_out_channels=(8, 8, 8, 8),
         decoder_block_out_channels=(8, 8, 8, 8),
@@ -400,7 +406,7 @@ def test_long_captions_are_cut_at_128_tokens(family):
 def test_prompts_are_those_of_the_pipeline(family):
     """The exported weights are run with the pipeline's embeddings, so training must see the same."""
     encode = family.load_prompt_encoder("cpu")
-    pipeline = LTXPipeline(
+    pipeline = diffusers.LTXPipeline(
         scheduler=None, vae=None, text_encoder=encode.encoder, tokenizer=encode.tokenizer, transformer=None
     )
     embeds, mask, _, _ = pipeline.encode_prompt(CAPTIONS, do_classifier_free_guidance=False, device="cpu")

@@ -1,8 +1,8 @@
 """Mochi against diffusers' own pipeline."""
 
+import diffusers
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from tests.models.bases import mochi
 from vidlit.diffusion.batch import Conditioning
@@ -26,7 +26,7 @@ def family(base):
 
 @pytest.fixture(scope="module")
 def pipeline(base):
-    made = DiffusionPipeline.from_pretrained(base)
+    made = diffusers.DiffusionPipeline.from_pretrained(base)
     made.set_progress_bar_config(disable=True)
     made.transformer.eval()
     return made
@@ -192,7 +192,7 @@ def test_prompts_are_those_of_the_pipeline(family, pipeline):
 @torch.no_grad()
 def test_some_bases_read_no_token_of_the_empty_prompt(tmp_path):
     base = mochi(tmp_path / "base", force_zeros_for_empty_prompt=True)
-    family, pipeline = open_family(base), DiffusionPipeline.from_pretrained(base)
+    family, pipeline = open_family(base), diffusers.DiffusionPipeline.from_pretrained(base)
     embeds, mask, _, _ = pipeline.encode_prompt("", do_classifier_free_guidance=False, device="cpu")
     assert not mask.any()
     made = family.load_prompt_encoder("cpu")(["", "a"])

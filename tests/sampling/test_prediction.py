@@ -8,11 +8,10 @@ import subprocess
 import sys
 
 import av
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import LTXPipeline
-from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from vidlit.__main__ import main
@@ -121,10 +120,12 @@ def test_a_checkpoints_weights_are_those_of_its_exported_lora(predict, quickstar
 
 def test_a_lora_of_others_is_used(predict, demo, tmp_path):
     """Made with diffusers and peft alone, on layers that this project leaves alone."""
+    from peft import LoraConfig, get_peft_model_state_dict
+
     family = open_family(demo.dir / "base")
     transformer = family.load_transformer()
     transformer.add_adapter(LoraConfig(r=2, target_modules=["proj_in", "ff.net.2"], init_lora_weights=False))
-    LTXPipeline.save_lora_weights(
+    diffusers.LTXPipeline.save_lora_weights(
         tmp_path / "theirs", transformer_lora_layers=get_peft_model_state_dict(transformer), weight_name="x.safetensors"
     )
     prompt = {"prompts": "A red disc", "size": "5x48x80"}

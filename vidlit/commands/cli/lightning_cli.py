@@ -109,6 +109,10 @@ class VidlitCLI(LightningCLI):
         kwargs.setdefault("exit_on_error", False)
         return super().init_parser(**kwargs)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]
+        """Parse the words given; Lightning's own would warn that ``sys.argv`` holds others, as it does in a test."""
+        self.config = parser.parse_args(args)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Commands and the arguments they do not take from the command line."""
