@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vidlit.lightning_internals import save_as_best
+from vidlit.runs.logged_names import VAL_SCORE
 from vidlit.training.run_callback import RunCallback
 
 
@@ -23,7 +24,7 @@ class RunCheckpoints(RunCallback, ModelCheckpoint):
     def __init__(self) -> None:
         super().__init__(
             filename="best",
-            monitor="val/score",
+            monitor=VAL_SCORE.name,
             mode="min",
             save_top_k=1,
             enable_version_counter=False,
@@ -40,7 +41,7 @@ class RunCheckpoints(RunCallback, ModelCheckpoint):
         """Save the base model as the one to beat: where nothing is gained, it is what is restored."""
         super().on_train_start(self.trainer, self.module)
         if self.data.val_clips and self.trainer.global_step == 0 and not self.best_model_path:
-            start = {"val/score": torch.tensor(0.0), "step": torch.tensor(0), "epoch": torch.tensor(0)}
+            start = {VAL_SCORE.name: torch.tensor(0.0), "step": torch.tensor(0), "epoch": torch.tensor(0)}
             save_as_best(self, self.trainer, start)
 
     def on_validation_end(self, *_: Any) -> None:

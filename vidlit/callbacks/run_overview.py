@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vidlit.runs.directory import RunDirectory
+from vidlit.runs.logged_names import EXPOSURE_MEAN
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band
 from vidlit.training.memory_advice import memory_use
 from vidlit.training.run_callback import RunCallback
@@ -49,9 +50,9 @@ def print_facts(facts: Facts, console: Console | None = None) -> None:
 
 def dataset_facts(trainer: Trainer, data: LatentDataModule) -> Facts:
     """Clips, buckets, steps, and the exposures they come to."""
-    sides = {"to train on": data.train_clips, "held out": data.val_clips, "to test on": data.test_clips}
+    sides = {"to train on": data.train_clips, "for validation": data.val_clips, "to test on": data.test_clips}
     clips = ", ".join(
-        f"{len(clips)} of {len({clip.source.group for clip in clips})} source videos {what}"
+        f"{len(clips)} of {len({clip.source.group for clip in clips})} videos {what}"
         for what, clips in sides.items()
         if clips
     )
@@ -73,8 +74,8 @@ def dataset_facts(trainer: Trainer, data: LatentDataModule) -> Facts:
             ("steps", f"at most {trainer.max_steps:,} of {samples:g} samples, from step {trainer.global_step:,}"),
             (
                 "exposures",
-                f"{mean:.3g} of each video at the last step: {band(mean)} (conservative up to step {limits[0]:,}, "
-                f"moderate up to {limits[1]:,})",
+                f"{EXPOSURE_MEAN.text(mean)} of each video at the last step: {band(mean)} (conservative up to step "
+                f"{limits[0]:,}, moderate up to {limits[1]:,})",
             ),
         ]
     return facts

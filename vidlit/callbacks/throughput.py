@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.lightning_internals import logs_after_this_batch
+from vidlit.runs.logged_names import DATA_WAIT, MFU, PEAK_MEMORY, SAMPLES_PER_SECOND, TOKENS_PER_SECOND
 from vidlit.training.flops import peak_flops
 from vidlit.training.peak_memory import peak_memory
 from vidlit.training.run_callback import RunCallback
@@ -65,13 +66,13 @@ class Throughput(RunCallback):
         if logs_after_this_batch(trainer):
             seconds, waited = max(1e-9, self._seconds), self._waited()
             logged = {
-                "perf/samples_per_s": self._samples / seconds,
-                "perf/tokens_per_s": self._tokens / seconds,
-                "perf/data_wait": (waited - self._waited_before) / seconds,
-                "perf/peak_memory_gb": peak_memory(self.module.device) / 1e9,
+                SAMPLES_PER_SECOND.name: self._samples / seconds,
+                TOKENS_PER_SECOND.name: self._tokens / seconds,
+                DATA_WAIT.name: (waited - self._waited_before) / seconds,
+                PEAK_MEMORY.name: peak_memory(self.module.device) / 1e9,
             }
             if self._peak is not None:
-                logged["perf/mfu"] = self._done / seconds / (self._peak * trainer.world_size)
+                logged[MFU.name] = self._done / seconds / (self._peak * trainer.world_size)
             self.module.log_dict(logged, batch_size=1)
             self._reset(waited)
         self._since = time.monotonic()  # counting operations is no training
@@ -84,7 +85,7 @@ class Throughput(RunCallback):
                 self._flops[shape] = self.module.flops_of_a_sample(batch)
             self._done += samples * self._flops[shape]
         except (RuntimeError, NotImplementedError) as error:
-            rank_zero_warn(f"perf/mfu is left out, this model's operations cannot be counted: {error}")
+            rank_zero_warn(f"{MFU.name} is left out, this model's operations cannot be counted: {error}")
             self._peak = None
 
     def on_validation_start(self, *_: Any) -> None:

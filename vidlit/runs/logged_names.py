@@ -286,6 +286,8 @@ MIFID = LoggedName(
     lower_is_better=True,
     needs="samples.metrics",
 )
+QUALITY = {"fid": FID, "kid": KID, "mifid": MIFID}
+"""By what ``samples.metrics`` calls them."""
 AUDIT_VIDEO = LoggedName(
     "samples/audit_<kk>", "The same prompt and noise over time", SAMPLES, needs=AUDITS, kind="videos"
 )

@@ -19,6 +19,7 @@ from vidlit.metrics.diversity import Diversity, kernel_bandwidth, subset_bound
 from vidlit.metrics.quality import Quality, quality
 from vidlit.models.features import FeatureExtractor, Features
 from vidlit.runs.directory import RunDirectory
+from vidlit.runs.logged_names import COPIES_COUNT, COPIES_RATIO_MIN, DIVERSITY_RATIO, DIVERSITY_RKE, QUALITY
 from vidlit.sampling.rendering import Sample, log_samples, sample_name, to_frames, write_pair, write_samples
 from vidlit.sampling.sampler import Chunk, Sampling, gather, own_randomness, sample_clips, share
 from vidlit.stopping.copies import copy_limit, judge_copies, min_copies, suspects
@@ -226,13 +227,13 @@ class Audit:
         """What is logged of the latest audit."""
         copies, diversity = self.copies().evidence, self.diversity().evidence
         named = {
-            "copies/count": copies["copies"],
-            "diversity/rke": diversity["rke"],
-            "diversity/ratio": diversity["ratio"],
+            COPIES_COUNT.name: copies["copies"],
+            DIVERSITY_RKE.name: diversity["rke"],
+            DIVERSITY_RATIO.name: diversity["ratio"],
         }
         if "ratio_min" in copies:
-            named["copies/ratio_min"] = copies["ratio_min"]
-        named |= {f"quality/{name}": value for name, value in self.quality.items()}
+            named[COPIES_RATIO_MIN.name] = copies["ratio_min"]
+        named |= {QUALITY[name].name: value for name, value in self.quality.items()}
         return {name: float(value) for name, value in named.items()}
 
     # -- state: tensors and numbers only, so that checkpoints load with weights_only

@@ -13,6 +13,18 @@ from torch import Tensor
 from vidlit.diffusion.batch import LatentBatch, clip_key
 from vidlit.errors import UserError
 from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, log_ratio, summarise
+from vidlit.runs.logged_names import (
+    GAP,
+    STATISTIC,
+    THRESHOLD,
+    TRAIN_EVAL_LOG_RATIO,
+    TRAIN_EVAL_LOG_RATIO_BIN,
+    TRAIN_EVAL_LOSS,
+    VAL_LOG_RATIO,
+    VAL_LOG_RATIO_BIN,
+    VAL_LOSS,
+    VAL_SCORE,
+)
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.signal import Signal
 from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, check_scores, judge_run
@@ -24,6 +36,10 @@ if TYPE_CHECKING:
 
 SETS = ("val", "train_eval")
 """Held-out clips and training clips scored alike: the order of the validation dataloaders."""
+LOSS = {"val": VAL_LOSS, "train_eval": TRAIN_EVAL_LOSS}
+LOG_RATIO = {"val": VAL_LOG_RATIO, "train_eval": TRAIN_EVAL_LOG_RATIO}
+LOG_RATIO_BIN = {"val": VAL_LOG_RATIO_BIN, "train_eval": TRAIN_EVAL_LOG_RATIO_BIN}
+"""What is logged of each set."""
 
 
 class DivergenceMonitor(Signal):
@@ -93,24 +109,24 @@ class DivergenceMonitor(Signal):
             self.references = losses
             self.curves = {name: [torch.zeros(len(losses[name]), dtype=torch.float64)] for name in self.sets}
             for logger in self.trainer.loggers:  # self.log is off during the sanity check
-                logger.log_metrics({f"{name}/loss": float(losses[name].mean()) for name in self.sets}, step=0)
-                logger.log_metrics({f"{name}/log_ratio": 0.0 for name in self.sets}, step=0)
+                logger.log_metrics({LOSS[name].name: float(losses[name].mean()) for name in self.sets}, step=0)
+                logger.log_metrics({LOG_RATIO[name].name: 0.0 for name in self.sets}, step=0)
             return
-        logged = {f"{name}/loss": losses[name].mean() for name in self.sets}
+        logged = {LOSS[name].name: losses[name].mean() for name in self.sets}
         if self.references:
             for name in self.sets:
                 ratio = log_ratio(losses[name], self.references[name], self.module.scored_sigmas(self._clips()[name]))
                 bins = (losses[name] / self.references[name]).log().mean(0)
-                logged[f"{name}/log_ratio"] = ratio.mean()
-                logged |= {f"{name}/log_ratio_bin_{k}": value for k, value in enumerate(bins)}
+                logged[LOG_RATIO[name].name] = ratio.mean()
+                logged |= {LOG_RATIO_BIN[name].at(k): value for k, value in enumerate(bins)}
                 if self.trainer.state.fn == "fit":
                     self.curves[name].append(ratio)
             if "val" in self.sets:
-                logged["divergence/gap"] = logged["val/log_ratio"] - logged["train_eval/log_ratio"]
+                logged[GAP.name] = logged[VAL_LOG_RATIO.name] - logged[TRAIN_EVAL_LOG_RATIO.name]
         if self.trainer.state.fn == "fit":
             self.steps.append(self.trainer.global_step)
             if "val" in self.sets:
-                logged["val/score"] = torch.tensor(check_scores(self.history())[-1])
+                logged[VAL_SCORE.name] = torch.tensor(check_scores(self.history())[-1])
         logged["step"] = torch.tensor(float(self.trainer.global_step))
         self.module.log_dict(logged, batch_size=1, rank_zero_only=False)
 
@@ -149,11 +165,8 @@ class DivergenceMonitor(Signal):
             warmup_steps=self.module.warmup_steps,
             seldom_seen_checks=self._underexposed_checks(),
         )
-        numbers = {
-            f"divergence/{key}": float(verdict.evidence[key])
-            for key in ("statistic", "threshold")
-            if key in verdict.evidence
-        }
+        tested = {"statistic": STATISTIC, "threshold": THRESHOLD}
+        numbers = {row.name: float(verdict.evidence[key]) for key, row in tested.items() if key in verdict.evidence}
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, step=self.trainer.global_step)
         return verdict

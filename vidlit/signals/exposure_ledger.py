@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.runs.directory import write_text
+from vidlit.runs.logged_names import EXPOSURE_ADJUSTED, EXPOSURE_MAX, EXPOSURE_MEAN
 from vidlit.signals.signal import Signal
 from vidlit.stopping.exposure import adjusted_exposure, judge_exposure, video_exposures
 from vidlit.stopping.verdict import Verdict
@@ -64,9 +65,9 @@ class ExposureLedger(Signal):
         self._per_check[self.trainer.global_step] = statistics
         self.module.log_dict(
             {
-                "exposure/mean": statistics["mean"],
-                "exposure/max": statistics["max"],
-                "exposure/adjusted": self._adjusted,
+                EXPOSURE_MEAN.name: statistics["mean"],
+                EXPOSURE_MAX.name: statistics["max"],
+                EXPOSURE_ADJUSTED.name: self._adjusted,
                 "step": float(self.trainer.global_step),
             },
             batch_size=1,

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from vidlit.metrics.quality import Quality
 from vidlit.models.features import FeatureExtractor, LatentFeatures
+from vidlit.runs.logged_names import AUDIT_SHARE
 from vidlit.sampling.audit import Audit, one_a_caption
 from vidlit.sampling.rendering import log_samples, write_samples
 from vidlit.sampling.sampler import Sampling, own_randomness, sample_clips
@@ -136,7 +137,7 @@ class SampleVideos(RunCallback):
         self._audit_seconds += seconds
         share = self._audit_seconds / (time.monotonic() - self._start_time)
         self.module.log_dict(
-            {**numbers, "perf/audit_share": share, "step": float(self.trainer.global_step)},
+            {**numbers, AUDIT_SHARE.name: share, "step": float(self.trainer.global_step)},
             batch_size=1,
             rank_zero_only=False,
         )

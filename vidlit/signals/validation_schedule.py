@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vidlit.errors import UserError
+from vidlit.runs.logged_names import VALIDATION_SHARE
 from vidlit.stopping.schedule import MIN_CHECKS, CheckSchedule, check_schedule
 from vidlit.training.run_callback import RunCallback
 
@@ -102,7 +103,7 @@ class ValidationSchedule(RunCallback):
         self._seconds += now - self._check_began
         if not self.trainer.sanity_checking:
             share = self._seconds / max(1e-9, now - self._began)
-            logged = {"perf/validation_share": share, "step": float(self.trainer.global_step)}
+            logged = {VALIDATION_SHARE.name: share, "step": float(self.trainer.global_step)}
             self.module.log_dict(logged, batch_size=1, rank_zero_only=False)
 
     # -- state

@@ -24,6 +24,7 @@ from vidlit.lightning_internals import datamodule_of, is_attached
 from vidlit.models.adapters import LoRA, LoRAFile, export_weights, train_layers
 from vidlit.models.family import open_family
 from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
+from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
 from vidlit.training.fit_check import check_fits, describe
 from vidlit.training.flops import count_flops
@@ -233,7 +234,7 @@ class VideoDiffusionModule(LightningModule):
         # Lightning counts logged steps from 0 and once per batch; "step" in the log overrides that.
         stepped = float(self.trainer.global_step + 1)
         shared = self.trainer.world_size > 1
-        self.log_dict({"train/loss": loss, "step": stepped}, batch_size=len(noise), sync_dist=shared)
+        self.log_dict({TRAIN_LOSS.name: loss, "step": stepped}, batch_size=len(noise), sync_dist=shared)
         return loss
 
     def draw_latents(self, batch: LatentBatch, position: int, rows: Sequence[int]) -> LatentBatch:
