@@ -8,12 +8,13 @@ Prints one row a run. Steps and exposures are counts, which a busy machine does 
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from vidlit.runs.logged_names import VAL_LOG_RATIO
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = {
@@ -46,7 +47,7 @@ def row(name: str, seed: int, summary: dict) -> dict[str, object]:
         "best step": summary["best_step"],
         "stop step": summary["stop_step"],
         "stopped by": summary["stopped_by"],
-        "held-out loss at best": f"{100 * math.expm1(-summary['gain']):+.1f} %",
+        "validation loss at best": VAL_LOG_RATIO.text(-summary["gain"]),
         "exposures at best": f"{summary['exposures_at_best']['mean']:.0f}",
         "exposures at stop": f"{summary['exposures']['mean']:.0f}",
         "seconds": f"{summary['command_seconds']:.0f}",

@@ -4,23 +4,22 @@
     python benchmarks/quickstart.py --videos 16 32 64 --seeds 0   # more demo videos train longer before the stop
     python benchmarks/quickstart.py --seeds 0 --picture docs/images/quickstart.png
 
-Prints one row a run. `probe falls` says whether the train probe's log-ratio still fell over the last half of the run,
-`peak GB` is the largest resident size of the process, encoding and its decoding children not added up.
+Prints one row a run. `train_eval falls` says whether the training subset's loss still fell over the last half of the
+run, `peak GB` is the largest resident size of the process, encoding and its decoding children not added up.
 """
 
 import argparse
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from vidlit.runs.directory import RunDirectory
+from vidlit.runs.logged_names import TRAIN_EVAL_LOG_RATIO, VAL_LOG_RATIO
 from vidlit.runs.record import RunRecord
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -42,8 +41,8 @@ def run(folder: Path, videos: int, seed: int, max_steps: int) -> tuple[RunDirect
         raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
     directory = RunDirectory(folder / "runs" / name / "0")
     summary = directory.read_summary()
-    probe = RunRecord(directory.path).curve("train_eval/log_ratio").values
-    half = len(probe) // 2
+    train_eval = RunRecord(directory.path).curve(TRAIN_EVAL_LOG_RATIO.name).values
+    half = len(train_eval) // 2
     return directory, {
         "videos": videos,
         "seed": seed,
@@ -51,9 +50,9 @@ def run(folder: Path, videos: int, seed: int, max_steps: int) -> tuple[RunDirect
         "stop step": summary["stop_step"],
         "planned": summary["planned_steps"],
         "stopped by": summary["stopped_by"],
-        "held-out loss at best": f"{100 * (pow(2.718281828, -summary['gain']) - 1):+.1f} %",
+        "validation loss at best": VAL_LOG_RATIO.text(-summary["gain"]),
         "exposures at best": f"{summary['exposures_at_best']['mean']:.0f}",
-        "probe falls": "yes" if statistics.mean(probe[half:]) < statistics.mean(probe[:half]) else "NO",
+        "train_eval falls": "yes" if train_eval[half:].mean() < train_eval[:half].mean() else "NO",
         "seconds": f"{time.monotonic() - began:.0f}",
         "peak GB": f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6:.1f}",
     }
@@ -64,12 +63,9 @@ def draw(directory: RunDirectory, path: Path) -> None:
     run, summary = RunRecord(directory.path), directory.read_summary()
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
     axes = figure.add_subplot()
-    for name, label, colour in (
-        ("val/log_ratio", "held-out clips", "#c2410c"),
-        ("train_eval/log_ratio", "training clips", "#1d4ed8"),
-    ):
-        curve = run.curve(name)
-        axes.plot(curve.steps, 100 * np.expm1(curve.values), color=colour, label=label)
+    for row, colour in ((VAL_LOG_RATIO, "#c2410c"), (TRAIN_EVAL_LOG_RATIO, "#1d4ed8")):
+        curve = run.curve(row.name)
+        axes.plot(curve.steps, row.shown(curve.values), color=colour, label=row.title)
     for step, text in ((summary["kept_step"], "kept"), (summary["stop_step"], "stopped")):
         axes.axvline(step, color="0.45", linestyle=":", linewidth=1)
         axes.annotate(

@@ -6,6 +6,7 @@ import sys
 import pytest
 import yaml
 
+from tests.pages import module_of
 from tests.test_wandb import final_summary, records
 from vidlit.__main__ import main
 from vidlit.callbacks.run_overview import RunOverview
@@ -13,46 +14,43 @@ from vidlit.report import write_report
 from vidlit.report.charts import sections
 from vidlit.report.workspace import chart_names
 from vidlit.runs import logged_names
-from vidlit.runs.logged_names import OWN, LoggedName, register
+from vidlit.runs.logged_names import OWN, LoggedName
 from vidlit.runs.record import RunRecord
 
-GRAIN = LoggedName("grain/strength", "Grain of the samples", "Grain", unit="grey levels", summary="max", compared=True)
 
-
-@pytest.fixture
-def grain(monkeypatch):
-    """A row from outside, and something that logs under its name."""
-    monkeypatch.setattr(logged_names, "_PLUGGED", {})
-    row = register(GRAIN)
-
-    def log(self, trainer, pl_module, *args):
-        pl_module.log(row.name, float(5 - trainer.global_step), batch_size=1)
-
-    monkeypatch.setattr(RunOverview, "on_train_batch_end", log, raising=False)
-    return row
-
-
-def test_a_new_metric_is_one_row(grain, quickstart, tmp_path, monkeypatch):
+def test_a_new_metric_is_one_row(quickstart, tmp_path, monkeypatch):
+    """The metric of docs/extending/metric.md: measured somewhere, one row, and it is in all that is shown."""
     for name in ("WANDB_API_KEY", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     config = tmp_path / "wandb.yaml"
     wandb = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "x", "offline": True}}
     config.write_text(yaml.safe_dump({"trainer": {"logger": wandb}}))
-    assert main([*quickstart(trainer__max_steps=4, run__report=True), "--config", str(config)]) == 0
-    run = tmp_path / "runs" / "quickstart" / "0"
-
-    assert "<h2>Grain</h2>" in (run / "report.html").read_text()
-    assert chart_names(4)["Grain"] == {"Grain of the samples": ["grain/strength"]}
-    (run_file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    assert final_summary(records(run_file))["grain/strength"] == {"max": 4.0}
-
-    # without the plugin: the run brings the row along
     monkeypatch.setattr(logged_names, "_PLUGGED", {})
+    with module_of("extending/metric.md", "motion.py", tmp_path) as plugin:
+        monkeypatch.setattr(RunOverview, "on_train_batch_end", plugin.MotionLog.on_train_batch_end, raising=False)
+        assert main([*quickstart(trainer__max_steps=4, run__report=True), "--config", str(config)]) == 0
+        assert chart_names(4)["Motion"] == {plugin.MOTION.title: ["motion/mean"]}
+    run = tmp_path / "runs" / "quickstart" / "0"
+    values = RunRecord(run).curve("motion/mean").values
+    assert len(values) == 4
+    assert (values > 0).all()
+    shown = (
+        "<h2>Motion</h2>",
+        "Motion of the training clips",
+        "Still clips teach",
+        LoggedName("", "").text(values[-1]),
+    )
+    for words in shown:
+        assert words in (run / "report.html").read_text()
+    (run_file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    assert final_summary(records(run_file))["motion/mean"]["mean"] == pytest.approx(values.mean(), rel=1e-5)
+
+    monkeypatch.setattr(logged_names, "_PLUGGED", {})  # the plugin is gone: the run brings its row along
     page = write_report([run], tmp_path / "later.html").read_text()
-    for words in ("<h2>Grain</h2>", "Grain of the samples", "grey levels"):
+    for words in shown:
         assert words in page
-    assert "Grain of the samples" in write_report([run, run], tmp_path / "two.html").read_text()
+    assert "Motion of the training clips" in write_report([run, run], tmp_path / "two.html").read_text()
 
 
 def test_every_row_that_is_shown_and_was_logged_is_drawn(finished_run):
