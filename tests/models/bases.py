@@ -30,6 +30,21 @@ def seeded(make, *args, **kwargs):
     return model
 
 
+def tiny(folder, family, sizes, **parts):
+    """A base of a family, in the family's own pipeline.
+
+    Args:
+        folder: to write to.
+        family: its class.
+        sizes: of the transformer, small ones; what they leave out is as in the real model.
+        parts: the pipeline's others.
+    """
+    import diffusers
+
+    transformer = seeded(getattr(diffusers, family.transformer_class), **sizes)
+    return save(getattr(diffusers, family.pipeline_class)(transformer=transformer, **parts), folder)
+
+
 def text_config(config_class, **kwargs):
     """Of a T5 or UMT5 that a byte tokenizer fits."""
     sizes = {"vocab_size": 384, "d_model": DIM, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}

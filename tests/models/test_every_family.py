@@ -1,4 +1,4 @@
-"""What must hold in every family, whatever its conventions: a new one is one line in ``bases.EVERY``."""
+"""What must hold in every family, whatever its conventions: a new one is one entry in ``bases.EVERY``."""
 
 import inspect
 import json

@@ -1,47 +1,33 @@
 """The guide that adds a family: its code, taken from the page and run."""
 
 import ast
-import gc
-import importlib.util
 import re
-import sys
-from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 
 from tests.models import bases, test_every_family, test_export
+from tests.pages import DOCS, block, module_of
 from vidlit.commands.cli.parse_only import ParseOnly
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
 from vidlit.models.family import Family, open_family
 
-ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "docs/guides/add_a_family.md").read_text()
-
-
-def block(title):
-    """The code of the page that has this title."""
-    (code,) = re.findall(rf'^```\w+ title="{re.escape(title)}"\n(.*?)^```$', GUIDE, re.MULTILINE | re.DOTALL)
-    return code
+PAGE = "extending/family.md"
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    """As if the file lay in the package and the line in the table; nothing of it stays."""
-    path = tmp_path_factory.mktemp("guide") / "skyreels.py"
-    path.write_text(block("vidlit/models/skyreels.py"))
-    spec = importlib.util.spec_from_file_location("vidlit.models.skyreels", path)
-    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[spec.name])
-    exec(block("tests/models/bases.py"), vars(bases))
-    yield open_family(bases.EVERY["skyreels"](tmp_path_factory.mktemp("skyreels") / "base"))
-    del sys.modules[spec.name], bases.EVERY["skyreels"], bases.skyreels
-    gc.collect()  # a class that is gone is no subclass of Family any more
+    """As if the file lay in the package and the entry in the table; nothing of either stays."""
+    folder = tmp_path_factory.mktemp("guide")
+    with module_of(PAGE, "vidlit/models/families/skyreels.py", folder, "vidlit.models.families.skyreels"):
+        exec(block(PAGE, "tests/models/bases.py"), dict(vars(bases)))
+        yield open_family(bases.EVERY["skyreels"](folder / "base"))
+        del bases.EVERY["skyreels"]
 
 
-# The line in the table: the very tests of all families, with the family above for theirs.
+# The entry in the table: the very tests of all families, with the family above for theirs.
 batch, encoded, mesh = test_every_family.batch, test_every_family.encoded, test_every_family.mesh
 conditioning = test_export.conditioning
 ALL = {
@@ -58,23 +44,25 @@ test_lora_targets = test_export.test_lora_adapts_the_blocks_attention_alone
 def test_the_test_on_the_page_passes(family, tmp_path):
     names = {"bases": bases, "diffusers": diffusers, "torch": torch, "open_family": open_family}
     names |= {"Conditioning": Conditioning, "generate": generate}
-    exec(block("tests/models/test_skyreels.py"), names)
+    exec(block(PAGE, "tests/models/test_skyreels.py"), names)
     names["test_generate_against_a_run_of_the_pipeline"](tmp_path)
 
 
 def test_the_yaml_on_the_page_is_accepted(tmp_path):
     path = tmp_path / "skyreels_lora.yaml"
-    path.write_text(block("configs/skyreels_lora.yaml"))
-    assert ParseOnly(["fit", "--config", str(path)]).config.fit.model.base.startswith("Skywork/")
+    path.write_text(block(PAGE, "configs/skyreels_lora.yaml"))
+    config = ParseOnly(["fit", "--config", str(path)]).config.fit
+    assert config.model.base.startswith("Skywork/")
+    assert config.run.name == path.stem
 
 
 def test_the_page_names_the_interface_and_nothing_else():
     """What is abstract is in the code; and every name of an attribute or method in the prose exists."""
-    tree = ast.parse(block("vidlit/models/skyreels.py"))
+    tree = ast.parse(block(PAGE, "vidlit/models/families/skyreels.py"))
     (written,) = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     assert Family.__abstractmethods__ <= {node.name for node in written.body if isinstance(node, ast.FunctionDef)}
-    prose = re.sub(r"^```.*?^```$", "", GUIDE, flags=re.MULTILINE | re.DOTALL)
-    section = prose[prose.index("## Where to look") : prose.index("## The line in the tests")]
+    prose = re.sub(r"^```.*?^```$", "", (DOCS / PAGE).read_text(), flags=re.MULTILINE | re.DOTALL)
+    section = prose[prose.index("## Where to look") : prose.index("## The entry in the tests")]
     named = set(re.findall(r"`([a-z_]+)`", section))
     known = set(dir(Family)) | set(Family.__annotations__)
     assert named & known >= {"velocity", "load_scheduler", "prompt_extras", "clip_extras", "takes_first_frame"}

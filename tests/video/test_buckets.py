@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.pages import block, module_of
 from vidlit.commands.cli import lightning_cli
-from vidlit.commands.cli.run_lightning import ParseOnly
+from vidlit.commands.cli.parse_only import ParseOnly
 from vidlit.errors import UserError
 from vidlit.video.buckets import ASPECT_RATIOS, Bucket, BucketBudget, nearest_bucket
 
