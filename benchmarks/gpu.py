@@ -36,7 +36,8 @@ from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import Family
-from vidlit.training.flops import peak_flops
+from vidlit.training.flops import flops_of_a_sample, peak_flops
+from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.peak_memory import peak_memory
 
@@ -229,14 +230,12 @@ def measure(name: str, lora: bool, options: argparse.Namespace, device: torch.de
             str(folder / "base"),
             adapter=LoRA(rank=RANK, alpha=RANK) if lora else None,
             optimizer=partial(torch.optim.AdamW, lr=1e-4, fused=True),
-            base_dtype="bfloat16" if lora else "float32",
-            gradient_checkpointing=options.recompute,
-            compile=options.compile,
+            memory=Memory("bfloat16" if lora else "float32", options.recompute, options.compile),
         )
         shape = module.family.latent_shape(*size)
         clips = Clips(shape, prompt, options.batch_size, options.warmup + options.steps)
         tokens = shape[1] * shape[2] * shape[3]
-        flops = module.flops_of_a_sample(clips[0])  # as perf/mfu counts them
+        flops = flops_of_a_sample(module.family, module.structure(), clips[0])  # as perf/mfu counts them
         for side in ("plain loop", "vidlit"):
             clock = Clock(options.warmup, device)
             gc.collect()

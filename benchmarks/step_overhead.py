@@ -29,8 +29,10 @@ import numpy as np
 import torch
 
 from vidlit.__main__ import main as vidlit
+from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
+from vidlit.data.split import Splitting
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.models.family import open_family
@@ -61,7 +63,7 @@ def time_fit(folder: Path, num_steps: int, batch_size: int) -> np.ndarray:
         "data.source": folder / "demo" / "clips",
         "data.store": folder / "latents",
         "data.buckets": f"[{','.join(BUCKETS)}]",
-        "data.batch_size": batch_size,
+        "data.batches.size": batch_size,
         "model.base": folder / "demo" / "base",
         "run.dir": folder / "runs",
         "trainer.max_steps": num_steps,
@@ -83,7 +85,13 @@ def time_bare(folder: Path, num_steps: int, batch_size: int) -> np.ndarray:
     """The same of a loop without Lightning."""
     base = folder / "demo" / "base"
     data = LatentDataModule(
-        folder / "demo" / "clips", folder / "latents", str(base), BUCKETS, batch_size, fps=16, val_fraction=0.5
+        folder / "demo" / "clips",
+        folder / "latents",
+        str(base),
+        BUCKETS,
+        16,
+        split=Splitting(0.5),
+        batches=Batching(batch_size),
     )
     family, flow = open_family(base, 16), RectifiedFlow()
     transformer = family.load_transformer().train()

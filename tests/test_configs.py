@@ -46,10 +46,10 @@ def refusal(words, capsys):
 def test_a_misspelt_key_in_a_config_is_refused(tmp_path, capsys):
     """So that the test above means something."""
     config = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
-    config["data"]["batch_sise"] = config["data"].pop("batch_size")
+    config["data"]["batches"] = {"sise": 8}
     path = tmp_path / "misspelt.yaml"
     path.write_text(yaml.safe_dump(config))
-    assert "batch_sise" in refusal(["fit", "--config", str(path)], capsys)
+    assert "sise" in refusal(["fit", "--config", str(path)], capsys)
 
 
 def test_a_config_cannot_import_what_it_likes(tmp_path, capsys, monkeypatch):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import CONFIGS
 from vidlit.data.datamodule import LatentDataModule
+from vidlit.data.split import Splitting
 
 
 def fit(words, folder):
@@ -29,9 +30,9 @@ def fit(words, folder):
 
 def test_two_ranks_train_as_one_with_the_same_global_batch(quickstart, tmp_path):
     options = {"trainer__max_steps": 6, "trainer__val_check_interval": 3}
-    fit(quickstart(data__batch_size=4, run__name="one", **options), tmp_path)
+    fit(quickstart(data__batches__size=4, run__name="one", **options), tmp_path)
     fit(
-        quickstart(data__batch_size=2, run__name="two", trainer__devices=2, trainer__strategy="ddp", **options),
+        quickstart(data__batches__size=2, run__name="two", trainer__devices=2, trainer__strategy="ddp", **options),
         tmp_path,
     )
 
@@ -55,12 +56,16 @@ def test_two_ranks_train_as_one_with_the_same_global_batch(quickstart, tmp_path)
 @pytest.mark.slow
 def test_the_ledger_of_ranks_accumulation_and_a_resume_is_what_the_plan_says(quickstart, demo, latents, tmp_path):
     options = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accumulate_grad_batches": 2}
-    options |= {"data__batch_size": 1, "trainer__val_check_interval": 4, "overfit_stopping__policy__divergence": "off"}
+    options |= {
+        "data__batches__size": 1,
+        "trainer__val_check_interval": 4,
+        "overfit_stopping__policy__divergence": "off",
+    }
     fit(quickstart(trainer__max_steps=4, **options), tmp_path)
     fit([*quickstart(trainer__max_steps=9, **options), "--ckpt_path=last"], tmp_path)
     buckets = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())["data"]["buckets"]
     data = LatentDataModule(
-        demo.dir / "clips", latents, str(demo.dir / "base"), buckets, batch_size=1, fps=16, val_fraction=0.5
+        demo.dir / "clips", latents, str(demo.dir / "base"), buckets, fps=16, split=Splitting(val_fraction=0.5)
     )
     planned = data.sampler(num_replicas=2, rank=0).exposures(9 * 2)
     with (tmp_path / "runs" / "quickstart" / "0" / "exposure.csv").open() as file:

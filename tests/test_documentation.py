@@ -118,16 +118,16 @@ def shortened(words):
     if not words or words[0] not in ParseOnly.subcommands():
         return words
     configs = [Path(words[k + 1]) for k, word in enumerate(words[:-1]) if word == "--config"]
-    options = {"data.encode_workers": 1} if words[0] != "plan" else {}
+    options = {"data.encoding.num_workers": 1} if words[0] != "plan" else {}
     for config in configs:
         if config.stem in TINY:
             make, size = TINY[config.stem]
             base = Path("tiny_bases", config.stem)
             if not base.is_dir():
                 make(base)
-            options |= {"model.base": base, "data.buckets": f"[{size}]", "data.fps": 16, "data.val_fraction": 0.5}
+            options |= {"model.base": base, "data.buckets": f"[{size}]", "data.fps": 16, "data.split.val_fraction": 0.5}
             options |= {"trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.precision": "32-true"}
-            options |= {"data.upscale": "true"}
+            options |= {"data.cutting.upscale": "true"}
         if config.stem in ("demo_base", "demo_lora"):
             options |= {"demo.num_videos": 16}
     if words[0] == "fit":

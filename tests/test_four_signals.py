@@ -17,9 +17,9 @@ def test_a_run_that_overfits_is_stopped(quickstart, tmp_path, signal):
     audited = signal in ("copies", "diversity")
     words = quickstart(
         data__buckets="[5x48x48]",
-        data__batch_size=4,
-        data__val_fraction=0.67,
-        data__max_clips_per_video=1,
+        data__batches__size=4,
+        data__split__val_fraction=0.67,
+        data__cutting__max_clips_per_video=1,
         trainer__max_steps=1200,
         trainer__val_check_interval=50 if audited else 8,
         samples__num_audit=8 if audited else 0,

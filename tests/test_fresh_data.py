@@ -46,10 +46,10 @@ def test_a_run_on_fresh_data_is_never_stopped(quickstart, tmp_path, monkeypatch)
 
     monkeypatch.setattr(VideoDiffusionModule, "training_step", training_step)
     words = quickstart(
-        trainer__max_steps=240, trainer__val_check_interval=6, data__buckets="[5x48x48]", data__val_fraction=0.67
+        trainer__max_steps=240, trainer__val_check_interval=6, data__buckets="[5x48x48]", data__split__val_fraction=0.67
     )
     audits = ["--samples.num_audit=8", "--samples.audit_steps=4", "--samples.every_num_checks=10"]
-    assert main([*words, *audits, "--data.batch_size=4"]) == 0
+    assert main([*words, *audits, "--data.batches.size=4"]) == 0
     run = tmp_path / "runs" / "quickstart" / "0"
     summary = json.loads((run / "summary.json").read_text())
     decisions = [json.loads(line) for line in (run / "decisions.jsonl").read_text().splitlines()]

@@ -34,10 +34,10 @@ def read(path):
 
 
 def test_two_sharded_ranks_train_as_one_with_the_same_global_batch(quickstart, tmp_path):
-    fit(quickstart(data__batch_size=4, run__name="one", **OPTIONS), tmp_path)
+    fit(quickstart(data__batches__size=4, run__name="one", **OPTIONS), tmp_path)
     fit(
         [
-            *quickstart(data__batch_size=2, run__name="two", samples__num_videos=1, samples__num_steps=2, **OPTIONS),
+            *quickstart(data__batches__size=2, run__name="two", samples__num_videos=1, samples__num_steps=2, **OPTIONS),
             *SHARDED,
         ],
         tmp_path,
@@ -72,13 +72,13 @@ def test_two_sharded_ranks_train_as_one_with_the_same_global_batch(quickstart, t
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [[], ["--model.adapter.rank=4", "--model.base_dtype=bfloat16", "--trainer.precision=bf16-mixed"]],
+    [[], ["--model.adapter.rank=4", "--model.memory.base_dtype=bfloat16", "--trainer.precision=bf16-mixed"]],
     ids=["full", "lora"],
 )
 def test_resumed_shards_go_on_bit_for_bit_and_hold_no_frozen_base(quickstart, tmp_path, options):
     def words(name, **changed):
         made = {**OPTIONS, "trainer__val_check_interval": 2, **changed}
-        return [*quickstart(data__batch_size=2, run__name=name, **made), *SHARDED, *options]
+        return [*quickstart(data__batches__size=2, run__name=name, **made), *SHARDED, *options]
 
     fit(words("whole"), tmp_path)
     fit(words("cut", trainer__max_steps=4), tmp_path)
@@ -95,5 +95,5 @@ def test_resumed_shards_go_on_bit_for_bit_and_hold_no_frozen_base(quickstart, tm
         (stored,) = (cut / "weights").glob("pytorch_lora_weights.safetensors")
         assert load_file(stored)
     # one process validates what two have trained
-    validate = quickstart("validate", data__batch_size=2)
+    validate = quickstart("validate", data__batches__size=2)
     fit([*validate, *options, f"--ckpt_path={whole / 'checkpoints' / 'last.ckpt'}"], tmp_path)

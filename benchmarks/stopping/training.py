@@ -41,7 +41,7 @@ from vidlit.data.demo_folder import codec_inputs
 from vidlit.data.passes import Passes
 from vidlit.diffusion.batch import LatentBatch, LatentSample, clip_key, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
-from vidlit.diffusion.noising import RectifiedFlow, keyed_generator, stratum_sigmas
+from vidlit.diffusion.noising import Noise, RectifiedFlow, keyed_generator, stratum_sigmas
 from vidlit.metrics.paired_loss import log_ratio
 from vidlit.models.demo_base import write_base
 from vidlit.models.encoders import BaseEncoders
@@ -235,7 +235,7 @@ def _fit(world: World, plan: Plan, base: Path, callbacks: list[Callback]) -> Vid
     warnings.filterwarnings("ignore", module="lightning")
     module = VideoDiffusionModule(
         str(base),
-        noising=NOISING,
+        noise=Noise(NOISING),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=0.01, fused=True),
         warmup_steps=WARMUP_STEPS,
         fps=16,

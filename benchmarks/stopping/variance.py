@@ -27,7 +27,7 @@ from benchmarks.stopping.real_runs import VAL_TAKES, VAL_VIDEOS
 from benchmarks.stopping.training import NOISING, TRAIN, VAL, World, scored_sigmas
 from vidlit.diffusion.batch import LatentBatch, LatentSample, clip_key, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
-from vidlit.diffusion.noising import stratum_noise
+from vidlit.diffusion.noising import Noise, stratum_noise
 from vidlit.metrics.paired_loss import log_ratio
 from vidlit.training.module import VideoDiffusionModule
 
@@ -119,7 +119,7 @@ def main() -> None:
           " mirroring | squared difference to variance, times higher |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")
     for name, (before, rate) in REGIMES.items():
-        module = VideoDiffusionModule(str(world.base), noising=NOISING, fps=16)
+        module = VideoDiffusionModule(str(world.base), noise=Noise(NOISING), fps=16)
         module.load_base()
         for seed, (lr, steps) in enumerate(before):
             train(module, clips, lr, steps, seed)

@@ -67,7 +67,7 @@ def test_of_an_accumulated_step_the_bad_micro_batch_is_named(quickstart, tmp_pat
 
 def test_stop_ends_the_run_with_the_weights_of_before(quickstart, tmp_path, poisoned, capsys):
     poisoned({2})
-    assert main([*quickstart(trainer__max_steps=5), "--model.on_bad_loss=stop"]) == 2
+    assert main([*quickstart(trainer__max_steps=5), "--model.bad_steps.action=stop"]) == 2
     error = capsys.readouterr().err
     assert "vidlit: error: step 3: the loss was NaN or infinite, on clips" in error
     assert "Traceback" not in error
@@ -76,5 +76,5 @@ def test_stop_ends_the_run_with_the_weights_of_before(quickstart, tmp_path, pois
 
 def test_too_many_end_the_run(quickstart, poisoned, capsys):
     poisoned(set(range(12)))
-    assert main([*quickstart(), "--model.max_bad_steps=2"]) == 2
+    assert main([*quickstart(), "--model.bad_steps.max_skipped=2"]) == 2
     assert "it is number 3 of such steps" in capsys.readouterr().err

@@ -11,20 +11,26 @@ from safetensors.torch import load_file
 
 from vidlit.__main__ import main
 from vidlit.data.datamodule import LatentDataModule
+from vidlit.data.split import Splitting
 from vidlit.diffusion.batch import clip_key, collate
 from vidlit.diffusion.loss import paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift, stratum_sigmas
 from vidlit.metrics.paired_loss import log_ratio, summarise
 from vidlit.training.module import VideoDiffusionModule
 
-SMALL = {"trainer__max_steps": 4, "data__test_fraction": 0.34, "data__val_fraction": 0.2, "data__buckets": "[9x48x48]"}
+SMALL = {
+    "trainer__max_steps": 4,
+    "data__split__test_fraction": 0.34,
+    "data__split__val_fraction": 0.2,
+    "data__buckets": "[9x48x48]",
+}
 
 
 def small_data(demo, latents):
     """As ``SMALL`` says."""
     base = str(demo.dir / "base")
     return LatentDataModule(
-        demo.dir / "clips", latents, base, ["9x48x48"], fps=16, val_fraction=0.2, test_fraction=0.34
+        demo.dir / "clips", latents, base, ["9x48x48"], fps=16, split=Splitting(val_fraction=0.2, test_fraction=0.34)
     )
 
 
@@ -118,8 +124,8 @@ def test_a_base_whose_noise_depends_on_the_videos_size_is_scored_alike_by_every_
     options = {
         "data__buckets": "[9x48x48, 17x48x80]",
         "seed_everything": 5,  # test clips of both sizes
-        "data__val_fraction": 0.2,
-        "data__test_fraction": 0.34,
+        "data__split__val_fraction": 0.2,
+        "data__split__test_fraction": 0.34,
         "model__base": base,
         "model__optimizer.init_args.lr": 1e-3,
         "trainer__max_steps": 4,

@@ -150,7 +150,9 @@ def test_with_nothing_held_out_the_run_trains_and_says_what_it_leans_on(quicksta
             name = f"scene_{scene}_take_{take}"
             shutil.copy(demo.dir / "clips" / f"{name}.mp4", folder)
             (folder / f"{name}.txt").write_text("a caption")
-    words = quickstart(data__source=folder, data__val_fraction=0.5 if alone else 0, trainer__val_check_interval=2)
+    words = quickstart(
+        data__source=folder, data__split__val_fraction=0.5 if alone else 0, trainer__val_check_interval=2
+    )
     if alone:  # takes of one scene are one source video
         rows = [f"{path.name},a caption,scene" for path in sorted(folder.glob("*.mp4"))]
         (folder / "metadata.csv").write_text("\n".join(["file_name,caption,group", *rows]))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -58,7 +59,7 @@ def make_broken(demo, folder):
 
 def make_single(demo, folder):
     pair(folder, "a", demo.dir / "clips" / "scene_000_take_0.mp4")
-    return {"data__source": folder, "data__test_fraction": 0.2}, [
+    return {"data__source": folder, "data__split__test_fraction": 0.2}, [
         "1 source video",
         "Add clips of other videos",
         "`group`",
@@ -86,7 +87,7 @@ def make_no_last(demo, folder):
 
 
 def make_fraction(demo, folder):
-    return {"data__val_fraction": 1.5}, ["val_fraction 1.5", "below 1"]
+    return {"data__split__val_fraction": 1.5}, ["val_fraction 1.5", "below 1"]
 
 
 def make_option(demo, folder):
@@ -174,7 +175,7 @@ def test_help_version_and_nothing(capsys):
 def test_a_commands_help_lists_its_options(command, capsys):
     assert run_main([command, "--help"]) == 0
     printed = capsys.readouterr().out
-    assert ("--num_videos" if command == "demo" else "--data.batch_size") in printed
+    assert ("--num_videos" if command == "demo" else "--data.batches.size") in printed
 
 
 def test_demo_command_writes_clips(tmp_path, capsys):
@@ -210,7 +211,7 @@ def test_validate_measures_a_checkpoint(quickstart, tmp_path, capsys):
 
 
 def test_test_measures_a_checkpoint_on_clips_that_training_never_saw(quickstart, tmp_path, capsys):
-    options = {"data__test_fraction": 0.2, "trainer__max_steps": 4}
+    options = {"data__split__test_fraction": 0.2, "trainer__max_steps": 4}
     assert main(quickstart(**options)) == 0
     run = tmp_path / "runs" / "quickstart" / "0"
     with (run / "exposure.csv").open(newline="") as file:
@@ -318,6 +319,23 @@ def test_a_signal_while_encoding_ends_it_and_keeps_what_was_encoded(quickstart, 
     assert 2 <= kept < 12
     assert run_main(quickstart("encode", data__store=store)) == 0
     assert f"{12 - kept} clips" in capsys.readouterr().out
+
+
+def test_what_could_not_be_encoded_is_tried_again_when_asked(quickstart, tmp_path, capsys, monkeypatch):
+    words = quickstart("encode", data__store=tmp_path / "store", data__buckets="[9x48x48]")
+    with monkeypatch.context() as broken:
+        encode_video = BaseEncoders.encode_video
+        broken.setattr(
+            BaseEncoders,
+            "encode_video",
+            lambda self, frames: {name: value * math.nan for name, value in encode_video(self, frames).items()},
+        )
+        assert run_main(words) == 0
+    assert "the video autoencoder gave NaN" in capsys.readouterr().out
+    assert run_main(words) == 0
+    assert "0 clips and 0 captions encoded" in capsys.readouterr().out
+    assert run_main([*words, "--retry_quarantined"]) == 0
+    assert "0 quarantined" in capsys.readouterr().out
 
 
 def test_verify_names_a_damaged_shard(quickstart, tmp_path, capsys):

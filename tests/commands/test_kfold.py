@@ -38,7 +38,7 @@ def test_each_video_is_held_out_once_and_folds_that_are_over_are_left_out(quicks
         json.loads((root / f"fold_{fold}" / "summary.json").read_text())["kept_step"] for fold in range(3)
     ]
     printed = capsys.readouterr().out
-    assert f"--data.val_fraction 0 --trainer.max_steps {told['steps']}" in printed
+    assert f"--data.split.val_fraction 0 --trainer.max_steps {told['steps']}" in printed
     assert told["steps"] == 6  # four steps on two thirds of the clips
 
     trained.clear()

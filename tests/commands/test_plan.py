@@ -5,7 +5,10 @@ import pytest
 
 from tests.models.bases import ltx_video
 from vidlit.__main__ import main
+from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
+from vidlit.data.split import Splitting
+from vidlit.latents.encoding import Encoding
 from vidlit.stopping.schedule import check_schedule
 from vidlit.training.forecast import make_plan
 
@@ -18,7 +21,7 @@ def data(demo, tmp_path):
         str(demo.dir / "base"),
         ["9x64x64", "17x48x80"],
         fps=16,
-        val_fraction=0.34,
+        split=Splitting(val_fraction=0.34),
     )
 
 
@@ -53,9 +56,14 @@ def test_plan_foretells_what_the_sampler_does(data):
 def test_plan_counts_the_deviation_that_latents_are_drawn_with(demo, tmp_path):
     base = ltx_video(tmp_path / "base")
     sizes = []
-    for latents in ("mode", "sample"):
+    for posterior in ("mode", "sample"):
         data = LatentDataModule(
-            demo.dir / "clips", tmp_path / "store", str(base), ["9x64x64", "17x48x80"], fps=16, latents=latents
+            demo.dir / "clips",
+            tmp_path / "store",
+            str(base),
+            ["9x64x64", "17x48x80"],
+            fps=16,
+            encoding=Encoding(posterior=posterior),
         )
         plan = make_plan(data, max_steps=10, num_replicas=1, accumulate=1, learning_rate=1e-4)
         sizes.append(plan.encode["gigabytes"])
@@ -69,8 +77,8 @@ def test_plan_proposes_to_merge_a_bucket_that_is_too_small(demo, tmp_path):
         str(demo.dir / "base"),
         ["5x48x64", "9x48x64", "9x64x64", "17x48x80"],
         fps=16,
-        val_fraction=0.34,
-        batch_size=5,
+        split=Splitting(val_fraction=0.34),
+        batches=Batching(5),
     )
     plan = make_plan(data, max_steps=10, num_replicas=1, accumulate=1, learning_rate=1e-4)
     short = [row for row in plan.buckets if row.repeats_per_batch]

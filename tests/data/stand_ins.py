@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vidlit.errors import UserError
-from vidlit.latents.encoding import encode
+from vidlit.latents.encoding import Encoding, encode
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
 from vidlit.video.sources import Clip, SourceVideo
@@ -104,8 +104,7 @@ def encode_logged(root, log, clips, seconds=0.0, shard_bytes=2**26):
         LatentStore(root),
         IDENTITY,
         functools.partial(LoggingEncoders, log, seconds),
-        num_workers=1,
-        shard_bytes=shard_bytes,
+        Encoding(num_workers=1, shard_bytes=shard_bytes),
         open_reader=ColourReader,
         trainer_options=options,
     )

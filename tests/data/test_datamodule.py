@@ -3,18 +3,26 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
-from vidlit.data.datamodule import BatchBudget, BucketBudget, LatentDataModule
+from tests.video.films import texture, write_film
+from vidlit.data.batching import BatchBudget, Batching
+from vidlit.data.datamodule import BucketBudget, LatentDataModule
+from vidlit.data.split import Splitting
 from vidlit.errors import UserError
+from vidlit.latents.encoding import Encoding
+from vidlit.video.cut import Cutting
 
 BUCKETS = ["9x64x64", "17x48x80"]
+SPLIT = Splitting(val_fraction=0.34)
 
 
 @pytest.fixture
 def make(demo, latents):
     def data(**options):
-        options = {"buckets": BUCKETS, "fps": 16, "val_fraction": 0.34, "encode_workers": 1, **options}
+        options = {"buckets": BUCKETS, "fps": 16, "split": SPLIT, "encoding": Encoding(num_workers=1), **options}
         made = LatentDataModule(demo.dir / "clips", latents, str(demo.dir / "base"), **options)
         made.encode()
         made.setup("fit")
@@ -24,7 +32,7 @@ def make(demo, latents):
 
 
 def test_batches_hold_exactly_batch_size_samples_of_one_resolution(make):
-    data = make(batch_size=3)
+    data = make(batches=Batching(3))
     shapes = set()
     for batch in itertools.islice(data.train_dataloader(), 20):
         assert batch.latents.shape[0] == batch.conditioning.prompt_embeds.shape[0] == len(batch.indices) == 3
@@ -36,16 +44,16 @@ def test_batches_hold_exactly_batch_size_samples_of_one_resolution(make):
 
 
 def test_the_loader_goes_on_where_the_state_says(make):
-    data = make(batch_size=2)
+    data = make(batches=Batching(2))
     whole = [batch.indices.tolist() for batch in itertools.islice(data.train_dataloader(), 9)]
-    again = make(batch_size=2)
+    again = make(batches=Batching(2))
     again.load_state_dict({"position": 4, "global_batch_sizes": {}})
     rest = [batch.indices.tolist() for batch in itertools.islice(again.train_dataloader(), 5)]
     assert rest == whole[4:]
 
 
 def test_validation_scores_each_held_out_clip_once_and_as_many_training_clips(make):
-    data = make(batch_size=3)
+    data = make(batches=Batching(3))
     for loader, clips in zip(data.val_dataloader(), (data.val_clips, data.train_eval_clips), strict=True):
         rows = [row for batch in loader for row in batch.indices.tolist()]
         assert sorted(rows) == list(range(len(clips)))
@@ -54,9 +62,57 @@ def test_validation_scores_each_held_out_clip_once_and_as_many_training_clips(ma
 
 
 def test_a_batch_budget_gives_small_clips_larger_batches(make):
-    data = make(batch_size=BatchBudget(tokens=160))  # clips of 48 and 75 tokens
+    data = make(batches=Batching(BatchBudget(tokens=160)))  # clips of 48 and 75 tokens
     sizes = {batch.latents[0, 0].numel(): len(batch.indices) for batch in itertools.islice(data.train_dataloader(), 20)}
     assert sizes == {48: 3, 75: 2}
+
+
+def test_the_overlap_of_sliding_clips(demo, tmp_path):
+    def plan(**options):
+        data = LatentDataModule(demo.dir / "clips", tmp_path, str(demo.dir / "base"), ["9x48x48"], fps=16, **options)
+        return data.plan
+
+    def starts(**options):
+        return [clip.start for clip in plan(cutting=Cutting(**options)).clips]
+
+    assert starts(mode="slide", overlap=0.0) == starts(mode="chunk")
+    assert len(starts(mode="slide", overlap=0.75)) > len(starts(mode="slide"))
+
+
+def test_near_duplicates_are_apart_where_they_are_not_tied(demo, tmp_path):
+    frames = texture(1, count=50)
+    write_film(tmp_path / "large.mp4", frames)
+    write_film(tmp_path / "small.mp4", [np.ascontiguousarray(frame[::2, ::2]) for frame in frames])
+    for name in ("large", "small"):
+        (tmp_path / f"{name}.txt").write_text("A texture.")
+    for tied in (True, False):
+        split = Splitting(tie_near_duplicates=tied)
+        data = LatentDataModule(tmp_path, tmp_path, str(demo.dir / "base"), ["9x32x32"], fps=8, split=split)
+        assert len({clip.source.group for clip in data.plan.clips}) == (1 if tied else 2)
+
+
+def test_a_background_and_a_dtype_make_latents_of_their_own(make):
+    """What decides a latent is in its recipe: encoding and reading ask for the same."""
+    data = make(encoding=Encoding("float32", background=(255, 255, 255), num_workers=1))
+    assert data.encode().stored == len(data.plan.clips)
+    assert next(iter(data.train_dataloader())).latents.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (lambda: Batching(0), "data.batches.size is 0"),
+        (lambda: Batching(val_size=0), "data.batches.val_size is 0"),
+        (lambda: Batching(num_workers=-1), "data.batches.num_workers is -1"),
+        (lambda: Encoding(batch_size=0), "data.encoding.batch_size is 0"),
+        (lambda: Encoding(num_workers=-1), "data.encoding.num_workers is -1"),
+        (lambda: Encoding(background=(0, 0, 256)), "data.encoding.background is"),
+        (lambda: Splitting(max_val_clips=0), "data.split.max_val_clips is 0"),
+    ],
+)
+def test_options_out_of_range_are_named_as_they_are_typed(options, words):
+    with pytest.raises(UserError, match=words):
+        options()
 
 
 def test_buckets_from_a_budget_are_valid_for_the_model(make):
@@ -73,7 +129,7 @@ def test_a_bucket_that_the_model_cannot_take_is_refused_with_the_nearest(demo, t
 
 
 def test_without_encoding_the_error_says_what_is_missing(demo, tmp_path):
-    data = LatentDataModule(demo.dir / "clips", tmp_path, str(demo.dir / "base"), BUCKETS, fps=16, val_fraction=0.34)
+    data = LatentDataModule(demo.dir / "clips", tmp_path, str(demo.dir / "base"), BUCKETS, fps=16, split=SPLIT)
     data.setup("fit")
     with pytest.raises(UserError, match="encode"):
         data.train_dataloader()
@@ -83,7 +139,9 @@ RANKS = """
 import itertools, json, sys
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
+from vidlit.data.split import Splitting
 out, source, store, base, buckets = sys.argv[1:]
 said = []
 for data_parallel, tensor_parallel in ((1, 2), (2, 1)):
@@ -92,7 +150,13 @@ for data_parallel, tensor_parallel in ((1, 2), (2, 1)):
     trainer.strategy.connect(LightningModule())
     trainer.strategy.setup_environment()
     data = LatentDataModule(
-        source, store, base, buckets.split(), batch_size=2 // data_parallel, fps=16, val_fraction=0.34
+        source,
+        store,
+        base,
+        buckets.split(),
+        fps=16,
+        split=Splitting(val_fraction=0.34),
+        batches=Batching(2 // data_parallel),
     )
     data.trainer = trainer
     batches = itertools.islice(data.train_dataloader(), 8)
@@ -102,7 +166,7 @@ json.dump(said, open(f"{out}/{trainer.global_rank}.json", "w"))
 
 
 def test_tensor_parallel_ranks_share_their_samples_and_data_parallel_ones_do_not(make, demo, latents, tmp_path):
-    data = make(batch_size=2)
+    data = make(batches=Batching(2))
     one = [batch.indices.tolist() for batch in itertools.islice(data.train_dataloader(), 8)]
     (tmp_path / "ranks.py").write_text(RANKS)
     words = [tmp_path, demo.dir / "clips", latents, demo.dir / "base", " ".join(BUCKETS)]

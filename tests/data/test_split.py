@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from vidlit.data.split import Fold, split_by_video, spread_over_videos
+from vidlit.data.split import Fold, Splitting, split_by_video, spread_over_videos
 from vidlit.errors import UserError
 from vidlit.video.buckets import Bucket
 from vidlit.video.sources import Clip, SourceVideo
@@ -30,7 +30,7 @@ def groups(clips):
 @pytest.mark.parametrize("num_groups", [3, 4, 10, 101])
 def test_no_group_is_on_two_sides_and_no_clip_is_lost(num_groups):
     clips = clips_of(num_groups)
-    split = split_by_video(clips, val_fraction=0.2, test_fraction=0.1, seed=0)
+    split = split_by_video(clips, Splitting(0.2, 0.1), seed=0)
     assert not groups(split.train) & groups(split.val)
     assert not groups(split.train) & groups(split.test)
     assert not groups(split.val) & groups(split.test)
@@ -41,26 +41,26 @@ def test_no_group_is_on_two_sides_and_no_clip_is_lost(num_groups):
 
 def test_a_function_of_seed_and_groups_alone():
     clips = clips_of(20)
-    first = split_by_video(clips, 0.25, 0.0, seed=0)
-    assert split_by_video(clips[::-1], 0.25, 0.0, seed=0).val == first.val[::-1]
-    assert groups(split_by_video(clips, 0.25, 0.0, seed=1).val) != groups(first.val)
+    first = split_by_video(clips, Splitting(0.25, 0.0), seed=0)
+    assert split_by_video(clips[::-1], Splitting(0.25, 0.0), seed=0).val == first.val[::-1]
+    assert groups(split_by_video(clips, Splitting(0.25, 0.0), seed=1).val) != groups(first.val)
 
 
 def test_adding_a_video_moves_few_others():
-    before = groups(split_by_video(clips_of(40), 0.25, 0.0, seed=0).val)
-    after = groups(split_by_video(clips_of(41), 0.25, 0.0, seed=0).val)
+    before = groups(split_by_video(clips_of(40), Splitting(0.25, 0.0), seed=0).val)
+    after = groups(split_by_video(clips_of(41), Splitting(0.25, 0.0), seed=0).val)
     assert len(before - after) <= 1
 
 
 @pytest.mark.parametrize(("num_groups", "test_fraction"), [(1, 0.1), (2, 0.1)])
 def test_too_few_source_videos_says_what_to_do(num_groups, test_fraction):
     with pytest.raises(UserError, match=r"source video.*Add clips of other videos.*group"):
-        split_by_video(clips_of(num_groups), 0.2, test_fraction, seed=0)
+        split_by_video(clips_of(num_groups), Splitting(0.2, test_fraction), seed=0)
 
 
 @pytest.mark.parametrize(("num_groups", "val_fraction"), [(1, 0.2), (5, 0.0)])
 def test_one_video_alone_or_a_fraction_of_zero_holds_nothing_out(num_groups, val_fraction):
-    split = split_by_video(clips_of(num_groups), val_fraction, 0.0, seed=0)
+    split = split_by_video(clips_of(num_groups), Splitting(val_fraction, 0.0), seed=0)
     assert len(split.train) == 3 * num_groups
     assert not split.val
     assert not split.test
@@ -69,8 +69,8 @@ def test_one_video_alone_or_a_fraction_of_zero_holds_nothing_out(num_groups, val
 @pytest.mark.parametrize("test_fraction", [0.0, 0.1])
 def test_folds_hold_out_every_video_once_and_leave_the_test_alone(test_fraction):
     clips = clips_of(11)
-    without = split_by_video(clips, 0.2, test_fraction, seed=0)
-    splits = [split_by_video(clips, 0.2, test_fraction, 0, Fold(number, 3)) for number in range(3)]
+    without = split_by_video(clips, Splitting(0.2, test_fraction), seed=0)
+    splits = [split_by_video(clips, Splitting(0.2, test_fraction, Fold(number, 3)), 0) for number in range(3)]
     held_out = [group for split in splits for group in groups(split.val)]
     assert len(held_out) == len(set(held_out))
     assert set(held_out) == groups(clips) - groups(without.test)
@@ -88,13 +88,13 @@ def test_a_fold_that_is_none(number, of):
 
 def test_more_folds_than_videos():
     with pytest.raises(UserError, match="4 source videos cannot be parted into 5 folds"):
-        split_by_video(clips_of(4), 0.2, 0.0, 0, Fold(0, 5))
+        split_by_video(clips_of(4), Splitting(fold=Fold(0, 5)), 0)
 
 
 def test_what_was_held_out_can_be_trained_on_and_the_test_stays():
     clips = clips_of(10)
-    before = split_by_video(clips, 0.2, 0.1, seed=0)
-    after = split_by_video(clips, 0.2, 0.1, seed=0, train_on_val=True)
+    before = split_by_video(clips, Splitting(0.2, 0.1), seed=0)
+    after = split_by_video(clips, Splitting(0.2, 0.1, train_on_val=True), seed=0)
     assert after.test == before.test
     assert not after.val
     assert groups(after.train) == groups(before.train) | groups(before.val)
@@ -103,7 +103,7 @@ def test_what_was_held_out_can_be_trained_on_and_the_test_stays():
 @pytest.mark.parametrize(("val", "test"), [(-0.1, 0.0), (1.0, 0.0), (0.6, 0.5), (0.2, -0.1)])
 def test_fractions_out_of_range(val, test):
     with pytest.raises(UserError, match="val_fraction"):
-        split_by_video(clips_of(10), val, test, seed=0)
+        Splitting(val, test)
 
 
 def test_train_eval_is_of_training_clips_spread_over_videos():

@@ -9,10 +9,11 @@ from tests.data.stand_ins import IDENTITY, ColourReader, PoolingEncoders, make_c
 from vidlit.diffusion.batch import Conditioning, LatentBatch, clip_key, collate
 from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encoding import encode
+from vidlit.latents.encoding import Encoding, encode
 from vidlit.latents.store import LatentStore
 
 # What PoolingEncoders store beside latents and prompt embeddings, and of which.
+ALONE = Encoding(num_workers=0)
 EXTRAS = {"pooled_projections": "prompt", "first_frame": "clip"}
 NAMES = {"prompt_extras": ("pooled_projections",), "clip_extras": ("first_frame",)}
 
@@ -27,7 +28,7 @@ def filled(tmp_path_factory):
     store = LatentStore(tmp_path_factory.mktemp("store"))
     clips = make_clips(7)
     options = {"accelerator": "cpu", "devices": 1}
-    encode(clips, store, IDENTITY, PoolingEncoders, open_reader=ColourReader, num_workers=0, trainer_options=options)
+    encode(clips, store, IDENTITY, PoolingEncoders, ALONE, open_reader=ColourReader, trainer_options=options)
     return store, clips
 
 

@@ -17,17 +17,18 @@ from tests.data.stand_ins import IDENTITY, ColourReader, LoggingEncoders, Poolin
 from vidlit.errors import UserError
 from vidlit.latents import encode_progress as progress
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encoding import encode
+from vidlit.latents.encoding import Encoding, encode
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
-from vidlit.video.cut import plan_clips
+from vidlit.video.cut import Cutting, plan_clips
 
 CPU = {"accelerator": "cpu", "devices": 1}
+ALONE = Encoding(num_workers=0)
 
 
-def run(clips, store, load=PoolingEncoders, identity=IDENTITY, **options):
-    settings = {"open_reader": ColourReader, "num_workers": 0, "trainer_options": CPU} | options
-    return encode(clips, store, identity, load, **settings)
+def run(clips, store, load=PoolingEncoders, identity=IDENTITY, encoding=ALONE, **options):
+    settings = {"open_reader": ColourReader, "trainer_options": CPU} | options
+    return encode(clips, store, identity, load, encoding, **settings)
 
 
 def never():
@@ -38,7 +39,7 @@ def never():
 def test_each_clip_and_each_caption_once(tmp_path, batch_size, num_workers):
     store, clips = LatentStore(tmp_path / "store"), make_clips(7)
     load = functools.partial(LoggingEncoders, tmp_path / "log")
-    report = run(clips, store, load, batch_size=batch_size, num_workers=num_workers)
+    report = run(clips, store, load, encoding=Encoding(batch_size=batch_size, num_workers=num_workers))
     assert (report.encoded, report.captions, report.stored, report.quarantined) == (7, 3, 0, [])
     lines = (tmp_path / "log").read_text().splitlines()
     assert sorted(lines) == sorted([*map(str, range(7)), *(f"caption {number}" for number in range(3))])
@@ -62,8 +63,8 @@ def test_one_change_encodes_just_what_depends_on_it(tmp_path):
     identity = {**IDENTITY, "vae": "pooling-2"}
     report = run(clips, store, functools.partial(PoolingEncoders, identity), identity)
     assert (report.encoded, report.captions) == (6, 0)
-    assert run(clips, store, dtype="float32").captions == 3
-    report = run(clips, store, with_std=True)
+    assert run(clips, store, encoding=Encoding("float32", num_workers=0)).captions == 3
+    report = run(clips, store, encoding=Encoding(posterior="sample", num_workers=0))
     assert (report.encoded, report.captions, report.stored) == (6, 0, 0)
     assert run(clips, store, never).stored == 6, "the first encoding is still there"
 
@@ -80,7 +81,7 @@ def test_a_bad_clip_is_quarantined_and_the_rest_goes_on(tmp_path):
     store, clips = LatentStore(tmp_path), make_clips(5)
     bad = functools.partial(ColourReader, bad=("00002.mp4",))
     for _ in range(2):
-        report = run(clips, store, open_reader=bad, batch_size=2)
+        report = run(clips, store, open_reader=bad, encoding=Encoding(batch_size=2, num_workers=0))
         assert [(clip.clip_id, clip.reason) for clip in report.quarantined] == [
             ("00002.mp4@0.000", "00002.mp4: no frames")
         ]
@@ -134,7 +135,7 @@ def test_a_full_disk_is_a_user_error_and_the_store_stays_readable(tmp_path, monk
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        run(clips, store, shard_bytes=1)
+        run(clips, store, encoding=Encoding(num_workers=0, shard_bytes=1))
     monkeypatch.setattr(os, "fsync", real)
     done = len(store.keys("latent"))
     assert 0 < done < 8
@@ -177,7 +178,7 @@ def test_two_ranks_encode_each_clip_once(tmp_path):
 def server():
     """Processes that start fast: what they import is imported once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vidlit.latents.encode"])
+    context.set_forkserver_preload(["vidlit.latents.encoding"])
     return context
 
 
@@ -252,7 +253,7 @@ def test_progress_in_plain_lines_and_on_a_terminal(tmp_path, capfd, monkeypatch)
 
 
 def test_real_videos_through_the_isolated_reader(tmp_path, shared_videos):
-    plan = plan_clips(shared_videos / "content", [Bucket(9, 64, 96)], fps=8.0)
+    plan = plan_clips(shared_videos / "content", [Bucket(9, 64, 96)], 8.0, Cutting("head"))
     clips = plan.clips[:3]
     broken = dataclasses.replace(
         clips[0],
@@ -262,7 +263,7 @@ def test_real_videos_through_the_isolated_reader(tmp_path, shared_videos):
         source=dataclasses.replace(clips[0].source, path=shared_videos / "odd" / "decord__corrupted.mp4"),
     )
     store = LatentStore(tmp_path)
-    report = encode([*clips, broken], store, IDENTITY, PoolingEncoders, num_workers=1, trainer_options=CPU)
+    report = encode([*clips, broken], store, IDENTITY, PoolingEncoders, Encoding(num_workers=1), trainer_options=CPU)
     assert report.encoded >= 3
     assert report.encoded + len(report.quarantined) == 4
     dataset = LatentDataset.from_clips(store, clips, IDENTITY)

@@ -14,7 +14,7 @@ from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import known_families, open_family
-from vidlit.training.flops import count_flops
+from vidlit.training.flops import count_flops, flops_of_a_sample
 from vidlit.training.memory import checkpoint_blocks, repeated_blocks, shard
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.video.buckets import Bucket
@@ -306,7 +306,7 @@ def test_blocks_are_found_and_operations_counted_without_weights(family, batch):
     module = VideoDiffusionModule(str(family.base))
     weights = sum(p.numel() for p in transformer.parameters() if p.dim() > 1)
     tokens = batch.latents[0, 0].numel()
-    assert 0 < module.flops_of_a_sample(batch) < 3 * 2 * weights * (tokens + 600) * 2
+    assert 0 < flops_of_a_sample(module.family, module.structure(), batch) < 3 * 2 * weights * (tokens + 600) * 2
     assert module.transformer is None
 
 

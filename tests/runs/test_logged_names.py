@@ -37,7 +37,7 @@ def test_every_name_that_is_logged_has_a_row_and_every_row_is_logged(finished_ru
         logged = set(next(csv.reader(file))) - {"step", "epoch"}
     rows = {name: [row.name for row in OWN if row.matches(name)] for name in logged}
     assert {name: found for name, found in rows.items() if len(found) != 1} == {}
-    switched_on = ("", "data.val_fraction", "samples.num_audit")
+    switched_on = ("", "data.split.val_fraction", "samples.num_audit")
     expected = {row.name for row in OWN if row.kind == "curve" and row.needs in switched_on}
     assert expected <= {name for found in rows.values() for name in found}
 

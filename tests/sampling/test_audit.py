@@ -11,7 +11,9 @@ from lightning.pytorch import Trainer
 
 from vidlit.__main__ import main
 from vidlit.callbacks.run_checkpoints import RunCheckpoints
+from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
+from vidlit.data.split import Splitting
 from vidlit.errors import UserError
 from vidlit.models.features import FeatureExtractor, Features, LatentFeatures
 from vidlit.runs.csv_logger import RunCSVLogger
@@ -32,7 +34,13 @@ ONE_BUCKET = ["9x48x48"]
 @pytest.fixture
 def data(demo, latents):
     made = LatentDataModule(
-        demo.dir / "clips", latents, str(demo.dir / "base"), BUCKETS, batch_size=2, fps=16, val_fraction=0.5
+        demo.dir / "clips",
+        latents,
+        str(demo.dir / "base"),
+        BUCKETS,
+        batches=Batching(2),
+        fps=16,
+        split=Splitting(val_fraction=0.5),
     )
     made.encode(accelerator="cpu", devices=1)
     return made
@@ -81,9 +89,9 @@ def fit(demo, data, tmp_path):
             data.store.root,
             str(demo.dir / "base"),
             buckets,
-            batch_size=2,
+            batches=Batching(2),
             fps=16,
-            val_fraction=val_fraction,
+            split=Splitting(val_fraction=val_fraction),
         )
         datamodule.encode(accelerator="cpu", devices=1)
         trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
@@ -306,7 +314,13 @@ def _two_ranks(rank, port, folder, demo, latents):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     torch.set_num_threads(1)
     data = LatentDataModule(
-        demo / "clips", latents, str(demo / "base"), BUCKETS, batch_size=2, fps=16, val_fraction=0.5
+        demo / "clips",
+        latents,
+        str(demo / "base"),
+        BUCKETS,
+        batches=Batching(2),
+        fps=16,
+        split=Splitting(val_fraction=0.5),
     )
     samples = audits(num_audit=7)
     trainer = Trainer(

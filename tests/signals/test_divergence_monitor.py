@@ -50,7 +50,7 @@ def losses_by_hand(demo, data, clips, state=None):
 
 
 def test_curves_are_what_a_loop_over_single_clips_gives(quickstart, demo, tmp_path, monitored):
-    assert main(quickstart(data__val_batch_size=3)) == 0
+    assert main(quickstart(data__batches__val_size=3)) == 0
     monitor, trainer = monitored[-1]
     data, run = trainer.datamodule, tmp_path / "runs" / "quickstart" / "0"
     assert monitor.steps == [0, 4, 8, 12]
@@ -102,7 +102,7 @@ def test_history_survives_a_checkpoint_and_other_clips_do_not(quickstart, tmp_pa
     with pytest.raises(UserError, match="other val clips"):
         restored.load_state_dict({**state, "val_keys": state["val_keys"] + 1})
     capsys.readouterr()
-    words = [*quickstart(trainer__max_steps=12, data__val_fraction=0.2), "--ckpt_path=last"]
+    words = [*quickstart(trainer__max_steps=12, data__split__val_fraction=0.2), "--ckpt_path=last"]
     assert main(words) == 2
     assert "The checkpoint was made with other val clips" in capsys.readouterr().err
 
@@ -111,7 +111,7 @@ def test_history_survives_a_checkpoint_and_other_clips_do_not(quickstart, tmp_pa
 def test_a_run_that_overfits_is_stopped_and_its_best_step_restored(quickstart, tmp_path):
     """Two videos, a high rate and many checks: the held-out loss turns within a few steps."""
     words = quickstart(
-        trainer__max_steps=400, trainer__val_check_interval=4, data__buckets="[9x48x48]", data__val_fraction=0.67
+        trainer__max_steps=400, trainer__val_check_interval=4, data__buckets="[9x48x48]", data__split__val_fraction=0.67
     )
     assert main([*words, "--model.optimizer.init_args.lr=0.004"]) == 0
     run = tmp_path / "runs" / "quickstart" / "0"

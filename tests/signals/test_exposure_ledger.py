@@ -43,7 +43,7 @@ def test_exposures_are_counted_per_source_video(quickstart, tmp_path, judged):
 
 
 def test_accumulated_micro_batches_count_as_one_step_of_the_larger_batch(quickstart, judged):
-    assert main([*quickstart(trainer__max_steps=4, data__batch_size=1), "--trainer.accumulate_grad_batches=2"]) == 0
+    assert main([*quickstart(trainer__max_steps=4, data__batches__size=1), "--trainer.accumulate_grad_batches=2"]) == 0
     ledger = judged["ledger"]
     videos = ledger.per_video()
     micro_batches = sum(videos.values())

@@ -11,7 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from vidlit.data.datamodule import LatentDataModule
-from vidlit.diffusion.noising import keyed_generator
+from vidlit.data.split import Splitting
+from vidlit.diffusion.noising import Noise, keyed_generator
 from vidlit.errors import UserError
 from vidlit.runs.background_logger import BackgroundLogger
 from vidlit.sampling.rendering import Sample, log_samples, to_frames, write_samples
@@ -22,7 +23,12 @@ from vidlit.training.module import VideoDiffusionModule
 @pytest.fixture(scope="module")
 def data(demo, latents):
     made = LatentDataModule(
-        demo.dir / "clips", latents, str(demo.dir / "base"), ["9x64x64", "17x48x80"], fps=16, val_fraction=0.5
+        demo.dir / "clips",
+        latents,
+        str(demo.dir / "base"),
+        ["9x64x64", "17x48x80"],
+        fps=16,
+        split=Splitting(val_fraction=0.5),
     )
     made.encode(accelerator="cpu", devices=1)
     return made
@@ -90,7 +96,7 @@ def test_guidance_leads_away_from_the_negative_prompt(data, render):
 def test_samples_of_an_image_to_video_model_start_from_the_clips_first_frame(data, demo, module, render):
     (clip,) = data.val_clips[:1]
     chunks = []
-    model = VideoDiffusionModule(str(demo.dir / "base"), fps=16, first_frame=1.0)
+    model = VideoDiffusionModule(str(demo.dir / "base"), fps=16, noise=Noise(first_frame=1.0))
     model.transformer = module.transformer
     for each in (model, module):
         render([clip], model=each, look=chunks.append, num_steps=3)

@@ -38,8 +38,8 @@ def test_a_run_that_is_told_nothing_chooses_and_a_resumed_one_keeps_it(unset, tm
         return setup(self, trainer, pl_module)
 
     monkeypatch.setattr(DivergenceMonitor, "on_validation_epoch_end", remember)
-    options = {"trainer__max_steps": 34, "trainer__accumulate_grad_batches": 2, "model__num_strata": 1}
-    options |= {"data__val_fraction": 0.67, "data__buckets": "[5x48x48]", "data__batch_size": 1}
+    options = {"trainer__max_steps": 34, "trainer__accumulate_grad_batches": 2, "model__noise__num_strata": 1}
+    options |= {"data__split__val_fraction": 0.67, "data__buckets": "[5x48x48]", "data__batches__size": 1}
     assert main(unset(**options)) == 0
     run = tmp_path / "runs" / "quickstart" / "0"
     num_clips = json.loads((run / "summary.json").read_text())["num_clips"]["val"]
@@ -67,7 +67,7 @@ def test_a_run_that_is_told_nothing_chooses_and_a_resumed_one_keeps_it(unset, tm
 
 
 def test_what_the_user_says_holds(quickstart, tmp_path):
-    assert main(quickstart(data__max_val_clips=2)) == 0
+    assert main(quickstart(data__split__max_val_clips=2)) == 0
     run = tmp_path / "runs" / "quickstart" / "0"
     assert list(column(run, "val/log_ratio")) == [0, 4, 8, 12]
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]

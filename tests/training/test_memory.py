@@ -6,7 +6,7 @@ from vidlit.diffusion.loss import denoising_loss
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA, train_layers
 from vidlit.models.family import open_family
-from vidlit.training.memory import repeated_blocks, store_frozen
+from vidlit.training.memory import Memory, repeated_blocks, store_frozen
 from vidlit.training.module import VideoDiffusionModule
 
 
@@ -88,7 +88,7 @@ def test_a_pattern_that_matches_nothing_says_what_names_look_like(family):
     ("options", "words"),
     [
         ({"adapter": LoRA(), "layers": "x"}, "exclude each other"),
-        ({"base_dtype": "int8"}, "all are"),
+        ({"memory": Memory(base_dtype="int8")}, "all are"),
         ({"caption_dropout": 1.0}, "below 1"),
     ],
 )
@@ -99,7 +99,10 @@ def test_options_that_contradict_each_other_are_refused(demo, options, words):
 
 @pytest.mark.slow
 def test_compiled_blocks_compute_the_same(demo, family, batch):
-    modules = [VideoDiffusionModule(str(demo.dir / "base"), fps=16, compile=compiled) for compiled in (False, True)]
+    modules = [
+        VideoDiffusionModule(str(demo.dir / "base"), fps=16, memory=Memory(compile=compiled))
+        for compiled in (False, True)
+    ]
     found = []
     for module in modules:
         module.configure_model()

@@ -31,10 +31,10 @@ def test_a_full_fine_tune_is_told_what_each_option_would_save():
     savings = {option.split()[0]: saved / GB for option, saved in use().savings().items()}
     assert savings == pytest.approx(
         {
-            "--model.gradient_checkpointing": 40 * (1 - 1 / 20 - 1 / 10),
+            "--model.memory.gradient_checkpointing": 40 * (1 - 1 / 20 - 1 / 10),
             "--model.adapter.rank": 24,
             "--trainer.precision": 20,
-            "--data.batch_size": 20,
+            "--data.batches.size": 20,
             "--model.optimizer": 12,
         }
     )
@@ -45,8 +45,8 @@ def test_what_is_in_use_already_is_not_offered():
     frozen = {"frozen": int(4 * GB), "frozen_bytes": 16 * GB, "trained_bytes": 0.1 * GB, "gradients": 0.1 * GB}
     lora = use(**frozen, moments=0.2 * GB, adapter=True, checkpointing=True, precision="bf16-mixed", batch_size=1)
     assert {option: saved / GB for option, saved in lora.savings().items()} == {
-        "--model.base_dtype int8": 12.0,
-        "--model.base_dtype bfloat16": 8.0,
+        "--model.memory.base_dtype int8": 12.0,
+        "--model.memory.base_dtype bfloat16": 8.0,
     }
     sharded = [option for option in use(world_size=8).savings() if "ModelParallelStrategy" in option]
     assert sharded
@@ -66,7 +66,7 @@ def test_out_of_memory_ends_in_one_line_with_advice(quickstart, monkeypatch, cap
     error = capsys.readouterr().err
     assert "vidlit: error: out of memory at step 2. It held weights 5.0 MB, gradients 5.0 MB" in error
     assert "the optimizer's state 10.0 MB" in error
-    assert "--model.gradient_checkpointing true (about" in error
+    assert "--model.memory.gradient_checkpointing true (about" in error
     assert "Traceback" not in error
 
 

@@ -12,11 +12,16 @@ from safetensors.torch import load_file
 import vidlit.training.module
 from tests.models import bases
 from vidlit.__main__ import main
+from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
+from vidlit.data.split import Splitting
 from vidlit.diffusion.batch import Conditioning, LatentBatch
+from vidlit.diffusion.noising import Noise
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA
+from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.posterior import draw_latents
 
 
 def metrics_of(run):
@@ -38,7 +43,7 @@ def test_batches_clips_and_exposures_of_a_real_run(quickstart, tmp_path, monkeyp
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(VideoDiffusionModule, "training_step", training_step)
-    assert main(quickstart(data__val_fraction=0.34)) == 0
+    assert main(quickstart(data__split__val_fraction=0.34)) == 0
     data = modules[0]
 
     # exactly batch_size samples of one resolution, no clip twice, every resolution in turn
@@ -71,7 +76,7 @@ def test_batches_clips_and_exposures_of_a_real_run(quickstart, tmp_path, monkeyp
 
 def test_validation_numbers_do_not_depend_on_the_batch_size(quickstart, tmp_path):
     for size in (1, 5):
-        assert main(quickstart(data__val_batch_size=size, trainer__max_steps=8)) == 0
+        assert main(quickstart(data__batches__val_size=size, trainer__max_steps=8)) == 0
     first, second = (tmp_path / "runs" / "quickstart" / str(number) for number in (0, 1))
     names = {
         name for row in metrics_of(first) for name in row if name.startswith(("val/", "train_eval/", "divergence/"))
@@ -183,7 +188,7 @@ def test_the_adapter_starts_from_the_seed_alone(module):
 def test_gradient_checkpointing_gives_the_same_gradients(module):
     gradients = []
     for checkpointing in (False, True):
-        made = module(gradient_checkpointing=checkpointing)
+        made = module(memory=Memory(gradient_checkpointing=checkpointing))
         generator = torch.Generator().manual_seed(0)
         noisy = torch.randn(2, 64, 2, 3, 5, generator=generator)
         prompts = Conditioning(torch.randn(2, 4, 64, generator=generator), torch.ones(2, 4, dtype=torch.bool), {})
@@ -221,7 +226,11 @@ def test_latents_are_drawn_anew_at_each_visit_and_in_training_alone(quickstart, 
 
     def run(name, latents, *further, **options):
         drawn.clear(), scored.clear()
-        options = {"data__store": tmp_path / "store", "model__base": vae_base, "data__latents": latents} | options
+        options = {
+            "data__store": tmp_path / "store",
+            "model__base": vae_base,
+            "data__encoding__posterior": latents,
+        } | options
         assert main([*quickstart(run__name=name, **options), "--overfit_stopping.restore=last", *further]) == 0
         return list(drawn), list(scored)
 
@@ -261,7 +270,7 @@ def test_drawn_latents_depend_on_the_row_of_the_global_batch_and_not_on_its_rank
         part = list(rows)
         conditioning = Conditioning(torch.zeros(len(part), 1, 1), torch.ones(len(part), 1), {"latents_std": std[part]})
         batch = LatentBatch(latents[part], conditioning, torch.tensor(part), torch.tensor(part))
-        return model.draw_latents(batch, position, rows).latents
+        return draw_latents(model.family, batch, model.seed, position, rows).latents
 
     whole = draw(0, 1, 2, 3)
     assert torch.equal(torch.cat([draw(0, 1), draw(2, 3)]), whole)
@@ -270,8 +279,8 @@ def test_drawn_latents_depend_on_the_row_of_the_global_batch_and_not_on_its_rank
 
 
 def test_latents_of_a_codec_without_spread_cannot_be_drawn(quickstart, capsys):
-    assert main(quickstart(data__latents="sample")) == 2
-    assert "data.latents is sample, but the VAE of" in capsys.readouterr().err
+    assert main(quickstart(data__encoding__posterior="sample")) == 2
+    assert "data.encoding.posterior is sample, but the VAE of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -285,7 +294,7 @@ def test_a_share_of_the_training_samples_is_given_its_first_frame(quickstart, mo
             return super().forward(noisy, sigmas, conditioning)
 
     monkeypatch.setattr("vidlit.commands.cli.lightning_cli.VideoDiffusionModule", Asked)
-    assert main(quickstart(model__first_frame=share, trainer__max_steps=4, data__batch_size=4)) == 0
+    assert main(quickstart(model__noise__first_frame=share, trainer__max_steps=4, data__batches__size=4)) == 0
     given = torch.cat([sigmas[:, 0] == 0 for sigmas in asked])
     assert len(given) == 16
     assert all((sigmas[:, 1:] == sigmas[:, 1:2]).all() and (sigmas[:, 1:] > 0).all() for sigmas in asked)
@@ -293,10 +302,10 @@ def test_a_share_of_the_training_samples_is_given_its_first_frame(quickstart, mo
 
 
 def test_a_first_frame_that_a_base_cannot_take_is_refused(demo, tmp_path):
-    with pytest.raises(UserError, match=r"model\.first_frame is 0\.2.*takes no frame without noise.*LTX-Video"):
-        VideoDiffusionModule(str(bases.wan(tmp_path / "base")), first_frame=0.2)
+    with pytest.raises(UserError, match=r"model\.noise\.first_frame is 0\.2.*takes no frame without noise.*LTX-Video"):
+        VideoDiffusionModule(str(bases.wan(tmp_path / "base")), noise=Noise(first_frame=0.2))
     with pytest.raises(UserError, match=r"from 0 to 1"):
-        VideoDiffusionModule(str(demo.dir / "base"), first_frame=1.5)
+        Noise(first_frame=1.5)
 
 
 def rates_of(module, num_steps):
@@ -341,9 +350,9 @@ def test_it_is_a_lightning_module_without_our_command_line(demo, latents, tmp_pa
         latents,
         str(demo.dir / "base"),
         ["9x64x64", "17x48x80"],
-        batch_size=2,
         fps=16,
-        val_fraction=0.5,
+        split=Splitting(val_fraction=0.5),
+        batches=Batching(2),
     )
     data.encode(accelerator="cpu", devices=1)
     trainer = Trainer(

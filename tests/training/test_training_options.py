@@ -62,7 +62,7 @@ def test_two_accumulated_batches_of_two_are_one_of_four(quickstart, tmp_path, mo
     monkeypatch.setattr(VideoDiffusionModule, "configure_gradient_clipping", configure_gradient_clipping)
     last = ["--overfit_stopping.restore=last"]
     rare = {"trainer__max_steps": 4, "trainer__val_check_interval": 1000}
-    assert main([*quickstart(data__batch_size=4, **rare), *last]) == 0
+    assert main([*quickstart(data__batches__size=4, **rare), *last]) == 0
     assert main([*quickstart(trainer__accumulate_grad_batches=2, run__name="halves", **rare), *last]) == 0
     assert len(norms) == 8  # clipped once a step, not once a batch
     assert norms[4:] == pytest.approx(norms[:4], rel=1e-4)
@@ -106,7 +106,12 @@ def test_only_chosen_layers_are_trained_saved_and_changed(quickstart, demo, tmp_
 
 @pytest.mark.parametrize("option", ["--model.layers=transformer_blocks.0", "--model.adapter.rank=4"])
 def test_a_base_in_int8_trains_without_further_options(quickstart, demo, tmp_path, option):
-    words = [*quickstart(trainer__max_steps=4), option, "--model.base_dtype=int8", "--overfit_stopping.restore=last"]
+    words = [
+        *quickstart(trainer__max_steps=4),
+        option,
+        "--model.memory.base_dtype=int8",
+        "--overfit_stopping.restore=last",
+    ]
     assert main(words) == 0
     assert all(0 < loss < 10 for loss in column(run_of(tmp_path), "train/loss").values())
     checkpoint = torch.load(run_of(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
@@ -119,7 +124,7 @@ def test_a_base_in_int8_trains_without_further_options(quickstart, demo, tmp_pat
 
 def test_an_adapter_is_never_kept_in_bfloat16(quickstart, capsys):
     assert main([*quickstart(), "--model.adapter.rank=4", "--trainer.precision=bf16-true"]) == 2
-    assert "--model.base_dtype bfloat16" in capsys.readouterr().err
+    assert "--model.memory.base_dtype bfloat16" in capsys.readouterr().err
 
 
 def test_encoders_are_not_in_memory_while_training(quickstart, monkeypatch, tmp_path):

@@ -12,11 +12,12 @@ from PIL import Image
 from tests.video.films import hostile_files, numbered, quadrants, texture, write_film
 from vidlit.errors import UserError
 from vidlit.video.buckets import Bucket
-from vidlit.video.cut import _offsets, plan_clips
+from vidlit.video.cut import Cutting, _offsets, plan_clips
 from vidlit.video.frames import read_clip
 from vidlit.video.isolation import IsolatedReader
 
 WIDE = Bucket(9, 48, 80)
+HEAD = Cutting("head")
 
 
 def write_rows(folder, rows):
@@ -24,9 +25,9 @@ def write_rows(folder, rows):
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def plan_of(folder, *arguments, **options):
+def plan_of(folder, buckets, fps, cutting=HEAD, **options):
     """Inspects the files of the shared folder once."""
-    return plan_clips(folder, *arguments, cache=folder.with_suffix(".json"), **options)
+    return plan_clips(folder, buckets, fps, cutting, cache=folder.with_suffix(".json"), **options)
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +54,15 @@ def test_head(folder):
     assert {bad.video: bad.reason for bad in plan.dropped} == {
         "blink.mp4": "has 2 frames at 8 fps, the shortest bucket (9x48x80) needs 9",
         "small.mp4": "is 48x32 pixels (width x height): smaller than every bucket it is long enough for "
-        "(the smallest is 80x48); set upscale to enlarge it",
+        "(the smallest is 80x48); set data.cutting.upscale to enlarge it",
         "still.png": "is an image, the shortest bucket (9x48x80) needs 9",
     }
     assert not plan.quarantined
     assert plan.clips_per_bucket() == {WIDE: 2}
-    assert plan.infos["small.mp4"].width == 48
 
 
 def test_chunk_reports_the_tail(folder):
-    plan = plan_of(folder, [WIDE], 8.0, "chunk")
+    plan = plan_of(folder, [WIDE], 8.0, Cutting("chunk"))
     starts = [clip.start for clip in plan.clips if clip.source.video == "long.mp4"]
     assert starts == [0.0, 1.125, 2.25]
     assert plan.shortened[0].used == 3 * 1.125
@@ -70,9 +70,10 @@ def test_chunk_reports_the_tail(folder):
 
 def test_every_planned_clip_can_be_read(folder):
     buckets = [WIDE, Bucket(5, 32, 32), Bucket(1, 32, 48)]
+    names = {"short.mp4", "long.mp4", "small.mp4", "blink.mp4", "still.png"}
     for mode in ("head", "chunk", "slide", "uniform"):
-        plan = plan_of(folder, buckets, 13.0, mode)
-        assert {clip.source.video for clip in plan.clips} == set(plan.infos)
+        plan = plan_of(folder, buckets, 13.0, Cutting(mode))
+        assert {clip.source.video for clip in plan.clips} == names
         for clip in plan.clips:
             frames, height, width = clip.bucket
             assert read_clip(clip.request()).shape == (frames, height, width, 3)
@@ -80,7 +81,7 @@ def test_every_planned_clip_can_be_read(folder):
 
 def test_slide_uniform_and_limit(folder):
     def starts(mode, **options):
-        plan = plan_of(folder, [WIDE], 8.0, mode, **options)
+        plan = plan_of(folder, [WIDE], 8.0, Cutting(mode, **options))
         return [clip.start * 8 for clip in plan.clips if clip.source.video == "long.mp4"]
 
     assert starts("slide") == [0, 4, 8, 12, 16, 20]  # half of nine, rounded to even
@@ -101,7 +102,7 @@ def test_slide_uniform_and_limit(folder):
 def test_offsets_lie_within_the_video(available, length, mode, limit, overlap):
     if length > available:
         return
-    offsets = _offsets(available, length, mode, limit, overlap)
+    offsets = _offsets(available, length, Cutting(mode, limit, overlap))
     assert offsets == sorted(set(offsets))
     assert 1 <= len(offsets) <= (limit or available)
     assert offsets[0] >= 0
@@ -111,13 +112,13 @@ def test_offsets_lie_within_the_video(available, length, mode, limit, overlap):
 
 
 def test_upscale(folder):
-    plan = plan_of(folder, [WIDE], 8.0, upscale=True)
+    plan = plan_of(folder, [WIDE], 8.0, Cutting("head", upscale=True))
     assert "small.mp4" in {clip.source.video for clip in plan.clips}
 
 
 def test_images_are_clips_of_one_frame(folder):
     still = Bucket(1, 64, 96)
-    plan = plan_clips(folder, [WIDE, still], 8.0)
+    plan = plan_clips(folder, [WIDE, still], 8.0, HEAD)
     assert [clip.clip_id for clip in plan.clips if clip.bucket == still] == [
         "blink.mp4@0.000-0.125",
         "still.png@0.000-0.000",
@@ -134,7 +135,7 @@ def test_spans(tmp_path):
         {"start": 3.0, "end": 600},
     ]
     write_rows(tmp_path, [{"file_name": "a.mp4", "caption": str(i), **row} for i, row in enumerate(rows)])
-    plan = plan_clips(tmp_path, [Bucket(9, 32, 32)], 10.0)
+    plan = plan_clips(tmp_path, [Bucket(9, 32, 32)], 10.0, HEAD)
     assert [(clip.source.caption, clip.start) for clip in plan.clips] == [("0", 1.0), ("1", 2.0), ("4", 3.0)]
     assert [bad.reason for bad in plan.dropped] == [
         "has 1 frame at 10 fps, the shortest bucket (9x32x32) needs 9",
@@ -146,14 +147,14 @@ def test_several_captions_of_one_span_and_repeated_rows(tmp_path):
     write_film(tmp_path / "a.mp4", texture(1, count=50))
     rows = [{"file_name": "a.mp4", "caption": caption} for caption in ("one", "two", "one")]
     write_rows(tmp_path, rows)
-    plan = plan_clips(tmp_path, [WIDE], 8.0)
+    plan = plan_clips(tmp_path, [WIDE], 8.0, HEAD)
     assert sorted(clip.source.caption for clip in plan.clips) == ["one", "two"]
     ids = [clip.clip_id for clip in plan.clips]
     assert len(set(ids)) == 2
     assert all(clip_id.startswith("a.mp4@0.000-1.125#") for clip_id in ids)
     assert [bad.reason for bad in plan.dropped] == ["another row gives the same clip a.mp4@0.000-1.125"]
     write_rows(tmp_path, rows[::-1])
-    assert [clip.clip_id for clip in plan_clips(tmp_path, [WIDE], 8.0).clips] == ids
+    assert [clip.clip_id for clip in plan_clips(tmp_path, [WIDE], 8.0, HEAD).clips] == ids
 
 
 def test_the_plan_depends_on_nothing_but_the_files(folder, tmp_path):
@@ -162,7 +163,7 @@ def test_the_plan_depends_on_nothing_but_the_files(folder, tmp_path):
     lines = (elsewhere / "metadata.jsonl").read_text().splitlines()
     random.Random(1).shuffle(lines)
     (elsewhere / "metadata.jsonl").write_text("\n".join(lines))
-    first, second = (plan_clips(place, [WIDE], 8.0, "slide") for place in (folder, elsewhere))
+    first, second = (plan_clips(place, [WIDE], 8.0, Cutting("slide")) for place in (folder, elsewhere))
     assert [(c.clip_id, c.content, c.start, c.bucket, c.source.group) for c in first.clips] == [
         (c.clip_id, c.content, c.start, c.bucket, c.source.group) for c in second.clips
     ]
@@ -179,7 +180,7 @@ def test_bad_files_are_quarantined_and_the_rest_goes_on(tmp_path):
         (tmp_path / name).write_bytes(content)
     names = [good.name, cut.name, *bad, "../elsewhere.mp4"]
     write_rows(tmp_path, [{"file_name": name, "caption": "x"} for name in names])
-    plan = plan_clips(tmp_path, [WIDE], 8.0)
+    plan = plan_clips(tmp_path, [WIDE], 8.0, HEAD)
     assert {clip.source.video for clip in plan.clips} == {"good.mp4"}
     assert {rejected.video for rejected in plan.quarantined} == set(names) - {"good.mp4"}
     assert all(rejected.reason for rejected in plan.quarantined)
@@ -188,7 +189,7 @@ def test_bad_files_are_quarantined_and_the_rest_goes_on(tmp_path):
 def test_nothing_usable_is_a_plan_that_says_why(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
     (tmp_path / "a.txt").write_text("x")
-    plan = plan_clips(tmp_path, [WIDE], 8.0)
+    plan = plan_clips(tmp_path, [WIDE], 8.0, HEAD)
     assert not plan.clips
     assert "not a video" in plan.quarantined[0].reason
 
@@ -210,12 +211,19 @@ def test_cache(folder, tmp_path):
         CountingReader.inspected.clear()
         progress = []
         plan = plan_clips(
-            place, [WIDE], 8.0, cache=cache, reader=CountingReader, on_progress=lambda *n: progress.append(n), **options
+            place,
+            [WIDE],
+            8.0,
+            HEAD,
+            cache=cache,
+            reader=CountingReader,
+            on_progress=lambda *n: progress.append(n),
+            **options,
         )
         assert [done for done, _ in progress] == sorted(done for done, _ in progress)
         return plan, sorted(CountingReader.inspected)
 
-    plain, inspected = run(near_duplicates=False)
+    plain, inspected = run(tie_near_duplicates=False)
     assert len(inspected) == 5
     first, inspected = run()  # now with fingerprints
     assert len(inspected) == 5
@@ -252,7 +260,7 @@ def test_near_duplicates_join_groups(tmp_path):
     }
     tied = {(pair.first, pair.second) for pair in plan.near_duplicates}
     assert tied == {("a.mp4", "b.mp4"), ("a.mp4", "c.mp4"), ("b.mp4", "c.mp4"), ("flat.mp4", "flat2.mp4")}
-    apart = plan_of(tmp_path, [Bucket(9, 32, 32)], 8.0, near_duplicates=False)  # though the cache knows
+    apart = plan_of(tmp_path, [Bucket(9, 32, 32)], 8.0, tie_near_duplicates=False)  # though the cache knows
     tied = {"a.mp4": "c.mp4", "b.mp4": "bear", "c.mp4": "c.mp4", "d.mp4": "c.mp4"}
     tied |= {"flat.mp4": "flat.mp4", "flat2.mp4": "flat.mp4"}  # identical bytes, whatever they show
     assert {clip.source.video: clip.source.group for clip in apart.clips} == tied
@@ -264,11 +272,21 @@ def test_near_duplicates_join_groups(tmp_path):
         ({"buckets": []}, "no buckets"),
         ({"fps": 0.0}, "fps"),
         ({"fps": float("nan")}, "fps"),
-        ({"clip_mode": "tail"}, "head, chunk, slide, uniform"),
-        ({"max_clips_per_video": 0}, "max_clips_per_video"),
-        ({"overlap": 1.0}, "overlap"),
     ],
 )
 def test_options_out_of_range(folder, options, message):
     with pytest.raises(UserError, match=message):
         plan_clips(folder, **{"buckets": [WIDE], "fps": 8.0, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "tail"}, "data.cutting.mode 'tail' is none of head, chunk, slide, uniform"),
+        ({"max_clips_per_video": 0}, "data.cutting.max_clips_per_video is 0"),
+        ({"overlap": 1.0}, "data.cutting.overlap is 1.0"),
+    ],
+)
+def test_cuttings_out_of_range(options, message):
+    with pytest.raises(UserError, match=message):
+        Cutting(**options)

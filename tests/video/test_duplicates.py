@@ -3,7 +3,7 @@ from PIL import Image
 
 from tests.video.films import texture, write_film
 from vidlit.video.buckets import Bucket
-from vidlit.video.cut import plan_clips
+from vidlit.video.cut import Cutting, plan_clips
 from vidlit.video.duplicates import NUM_FRAMES, find_near_duplicates, fingerprint, tie_groups
 from vidlit.video.frames import ClipRequest, probe, read_clip
 
@@ -81,7 +81,7 @@ def test_rows_of_one_video_that_disagree_are_one_group():
 
 
 def test_real_films(shared_videos):
-    plan = plan_clips(shared_videos / "content", [Bucket(9, 48, 80)], 8.0)
+    plan = plan_clips(shared_videos / "content", [Bucket(9, 48, 80)], 8.0, Cutting("head"))
     tied = [(pair.first, pair.second, pair.group) for pair in plan.near_duplicates]
     assert tied == [("finetrainers__hiker.mp4", "finetrainers__hiker_tiny.mp4", "hiker")]
 

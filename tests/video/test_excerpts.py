@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.video.films import texture, write_film
 from vidlit.video.buckets import Bucket
-from vidlit.video.cut import plan_clips
+from vidlit.video.cut import Cutting, plan_clips
 from vidlit.video.duplicates import find_near_duplicates, fingerprint
 from vidlit.video.excerpts import find_excerpts
 from vidlit.video.frames import ClipRequest, probe, read_clip
@@ -109,7 +109,7 @@ def test_parts_are_tied_to_their_film_by_plan(tmp_path):
     write(tmp_path / "part.mp4", film[43:75])
     for name in ("film", "part"):
         (tmp_path / f"{name}.txt").write_text(name)
-    plan = plan_clips(tmp_path, [Bucket(9, 32, 48)], 8.0, cache=tmp_path / "cache" / "files.json")
-    again = plan_clips(tmp_path, [Bucket(9, 32, 48)], 8.0, cache=tmp_path / "cache" / "files.json")
+    plan = plan_clips(tmp_path, [Bucket(9, 32, 48)], 8.0, Cutting("head"), cache=tmp_path / "cache" / "files.json")
+    again = plan_clips(tmp_path, [Bucket(9, 32, 48)], 8.0, Cutting("head"), cache=tmp_path / "cache" / "files.json")
     assert [clip.source.group for clip in plan.clips] == ["film.mp4"] * len(plan.clips)
     assert again == plan

@@ -20,8 +20,8 @@ from vidlit.training.run_callback import RunCallback
 class BadSteps(RunCallback):
     """Says which clips were in a step that the module left out because its loss or gradient was NaN or infinite.
 
-    Each such step is a line of ``skipped.jsonl`` in the run directory. With ``model.on_bad_loss: stop`` the first ends
-    the run, else the one after ``model.max_bad_steps``.
+    Each such step is a line of ``skipped.jsonl`` in the run directory. With ``model.bad_steps.action: stop`` the first
+    ends the run, else the one after ``model.bad_steps.max_skipped``.
     """
 
     def __init__(self) -> None:
@@ -62,16 +62,16 @@ class BadSteps(RunCallback):
             f"step {trainer.global_step}: the {'loss' if bad else 'gradient'} was NaN or infinite, on clips "
             f"{', '.join(named[:8])}{' ...' if len(named) > 8 else ''}"
         )
-        if self.module.on_bad_loss == "stop":
+        if self.module.bad_steps.action == "stop":
             raise UserError(
                 f"{what}. The weights are as they were before it. Look at these clips, lower the learning rate, or set "
-                "--model.on_bad_loss skip."
+                "--model.bad_steps.action skip."
             )
-        if self.num_bad > self.module.max_bad_steps:
+        if self.num_bad > self.module.bad_steps.max_skipped:
             raise UserError(
-                f"{what}; it is number {self.num_bad} of such steps in this run, more than --model.max_bad_steps "
-                f"{self.module.max_bad_steps} allows. All are in {self.run.skipped}. Lower the learning rate, or use "
-                "bf16-mixed instead of 16-mixed."
+                f"{what}; it is number {self.num_bad} of such steps in this run, more than "
+                f"--model.bad_steps.max_skipped {self.module.bad_steps.max_skipped} allows. All are in "
+                f"{self.run.skipped}. Lower the learning rate, or use bf16-mixed instead of 16-mixed."
             )
         rank_zero_warn(f"{what}; the step was left out, the weights are as they were before it")
 

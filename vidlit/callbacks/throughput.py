@@ -12,7 +12,7 @@ from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.lightning_internals import logs_after_this_batch
 from vidlit.runs.logged_names import DATA_WAIT, MFU, PEAK_MEMORY, SAMPLES_PER_SECOND, TOKENS_PER_SECOND
-from vidlit.training.flops import peak_flops
+from vidlit.training.flops import flops_of_a_sample, peak_flops
 from vidlit.training.peak_memory import peak_memory
 from vidlit.training.run_callback import RunCallback
 
@@ -82,7 +82,7 @@ class Throughput(RunCallback):
         shape = tuple(batch.latents.shape[1:])
         try:
             if shape not in self._flops:
-                self._flops[shape] = self.module.flops_of_a_sample(batch)
+                self._flops[shape] = flops_of_a_sample(self.module.family, self.module.structure(), batch)
             self._done += samples * self._flops[shape]
         except (RuntimeError, NotImplementedError) as error:
             rank_zero_warn(f"{MFU.name} is left out, this model's operations cannot be counted: {error}")

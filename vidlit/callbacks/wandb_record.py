@@ -20,6 +20,7 @@ from vidlit.runs.logged_names import (
     EXPOSURE_HISTOGRAM,
     NEAREST_VIDEO,
     SAMPLE_VIDEO,
+    STEP,
     VAL_LOG_RATIO,
     all_rows,
 )
@@ -31,9 +32,6 @@ from vidlit.training.run_callback import RunCallback
 
 if TYPE_CHECKING:
     from vidlit.data.datamodule import LatentDataModule
-
-STEP = "trainer/global_step"
-"""The step axis of every chart, as Lightning names it."""
 
 
 class WandbRecord(RunCallback):

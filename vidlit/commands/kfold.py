@@ -99,7 +99,7 @@ def fold_words(words: Sequence[str], number: int, num_folds: int, directory: Run
         directory: of the fold.
     """
     checkpoint = directory.last_checkpoint if directory.last_checkpoint.is_file() else None
-    fold = f'--data.fold={{"number": {number}, "of": {num_folds}}}'
+    fold = f'--data.split.fold={{"number": {number}, "of": {num_folds}}}'
     return ["fit", *words, fold, "--refit=false", f"--ckpt_path={checkpoint or 'null'}"]
 
 
@@ -170,10 +170,10 @@ def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console:
         f"({_change(gain['max'])} to {_change(gain['min'])})"
     ]
     if told["steps"]:
-        options = " ".join(word for word in words if not word.startswith("--data.val_fraction"))
+        options = " ".join(words)
         lines += [
             f"on all clips {told['steps']} steps would be best, about {told['exposures']:.0f} exposures of each video:",
-            f"  vidlit fit {options} --data.val_fraction 0 --trainer.max_steps {told['steps']}",
+            f"  vidlit fit {options} --data.split.val_fraction 0 --trainer.max_steps {told['steps']}",
         ]
     else:
         lines.append("in most folds the base model was best: a lower learning rate, or more videos, may help")

@@ -125,7 +125,6 @@ class ResolutionBatchSampler(Sampler[list[int]]):
         """Samples of one position over all ranks, by bucket number."""
         self._rank = rank
         self._per_rank = per_rank
-        self._numbers = numbers
         self._streams = [
             Passes(clips, b * num_replicas, seed, number)
             for clips, b, number in zip(members, per_rank, numbers, strict=True)
@@ -145,17 +144,9 @@ class ResolutionBatchSampler(Sampler[list[int]]):
     def batch_at(self, position: int) -> list[int]:
         """This rank's clips at a position."""
         bucket, visit = self._visit_at(position)
-        size = self._per_rank[bucket]
-        return self._take(bucket, visit, self._rank * size, size)
-
-    def global_batch_at(self, position: int) -> list[int]:
-        """All ranks' clips at a position; rank ``r`` has the ``r``-th of ``num_replicas`` equal slices."""
-        bucket, visit = self._visit_at(position)
-        return self._take(bucket, visit, 0, self._streams[bucket].batch_size)
-
-    def bucket_at(self, position: int) -> int:
-        """Number of the bucket at a position."""
-        return self._numbers[self._visit_at(position)[0]]
+        stream, size = self._streams[bucket], self._per_rank[bucket]
+        clips: list[int] = stream.take(visit * stream.batch_size + self._rank * size, size).tolist()
+        return clips
 
     @property
     def batches_per_pass(self) -> float:
@@ -184,12 +175,6 @@ class ResolutionBatchSampler(Sampler[list[int]]):
             if rest:
                 counts[stream.take(passes * len(stream.clips), rest)] += 1
         return counts
-
-    def _take(self, bucket: int, visit: int, offset: int, count: int) -> list[int]:
-        """Part of a bucket's batch number ``visit``."""
-        stream = self._streams[bucket]
-        clips: list[int] = stream.take(visit * stream.batch_size + offset, count).tolist()
-        return clips
 
     def _visit_at(self, position: int) -> tuple[int, int]:
         """Index of the bucket at a position, and how often it had its turn before."""

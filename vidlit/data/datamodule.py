@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from vidlit.data.batch_sampler import BucketSequence, ResolutionBatchSampler, token_budget_batch_sizes
-from vidlit.data.split import Fold, Split, split_by_video, spread_over_videos
+from vidlit.data.batch_sampler import BucketSequence, ResolutionBatchSampler
+from vidlit.data.batching import Batching
+from vidlit.data.split import Split, Splitting, split_by_video, spread_over_videos
 from vidlit.data.timed_loader import TimedLoader
-from vidlit.diffusion.batch import Conditioning, LatentBatch
+from vidlit.diffusion.batch import Conditioning, LatentBatch, as_is
 from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encoding import EncodeReport, encode
+from vidlit.latents.encoding import EncodeReport, Encoding, encode
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
 from vidlit.latents.store import LatentStore
 from vidlit.lightning_internals import replaces_samplers
 from vidlit.models.encoders import BaseEncoders
 from vidlit.models.family import open_family
 from vidlit.video.buckets import Bucket, BucketBudget, BucketPolicy
-from vidlit.video.cut import ClipMode, DatasetPlan, plan_clips
+from vidlit.video.cut import Cutting, DatasetPlan, plan_clips
 from vidlit.video.sources import Clip
 
 Loader = DataLoader[LatentBatch]
 TRAIN_EVAL_ALONE = 16
 """Training clips that are scored where no clip is held out."""
-
-
-@dataclass(frozen=True)
-class BatchBudget:
-    """Equal work for every batch: small clips come in larger batches.
-
-    Args:
-        tokens: budget of ``batch_size * tokens_of_a_clip ** power``.
-        power: above 1 where attention, which is quadratic, takes a good part of the time.
-    """
-
-    tokens: float
-    power: float = 1.0
 
 
 class LatentDataModule(LightningDataModule):
@@ -54,28 +41,12 @@ class LatentDataModule(LightningDataModule):
         base: diffusers folder or hub name whose VAE and text encoder make the latents.
         buckets: resolutions as ``FRAMESxHEIGHTxWIDTH``, e.g. ``49x480x704``; or a policy that chooses them,
             such as a budget.
-        batch_size: samples per rank and micro-batch; or a budget of work, from which each bucket gets its own.
         fps: frames per second clips are resampled to; ``None`` takes the family's own.
-        clip_mode: how long videos are cut: the ``head`` only, ``chunk`` end to end, ``slide`` with overlap, or spread
-            ``uniform``.
-        max_clips_per_video: most clips cut from one video; ``None`` for no limit.
-        upscale: enlarge videos smaller than every bucket instead of dropping them.
-        val_fraction: share of the source videos held out for validation, at least one video. At 0, or with one source
-            video alone, nothing is held out: exposures and copies are all that can stop the run then.
-        test_fraction: share held out for the test.
-        fold: hold out this part of the source videos instead of ``val_fraction``; ``vidlit kfold`` sets it.
-        train_on_val: train on what would be held out for validation, too; ``--refit`` sets it for its second phase.
-        max_val_clips: held-out clips scored at every check, spread over source videos; ``None`` scores all, or as many
-            as checks can afford where ``trainer.val_check_interval`` is left to be chosen.
-        val_batch_size: samples per validation batch at most; ``None`` takes ``batch_size``.
-        small_bucket: what to do with a bucket of fewer clips than a batch: fill it with ``repeat``, make batches
-            ``short``, or stop with an ``error``.
-        num_workers: processes that load latents; 0 loads in the training process.
-        encode_workers: processes that decode videos while encoding; ``None`` for one a core.
+        cutting: how videos are cut into clips.
+        split: who is held out.
+        batches: how many clips make a batch, and how they are read.
+        encoding: how clips and captions are encoded and stored.
         further_captions: encoded beside those of the clips, such as the negative prompt of guided samples.
-        dtype: latents and prompts are stored in.
-        latents: what training takes of the VAE's posterior: its ``mode``, or a ``sample``, drawn anew at each visit of
-            a clip, for which the store holds the standard deviation beside the mode. All else takes the mode.
         seed: of the split and of the order of clips.
 
     Raises:
@@ -88,23 +59,12 @@ class LatentDataModule(LightningDataModule):
         store: Path,
         base: str,
         buckets: list[str] | BucketBudget | BucketPolicy,
-        batch_size: int | BatchBudget = 1,
         fps: float | None = None,
-        clip_mode: ClipMode = "chunk",
-        max_clips_per_video: int | None = None,
-        upscale: bool = False,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.0,
-        fold: Fold | None = None,
-        train_on_val: bool = False,
-        max_val_clips: int | None = None,
-        val_batch_size: int | None = None,
-        small_bucket: Literal["repeat", "short", "error"] = "repeat",
-        num_workers: int = 0,
-        encode_workers: int | None = None,
+        cutting: Cutting = Cutting(),  # noqa: B008 - frozen, as the three below
+        split: Splitting = Splitting(),  # noqa: B008
+        batches: Batching = Batching(),  # noqa: B008
+        encoding: Encoding = Encoding(),  # noqa: B008
         further_captions: list[str] | None = None,
-        dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
-        latents: Literal["mode", "sample"] = "mode",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -112,30 +72,19 @@ class LatentDataModule(LightningDataModule):
         self.source = source
         self.store = LatentStore(store)
         self.buckets = self._make_buckets(buckets)
-        self.batch_sizes = self._make_batch_sizes(batch_size)
-        self.clip_mode = clip_mode
-        self.max_clips_per_video = max_clips_per_video
-        self.upscale = upscale
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.fold = fold
-        self.train_on_val = train_on_val
-        self.max_val_clips = max_val_clips
-        self.val_batch_sizes = [val_batch_size] * len(self.buckets) if val_batch_size else self.batch_sizes
-        self.small_bucket = small_bucket
-        self.num_workers = num_workers
-        self.encode_workers = encode_workers
+        self.cutting, self.splitting, self.batching, self.encoding = cutting, split, batches, encoding
+        tokens = [bucket.tokens(self.family.compression[0], self.family.pixel_multiple) for bucket in self.buckets]
+        self.batch_sizes, self.val_batch_sizes = batches.sizes(tokens), batches.val_sizes(tokens)
+        """Of each bucket, on one rank."""
         self.further_captions = further_captions or []
-        self.dtype = dtype
-        self.with_std = latents == "sample"
         self.seed = seed
         self.affordable_val_clips: int | None = None
         """Chosen together with the interval of checks; a resumed run keeps it."""
         self._position = 0
-        if self.with_std and self.family.vae_is_deterministic:
+        if encoding.with_std and self.family.vae_is_deterministic:
             raise UserError(
-                f"data.latents is sample, but the VAE of {base} gives each video one latent, without a spread to draw "
-                "from. Leave data.latents at mode."
+                f"data.encoding.posterior is sample, but the VAE of {base} gives each video one latent, without a "
+                "spread to draw from. Leave data.encoding.posterior at mode."
             )
 
     def _make_buckets(self, wanted: list[str] | BucketBudget | BucketPolicy) -> list[Bucket]:
@@ -151,15 +100,6 @@ class LatentDataModule(LightningDataModule):
             self.family.latent_shape(*bucket)  # refuses what the family cannot take
         return buckets
 
-    def _make_batch_sizes(self, wanted: int | BatchBudget) -> list[int]:
-        if isinstance(wanted, BatchBudget):
-            temporal, pixels = self.family.compression[0], self.family.pixel_multiple
-            tokens = [bucket.tokens(temporal, pixels) for bucket in self.buckets]
-            return token_budget_batch_sizes(tokens, wanted.tokens, wanted.power)
-        if wanted < 1:
-            raise UserError(f"data.batch_size is {wanted}: it must be at least 1.")
-        return [wanted] * len(self.buckets)
-
     # -- clips and latents
 
     @cached_property
@@ -169,42 +109,41 @@ class LatentDataModule(LightningDataModule):
             self.source,
             self.buckets,
             self.family.fps,
-            self.clip_mode,
-            self.max_clips_per_video,
-            self.upscale,
+            self.cutting,
+            tie_near_duplicates=self.splitting.tie_near_duplicates,
             cache=self.store.root / "files.json",
         )
         if not plan.clips:
             reasons = [f"{bad.video}: {bad.reason}" for bad in (*plan.quarantined, *plan.dropped)]
-            raise UserError(
-                f"no clip of {self.source} can be used. "
-                + "; ".join(reasons[:3])
-                + (" ..." if len(reasons) > 3 else "")
-            )
+            shown = "; ".join(reasons[:3]) + (" ..." if len(reasons) > 3 else "")
+            raise UserError(f"no clip of {self.source} can be used. {shown}")
         return plan
 
-    def encode(self, **trainer_options: Any) -> EncodeReport:
+    def encode(self, retry_quarantined: bool = False, **trainer_options: Any) -> EncodeReport:
         """Encode what the store lacks.
 
         Args:
+            retry_quarantined: try clips again that could not be encoded before.
             trainer_options: ``accelerator``, ``devices``, ``strategy`` ... of the Trainer that does it.
         """
         return encode(
             self.plan.clips,
             self.store,
             self.family.identity,
-            lambda: BaseEncoders(self.family, self.with_std),
+            lambda: BaseEncoders(self.family, self.encoding.with_std),
+            self.encoding,
             further_captions=self.further_captions,
-            dtype=self.dtype,
-            with_std=self.with_std,
-            num_workers=self.encode_workers,
+            retry_quarantined=retry_quarantined,
             trainer_options=trainer_options,
         )
 
     def latent_recipes(self) -> list[LatentRecipe]:
         """What the latents of each of the plan's clips are made of."""
-        identity = self.family.identity
-        return [LatentRecipe.of(clip, identity, self.dtype, with_std=self.with_std) for clip in self.plan.clips]
+        identity, encoding = self.family.identity, self.encoding
+        return [
+            LatentRecipe.of(clip, identity, encoding.dtype, encoding.background, encoding.with_std)
+            for clip in self.plan.clips
+        ]
 
     @cached_property
     def split(self) -> Split:
@@ -212,7 +151,7 @@ class LatentDataModule(LightningDataModule):
         quarantined = self.store.keys("quarantined")
         clips = zip(self.plan.clips, self.latent_recipes(), strict=True)
         usable = [clip for clip, recipe in clips if recipe.key not in quarantined]
-        return split_by_video(usable, self.val_fraction, self.test_fraction, self.seed, self.fold, self.train_on_val)
+        return split_by_video(usable, self.splitting, self.seed)
 
     @property
     def train_clips(self) -> list[Clip]:
@@ -232,7 +171,7 @@ class LatentDataModule(LightningDataModule):
     @property
     def scored_clips(self) -> list[Clip]:
         """Held-out clips that are scored at every check."""
-        most = self.max_val_clips or self.affordable_val_clips
+        most = self.splitting.max_val_clips or self.affordable_val_clips
         if most is None or most >= len(self.split.val):
             return self.split.val
         return self.spread(self.split.val, most)
@@ -256,14 +195,16 @@ class LatentDataModule(LightningDataModule):
         Raises:
             UserError: some are not encoded; names what differs from what is stored.
         """
+        drawn = ("latents_std",) if for_training and self.encoding.with_std else ()
         return LatentDataset.from_clips(
             self.store,
             clips,
             self.family.identity,
-            self.dtype,
-            clip_extras=(*self.family.clip_extras, *["latents_std"] * (for_training and self.with_std)),
+            self.encoding.dtype,
+            self.encoding.background,
+            clip_extras=(*self.family.clip_extras, *drawn),
             prompt_extras=self.family.prompt_extras,
-            with_std=self.with_std,
+            with_std=self.encoding.with_std,
         )
 
     def prompt(self, caption: str) -> Conditioning:
@@ -272,7 +213,7 @@ class LatentDataModule(LightningDataModule):
         Raises:
             UserError: it is not stored: it is neither a clip's nor one of ``further_captions``.
         """
-        recipe = PromptRecipe.of(caption, self.family.identity, self.dtype)
+        recipe = PromptRecipe.of(caption, self.family.identity, self.encoding.dtype)
         self.store.require([recipe])
         names = ("prompt_embeds", *self.family.prompt_extras)
         tensors = {name: self.store.locate("prompt", name, [recipe.key]).read(0) for name in names}
@@ -280,13 +221,13 @@ class LatentDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Make sure of the split and, before long training, of what the trainer must leave alone."""
-        if stage == "fit" and not self.split.val and not self.train_on_val:
+        if stage == "fit" and not self.split.val and not self.splitting.train_on_val:
             videos = len({clip.source.group for clip in self.train_clips})
             rank_zero_warn(
-                f"no clip is held out ({videos} source video{'s' * (videos != 1)}, val_fraction "
-                f"{self.val_fraction:g}): the run cannot be stopped by divergence, and there is no best step to go "
-                "back to. It leans on exposures and copies: set --exposure.hard_cap, or trainer.max_steps low (`vidlit "
-                "plan` says how low)."
+                f"no clip is held out ({videos} source video{'' if videos == 1 else 's'}, data.split.val_fraction "
+                f"{self.splitting.val_fraction:g}): the run cannot be stopped by divergence, and there is no best step "
+                "to go back to. It leans on exposures and copies: set --exposure.hard_cap, or trainer.max_steps low "
+                "(`vidlit plan` says how low)."
             )
         trainer = self.trainer
         if trainer is not None and trainer.world_size > 1 and replaces_samplers(trainer):
@@ -303,7 +244,7 @@ class LatentDataModule(LightningDataModule):
             rank=rank,
             seed=self.seed,
             start=self._position,
-            small_bucket=self.small_bucket,
+            small_bucket=self.batching.small_bucket,
             bucket_names=[str(bucket) for bucket in self.buckets],
         )
 
@@ -313,13 +254,14 @@ class LatentDataModule(LightningDataModule):
         return self.sampler(*self._ranks()).mean_batch_size
 
     def train_dataloader(self) -> Loader:
-        """Endless batches of exactly ``batch_size`` samples, going on from where a checkpoint was."""
+        """Endless batches of exactly ``batches.size`` samples, going on from where a checkpoint was."""
         replicas, rank = self._ranks()
         sampler = self.sampler(replicas, rank)
         for number, num_clips in sampler.small_buckets.items():
             rank_zero_warn(
                 f"bucket {self.buckets[number]} holds {num_clips} training clips, fewer than the "
-                f"{self.batch_sizes[number] * replicas} of a batch: its batches are filled by {self.small_bucket}"
+                f"{self.batch_sizes[number] * replicas} of a batch: its batches are filled by "
+                f"{self.batching.small_bucket}"
             )
         return self._loader(self.dataset(self.train_clips, for_training=True), sampler)
 
@@ -334,7 +276,7 @@ class LatentDataModule(LightningDataModule):
             UserError: no test clips were held out.
         """
         if not self.test_clips:
-            raise UserError("there are no test clips: set --data.test_fraction, as it was for training.")
+            raise UserError("there are no test clips: set --data.split.test_fraction, as it was for training.")
         return self._each_once(self.test_clips)
 
     def _each_once(self, clips: list[Clip]) -> Loader:
@@ -348,9 +290,9 @@ class LatentDataModule(LightningDataModule):
             dataset.batches(self.family.prompt_length),
             sampler=batch_sampler,  # lists of rows: a batch is read in one go
             batch_size=None,
-            collate_fn=_as_is,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            collate_fn=as_is,
+            num_workers=self.batching.num_workers,
+            persistent_workers=self.batching.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
@@ -384,12 +326,7 @@ class LatentDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == "fit" and here != there:
             raise UserError(
                 f"the checkpoint was trained with {there} samples a micro-batch over all ranks (by bucket), here it is "
-                f"{here}: set --data.batch_size so that batch_size x ranks is the same, with the same buckets."
+                f"{here}: set --data.batches.size so that size x ranks is the same, with the same buckets."
             )
         self._position = state_dict["position"]
         self.affordable_val_clips = state_dict.get("affordable_val_clips")
-
-
-def _as_is(batch: Any) -> Any:
-    """What is a batch already stays as it is; torch's default would walk through it."""
-    return batch

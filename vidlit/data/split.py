@@ -40,14 +40,47 @@ class Fold:
             raise UserError(f"fold {self.number} of {self.of}: folds count from 0, and there must be 2 or more.")
 
 
-def split_by_video(
-    clips: Sequence[Clip],
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    fold: Fold | None = None,
-    train_on_val: bool = False,
-) -> Split:
+@dataclass(frozen=True)
+class Splitting:
+    """Who is held out, by source video.
+
+    Args:
+        val_fraction: share of the source videos held out for validation, at least one video. At 0, or with one source
+            video alone, nothing is held out: exposures and copies are all that can stop the run then.
+        test_fraction: share held out for the test, at least one video; none at 0.
+        fold: hold out this part of the source videos that are not for the test, whatever ``val_fraction`` says;
+            ``vidlit kfold`` sets it.
+        train_on_val: train on what would be held out for validation, too; ``--refit`` sets it for its second phase.
+        max_val_clips: validation clips scored at every check, spread over source videos; ``None`` scores all, or as
+            many as checks can afford where ``trainer.val_check_interval`` is left to be chosen.
+        tie_near_duplicates: look for videos that show the same, and keep them on one side of the split. Identical
+            files always are.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    val_fraction: float = 0.2
+    test_fraction: float = 0.0
+    fold: Fold | None = None
+    train_on_val: bool = False
+    max_val_clips: int | None = None
+    tie_near_duplicates: bool = True
+
+    def __post_init__(self) -> None:
+        val, test = self.val_fraction, self.test_fraction
+        if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+            raise UserError(
+                f"data.split: val_fraction {val} and test_fraction {test} must leave something to train on: 0 or more "
+                "each, together below 1."
+            )
+        if self.max_val_clips is not None and self.max_val_clips < 1:
+            raise UserError(
+                f"data.split.max_val_clips is {self.max_val_clips}: it must be at least 1, or null for all."
+            )
+
+
+def split_by_video(clips: Sequence[Clip], splitting: Splitting, seed: int) -> Split:
     """Hold out whole source videos.
 
     Groups are ranked by a hash of (seed, group), the first ones are held out: the same on every machine, and adding a
@@ -55,20 +88,13 @@ def split_by_video(
 
     Args:
         clips: to split.
-        val_fraction: share of the source videos for validation, at least one video; none at 0.
-        test_fraction: share for the test; none at 0, else at least one video.
+        splitting: how. The test's videos are the same with ``train_on_val``, too.
         seed: another seed holds out other videos.
-        fold: hold out this part of the videos that are not for the test, whatever ``val_fraction`` says.
-        train_on_val: train on what would be held out for validation, too; the test's videos stay the same.
 
     Raises:
-        UserError: a fraction is out of range, or there are too few source videos.
+        UserError: there are too few source videos.
     """
-    if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
-        raise UserError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction} must leave something to train on: "
-            "0 or more each, together below 1."
-        )
+    val_fraction, test_fraction, fold = splitting.val_fraction, splitting.test_fraction, splitting.fold
     groups = sorted({clip.source.group for clip in clips}, key=lambda group: _rank(seed, group))
     num_val = max(1, round(val_fraction * len(groups))) if val_fraction else 0
     num_test = max(1, round(test_fraction * len(groups))) if test_fraction else 0
@@ -79,7 +105,7 @@ def split_by_video(
             f"{len(groups)} source video{'s' * (len(groups) != 1)} cannot be split into training, {num_val} for "
             f"validation and {num_test} for the test. Add clips of other videos; or, if one file holds unrelated "
             "scenes, cut it and give each scene its own `group` in metadata.csv"
-            + ("; or lower --data.test_fraction." if num_test else ".")
+            + ("; or lower --data.split.test_fraction." if num_test else ".")
         )
     test = groups[num_val : num_val + num_test]
     val = groups[:num_val]
@@ -88,7 +114,7 @@ def split_by_video(
         if len(rest) < fold.of:
             raise UserError(f"{len(rest)} source videos cannot be parted into {fold.of} folds: ask for fewer.")
         val = rest[fold.number :: fold.of]
-    held_out = dict.fromkeys([] if train_on_val else val, "val") | dict.fromkeys(test, "test")
+    held_out = dict.fromkeys([] if splitting.train_on_val else val, "val") | dict.fromkeys(test, "test")
     sides: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
     for clip in clips:
         sides[held_out.get(clip.source.group, "train")].append(clip)

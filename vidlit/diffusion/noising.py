@@ -18,6 +18,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from vidlit.errors import UserError
+
 NUM_LEVELS = 16
 """Noise levels that paired validation covers over the clips, a few of them for each clip."""
 
@@ -117,6 +119,33 @@ class RectifiedFlow:
         return noise - latents
 
 
+@dataclass(frozen=True)
+class Noise:
+    """Noise in training, and the noise levels at which clips are scored.
+
+    Args:
+        process: the forward process and how training draws its sigmas; ``None`` takes the family's own.
+        num_strata: noise levels at which each validation clip is scored at every check.
+        first_frame: share of the training samples that are given their first latent frame without noise and learn to
+            go on from it, for families that can (LTX-Video, Wan 2.2 TI2V-5B). Validation clips are scored with the
+            same share, always the same ones at the same noise levels. At 1 the model is image-to-video alone: its
+            samples start from their clip's first frame; below 1 they start from noise.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    process: RectifiedFlow | None = None
+    num_strata: int = 4
+    first_frame: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_strata < 1:
+            raise UserError(f"model.noise.num_strata is {self.num_strata}: it must be at least 1.")
+        if not 0 <= self.first_frame <= 1:
+            raise UserError(f"model.noise.first_frame is {self.first_frame:g}: it is a share, from 0 to 1.")
+
+
 def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator whose stream is a function of the key alone."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
@@ -138,6 +167,39 @@ def without_first_frame(sigmas: Tensor, given: Tensor, num_frames: int) -> Tenso
     if num_frames > 1:
         by_frame[:, 0] = torch.where(given, 0.0, sigmas)
     return by_frame
+
+
+def training_noise(
+    noising: RectifiedFlow,
+    seed: int,
+    position: int,
+    rows: Sequence[int],
+    shape: Sequence[int],
+    *,
+    first_frame: float = 0.0,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Noise and noise levels of a training batch: of each sample a function of (seed, position, row) alone.
+
+    Args:
+        noising: how sigmas are drawn, for samples of this size.
+        seed: of the run.
+        position: of the batch in the run.
+        rows: of each sample in the global batch.
+        shape: (C, F, H, W) of one sample's latents.
+        first_frame: share of the samples whose first latent frame gets no noise.
+        device: to draw on.
+
+    Returns:
+        Noise (B, C, F, H, W), and sigmas (B,), or (B, F) by frame where some first frames get none.
+    """
+    generators = [keyed_generator("train", seed, position, row, device=device) for row in rows]
+    sigmas = torch.cat([noising.sample_sigmas(1, generator) for generator in generators])
+    if first_frame > 0:
+        draws = torch.cat([torch.rand(1, generator=each, device=device) for each in generators])
+        sigmas = without_first_frame(sigmas, draws < first_frame, shape[1])
+    noise = torch.stack([torch.randn(*shape, generator=each, device=device) for each in generators])
+    return noise, sigmas
 
 
 def stratum_sigmas(noising: RectifiedFlow, keys: Tensor, num_tokens: Sequence[int], num_strata: int) -> Tensor:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vidlit.diffusion.batch import as_is
 from vidlit.errors import UserError
 from vidlit.latents.decode import ClipBatches, ClipReader, DecodedClips
 from vidlit.latents.encode_progress import EncodeProgress
@@ -46,6 +47,48 @@ class Encoders(Protocol):
 
     def encode_captions(self, captions: list[str]) -> list[dict[str, Tensor]]:
         """For each caption its tensors without padding, at least ``prompt_embeds`` (L, D)."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How clips and captions are encoded and stored.
+
+    Args:
+        dtype: latents and prompts are stored in.
+        posterior: what training takes of the VAE's posterior: its ``mode``, or a ``sample``, drawn anew at each visit
+            of a clip, for which the store holds the standard deviation beside the mode. All else takes the mode.
+        background: red, green, blue (0-255) behind transparent pixels.
+        batch_size: clips of one bucket that go through the VAE at once.
+        num_workers: processes that decode videos, for each rank; ``None`` shares this machine's cores among its ranks.
+        shard_bytes: a shard is written when it holds this much, ...
+        shard_seconds: ... or when its first clip has waited this long: what a killed run encodes again at most.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    posterior: Literal["mode", "sample"] = "mode"
+    background: Color = BLACK
+    batch_size: int = 1
+    num_workers: int | None = None
+    shard_bytes: int = 2**26
+    shard_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not all(0 <= level <= 255 for level in self.background):
+            raise UserError(f"data.encoding.background is {list(self.background)}: its levels go from 0 to 255.")
+        if self.batch_size < 1:
+            raise UserError(f"data.encoding.batch_size is {self.batch_size}: it must be at least 1.")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise UserError(
+                f"data.encoding.num_workers is {self.num_workers}: it must be 0 or more, or null for one a core."
+            )
+
+    @property
+    def with_std(self) -> bool:
+        """Is the posterior's standard deviation stored beside the mode?"""
+        return self.posterior == "sample"
 
 
 class QuarantinedClip(NamedTuple):
@@ -83,15 +126,9 @@ def encode(
     store: LatentStore,
     identity: Mapping[str, str],
     load_encoders: Callable[[], Encoders],
+    encoding: Encoding = Encoding(),
     *,
     further_captions: Sequence[str] = (),
-    dtype: str = "bfloat16",
-    background: Color = BLACK,
-    with_std: bool = False,
-    batch_size: int = 1,
-    num_workers: int | None = None,
-    shard_bytes: int = 2**26,
-    shard_seconds: float = 60.0,
     retry_quarantined: bool = False,
     open_reader: Callable[[], ClipReader] = IsolatedReader,
     trainer_options: Mapping[str, Any] | None = None,
@@ -107,14 +144,8 @@ def encode(
         store: where to.
         identity: ``vae`` and ``text``, as the encoders will say once loaded.
         load_encoders: called on each rank, only if something is missing.
+        encoding: how. The encoders give ``latents_std``, too, where it is with a standard deviation.
         further_captions: to encode beside those of the clips.
-        dtype: what to store floating-point tensors in.
-        background: red, green, blue (0-255) behind transparent pixels.
-        with_std: the encoders give ``latents_std``, too.
-        batch_size: clips of one bucket that go through the autoencoder at once.
-        num_workers: decoding processes per rank; ``None`` shares this machine's cores among its ranks.
-        shard_bytes: a shard is committed when it holds this much, ...
-        shard_seconds: ... or when its first item has waited this long.
         retry_quarantined: try clips again that failed before.
         open_reader: called in each worker for what reads its clips.
         trainer_options: ``accelerator``, ``devices``, ``num_nodes``, ``strategy`` ... of Lightning's Trainer.
@@ -124,7 +155,8 @@ def encode(
     """
     began = time.monotonic()
     store.clean()
-    recipes = [LatentRecipe.of(clip, identity, dtype, background, with_std) for clip in clips]
+    dtype, background = encoding.dtype, encoding.background
+    recipes = [LatentRecipe.of(clip, identity, dtype, background, encoding.with_std) for clip in clips]
     captions = dict.fromkeys([*(clip.source.caption for clip in clips), *further_captions])
     prompts = [PromptRecipe.of(caption, identity, dtype) for caption in captions]
     before = store.keys("latent")
@@ -137,7 +169,7 @@ def encode(
     if todo or todo_prompts:
         work = _Work(clips, recipes, todo, prompts, todo_prompts)
         decode = functools.partial(ClipBatches, clips, open_reader=open_reader, background=background)
-        module = _EncodingModule(work, decode, batch_size, num_workers, identity, load_encoders)
+        module = _EncodingModule(work, decode, encoding, identity, load_encoders)
         with quiet_lightning():
             trainer = Trainer(
                 logger=False,
@@ -145,7 +177,7 @@ def encode(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,
-                callbacks=[_StoreWriter(store, shard_bytes, shard_seconds), EncodeProgress()],
+                callbacks=[_StoreWriter(store, encoding), EncodeProgress()],
                 **(trainer_options or {}),
             )
             trainer.predict(module, return_predictions=False)
@@ -198,24 +230,19 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
 class _EncodingModule(LightningModule):
     def __init__(
         self,
         work: _Work,
         decode: Callable[[list[list[int]]], ClipBatches],
-        batch_size: int,
-        num_workers: int | None,
+        encoding: Encoding,
         identity: Mapping[str, str],
         load_encoders: Callable[[], Encoders],
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer batches than ranks
         self.work, self.decode = work, decode
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.encoding = encoding
         self.identity, self.load_encoders = dict(identity), load_encoders
         self.encoders: Encoders | None = None
         self.num_clips = 0
@@ -226,18 +253,18 @@ class _EncodingModule(LightningModule):
         work.todo, work.todo_prompts = self.trainer.strategy.broadcast((work.todo, work.todo_prompts))
         mine = slice(self.trainer.global_rank, None, self.trainer.world_size)
         captions = _chunks(work.todo_prompts, _CAPTIONS_PER_BATCH)[mine]
-        clips = work.clip_batches(self.batch_size)[mine]
+        clips = work.clip_batches(self.encoding.batch_size)[mine]
         self.num_clips = sum(map(len, clips))
-        workers = self.num_workers
+        workers = self.encoding.num_workers
         if workers is None:
             ranks_here = max(1, self.trainer.world_size // self.trainer.num_nodes)
             workers = max(1, _num_cores() // ranks_here)
         return [
-            DataLoader(captions, batch_size=None, collate_fn=_as_is),  # type: ignore[arg-type]  # a list will do
+            DataLoader(captions, batch_size=None, collate_fn=as_is),  # type: ignore[arg-type]  # a list will do
             DataLoader(
                 self.decode(clips),
                 batch_size=None,
-                collate_fn=_as_is,
+                collate_fn=as_is,
                 num_workers=min(workers, len(clips)),
             ),
         ]
@@ -288,9 +315,9 @@ def _to_store(tensor: Tensor, dtype: str) -> Tensor:
 class _StoreWriter(BasePredictionWriter):
     """Gathers items and commits them shard by shard."""
 
-    def __init__(self, store: LatentStore, shard_bytes: int, shard_seconds: float) -> None:
+    def __init__(self, store: LatentStore, encoding: Encoding) -> None:
         super().__init__("batch")
-        self.store, self.shard_bytes, self.shard_seconds = store, shard_bytes, shard_seconds
+        self.store, self.encoding = store, encoding
         self.items: list[Item] = []
         self.since = 0.0
 
@@ -308,7 +335,8 @@ class _StoreWriter(BasePredictionWriter):
             self.since = time.monotonic()
         self.items += prediction
         waited = time.monotonic() - self.since
-        if waited > self.shard_seconds or sum(item.nbytes for item in self.items) >= self.shard_bytes:
+        held = sum(item.nbytes for item in self.items)
+        if waited > self.encoding.shard_seconds or held >= self.encoding.shard_bytes:
             self.flush()
         if trainer.received_sigterm:  # Lightning takes note of the signal, and then predicts on to the end
             raise SIGTERMException

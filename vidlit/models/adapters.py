@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from vidlit.diffusion.noising import keyed_generator
 from vidlit.errors import UserError
 from vidlit.models.comfyui import comfyui_lora
 from vidlit.models.family import Family
@@ -78,6 +80,27 @@ class LoRAFile:
             raise UserError(f"{self.path} cannot be loaded as a LoRA of {family.base}: {reason}") from error
         if not getattr(transformer, "peft_config", None):
             raise UserError(f"{self.path} holds no LoRA of {family.base}: it is of another family.")
+
+
+def choose_trained(
+    transformer: nn.Module, family: Family, adapter: LoRA | LoRAFile | None, layers: str | None, seed: int
+) -> None:
+    """Set which weights are trained, in place: those of an adapter, some layers', or all.
+
+    Args:
+        transformer: of the base.
+        family: of the base.
+        adapter: to put in; ``None`` for none.
+        layers: pattern of the names of modules to train; ``None`` for all.
+        seed: of the adapter's weights.
+    """
+    if layers is not None:
+        train_layers(transformer, layers)
+    if adapter is not None:
+        # Fresh adapter weights are the only ones drawn here: keyed, so that they do not depend on what ran before.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed_generator("adapter", seed).initial_seed())
+            adapter.apply(transformer, family)
 
 
 def train_layers(transformer: nn.Module, pattern: str) -> None:

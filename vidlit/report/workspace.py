@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from vidlit.errors import UserError
-from vidlit.runs.logged_names import LoggedName, all_rows, charts
+from vidlit.runs.logged_names import STEP, LoggedName, all_rows, charts
 
-STEP = "trainer/global_step"
 NUM_SHOWN = 8
 """Videos of each kind."""
 
@@ -39,7 +38,7 @@ def make_workspace(project: str, entity: str, num_levels: int = 4) -> Any:
     Args:
         project: W&B project.
         entity: user or team; empty takes the one that is logged in.
-        num_levels: levels of noise, ``model.num_strata`` of the runs.
+        num_levels: levels of noise, ``model.noise.num_strata`` of the runs.
 
     Raises:
         UserError: wandb-workspaces is not installed.
@@ -80,7 +79,8 @@ def read_target(configs: Sequence[Path]) -> tuple[str, str, int]:
             raise UserError(f"--config {path}: cannot be read ({error}).") from error
         if not isinstance(config, Mapping):
             raise UserError(f"--config {path}: holds no options.")
-        num_levels = (config.get("model") or {}).get("num_strata", num_levels)
+        model = config.get("model") or {}
+        num_levels = (model.get("noise") or model).get("num_strata", num_levels)  # in the model itself until now
         loggers = (config.get("trainer") or {}).get("logger")
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, Mapping) and str(logger.get("class_path", "")).endswith("WandbLogger"):

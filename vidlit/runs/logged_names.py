@@ -86,8 +86,10 @@ def read_rows(directory: RunDirectory) -> list[LoggedName]:
 
 # -- the rows: losses
 
+STEP = "trainer/global_step"
+"""The step axis of every chart in W&B, as Lightning names it."""
 CHANGE, SEEN, TIME = "change against the base model, %", "times each video was seen", "% of the time"
-HELD_OUT, AUDITS = "data.val_fraction", "samples.num_audit"
+HELD_OUT, AUDITS = "data.split.val_fraction", "samples.num_audit"
 
 VAL_LOG_RATIO = LoggedName(
     "val/log_ratio",

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vidlit.diffusion.batch import Conditioning, PromptBatch
+from vidlit.diffusion.batch import Conditioning, PromptBatch, as_is
 from vidlit.errors import UserError
 from vidlit.models.encoders import BaseEncoders
 from vidlit.video.buckets import Bucket
@@ -220,7 +220,7 @@ class PromptDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
         """This rank's batches."""
-        return DataLoader(self._batches, batch_size=None, collate_fn=_as_is)  # type: ignore[arg-type]  # a list will do
+        return DataLoader(self._batches, batch_size=None, collate_fn=as_is)  # type: ignore[arg-type]  # a list will do
 
 
 class _EncodedImage(NamedTuple):
@@ -235,7 +235,3 @@ class _EncodedImage(NamedTuple):
 def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """One tensor of those of a batch, which all have one or none."""
     return torch.stack([tensor for tensor in tensors if tensor is not None]) if tensors[0] is not None else None
-
-
-def _as_is(batch: PromptBatch) -> PromptBatch:
-    return batch

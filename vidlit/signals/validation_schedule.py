@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from vidlit.errors import UserError
 from vidlit.runs.logged_names import VALIDATION_SHARE
-from vidlit.stopping.schedule import MIN_CHECKS, CheckSchedule, check_schedule
+from vidlit.stopping.schedule import MAX_SHARE, MIN_CHECKS, CheckSchedule, check_schedule
 from vidlit.training.run_callback import RunCallback
 
 UNSET = 1.0
@@ -33,13 +33,9 @@ class ValidationSchedule(RunCallback):
 
     The choice follows from counts alone (:func:`vidlit.stopping.schedule.check_schedule`), and a resumed run keeps it.
     It must come before what audits at the end of a validation, so that audits are not counted as checks.
-
-    Args:
-        max_share: of the cost of training that checks may add.
     """
 
-    def __init__(self, max_share: float = 0.05) -> None:
-        self.max_share = max_share
+    def __init__(self) -> None:
         self.chosen: CheckSchedule | None = None
         self._began = self._check_began = 0.0
         self._seconds = 0.0
@@ -65,14 +61,14 @@ class ValidationSchedule(RunCallback):
         samples = self.data.samples_per_batch * accumulate
         # A training subset that is scored alone counts as half as many held-out clips with one of the same number.
         num_clips = len(self.data.val_clips) or -(-len(self.data.train_eval_clips) // 2)
-        self.chosen = check_schedule(trainer.max_steps, samples, num_clips, self.module.num_strata, self.max_share)
+        self.chosen = check_schedule(trainer.max_steps, samples, num_clips, self.module.num_strata)
         self._apply()
-        if self.chosen.share > self.max_share:
+        if self.chosen.share > MAX_SHARE:
             rank_zero_warn(
                 f"{MIN_CHECKS} checks of {self.chosen.num_clips} held-out clips add about "
-                f"{100 * self.chosen.share:.0f} % to the cost of training, more than the {100 * self.max_share:.0f} % "
+                f"{100 * self.chosen.share:.0f} % to the cost of training, more than the {100 * MAX_SHARE:.0f} % "
                 "aimed at: the batch is small or the run short. Fewer checks would be too few to decide by; "
-                "trainer.val_check_interval and data.max_val_clips set it otherwise."
+                "trainer.val_check_interval and data.split.max_val_clips set it otherwise."
             )
 
     def _apply(self) -> None:

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 
 TRAINING_EVALUATIONS = 3
+MAX_SHARE = 0.05
+"""Of the cost of training that checks add, where the user does not say how often to check."""
 MIN_CHECKS = 16
 """Within the planned steps: the rule decides nothing in the first 8, and a rise takes some to be confirmed."""
 MIN_CLIPS = 8
@@ -36,10 +38,8 @@ class CheckSchedule:
     share: float
 
 
-def check_schedule(
-    max_steps: int, batch_size: float, num_clips: int, num_strata: int, max_share: float = 0.05
-) -> CheckSchedule:
-    """Chooses the interval of checks so that they add ``max_share`` to the cost of training, but are 16 at least.
+def check_schedule(max_steps: int, batch_size: float, num_clips: int, num_strata: int) -> CheckSchedule:
+    """Chooses the interval of checks so that they add 5 % to the cost of training, but are 16 at least.
 
     Where 16 checks of all held-out clips would cost more, fewer clips are scored, eight at least. Only where this is
     not enough do checks cost more than their share: fewer than 16 would not let the rule decide in time.
@@ -49,16 +49,15 @@ def check_schedule(
         batch_size: Samples per optimizer step, over all ranks and accumulated micro-batches.
         num_clips: Held-out clips, at least one.
         num_strata: Noise levels for each.
-        max_share: Of the cost of training.
     """
     step = TRAINING_EVALUATIONS * batch_size
     each = 2 * num_strata  # a held-out clip and one of the training subset
     scored = num_clips
     longest = max_steps // MIN_CHECKS if max_steps > 0 else math.inf
     if max_steps > 0:
-        affordable = math.floor(max_share * step * max_steps / (MIN_CHECKS * each))
+        affordable = math.floor(MAX_SHARE * step * max_steps / (MIN_CHECKS * each))
         scored = min(scored, max(affordable, MIN_CLIPS))
-    interval = max(1, min(math.ceil(scored * each / (max_share * step)), longest))
+    interval = max(1, min(math.ceil(scored * each / (MAX_SHARE * step)), longest))
     return CheckSchedule(int(interval), scored, check_share(int(interval), batch_size, scored, num_strata))
 
 

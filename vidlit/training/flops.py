@@ -6,11 +6,16 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental import _config as fx_config
 from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from vidlit.diffusion.batch import LatentBatch
+    from vidlit.models.family import Family
 
 PEAK_TERAFLOPS: dict[str, tuple[float, float]] = {
     "GB200": (2500, 1250),
@@ -76,6 +81,20 @@ def count_flops(loss: Callable[[], Tensor]) -> int:
     with _lenient_meta(), FlopCounterMode(display=False) as counter:
         torch.autograd.backward(loss())
     return int(counter.get_total_flops())
+
+
+def flops_of_a_sample(family: Family, transformer: nn.Module, batch: LatentBatch) -> int:
+    """Floating-point operations of one training step on one sample like those of a batch, without recomputation.
+
+    Args:
+        family: of the transformer.
+        transformer: on the ``meta`` device.
+        batch: whose shapes count.
+    """
+    noisy = torch.empty(1, *batch.latents.shape[1:], device="meta")
+    sigmas = torch.empty(1, device="meta")
+    one = batch.conditioning.of_rows([0]).to("meta")
+    return count_flops(lambda: family.velocity(transformer, noisy, sigmas, one).float().square().mean())
 
 
 @contextmanager

@@ -184,14 +184,14 @@ def _encoding(data: LatentDataModule) -> dict[str, float]:
     clips = dict(zip(data.latent_recipes(), data.plan.clips, strict=True))
     todo = [clips[recipe] for recipe in data.store.missing(list(clips))]
     captions = list(dict.fromkeys(clip.source.caption for clip in data.plan.clips))
-    missing = data.store.missing([PromptRecipe.of(caption, identity, data.dtype) for caption in captions])
-    width = (4 if data.dtype == "float32" else 2) * (1 + data.with_std)
+    missing = data.store.missing([PromptRecipe.of(caption, identity, data.encoding.dtype) for caption in captions])
+    width = (4 if data.encoding.dtype == "float32" else 2) * (1 + data.encoding.with_std)
     size = sum(width * math.prod(data.family.latent_shape(*clip.bucket)) for clip in todo)
     return {
         "clips": len(todo),
         "captions": len(missing),
         "gigabytes": size / 1e9,
-        "decode_seconds": _decode_seconds(todo, data.encode_workers),
+        "decode_seconds": _decode_seconds(todo, data.encoding.num_workers),
     }
 
 

@@ -6,10 +6,11 @@ Everything here acts on the transformer's repeated blocks, where nearly all of i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +23,38 @@ FrozenDtype = Literal["float32", "bfloat16", "float8", "int8"]
 """How weights that are not trained are kept: the last two in 8 bits, dequantised in each layer (torchao)."""
 BYTES = {"float32": 4, "bfloat16": 2, "float8": 1, "int8": 1}
 """Of one weight."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What makes a model fit into memory.
+
+    Args:
+        base_dtype: how weights that are not trained are kept: ``bfloat16`` halves them, ``int8`` and ``float8``
+            (torchao) quarter them. Trained weights stay in float32 where ``trainer.precision`` is not ``bf16-true``.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+            A number k does it in every k-th block only.
+        compile: compile each repeated block of the transformer (``torch.compile``).
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    base_dtype: FrozenDtype = "float32"
+    gradient_checkpointing: bool | int = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.gradient_checkpointing < 0:
+            raise UserError(
+                f"model.memory.gradient_checkpointing is {self.gradient_checkpointing}: it is true, false, or a number "
+                "of blocks, 1 or more."
+            )
+
+    @property
+    def lowers_base(self) -> bool:
+        """Are frozen weights kept in fewer bits than trained ones?"""
+        return self.base_dtype != "float32"
 
 
 def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
@@ -69,7 +102,7 @@ def _quantise(transformer: nn.Module, dtype: FrozenDtype) -> None:
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError as error:
         raise UserError(
-            f"model.base_dtype {dtype} needs torchao: pip install 'vidlit[quantize]', or choose bfloat16."
+            f"model.memory.base_dtype {dtype} needs torchao: pip install 'vidlit[quantize]', or choose bfloat16."
         ) from error
     in_blocks = {id(module) for block in repeated_blocks(transformer) for module in block.modules()}
 
@@ -100,7 +133,7 @@ def shard(transformer: nn.Module, mesh: DeviceMesh, base_dtype: FrozenDtype, *, 
         )
     if base_dtype in ("int8", "float8"):
         raise UserError(
-            f"model.base_dtype {base_dtype} cannot be sharded: choose bfloat16, or a strategy without shards."
+            f"model.memory.base_dtype {base_dtype} cannot be sharded: choose bfloat16, or a strategy without shards."
         )
     # Inputs stay as they are: autocast lowers them where a layer multiplies, and leaves alone what must not be rounded.
     # Timesteps in bfloat16 are four apart, and rotary angles lose their digits: 9 % of the velocity in Wan, not 0.5 %.
@@ -111,11 +144,21 @@ def shard(transformer: nn.Module, mesh: DeviceMesh, base_dtype: FrozenDtype, *, 
     fully_shard(transformer, **options)
 
 
-def whole(transformer: nn.Module, names: list[str]) -> dict[str, Tensor]:
-    """Sharded parameters by name, gathered one after the other on the CPU; every rank calls it."""
-    parameters = dict(transformer.named_parameters())
+def whole(trained: nn.Module, to_fill: Callable[[], nn.Module], is_first: bool) -> nn.Module:
+    """A transformer with whole trained weights, gathered one after the other on the CPU; every rank calls it.
+
+    Args:
+        trained: sharded, or with frozen weights in fewer bits.
+        to_fill: makes, on the first rank, the one that takes the trained weights.
+        is_first: is this the first rank? The others get ``trained`` back.
+    """
     gathered = {}
-    for name in names:
-        value = parameters[name].detach()
-        gathered[name] = (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
-    return gathered
+    for name, parameter in trained.named_parameters():
+        if parameter.requires_grad:
+            value = parameter.detach()
+            gathered[name] = (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+    if not is_first:
+        return trained
+    transformer = to_fill()
+    transformer.load_state_dict(gathered, strict=False, assign=True)
+    return transformer

@@ -59,20 +59,20 @@ class MemoryUse:
         """Options that are not in use yet, with the bytes that each would save about, most first."""
         trained = self.gradients + self.moments + self.averages
         found = {
-            "--model.base_dtype bfloat16": self.frozen_bytes - 2 * self.frozen,
-            "--model.base_dtype int8": self.frozen_bytes - self.frozen,
+            "--model.memory.base_dtype bfloat16": self.frozen_bytes - 2 * self.frozen,
+            "--model.memory.base_dtype int8": self.frozen_bytes - self.frozen,
             "--model.optimizer torchao.optim.AdamW8bit": 0.75 * self.moments,
         }
         if not self.adapter:
             found["--model.adapter.rank 16 (a LoRA instead of all weights)"] = trained
         if not self.checkpointing:
             kept = 1 / self.num_blocks + 1 / _KEPT_BY_A_BLOCK
-            found["--model.gradient_checkpointing true"] = self.activations * max(0.0, 1 - kept)
+            found["--model.memory.gradient_checkpointing true"] = self.activations * max(0.0, 1 - kept)
         if self.precision == "32-true":
             found["--trainer.precision bf16-mixed"] = self.activations / 2
         if self.batch_size > 1:
             half = self.batch_size // 2
-            found[f"--data.batch_size {half} with --trainer.accumulate_grad_batches doubled"] = self.activations * (
+            found[f"--data.batches.size {half} with --trainer.accumulate_grad_batches doubled"] = self.activations * (
                 1 - half / self.batch_size
             )
         if self.world_size > 1:
@@ -121,7 +121,7 @@ def memory_use(trainer: Trainer, pl_module: VideoDiffusionModule) -> MemoryUse:
         batch_size=max(data.batch_sizes),
         precision=str(trainer.precision),
         adapter=pl_module.adapter is not None,
-        checkpointing=bool(pl_module.gradient_checkpointing),
+        checkpointing=bool(pl_module.memory.gradient_checkpointing),
         world_size=trainer.world_size if isinstance(trainer.strategy, DDPStrategy) else 1,
     )
 

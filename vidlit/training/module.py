@@ -5,31 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch, clip_key
 from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
-from vidlit.diffusion.noising import RectifiedFlow, keyed_generator, stratum_sigmas, without_first_frame
+from vidlit.diffusion.noising import Noise, keyed_generator, stratum_sigmas, training_noise
 from vidlit.errors import UserError
 from vidlit.lightning_internals import datamodule_of, is_attached
-from vidlit.models.adapters import LoRA, LoRAFile, export_weights, train_layers
+from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights
 from vidlit.models.family import open_family
 from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
 from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
 from vidlit.training.fit_check import check_fits, describe
-from vidlit.training.flops import count_flops
-from vidlit.training.memory import FrozenDtype, checkpoint_blocks, repeated_blocks, shard, store_frozen, whole
+from vidlit.training.gradients import BadStepPolicy, clip_gradients
+from vidlit.training.memory import Memory, checkpoint_blocks, repeated_blocks, shard, store_frozen, whole
 from vidlit.training.optimizers import is_schedule_free, with_warmup
+from vidlit.training.posterior import draw_latents
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -42,7 +43,6 @@ class VideoDiffusionModule(LightningModule):
 
     Args:
         base: diffusers folder or hub name of the model to start from.
-        noising: the forward process and how training draws its sigmas; ``None`` takes the family's own.
         adapter: train a LoRA of this size; ``None`` trains the weights themselves.
         layers: without an adapter, train only modules whose whole name matches this pattern, e.g.
             ``transformer_blocks\.\d+\.attn1``; ``None`` trains all.
@@ -53,19 +53,10 @@ class VideoDiffusionModule(LightningModule):
         warmup_steps: optimizer steps over which the learning rate rises linearly to its value; 0 for none.
         caption_dropout: share of the training samples whose caption is replaced by the empty one, so that guidance
             goes on working.
-        num_strata: noise levels at which each held-out clip is scored at every check.
-        base_dtype: how weights that are not trained are kept: ``bfloat16`` halves them, ``int8`` and ``float8``
-            (torchao) quarter them. Trained weights stay in float32 where ``trainer.precision`` is not ``bf16-true``.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
-            A number k does it in every k-th block only.
-        compile: compile each repeated block of the transformer (``torch.compile``).
-        on_bad_loss: what to do when a step's loss or gradient is NaN or infinite: ``skip`` the step, or ``stop``.
-        max_bad_steps: so many skipped steps are put up with.
+        noise: noise in training, and the noise levels at which clips are scored.
+        memory: what makes the model fit into memory.
+        bad_steps: what to do when a step's loss or gradient is NaN or infinite.
         fps: frames per second of the clips; ``None`` takes the family's own.
-        first_frame: share of the training samples that are given their first latent frame without noise and learn to
-            go on from it, for families that can (LTX-Video, Wan 2.2 TI2V-5B). Held-out clips are scored with the same
-            share, always the same ones at the same noise levels. At 1 the model is image-to-video alone: its samples
-            start from their clip's first frame; below 1 they start from noise.
         seed: of noise and sigmas, in training and validation.
 
     Raises:
@@ -76,7 +67,6 @@ class VideoDiffusionModule(LightningModule):
     def __init__(
         self,
         base: str,
-        noising: RectifiedFlow | None = None,
         adapter: LoRA | None = None,
         layers: str | None = None,
         ema: EMA | None = None,
@@ -84,20 +74,15 @@ class VideoDiffusionModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         warmup_steps: int = 0,
         caption_dropout: float = 0.0,
-        num_strata: int = 4,
-        base_dtype: FrozenDtype = "float32",
-        gradient_checkpointing: bool | int = False,
-        compile: bool = False,
-        on_bad_loss: Literal["skip", "stop"] = "skip",
-        max_bad_steps: int = 10,
+        noise: Noise = Noise(),  # noqa: B008 - frozen, as the two below
+        memory: Memory = Memory(),  # noqa: B008
+        bad_steps: BadStepPolicy = BadStepPolicy(),  # noqa: B008
         fps: float | None = None,
-        first_frame: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.base = base
         self.family = open_family(base, fps)
-        self.noising = noising or self.family.noising()
         self.adapter: LoRA | LoRAFile | None = adapter
         self.layers = layers
         self.ema = ema
@@ -105,13 +90,10 @@ class VideoDiffusionModule(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.warmup_steps = warmup_steps
         self.caption_dropout = caption_dropout
-        self.num_strata = num_strata
-        self.base_dtype: FrozenDtype = base_dtype
-        self.gradient_checkpointing = gradient_checkpointing
-        self.compile_blocks = compile
-        self.on_bad_loss = on_bad_loss
-        self.max_bad_steps = max_bad_steps
-        self.first_frame = first_frame
+        self.noising = noise.process or self.family.noising()
+        self.num_strata, self.first_frame = noise.num_strata, noise.first_frame
+        self.memory = memory
+        self.bad_steps = bad_steps
         self.seed = seed
         self.is_schedule_free = is_schedule_free(optimizer)
         self.transformer: nn.Module | None = None
@@ -127,10 +109,10 @@ class VideoDiffusionModule(LightningModule):
     def _check_options(self) -> None:
         if self.adapter is not None and self.layers is not None:
             raise UserError("model.adapter and model.layers exclude each other: a LoRA, or chosen layers of the model.")
-        if self.base_dtype != "float32" and self.adapter is None and self.layers is None:
+        if self.memory.lowers_base and self.adapter is None and self.layers is None:
             raise UserError(
-                f"model.base_dtype {self.base_dtype} is for weights that are not trained, and here all are: set "
-                "model.adapter or model.layers, or --trainer.precision bf16-true."
+                f"model.memory.base_dtype {self.memory.base_dtype} is for weights that are not trained, and here all "
+                "are: set model.adapter or model.layers, or --trainer.precision bf16-true."
             )
         if self.ema is not None and self.is_schedule_free:
             raise UserError("a schedule-free optimizer averages by itself: leave model.ema out.")
@@ -138,12 +120,10 @@ class VideoDiffusionModule(LightningModule):
             raise UserError(f"model.caption_dropout is {self.caption_dropout}: it must be at least 0 and below 1.")
         if self.first_frame and not self.family.takes_first_frame:
             raise UserError(
-                f"model.first_frame is {self.first_frame:g}, but {self.family.base} takes no frame without noise: of "
-                "the families here LTX-Video and Wan 2.2 TI2V-5B do. An image-to-video base is always given its first "
-                "frame."
+                f"model.noise.first_frame is {self.first_frame:g}, but {self.family.base} takes no frame without "
+                "noise: of the families here LTX-Video and Wan 2.2 TI2V-5B do. An image-to-video base is always given "
+                "its first frame."
             )
-        if not 0 <= self.first_frame <= 1:
-            raise UserError(f"model.first_frame is {self.first_frame:g}: it is a share, from 0 to 1.")
 
     # -- the model
 
@@ -154,7 +134,7 @@ class VideoDiffusionModule(LightningModule):
         if self.adapter is not None and is_attached(self) and self.trainer.precision == "bf16-true":
             raise UserError(
                 "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "
-                "--trainer.precision bf16-mixed with --model.base_dtype bfloat16, which needs no more memory."
+                "--trainer.precision bf16-mixed with --model.memory.base_dtype bfloat16, which needs no more memory."
             )
         self.load_base()
         training = is_attached(self) and self.trainer.state.fn == "fit"
@@ -172,17 +152,18 @@ class VideoDiffusionModule(LightningModule):
             setattr(self, expert.name, self._load_expert(expert.name))
 
     def _load_expert(self, name: str) -> nn.Module:
-        low = self.base_dtype != "float32" and self.adapter is not None  # trained layers start from all their digits
+        low = self.memory.lowers_base and self.adapter is not None  # trained layers start from all their digits
         transformer = self.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
-        self._choose_trained(transformer)
-        store_frozen(transformer, self.base_dtype)
-        if self.gradient_checkpointing:
-            checkpoint_blocks(transformer, int(self.gradient_checkpointing))
-        if self.compile_blocks:
+        choose_trained(transformer, self.family, self.adapter, self.layers, self.seed)
+        store_frozen(transformer, self.memory.base_dtype)
+        if self.memory.gradient_checkpointing:
+            checkpoint_blocks(transformer, int(self.memory.gradient_checkpointing))
+        if self.memory.compile:
             for block in repeated_blocks(transformer):
                 block.compile()
         if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
-            shard(transformer, self.device_mesh, self.base_dtype, low_precision=self.trainer.precision == "bf16-mixed")
+            low_precision = self.trainer.precision == "bf16-mixed"
+            shard(transformer, self.device_mesh, self.memory.base_dtype, low_precision=low_precision)
         return transformer.to(self.device).train()
 
     @property
@@ -190,20 +171,10 @@ class VideoDiffusionModule(LightningModule):
         """The base's transformers, once they are loaded, by the names of the family's experts."""
         return {expert.name: getattr(self, expert.name) for expert in self.family.experts}
 
-    def _choose_trained(self, transformer: nn.Module) -> None:
-        if self.layers is not None:
-            train_layers(transformer, self.layers)
-        if self.adapter is not None:
-            # Fresh adapter weights are the only ones drawn here: keyed, so that they do not depend on what ran before.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(keyed_generator("adapter", self.seed).initial_seed())
-                self.adapter.apply(transformer, self.family)
-
     def forward(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicted velocity (B, C, F, H, W); see :class:`vidlit.diffusion.loss.VelocityModel`."""
         # Frozen weights in fewer bits and trained ones in float32 meet in bfloat16.
-        kept_small = self.base_dtype != "float32"
-        with torch.autocast(self.device.type, torch.bfloat16) if kept_small else nullcontext():
+        with torch.autocast(self.device.type, torch.bfloat16) if self.memory.lowers_base else nullcontext():
             return self.family.predict(self.transformers, noisy, sigmas, conditioning)
 
     # -- steps
@@ -218,15 +189,12 @@ class VideoDiffusionModule(LightningModule):
         position = self.trainer.fit_loop.epoch_loop.total_batch_idx
         first_row = self.global_rank * len(batch.latents)
         rows = range(first_row, first_row + len(batch.latents))
-        generators = [keyed_generator("train", self.seed, position, row, device=self.device) for row in rows]
         noising = self.noising.at(batch.latents[0, 0].numel())
-        sigmas = torch.cat([noising.sample_sigmas(1, generator) for generator in generators])
-        if self.first_frame > 0:
-            draws = torch.cat([torch.rand(1, generator=each, device=self.device) for each in generators])
-            sigmas = without_first_frame(sigmas, draws < self.first_frame, batch.latents.shape[2])
         shape = batch.latents.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=each, device=self.device) for each in generators])
-        batch = self.draw_latents(batch, position, rows)
+        noise, sigmas = training_noise(
+            noising, self.seed, position, rows, shape, first_frame=self.first_frame, device=self.device
+        )
+        batch = draw_latents(self.family, batch, self.seed, position, rows)
         if self.caption_dropout > 0:
             dropped = draw_dropped(self.caption_dropout, self.seed, position, rows)
             batch = batch._replace(conditioning=self._drop_captions(batch.conditioning, dropped.to(self.device)))
@@ -236,17 +204,6 @@ class VideoDiffusionModule(LightningModule):
         shared = self.trainer.world_size > 1
         self.log_dict({TRAIN_LOSS.name: loss, "step": stepped}, batch_size=len(noise), sync_dist=shared)
         return loss
-
-    def draw_latents(self, batch: LatentBatch, position: int, rows: Sequence[int]) -> LatentBatch:
-        """Replace the posterior's mode by a sample where its standard deviation came along."""
-        extras = dict(batch.conditioning.extras)
-        std = extras.pop("latents_std", None)
-        if std is None:
-            return batch
-        generators = [keyed_generator("latents", self.seed, position, row, device=self.device) for row in rows]
-        noise = torch.stack([torch.randn(std.shape[1:], generator=each, device=self.device) for each in generators])
-        drawn = self.family.draw_latents(batch.latents, std, noise)
-        return batch._replace(latents=drawn, conditioning=batch.conditioning._replace(extras=extras))
 
     def _drop_captions(self, conditioning: Conditioning, dropped: Tensor) -> Conditioning:
         if self._empty_prompt is None:
@@ -275,14 +232,9 @@ class VideoDiffusionModule(LightningModule):
         shape = self.family.latent_shape(*batch.size)
         keys = zip(batch.seeds, batch.numbers, strict=True)
         noise = torch.stack([torch.randn(shape, generator=keyed_generator("predict", *key)) for key in keys])
-        return self.sample(
-            noise.to(self.device),
-            batch.conditioning,
-            batch.num_steps,
-            batch.null_conditioning,
-            batch.guidance_scale,
-            batch.first_frame,
-        )
+        prompts, null = batch.conditioning, batch.null_conditioning
+        noise = noise.to(self.device)
+        return self.sample(noise, prompts, batch.num_steps, null, batch.guidance_scale, batch.first_frame)
 
     @torch.no_grad()
     def sample(
@@ -325,22 +277,11 @@ class VideoDiffusionModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, and leave the step out where the gradient is NaN or infinite, as it is where the loss was.
-
-        The norm is over all ranks, so that all leave out the same steps. An optimizer does nothing to a parameter
-        without a gradient.
-        """
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        self.step_was_bad = not scaled and not bool(self.grad_norm.isfinite())  # float16's scaler sees to its own
-        if self.step_was_bad:
-            optimizer.zero_grad(set_to_none=True)
-        elif gradient_clip_val and gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        elif gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        """Clip, and leave the step out where the gradient is NaN or infinite, as it is where the loss was."""
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # float16's sees to its own
+        self.grad_norm, self.step_was_bad = clip_gradients(
+            optimizer, gradient_clip_val, gradient_clip_algorithm, drop_bad=not scaled
+        )
 
     @property
     def schedule_free(self) -> Any:
@@ -362,39 +303,25 @@ class VideoDiffusionModule(LightningModule):
         Returns:
             The files; none on other ranks than the first.
         """
-        gathered = self.device_mesh is not None or (self.layers is not None and self.base_dtype != "float32")
+        gathers = self.device_mesh is not None or (self.layers is not None and self.memory.lowers_base)
+        is_first = self.global_rank == 0
         written = []
         for name, trained in self.transformers.items():
-            transformer = self._whole_transformer(name) if gathered else trained
-            if self.global_rank == 0:
+            transformer = whole(trained, partial(self._to_fill, name), is_first) if gathers else trained
+            if is_first:
                 written += export_weights(self.family, transformer, folder, name)
         return written
 
-    def _whole_transformer(self, expert: str) -> nn.Module:
-        """One with whole trained weights, on rank 0; the others are as the base came, or none beside an adapter."""
-        trained = self.transformers[expert]
-        weights = whole(trained, [name for name, parameter in trained.named_parameters() if parameter.requires_grad])
-        if self.global_rank != 0:
-            return trained
-        loads = self.layers is not None
-        transformer = self.family.load_transformer(expert=expert) if loads else self._structure(expert)
-        transformer.load_state_dict(weights, strict=False, assign=True)
-        return transformer
+    def _to_fill(self, expert: str) -> nn.Module:
+        """What whole trained weights are put into: the base's transformer, or one without weights beside an adapter."""
+        return self.family.load_transformer(expert=expert) if self.layers is not None else self.structure(expert)
 
-    def _structure(self, expert: str = "transformer") -> nn.Module:
+    def structure(self, expert: str = "transformer") -> nn.Module:
         """A transformer as it is trained, on the ``meta`` device: shapes without memory."""
         with torch.device("meta"):
             transformer = self.family.empty_transformer(expert)
-            self._choose_trained(transformer)
+            choose_trained(transformer, self.family, self.adapter, self.layers, self.seed)
         return transformer
-
-    def flops_of_a_sample(self, batch: LatentBatch) -> int:
-        """Floating-point operations of one training step on one sample like those of a batch, without recomputation."""
-        transformer = self._structure()
-        noisy = torch.empty(1, *batch.latents.shape[1:], device="meta")
-        sigmas = torch.empty(1, device="meta")
-        one = batch.conditioning.of_rows([0]).to("meta")
-        return count_flops(lambda: self.family.velocity(transformer, noisy, sigmas, one).float().square().mean())
 
     # -- checkpoints
 

@@ -21,6 +21,38 @@ from vidlit.video.sources import Clip, Rejected, SourceVideo, read_sources
 ClipMode = Literal["head", "chunk", "slide", "uniform"]
 
 
+@dataclass(frozen=True)
+class Cutting:
+    """How videos are cut into clips.
+
+    Args:
+        mode: ``head`` takes the first clip of a video, ``chunk`` cuts it end to end, ``slide`` cuts overlapping clips,
+            ``uniform`` spreads as many clips as ``chunk`` gives from its first to its last frame.
+        max_clips_per_video: most clips cut from one video; ``None`` for no limit.
+        overlap: share of a clip that the next one repeats in ``slide`` mode, from 0 to below 1.
+        upscale: enlarge videos smaller than every bucket instead of dropping them.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    mode: ClipMode = "chunk"
+    max_clips_per_video: int | None = None
+    overlap: float = 0.5
+    upscale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(ClipMode):
+            raise UserError(f"data.cutting.mode {self.mode!r} is none of {', '.join(get_args(ClipMode))}")
+        if self.max_clips_per_video is not None and self.max_clips_per_video < 1:
+            raise UserError(
+                f"data.cutting.max_clips_per_video is {self.max_clips_per_video}: it must be at least 1, or null for "
+                "no limit."
+            )
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"data.cutting.overlap is {self.overlap}: it must be from 0 to below 1.")
+
+
 @dataclass(frozen=True, slots=True)
 class Shortened:
     """A row of which not all is used: the rest is shorter than a clip, or the clip mode leaves it out."""
@@ -52,8 +84,6 @@ class DatasetPlan:
     """Pairs tied into one group."""
     unlisted: tuple[str, ...]
     """Videos in the folder that no row names."""
-    infos: dict[str, VideoInfo]
-    """Size, length and frame rate of each readable video, by its relative path."""
 
     def clips_per_bucket(self) -> dict[Bucket, int]:
         """Number of clips of each bucket, in the order of the buckets; 0 for one that no clip fits."""
@@ -65,12 +95,9 @@ def plan_clips(
     folder: Path,
     buckets: Sequence[Bucket],
     fps: float,
-    clip_mode: ClipMode = "head",
-    max_clips_per_video: int | None = None,
-    upscale: bool = False,
+    cutting: Cutting = Cutting(),
     *,
-    overlap: float = 0.5,
-    near_duplicates: bool = True,
+    tie_near_duplicates: bool = True,
     cache: Path | None = None,
     reader: Callable[[], IsolatedReader] = IsolatedReader,
     on_progress: Callable[[int, int], None] | None = None,
@@ -84,12 +111,8 @@ def plan_clips(
         folder: in one of the layouts of :func:`~vidlit.video.sources.read_sources`.
         buckets: resolutions clips are brought to.
         fps: frames a second of every clip; time is resampled, never stretched.
-        clip_mode: ``head`` takes the first clip of a video, ``chunk`` cuts it end to end, ``slide`` cuts
-            overlapping clips, ``uniform`` spreads as many clips as ``chunk`` gives from its first to its last frame.
-        max_clips_per_video: most clips of one row; ``None`` for no limit.
-        upscale: whether pictures smaller than every bucket are enlarged instead of dropped.
-        overlap: share of a clip that the next one repeats in ``slide`` mode, from 0 to below 1.
-        near_duplicates: look for videos that show the same and tie their groups. Identical files always are.
+        cutting: how each row is cut.
+        tie_near_duplicates: look for videos that show the same and tie their groups. Identical files always are.
         cache: file that remembers what was read of each file, by path, size and time of change.
         reader: makes the readers that open files.
         on_progress: called with (files done, files in all).
@@ -100,15 +123,18 @@ def plan_clips(
     Raises:
         UserError: an option out of range, or a folder that cannot be read at all.
     """
-    _check_options(buckets, fps, clip_mode, max_clips_per_video, overlap)
+    if not buckets:
+        raise UserError("no buckets: give at least one, such as 17x48x80")
+    if not (math.isfinite(fps) and fps > 0):
+        raise UserError(f"fps must be above 0, not {fps}")
     sources = read_sources(folder)
     files = {source.video: source.path for source in sources.videos}
-    inspected = inspect_files(files, near_duplicates, cache, reader, on_progress)
+    inspected = inspect_files(files, tie_near_duplicates, cache, reader, on_progress)
     quarantined = list(sources.quarantined)
     quarantined += [Rejected(video, result) for video, result in inspected.items() if isinstance(result, str)]
     known = {video: result for video, result in inspected.items() if not isinstance(result, str)}
     rows = [source for source in sources.videos if source.video in known]
-    groups, tied = _tie(rows, known, near_duplicates)
+    groups, tied = _tie(rows, known, tie_near_duplicates)
 
     clips: list[Clip] = []
     dropped: list[Rejected] = []
@@ -116,7 +142,7 @@ def plan_clips(
     for source in rows:
         info, content = known[source.video].info, known[source.video].content
         grouped = replace(source, group=groups[source.video])
-        cut = _cut(grouped, info, content, buckets, fps, clip_mode, max_clips_per_video, upscale, overlap)
+        cut = _cut(grouped, info, content, buckets, fps, cutting)
         if isinstance(cut, Rejected):
             dropped.append(cut)
             continue
@@ -134,23 +160,7 @@ def plan_clips(
         shortened=tuple(sorted(shortened, key=lambda short: (short.video, short.used, short.total))),
         near_duplicates=tuple(tied),
         unlisted=sources.unlisted,
-        infos={video: known[video].info for video in sorted(known)},
     )
-
-
-def _check_options(
-    buckets: Sequence[Bucket], fps: float, clip_mode: str, max_clips_per_video: int | None, overlap: float
-) -> None:
-    if not buckets:
-        raise UserError("no buckets: give at least one, such as 17x48x80")
-    if not (math.isfinite(fps) and fps > 0):
-        raise UserError(f"fps must be above 0, not {fps}")
-    if clip_mode not in get_args(ClipMode):
-        raise UserError(f"clip_mode {clip_mode!r} is none of {', '.join(get_args(ClipMode))}")
-    if max_clips_per_video is not None and max_clips_per_video < 1:
-        raise UserError(f"max_clips_per_video must be at least 1, not {max_clips_per_video}")
-    if not 0 <= overlap < 1:
-        raise UserError(f"overlap must be from 0 to below 1, not {overlap}")
 
 
 def _tie(
@@ -177,10 +187,7 @@ def _cut(
     content: str,
     buckets: Sequence[Bucket],
     fps: float,
-    clip_mode: ClipMode,
-    max_clips: int | None,
-    upscale: bool,
-    overlap: float,
+    cutting: Cutting,
 ) -> tuple[list[Clip], Shortened | None] | Rejected:
     """The clips of one row. All arithmetic is in frames at the wanted rate, so it is exact everywhere."""
     if info.kind == "image":
@@ -192,11 +199,11 @@ def _cut(
         available = math.ceil(seconds * fps - 1e-3)
         if available < 1:
             return Rejected(source.video, f"its span starts at {start:.3f} s, the video ends at {info.duration:.3f} s")
-    bucket = nearest_bucket(available, info.height, info.width, buckets, upscale)
+    bucket = nearest_bucket(available, info.height, info.width, buckets, cutting.upscale)
     if bucket is None:
         return Rejected(source.video, _why_no_bucket(info, available, buckets, fps))
     length = bucket.num_frames
-    offsets = _offsets(available, length, clip_mode, max_clips, overlap)
+    offsets = _offsets(available, length, cutting)
     clips = []
     for offset in offsets:
         begin = round(start + offset / fps, 6)
@@ -219,16 +226,16 @@ def _span(source: SourceVideo, info: VideoInfo) -> tuple[float, float]:
     return start, min(info.duration, math.inf if end is None else end)
 
 
-def _offsets(available: int, length: int, clip_mode: ClipMode, max_clips: int | None, overlap: float) -> list[int]:
+def _offsets(available: int, length: int, cutting: Cutting) -> list[int]:
     """First frames of the clips of one video."""
     last = available - length
-    if clip_mode == "uniform":
-        count = min(available // length, max_clips or available)
+    if cutting.mode == "uniform":
+        count = min(available // length, cutting.max_clips_per_video or available)
         if count == 1:
             return [last // 2]
         return [round(index * last / (count - 1)) for index in range(count)]
-    step = {"head": available, "chunk": length, "slide": max(1, round(length * (1 - overlap)))}[clip_mode]
-    return list(range(0, last + 1, step))[:max_clips]
+    step = {"head": available, "chunk": length, "slide": max(1, round(length * (1 - cutting.overlap)))}[cutting.mode]
+    return list(range(0, last + 1, step))[: cutting.max_clips_per_video]
 
 
 def _why_no_bucket(info: VideoInfo, available: int, buckets: Sequence[Bucket], fps: float) -> str:
@@ -241,7 +248,7 @@ def _why_no_bucket(info: VideoInfo, available: int, buckets: Sequence[Bucket], f
     smallest = min((b for b in buckets if b.num_frames <= available), key=lambda b: (b.height * b.width, b))
     return (
         f"is {info.width}x{info.height} pixels (width x height): smaller than every bucket it is long enough for "
-        f"(the smallest is {smallest.width}x{smallest.height}); set upscale to enlarge it"
+        f"(the smallest is {smallest.width}x{smallest.height}); set data.cutting.upscale to enlarge it"
     )
 
 

@@ -12,7 +12,7 @@ from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
 from vidlit.commands.cli.refit import finished, full_steps, no_refit_because
 from vidlit.training.module import VideoDiffusionModule
 
-OPTIONS = {"trainer__max_steps": 8, "data__test_fraction": 0.2, "refit": "true"}
+OPTIONS = {"trainer__max_steps": 8, "data__split__test_fraction": 0.2, "refit": "true"}
 
 
 def summary_of(run):
@@ -62,7 +62,7 @@ def test_a_second_phase_that_is_interrupted_goes_on(quickstart, tmp_path, monkey
     step = VideoDiffusionModule.training_step
 
     def training_step(self, batch, batch_idx):
-        if self.trainer.datamodule.train_on_val and self.trainer.global_step + 1 == 3:
+        if self.trainer.datamodule.splitting.train_on_val and self.trainer.global_step + 1 == 3:
             next(c for c in self.trainer.callbacks if isinstance(c, GracefulInterrupt))._note(15, None)
         return step(self, batch, batch_idx)
 
@@ -80,7 +80,7 @@ def test_a_second_phase_that_is_interrupted_goes_on(quickstart, tmp_path, monkey
 
 
 def test_nothing_is_refitted_where_nothing_was_held_out(quickstart, tmp_path, capsys):
-    assert main(quickstart(trainer__max_steps=4, data__val_fraction=0, refit="true")) == 0
+    assert main(quickstart(trainer__max_steps=4, data__split__val_fraction=0, refit="true")) == 0
     assert "No refit: nothing was held out" in capsys.readouterr().out
     assert not (tmp_path / "runs" / "quickstart" / "0" / "refit").exists()
 

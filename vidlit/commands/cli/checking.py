@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from vidlit.commands.cli.configs import find_config
+from vidlit.commands.cli.old_keys import rename_key
 from vidlit.commands.cli.option_list import Option, OptionList, option_lists
 from vidlit.errors import UserError
 
@@ -236,8 +237,8 @@ def _check_mapping(mapping: yaml.MappingNode, above: str, path: Path, known: Opt
     for key, value in mapping.value:
         if key.tag.endswith(":merge"):
             continue
-        name = f"{above}{key.value}"
-        where = f"{path}, line {key.start_mark.line + 1}: {name}"
+        where = f"{path}, line {key.start_mark.line + 1}: {above}{key.value}"
+        name = rename_key(f"{above}{key.value}")
         _check_name(name, known, where, dashes="")
         option = find_option(name, known)
         keys.add(name.removesuffix("+"))

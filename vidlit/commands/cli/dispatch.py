@@ -11,6 +11,7 @@ from argparse import ArgumentError
 from vidlit import commands
 from vidlit.commands.cli.checking import check
 from vidlit.commands.cli.help_screen import one_command
+from vidlit.commands.cli.old_keys import rename_words
 from vidlit.commands.cli.option_list import option_lists
 from vidlit.errors import Interrupted, UserError
 from vidlit.latents.quiet_lightning import VERBOSE_VARIABLE
@@ -18,7 +19,7 @@ from vidlit.latents.quiet_lightning import VERBOSE_VARIABLE
 SWITCHES = ("--debug", "-v", "--verbose")
 HELP_ALL = "--help-all"
 HELP = {"-h", "--help", HELP_ALL}
-FLAGS = ("--json", "--verify", "--refit", "--overwrite")
+FLAGS = ("--json", "--verify", "--refit", "--overwrite", "--retry_quarantined")
 
 
 def dispatch(words: list[str]) -> int:
@@ -69,4 +70,4 @@ def _command(words: list[str]) -> None:
             print(one_command(words[0]))
             return
         words = ["fit" if words[0] == "kfold" else words[0], "--help"]  # LightningCLI's own
-    commands.load(words[0]).run(check(words))
+    commands.load(words[0]).run(check(rename_words(words)))

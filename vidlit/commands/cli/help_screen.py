@@ -12,17 +12,17 @@ CLIPS = {
     "data.store": "folder of encoded latents, used again",
     "data.buckets": "FRAMESxHEIGHTxWIDTH, as [49x480x704]",
     "data.fps": "frames per second clips are resampled to",
-    "data.batch_size": "samples per device and micro-batch",
-    "data.val_fraction": "share of source videos held out (0.2)",
-    "data.clip_mode": "cut by head, chunk, slide or uniform",
+    "data.batches.size": "samples per device and micro-batch",
+    "data.split.val_fraction": "share of source videos held out (0.2)",
+    "data.cutting.mode": "cut by head, chunk, slide or uniform",
 }
 MODEL = {"model.base": "diffusers folder or hub name"}
 TRAINING = {
     "model.adapter": "LoRA {rank: 16, alpha: 16}, or null",
     "model.optimizer.init_args.lr": "learning rate",
     "model.warmup_steps": "steps over which the rate rises (0)",
-    "model.gradient_checkpointing": "less memory for a third more time",
-    "model.base_dtype": "of frozen weights: bfloat16, int8, float8",
+    "model.memory.gradient_checkpointing": "less memory for a third more time",
+    "model.memory.base_dtype": "of frozen weights: bfloat16, int8, float8",
 }
 STOPPING = {
     "overfit_stopping.policy.divergence": "stop, warn or off: overfitting",
@@ -54,7 +54,7 @@ SCREENS: dict[str, dict[str, dict[str, str]]] = {
     },
     "validate": {"what": CHECKPOINT | MODEL | CLIPS, "where": DEVICES | RUN},
     "test": {
-        "what": CHECKPOINT | MODEL | {"data.test_fraction": "share held out for the test, as in fit"} | CLIPS,
+        "what": CHECKPOINT | MODEL | {"data.split.test_fraction": "share held out for the test, as in fit"} | CLIPS,
         "where": DEVICES | RUN,
     },
     "predict": {

@@ -17,6 +17,7 @@ from vidlit.callbacks.order import callbacks_for
 from vidlit.callbacks.run_overview import closing_facts, print_facts
 from vidlit.callbacks.wandb_record import WandbRecord
 from vidlit.callbacks.weight_export import WeightExport
+from vidlit.commands.cli.old_keys import rename_configs_when_read, rename_words
 from vidlit.commands.cli.refit import finished
 from vidlit.commands.cli.trainer import VidlitTrainer
 from vidlit.data.datamodule import LatentDataModule
@@ -82,6 +83,7 @@ class VidlitCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=IMPORTABLE)
+        rename_configs_when_read()
         super().__init__(
             VideoDiffusionModule,
             LatentDataModule,
@@ -101,7 +103,7 @@ class VidlitCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs={"prog": "vidlit"},
-            args=args,
+            args=rename_words(args),
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:

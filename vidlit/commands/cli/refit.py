@@ -59,7 +59,7 @@ def refit_words(summary: dict[str, Any], directory: RunDirectory) -> list[str]:
         "fit",
         f"--config={directory.config}",
         f"--trainer.max_steps={full_steps(summary)}",
-        "--data.train_on_val=true",
+        "--data.split.train_on_val=true",
         "--refit=false",
         f"--ckpt_path={checkpoint or 'null'}",
     ]

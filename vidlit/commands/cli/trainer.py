@@ -32,13 +32,20 @@ class VidlitTrainer(Trainer):
         else:
             save(filepath, weights_only, storage_options)
 
-    def encode(self, model: VideoDiffusionModule, datamodule: LatentDataModule, verify: bool = False) -> None:
+    def encode(
+        self,
+        model: VideoDiffusionModule,
+        datamodule: LatentDataModule,
+        verify: bool = False,
+        retry_quarantined: bool = False,
+    ) -> None:
         """Fill the latent store with what it lacks.
 
         Args:
             model: not used.
             datamodule: the folder and the store.
             verify: encode nothing; read everything stored and compare it with its checksum.
+            retry_quarantined: try clips again that could not be encoded before.
 
         Raises:
             UserError: something stored is damaged.
@@ -46,7 +53,8 @@ class VidlitTrainer(Trainer):
         if verify:
             _verify(datamodule.store)
             return
-        print(datamodule.encode(accelerator=self.accelerator_name, devices=self.num_devices, num_nodes=self.num_nodes))
+        options = {"accelerator": self.accelerator_name, "devices": self.num_devices, "num_nodes": self.num_nodes}
+        print(datamodule.encode(retry_quarantined, **options))
 
     def plan(self, model: VideoDiffusionModule, datamodule: LatentDataModule, json: bool = False) -> None:
         """Show what a fit would do: clips used and left out, batches, exposures, cost.

@@ -1,0 +1,172 @@
+"""Options and classes under the names of version 0: they go on working, and one line names what they are called now."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NEW_KEYS = {
+    "data.batch_size": "data.batches.size",
+    "data.val_batch_size": "data.batches.val_size",
+    "data.small_bucket": "data.batches.small_bucket",
+    "data.num_workers": "data.batches.num_workers",
+    "data.clip_mode": "data.cutting.mode",
+    "data.max_clips_per_video": "data.cutting.max_clips_per_video",
+    "data.upscale": "data.cutting.upscale",
+    "data.val_fraction": "data.split.val_fraction",
+    "data.test_fraction": "data.split.test_fraction",
+    "data.fold": "data.split.fold",
+    "data.train_on_val": "data.split.train_on_val",
+    "data.max_val_clips": "data.split.max_val_clips",
+    "data.encode_workers": "data.encoding.num_workers",
+    "data.dtype": "data.encoding.dtype",
+    "data.latents": "data.encoding.posterior",
+    "model.noising": "model.noise.process",
+    "model.num_strata": "model.noise.num_strata",
+    "model.first_frame": "model.noise.first_frame",
+    "model.base_dtype": "model.memory.base_dtype",
+    "model.gradient_checkpointing": "model.memory.gradient_checkpointing",
+    "model.compile": "model.memory.compile",
+    "model.on_bad_loss": "model.bad_steps.action",
+    "model.max_bad_steps": "model.bad_steps.max_skipped",
+}
+NEW_PATHS = {
+    "vidlit.callbacks.averaging": "vidlit.callbacks.averaged_validation",
+    "vidlit.callbacks.checkpoints": "vidlit.callbacks.run_checkpoints",
+    "vidlit.callbacks.divergence": "vidlit.signals.divergence_monitor",
+    "vidlit.callbacks.export": "vidlit.callbacks.weight_export",
+    "vidlit.callbacks.exposure": "vidlit.signals.exposure_ledger",
+    "vidlit.callbacks.faults": "vidlit.callbacks.bad_steps",
+    "vidlit.callbacks.interrupt": "vidlit.callbacks.graceful_interrupt",
+    "vidlit.callbacks.overfit_stopping": "vidlit.signals.overfit_stopping",
+    "vidlit.callbacks.overview": "vidlit.callbacks.run_overview",
+    "vidlit.callbacks.progress": "vidlit.callbacks.step_progress",
+    "vidlit.callbacks.resume": "vidlit.callbacks.rewind",
+    "vidlit.callbacks.samples": "vidlit.signals.sample_videos",
+    "vidlit.callbacks.schedule": "vidlit.signals.validation_schedule",
+    "vidlit.checkpoint_files": "vidlit.runs.checkpoint_files",
+    "vidlit.csv_logger": "vidlit.runs.csv_logger",
+    "vidlit.data.datamodule.BatchBudget": "vidlit.data.batching.BatchBudget",
+    "vidlit.data.datamodule.BucketBudget": "vidlit.video.buckets.BucketBudget",
+    "vidlit.metrics.features": "vidlit.models.features",
+    "vidlit.metrics.memorization": "vidlit.metrics.copy_distance",
+    "vidlit.models.averaging": "vidlit.training.averaging",
+    "vidlit.models.memory": "vidlit.training.memory",
+    "vidlit.optimizers": "vidlit.training.optimizers",
+}
+"""Of classes that a config may name, and of modules with such classes."""
+
+_OLD_CLASS = re.compile(rf"({'|'.join(map(re.escape, NEW_PATHS))})(\.[A-Z]\w*)?")
+_SECTIONS = ("data", "model")
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_told: set[str] = set()
+
+
+def rename_words(words: Iterable[str]) -> list[str]:
+    """The words of a command line, options and classes under the names they have now.
+
+    Each old name is told once a process, on stderr.
+
+    Args:
+        words: of the command line.
+    """
+    renamed = [_rename_word(word) for word in words]
+    for place, word in enumerate(renamed[:-1]):  # the whole of a section at once, as text or as a file
+        if word in ("--data", "--model"):
+            renamed[place + 1] = _rename_section(word[2:], renamed[place + 1])
+    return renamed
+
+
+def rename_key(key: str) -> str:
+    """An option or key under the name it has now: ``data.fold.number`` is ``data.split.fold.number``.
+
+    Args:
+        key: without dashes, with dots; of a section, and whatever lies below it.
+    """
+    section, _, rest = key.partition(".")
+    name = re.split(r"[.+]", rest, maxsplit=1)[0]
+    old = f"{section}.{name}"
+    if old not in NEW_KEYS:
+        return key
+    _tell(old, NEW_KEYS[old])
+    return NEW_KEYS[old] + key[len(old) :]
+
+
+def rename_config(config: Any) -> Any:
+    """A config, or a value of one, with keys and classes under the names they have now.
+
+    Args:
+        config: as YAML gives it.
+    """
+    if isinstance(config, str):
+        return _rename_class(config)
+    if isinstance(config, list):
+        return [rename_config(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    renamed = {key: rename_config(value) for key, value in config.items()}
+    for section in _SECTIONS:
+        if isinstance(renamed.get(section), dict):
+            renamed[section] = _rename_keys(section, renamed[section])
+    return renamed
+
+
+@cache
+def rename_configs_when_read() -> None:
+    """Let jsonargparse rename what stands in every config file that this process reads from here on."""
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: rename_config(load(text)), (yaml.YAMLError,))
+
+
+def _rename_word(word: str) -> str:
+    option, equals, value = word.partition("=")
+    if option in ("--data", "--model") and equals:
+        return f"{option}={_rename_section(option[2:], value)}"
+    if option.startswith("--"):
+        return "--" + rename_key(option[2:]) + equals + _rename_class(value)
+    return _rename_class(word)
+
+
+def _rename_class(value: str) -> str:
+    found = _OLD_CLASS.fullmatch(value)
+    if found is None:
+        return value
+    new = NEW_PATHS[found[1]] + (found[2] or "")
+    _tell(value, new)
+    return new
+
+
+def _rename_section(section: str, value: str) -> str:
+    given = yaml.safe_load(Path(value).read_text() if Path(value).is_file() else value)
+    if not isinstance(given, dict):
+        return value
+    renamed = rename_config({section: given})[section]
+    return value if renamed == given else yaml.safe_dump(renamed, default_flow_style=True, width=10**6).strip()
+
+
+def _rename_keys(section: str, options: dict[str, Any]) -> dict[str, Any]:
+    renamed: dict[str, Any] = {}
+    for key, value in options.items():
+        _, *path, last = rename_key(f"{section}.{key}").split(".")
+        place = renamed
+        for name in path:  # beside what the file says under the new name
+            place[name] = dict(place.get(name) or {})
+            place = place[name]
+        both = isinstance(place.get(last), dict) and isinstance(value, dict)
+        place[last] = {**place[last], **value} if both else value
+    return renamed
+
+
+def _tell(old: str, new: str) -> None:
+    if old not in _told and all(os.environ.get(rank, "0") == "0" for rank in _RANKS):
+        _told.add(old)
+        print(f"vidlit: {old} is now {new}", file=sys.stderr)

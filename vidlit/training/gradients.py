@@ -1,0 +1,62 @@
+"""What becomes of gradients between the backward pass and the optimizer: clipped, or dropped with their step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from vidlit.errors import UserError
+
+
+@dataclass(frozen=True)
+class BadStepPolicy:
+    """What to do when a step's loss or gradient is NaN or infinite.
+
+    Args:
+        action: ``skip`` the step, or ``stop`` the run.
+        max_skipped: stop after more than this many skipped steps.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    action: Literal["skip", "stop"] = "skip"
+    max_skipped: int = 10
+
+    def __post_init__(self) -> None:
+        if self.max_skipped < 0:
+            raise UserError(f"model.bad_steps.max_skipped is {self.max_skipped}: it must be 0 or more.")
+
+
+def clip_gradients(
+    optimizer: Optimizer, clip_val: float | None, algorithm: str | None, *, drop_bad: bool
+) -> tuple[Tensor, bool]:
+    """Clip, or drop all gradients where one is NaN or infinite: an optimizer does nothing without a gradient.
+
+    The norm is over all ranks, so that all drop the same steps.
+
+    Args:
+        optimizer: whose parameters' gradients are clipped, in place.
+        clip_val: largest norm, or largest value; ``None`` or 0 for no limit.
+        algorithm: ``value``, else by norm.
+        drop_bad: drop gradients whose norm is not finite.
+
+    Returns:
+        The norm as it was, and whether the gradients were dropped.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    dropped = drop_bad and not bool(whole.isfinite())
+    if dropped:
+        optimizer.zero_grad(set_to_none=True)
+    elif clip_val and algorithm == "value":
+        torch.nn.utils.clip_grad_value_(parameters, clip_val)
+    elif clip_val:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_val, norm)
+    return whole, dropped
