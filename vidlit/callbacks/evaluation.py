@@ -132,9 +132,11 @@ def _told(verdict: Verdict) -> dict[str, Any]:
 def print_summaries(summaries: dict[str, PairedSummary]) -> None:
     """A table of paired losses, one row a set of clips."""
     bins = max(len(summary.log_ratio_bins) for summary in summaries.values())
-    table = Table("clips", title="loss of the denoiser, each clip against itself under the base model")
-    for name in ("clips", "videos", "base", "now", "change", "by noise level, low to high"):
-        table.add_column(name, justify="right")
+    table = Table(title="loss of the denoiser, each clip against itself under the base model")
+    table.add_column("clips", no_wrap=True)
+    for name in ("clips", "videos", "base", "now", "change"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("by noise level, low to high", justify="right")
     for name, summary in summaries.items():
         error = summary.standard_error
         spread = "" if math.isnan(error) else f" ± {100 * error:.2g}"
