@@ -90,8 +90,7 @@ def _options() -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
     values: dict[str, str] = {}
     options = []
     for command, known in option_lists().items():
-        names = [name for name in all_names(known) if not name.endswith(".help")]
-        options.append((command, [f"--{name}" for name in names]))
+        options.append((command, [f"--{name}" for name in all_names(known)]))
         for name, option in known.options.items():
             takes = [*option.choices, *(["true", "false"] if option.kinds == ["bool"] else [])]
             if takes:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
+from vidlit import __version__
+from vidlit.commands.cli.checking import values_of
 from vidlit.commands.cli.refit import announcement, finished, full_steps, no_refit_because, note_refit, refit_words
 from vidlit.commands.cli.run_lightning import run_lightning
 from vidlit.errors import Interrupted
+from vidlit.runs.rank import rank_from_environment
 
 
 def run(words: list[str]) -> None:
@@ -17,6 +21,8 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
+    if rank_from_environment() == 0:
+        print(_first_line(words), flush=True)
     cli = run_lightning(words)
     directory, shows = cli.run_directory, cli.trainer.is_global_zero
     if not cli.config.fit.refit:
@@ -38,3 +44,12 @@ def run(words: list[str]) -> None:
             raise
     if shows:
         note_refit(directory)
+
+
+def _first_line(words: list[str]) -> str:
+    """What is about to begin, said before anything slow is imported."""
+    said = values_of(words, "model.base", "data.source", "run.dir", "run.name", "ckpt_path")
+    base, source = said.get("model.base", "a base"), said.get("data.source", "clips")
+    runs = Path(said.get("run.dir", "runs"), said.get("run.name", "vidlit"))
+    goes_on = said.get("ckpt_path", "null") != "null"
+    return f"vidlit {__version__}: {'goes on fine-tuning' if goes_on else 'fine-tunes'} {base} on {source}, into {runs}"

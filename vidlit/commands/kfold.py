@@ -20,6 +20,7 @@ from vidlit.commands.cli.refit import finished, full_steps
 from vidlit.commands.cli.run_lightning import run_lightning
 from vidlit.errors import Interrupted, UserError
 from vidlit.runs.directory import RunDirectory, write_text
+from vidlit.runs.rank import rank_from_environment
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -33,8 +34,6 @@ def run(words: list[str]) -> None:
         words: of the command line, from the command's name on.
     """
     with loading("torch and Lightning"):
-        from lightning.pytorch.utilities import rank_zero_only
-
         from vidlit.commands.cli.parse_only import ParseOnly
 
     options, fit_words = parser().parse_known_args(words[1:])
@@ -44,7 +43,7 @@ def run(words: list[str]) -> None:
     root = config.run.dir / config.run.name / f"kfold_{options.folds}"
     _same_config(root / "config.json", config)
     folds = [RunDirectory(root / f"fold_{number}") for number in range(options.folds)]
-    shows = getattr(rank_zero_only, "rank", 0) == 0
+    shows = rank_from_environment() == 0
     for number, directory in enumerate(folds):
         if finished(directory.read_summary(), config.trainer.max_steps):
             continue

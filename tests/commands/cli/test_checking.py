@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from vidlit.commands.cli.checking import check
+from vidlit.commands.cli.checking import check, values_of
 from vidlit.commands.cli.configs import find_config, packaged_configs
 from vidlit.errors import UserError
 
@@ -113,3 +113,16 @@ def test_a_mistake_is_told_before_anything_slow_is_imported():
     assert done.returncode == 2
     assert re.fullmatch(r"vidlit: error: --data.s: [^\n]*\n", done.stderr)
     assert done.stdout == "LOADED\n"
+
+
+def test_values_are_read_as_the_parser_will_read_them(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("run:\n  name: mine\ndata:\n  source: clips\n")
+    words = check(["fit", *QUICKSTART, "--config", str(path), "--run.name=later", "--run.dir", "elsewhere"])
+    names = ("run.name", "run.dir", "data.source", "model.base", "ckpt_path")
+    assert values_of(words, *names) == {
+        "run.name": "later",
+        "run.dir": "elsewhere",
+        "data.source": "clips",
+        "model.base": "demo/base",
+    }

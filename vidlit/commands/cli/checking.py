@@ -93,12 +93,35 @@ def read_words(words: list[str], known: OptionList) -> Iterator[Given]:
             follows = position + 1 < len(words) and not words[position + 1].startswith("--")
             if equals:
                 yield Given(name, value, position)
-            elif follows and not (option and "flag" in option.kinds) and name not in ("help", "h"):
+            elif follows and not (option and "flag" in option.kinds) and name != "h" and not name.endswith("help"):
                 position += 1
                 yield Given(name, words[position], position)
             else:
                 yield Given(name, None, -1)
         position += 1
+
+
+def values_of(words: list[str], *names: str) -> dict[str, str]:
+    """What words and config files say of some options, as text; nothing of what they do not name.
+
+    Args:
+        words: that :func:`check` has passed.
+        names: of options, with dots.
+    """
+    values: dict[str, str] = {}
+    for given in read_words(words, option_lists()[words[0]]):
+        if given.name in ("config", "c") and given.value is not None:
+            text = given.value if given.value.lstrip().startswith("{") else Path(given.value).read_text("utf-8")
+            config = yaml.load(text, _Loader)
+            for name in names:
+                value = config
+                for part in name.split("."):
+                    value = value.get(part) if isinstance(value, dict) else None
+                if value is not None:
+                    values[name] = str(value)
+        elif given.name in names and given.value is not None:
+            values[given.name] = given.value
+    return values
 
 
 def find_option(name: str, known: OptionList) -> Option | None:
@@ -125,7 +148,7 @@ def is_known(name: str, known: OptionList) -> bool:
         name: without dashes, with dots.
         known: options of the command.
     """
-    name = name.removesuffix("+")
+    name = name.removesuffix("+").removesuffix(".help")
     if name in known.options or name in _EVERYWHERE or any(option.startswith(f"{name}.") for option in known.options):
         return True
     above, below = _known_above(name, known)
@@ -146,7 +169,7 @@ def nearest(name: str, known: OptionList) -> str:
         name: that does not exist.
         known: options of the command.
     """
-    names = [option for option in all_names(known) if not option.endswith(".help")]
+    names = all_names(known)
     last = name.rpartition(".")[2]
     same = [option for option in names if option.rpartition(".")[2] == last]
     if last == "lr":

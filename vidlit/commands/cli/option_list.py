@@ -114,7 +114,7 @@ def _read(parser: Any) -> tuple[dict[str, Any], list[str]]:
             continue
         for word in action.option_strings:
             name = word.lstrip("-")
-            if len(name) > 1 and not name.endswith("+"):
+            if len(name) > 1 and not name.endswith(("+", ".help")):
                 options[name] = _describe(action).as_json()
     required = [action.dest for action in parser._actions if action.required and action.option_strings]
     return options, sorted(required)
@@ -123,7 +123,7 @@ def _read(parser: Any) -> tuple[dict[str, Any], list[str]]:
 def _describe(action: Action) -> Option:
     if action.nargs == 0:
         return Option(kinds=["flag"])
-    if type(action).__name__ in ("_ActionHelpClassPath", "_ActionConfigLoad"):
+    if type(action).__name__ == "_ActionConfigLoad":
         return Option()
     return _of_type(getattr(action, "_typehint", None) or action.type)
 
