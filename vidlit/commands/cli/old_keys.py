@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterable
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from vidlit.runs.rank import rank_from_environment
 
 NEW_KEYS = {
     "data.batch_size": "data.batches.size",
@@ -65,7 +66,6 @@ NEW_PATHS = {
 
 _OLD_CLASS = re.compile(rf"({'|'.join(map(re.escape, NEW_PATHS))})(\.[A-Z]\w*)?")
 _SECTIONS = ("data", "model")
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _told: set[str] = set()
 
 
@@ -167,6 +167,6 @@ def _rename_keys(section: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tell(old: str, new: str) -> None:
-    if old not in _told and all(os.environ.get(rank, "0") == "0" for rank in _RANKS):
+    if old not in _told and rank_from_environment() == 0:
         _told.add(old)
         print(f"vidlit: {old} is now {new}", file=sys.stderr)
