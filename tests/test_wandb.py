@@ -150,7 +150,7 @@ def test_a_run_without_an_account(
     printed = json.dumps(found)
     for name in ("captions", "source_videos", "vidlit-test", "val_check_interval", "decision/stopped_by"):
         assert name in printed, name
-    assert "Stopped by exposure at step 8" in printed  # the alert
+    assert "Stopped by exposures at step 8" in printed  # the alert
     assert "scene_0" not in printed  # counts, no file names
     summary = json.loads((run / "summary.json").read_text())
     assert summary["stopped_by"] == "exposure"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.strategies import ModelParallelStrategy
     from torch import Tensor
@@ -54,6 +55,11 @@ def save_as_best(checkpoints: ModelCheckpoint, trainer: Trainer, metrics: dict[s
 def has_opened_its_file(logger: CSVLogger) -> bool:
     """Whether the logger has begun to write: asking for ``logger.experiment`` begins it."""
     return logger._experiment is not None
+
+
+def parser_of(cli: LightningCLI, command: str) -> LightningArgumentParser:
+    """The parser of one command: ``cli.parser`` is that of all, which knows its commands as actions only."""
+    return cli._parser(command)
 
 
 def datamodule_of(trainer: Trainer) -> Any:

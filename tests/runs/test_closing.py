@@ -52,7 +52,6 @@ def test_it_says_what_is_kept_and_how_good_it_is():
     [
         ("divergence", "--overfit_stopping.policy.divergence warn"),
         ("copies+diversity", "--overfit_stopping.policy.copies warn --overfit_stopping.policy.diversity warn"),
-        ("exposure", "--exposure.hard_cap null"),
     ],
 )
 def test_it_says_how_to_go_on_all_the_same(stopped_by, options):

@@ -24,7 +24,6 @@ from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.sample_videos import SampleVideos
-from vidlit.stopping.verdict import Policy
 from vidlit.training.module import VideoDiffusionModule
 
 BUCKETS = ["9x64x64", "17x48x80"]
@@ -55,7 +54,7 @@ def fit(demo, data, tmp_path):
         name="run",
         max_steps=8,
         ckpt_path=None,
-        policy=Policy(),  # noqa: B008
+        policy=None,
         module=None,
         buckets=BUCKETS,
         val_fraction=0.5,
@@ -197,7 +196,7 @@ class Recall(VideoDiffusionModule):
 
 
 def test_a_model_that_recalls_its_clips_is_stopped_by_copies(fit, demo):
-    policy = Policy(divergence="off", exposure="off", diversity="off")
+    policy = {"divergence": "off", "exposure": "off", "diversity": "off"}
     module = Recall(str(demo.dir / "base"), fps=16)
     _, directory = fit(audits(), policy=policy, module=module, max_steps=20, buckets=ONE_BUCKET)
     summary = directory.read_summary()
@@ -217,7 +216,7 @@ def test_a_model_that_recalls_its_clips_is_stopped_by_copies(fit, demo):
 
 
 def test_the_same_run_goes_on_where_copies_may_only_warn(fit, demo):
-    policy = Policy(divergence="off", exposure="off", diversity="off", copies="warn")
+    policy = {"divergence": "off", "exposure": "off", "diversity": "off", "copies": "warn"}
     module = Recall(str(demo.dir / "base"), fps=16)
     _, directory = fit(audits(), policy=policy, module=module, max_steps=6, buckets=ONE_BUCKET)
     assert directory.read_summary()["stopped_by"] == "max_steps"
@@ -238,7 +237,7 @@ class Collapse(VideoDiffusionModule):
 
 
 def test_a_model_whose_samples_grow_alike_is_stopped_by_diversity(fit, demo):
-    policy = Policy(divergence="off", exposure="off", copies="off")
+    policy = {"divergence": "off", "exposure": "off", "copies": "off"}
     _, directory = fit(audits(), policy=policy, module=Collapse(str(demo.dir / "base"), fps=16), max_steps=20)
     summary = directory.read_summary()
     assert (summary["stopped_by"], summary["stop_step"]) == ("diversity", 8)
@@ -281,7 +280,7 @@ def test_distances_of_sets_are_logged_where_asked_for(fit):
 
 
 def test_a_run_with_nothing_held_out_is_stopped_by_copies(fit, demo):
-    policy = Policy(diversity="off")
+    policy = {"diversity": "off"}
     module = Recall(str(demo.dir / "base"), fps=16)
     samples = audits()
     _, directory = fit(samples, policy=policy, module=module, max_steps=20, buckets=ONE_BUCKET, val_fraction=0.0)

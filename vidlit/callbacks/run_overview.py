@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import EXPOSURE_MEAN
+from vidlit.runs.signal_words import read_signals, titles
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band
 from vidlit.training.memory_advice import memory_use
 from vidlit.training.run_callback import RunCallback
@@ -96,7 +97,8 @@ def model_facts(trainer: Trainer, pl_module: VideoDiffusionModule) -> Facts:
 
 def closing_facts(summary: dict[str, Any], directory: RunDirectory) -> Facts:
     """The decision, and where things lie."""
-    found = [("stopped by", f"{summary['stopped_by']}, at step {summary['stop_step']:,}")]
+    stopped_by = titles(summary["stopped_by"].split("+"), read_signals(directory))
+    found = [("stopped by", f"{stopped_by}, at step {summary['stop_step']:,}")]
     if summary.get("best_step") is not None:
         found.append(("best step", f"{summary['best_step']:,}"))
     places = {

@@ -25,8 +25,10 @@ from vidlit.runs.logged_names import (
     all_rows,
 )
 from vidlit.runs.redaction import redact, redact_text
+from vidlit.runs.signal_words import titles
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.overfit_stopping import OverfitStopping
+from vidlit.signals.signal import Signal
 from vidlit.stopping.verdict import Decision
 from vidlit.training.run_callback import RunCallback
 
@@ -115,7 +117,7 @@ class WandbRecord(RunCallback):
             return
         self._alerted.add(kind)
         stop = decision.action == "stop"
-        signals = " and ".join(decision.signals)
+        signals = titles(decision.signals, {each.name: each.words() for each in self.others(Signal)})
         title = f"{'Stopped by' if stop else 'Warning of'} {signals} at step {self.trainer.global_step}"[:64]
         text = self._without_names(decision.reason, decision)
 

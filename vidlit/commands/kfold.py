@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidlit import plugins
 from vidlit.commands.cli.loading import loading
 from vidlit.commands.cli.plain_parser import PlainParser
 from vidlit.commands.cli.refit import finished, full_steps
@@ -59,7 +60,7 @@ def run(words: list[str]) -> None:
         told = summarise_folds([directory.read_summary() for directory in folds])
         path = root / "folds.json"
         write_text(path, json.dumps(told, indent=2) + "\n")
-        print_folds(told, fit_words, path)
+        print_folds(told, [*plugins.as_words(), *fit_words], path)
 
 
 def parser() -> PlainParser:

@@ -9,6 +9,7 @@ from vidlit.report.charts import HALF, WIDE, compared
 from vidlit.report.videos import VideoBudget, kept_samples
 from vidlit.runs.logged_names import VAL_LOG_RATIO
 from vidlit.runs.record import RunRecord
+from vidlit.runs.signal_words import titles
 from vidlit.runs.wording import duration
 
 
@@ -19,13 +20,20 @@ def comparison(runs: Sequence[RunRecord], budget: VideoBudget) -> dict[str, Any]
     figures = [compared(runs, row, names, WIDE if row is VAL_LOG_RATIO else HALF) for row in rows.values()]
     return {
         "names": names,
-        "runs": [{"name": name, "summary": run.summary} for name, run in zip(names, runs, strict=True)],
+        "runs": [
+            {"name": name, "summary": run.summary, "stopped_by": _stopped_by(run)}
+            for name, run in zip(names, runs, strict=True)
+        ],
         "figures": [each for each in figures if each is not None],
         "differences": _differences(runs),
         "samples": [kept_samples(run, budget) for run in runs],
         "change": _change,
         "duration": duration,
     }
+
+
+def _stopped_by(run: RunRecord) -> str:
+    return titles(str(run.summary.get("stopped_by", "")).split("+"), run.signals)
 
 
 def _change(summary: Mapping[str, Any]) -> str:

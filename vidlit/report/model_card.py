@@ -15,19 +15,16 @@ from vidlit.errors import UserError
 from vidlit.runs.directory import write_text
 from vidlit.runs.logged_names import VAL_LOG_RATIO
 from vidlit.runs.record import Curve, RunRecord
+from vidlit.runs.signal_words import titles, words_for
 
 CURVE, SAMPLES = "validation_curve.png", "samples.png"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCE_KEYS = ("license", "license_name", "license_link")
-_REASONS = {
-    "divergence": "the validation loss had risen, or had stopped improving while the training loss was still falling",
-    "exposure": "each video had been seen as often as was allowed",
-    "copies": "samples came too near to training clips",
-    "diversity": "samples grew alike",
+_WITHOUT_SIGNAL = {
     "max_steps": "all planned steps were trained",
     "other": "a limit that was set from outside was reached",
 }
-"""In words that name no clip: a run's own reason may."""
+"""Why a run ended that no signal stopped. A run's own reason may name clips; this, and signals' own words, do not."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ def _body(run: RunRecord, facts: CardFacts, folder: Path) -> str:
         else f"{what} `{facts.base}`.",
         f"Licence of the base model: {licence_name}. It holds for these weights, too.",
         "## Training",
-        *_training(summary),
+        *_training(run),
     ]
     if (folder / CURVE).is_file():
         parts.append(f"![Validation loss against the base model's, by step]({CURVE})")
@@ -160,13 +157,15 @@ def _body(run: RunRecord, facts: CardFacts, folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _training(summary: dict[str, Any]) -> list[str]:
+def _training(run: RunRecord) -> list[str]:
+    summary = run.summary
     clips = summary["num_clips"]
     signals = summary["stopped_by"].split("+")
-    reason = "; ".join(_REASONS.get(signal, signal) for signal in signals)
+    by = titles(signals, run.signals)
+    reason = "; ".join(_WITHOUT_SIGNAL.get(name) or words_for(name, run.signals).because for name in signals)
     facts = [
         f"Trained on {clips['train']} clips; {clips['val']} kept for validation, {clips['test']} for a test.",
-        f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} by {' and '.join(signals)}: {reason}.",
+        f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} by {by}: {reason}.",
     ]
     if summary.get("best_step") is not None:
         facts.append(f"Best step: {summary['best_step']}.")

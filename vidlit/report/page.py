@@ -26,6 +26,7 @@ from vidlit.runs.logged_names import (
 )
 from vidlit.runs.record import RunRecord
 from vidlit.runs.redaction import redact_text
+from vidlit.runs.signal_words import titles, words_for
 from vidlit.runs.wording import duration
 
 MAX_MEGABYTES = 24.0
@@ -38,7 +39,7 @@ _TITLES = {
     "max_steps": "Trained all {planned_steps} steps",
     "other": "Ended at step {stop_step} of {planned_steps}",
 }
-_STOPPED = "Stopped at step {stop_step} of {planned_steps} by {stopped_by}"
+_STOPPED = "Stopped at step {stop_step} of {planned_steps} by {signals}"
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,10 @@ def _page(run: RunRecord, budget: VideoBudget) -> RunPage:
     charts[EXPOSURE] = [*([] if histogram is None else [histogram]), *charts[EXPOSURE]]
     return RunPage(
         run=run,
-        title=_TITLES.get(run.summary.get("stopped_by"), _STOPPED).format_map(run.summary),
+        title=_title(run),
         paragraph=_paragraph(run),
         tiles=_tiles(run.summary),
-        signals=list(run.decisions[-1]["verdicts"]) if run.decisions else [],
+        signals=_signals(run),
         charts=charts,
         missing=_missing(run),
         checks=_checks(run),
@@ -125,6 +126,18 @@ def _page(run: RunRecord, budget: VideoBudget) -> RunPage:
         over_time=over_time(run, budget),
         config=redact_text(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)) if run.config else "",
     )
+
+
+def _title(run: RunRecord) -> str:
+    stopped_by = run.summary.get("stopped_by")
+    signals = titles((stopped_by or "").split("+"), run.signals)
+    return _TITLES.get(stopped_by, _STOPPED).format(signals=signals, **run.summary)
+
+
+def _signals(run: RunRecord) -> list[dict[str, Any]]:
+    """What each said at the latest check, under its title."""
+    verdicts = run.decisions[-1]["verdicts"] if run.decisions else ()
+    return [{**verdict, "title": words_for(verdict["signal"], run.signals).title} for verdict in verdicts]
 
 
 def _paragraph(run: RunRecord) -> str:

@@ -6,13 +6,11 @@ from typing import Any
 
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import VAL_LOG_RATIO
+from vidlit.runs.signal_words import read_signals, titles, words_for
 from vidlit.runs.wording import duration
 
-GO_ON = {
-    **{name: f"--overfit_stopping.policy.{name} warn" for name in ("divergence", "copies", "diversity")},
-    "exposure": "--exposure.hard_cap null",
-}
-"""What lets a run go on that each signal has stopped."""
+NO_SIGNAL = ("max_steps", "other")
+"""Endings that no signal brought about."""
 
 
 def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
@@ -23,9 +21,10 @@ def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
             f"--ckpt_path {directory.last_checkpoint}"
         )
     seen = summary["exposures"]
+    stopped_by = titles(summary["stopped_by"].split("+"), read_signals(directory))
     return (
         f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} after {duration(summary['seconds'])} by "
-        f"{summary['stopped_by']}. {summary['reason']}{_pair(summary, directory)} {_kept(summary)} At the end each "
+        f"{stopped_by}. {summary['reason']}{_pair(summary, directory)} {_kept(summary)} At the end each "
         f"video had been seen {seen['mean']:,.0f} times on average ({seen['min']:,} to {seen['max']:,}): "
         f"{seen['band']}. "
         f"Weights: {directory.weights}. Samples, curves and decisions: {directory.path}{_go_on(summary, directory)}"
@@ -40,9 +39,11 @@ def _pair(summary: dict[str, Any], directory: RunDirectory) -> str:
 
 def _go_on(summary: dict[str, Any], directory: RunDirectory) -> str:
     """How to train on where a signal ended the run, for those who know better."""
-    options = [GO_ON[signal] for signal in summary["stopped_by"].split("+") if signal in GO_ON]
-    if not options:
+    if summary["stopped_by"] in NO_SIGNAL:
         return ""
+    signals = read_signals(directory)
+    plugins = [f"--plugin {named}" for named in directory.read_plugins()]
+    options = [*plugins, *(words_for(name, signals).go_on for name in summary["stopped_by"].split("+"))]
     return f". To go on all the same: --ckpt_path {directory.last_checkpoint} {' '.join(options)}"
 
 

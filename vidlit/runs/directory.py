@@ -75,6 +75,16 @@ class RunDirectory:
         return self.path / "decisions.jsonl"
 
     @property
+    def signals(self) -> Path:
+        """What each stop signal of the run says of itself, in words."""
+        return self.path / "signals.json"
+
+    @property
+    def plugins(self) -> Path:
+        """The plugins that the run was begun with, one a line; none where it needs none."""
+        return self.path / "plugins.txt"
+
+    @property
     def skipped(self) -> Path:
         """One JSON line for each step that was left out because its loss or gradient was NaN or infinite."""
         return self.path / "skipped.jsonl"
@@ -143,6 +153,10 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         """What :attr:`summary` holds; empty where there is none yet."""
         return dict(json.loads(self.summary.read_text())) if self.summary.is_file() else {}
+
+    def read_plugins(self) -> list[str]:
+        """What :attr:`plugins` holds, as it was named on the command line."""
+        return self.plugins.read_text().splitlines() if self.plugins.is_file() else []
 
     def discard_if_empty(self) -> None:
         """Remove the folder of a run that never began."""

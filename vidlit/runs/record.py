@@ -25,6 +25,7 @@ from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_name import LoggedName
 from vidlit.runs.logged_names import EXPOSURE_ADJUSTED, all_rows, read_rows
 from vidlit.runs.redaction import redact
+from vidlit.runs.signal_words import SignalWords, read_signals
 from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, judge_run
 from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
 from vidlit.stopping.verdict import Verdict
@@ -115,6 +116,11 @@ class RunRecord:
         for verdict in (verdict for decision in decisions for verdict in decision["verdicts"]):
             verdict["evidence"] = {_renamed(name): value for name, value in verdict["evidence"].items()}
         return decisions
+
+    @cached_property
+    def signals(self) -> dict[str, SignalWords]:
+        """What each stop signal says of itself, by name; empty for a run that says nothing of them."""
+        return read_signals(self.directory)
 
     @cached_property
     def exposures(self) -> list[Exposure]:

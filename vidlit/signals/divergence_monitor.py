@@ -57,6 +57,11 @@ class DivergenceMonitor(Signal):
         UserError: on resume, the validation clips are not those of the checkpoint.
     """
 
+    name = "divergence"
+    title = "overfitting"
+    judges = "train/val divergence: whether validation loss turns, or stalls while the training subset's falls"
+    because = "the validation loss had risen, or had stopped improving while the training loss was still falling"
+
     def __init__(self, settings: DivergenceSettings = DivergenceSettings()) -> None:  # noqa: B008 - frozen
         self.settings = settings
         self.sets: tuple[str, ...] = SETS

@@ -27,6 +27,12 @@ class ExposureLedger(Signal):
         hard_cap: stop when the mean exposures per source video reach this; ``None`` never stops on exposures alone.
     """
 
+    name = "exposure"
+    title = "exposures"
+    judges = "how often each video was seen, where a cap is set"
+    because = "each video had been seen as often as was allowed"
+    go_on = "--exposure.hard_cap null"
+
     def __init__(self, hard_cap: float | None = None) -> None:
         self.hard_cap = hard_cap
         self._counted = torch.zeros(0, dtype=torch.int64)  # agreed on by all ranks

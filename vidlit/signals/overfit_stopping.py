@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 
-from vidlit.errors import Interrupted
+from vidlit.errors import Interrupted, UserError
+from vidlit.runs.signal_words import save_signals
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
-from vidlit.signals.signal import Signal
+from vidlit.signals.signal import Signal, known_signals
 from vidlit.stopping.divergence import DivergenceHistory, best_check
 from vidlit.stopping.exposure import band
-from vidlit.stopping.verdict import Decision, Policy
+from vidlit.stopping.verdict import Decision, Mode, join_verdicts
 from vidlit.training.kept_weights import Kept, KeptWeights, Restore
 from vidlit.training.run_callback import RunCallback
 
@@ -25,14 +28,18 @@ class OverfitStopping(RunCallback):
     weights of the check that is kept.
 
     Args:
-        policy: what each signal may do: ``stop`` the run, at most ``warn``, or be ``off``.
+        policy: what each signal may do, by name: ``stop`` the run, at most ``warn``, or be ``off``. What is not named
+            here does as the signal itself says, and that is ``stop`` for all that come with vidlit.
         restore: which weights to keep: ``best``, of the check with the lowest held-out loss; ``conservative``, of the
             earliest check within a tenth of the best gain, which has seen each video less often; or ``last``. Where no
             check was better than it, ``best`` and ``conservative`` keep the base model.
+
+    Raises:
+        UserError: the policy names a signal that there is not, or a mode that there is not.
     """
 
-    def __init__(self, policy: Policy = Policy(), restore: Restore = "best") -> None:  # noqa: B008 - frozen
-        self.policy = policy
+    def __init__(self, policy: dict[str, Mode | bool] | None = None, restore: Restore = "best") -> None:
+        self.policy = check_policy(policy or {})
         self.kept_weights = KeptWeights(restore)
         self.decision: Decision | None = None
         self.summary: dict[str, Any] = {}
@@ -44,16 +51,19 @@ class OverfitStopping(RunCallback):
         self._warned: set[tuple[str, str]] = set()
 
     def on_train_start(self, *_: Any) -> None:
-        """Start the clock."""
+        """Start the clock, and write down what the signals say of themselves."""
         self._since = time.monotonic()
+        if self.trainer.is_global_zero:
+            save_signals(self.run, (signal.words() for signal in self.others(Signal)))
 
     def on_validation_end(self, *_: Any) -> None:
         """Decide."""
         if not self.is_checking:
             return
         self.kept_weights.after_check(self.trainer, self.run, self._history())
-        verdicts = [signal.verdict() for signal in self.others(Signal)]
-        self.decision = self.policy.join(verdicts)
+        signals = self.others(Signal)
+        modes = {signal.name: self.policy.get(signal.name, signal.default_mode) for signal in signals}
+        self.decision = join_verdicts((signal.verdict() for signal in signals), modes)
         # All ranks hold the same numbers; agreeing costs little and a rank that parts ways hangs the others.
         stop = self.trainer.strategy.reduce_boolean_decision(self.decision.action == "stop", all=False)
         self.trainer.should_stop = self.trainer.should_stop or stop
@@ -75,7 +85,8 @@ class OverfitStopping(RunCallback):
             kind = (verdict.signal, str(verdict.evidence.get("case", verdict.evidence.get("band", ""))))
             if verdict.action == "warn" and kind not in self._warned:
                 self._warned.add(kind)
-                print(f"step {decision.verdicts[0].evidence.get('step', '')}: {verdict.signal}: {verdict.reason}")
+                title = known_signals()[verdict.signal].title
+                print(f"step {self.trainer.global_step}: {title}: {verdict.reason}")
 
     # -- the end
 
@@ -184,3 +195,26 @@ class OverfitStopping(RunCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self._seconds = state_dict["seconds"]
+
+
+def check_policy(policy: Mapping[str, Mode | bool]) -> dict[str, Mode]:
+    """The modes of a policy by signal; YAML reads ``off`` as false.
+
+    Raises:
+        UserError: it names a signal that there is not, or a mode that there is not.
+    """
+    known = known_signals()
+    checked: dict[str, Mode] = {}
+    for name, given in policy.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"overfit_stopping.policy.{name}: there is no such signal.{meant} "
+                f"There are {', '.join(sorted(known))}; a plugin's need its --plugin."
+            )
+        mode = "off" if given is False else given
+        if mode is True or mode not in get_args(Mode):
+            raise UserError(f"overfit_stopping.policy.{name} is {given!r}: it must be stop, warn or off.")
+        checked[name] = mode
+    return checked

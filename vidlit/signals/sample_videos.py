@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ class SampleVideos(RunCallback):
         """The callbacks that judge what the audits find; none without audits."""
         if not self.num_audit:
             return []
-        return [SampleSignal(self, Audit.copies), SampleSignal(self, Audit.diversity)]
+        return [CopiesSignal(self), DiversitySignal(self)]
 
     def make_audit(self, datamodule: LatentDataModule, held_out: Sequence[Clip] | None = None) -> Audit | None:
         """An audit as these options say; none with ``num_audit`` 0.
@@ -185,18 +185,43 @@ class SampleVideos(RunCallback):
 
 
 class SampleSignal(Signal):
-    """One judgement of what the audits of :class:`SampleVideos` found.
+    """One judgement of what the audits of :class:`SampleVideos` found; between audits it stays.
 
     Args:
         samples: whose audits.
-        judge: its judgement.
     """
 
-    def __init__(self, samples: SampleVideos, judge: Callable[[Audit], Verdict]) -> None:
+    def __init__(self, samples: SampleVideos) -> None:
         self.samples = samples
-        self.judge = judge
+
+    @property
+    def audit(self) -> Audit:
+        """The audits so far."""
+        assert self.samples.audit is not None
+        return self.samples.audit
+
+
+class CopiesSignal(SampleSignal):
+    """Are samples copies of training clips?"""
+
+    name = "copies"
+    title = "copies"
+    judges = "how near samples come to training clips"
+    because = "samples came too near to training clips"
 
     def verdict(self) -> Verdict:
-        """Of the latest audit; between audits it stays."""
-        assert self.samples.audit is not None
-        return self.judge(self.samples.audit)
+        """Of the latest audit."""
+        return self.audit.copies()
+
+
+class DiversitySignal(SampleSignal):
+    """Do samples grow alike?"""
+
+    name = "diversity"
+    title = "lost diversity"
+    judges = "how different samples are from each other"
+    because = "samples grew alike"
+
+    def verdict(self) -> Verdict:
+        """Of the latest audit."""
+        return self.audit.diversity()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Action = Literal["continue", "warn", "stop"]
@@ -17,7 +17,7 @@ class Verdict:
     """One signal's word after one check.
 
     Args:
-        signal: Who speaks: "divergence", "copies", "diversity" or "exposure".
+        signal: Name of the signal that speaks, such as "copies".
         action: What the signal asks for.
         reason: One plain sentence with the numbers, for the user.
         evidence: The numbers behind the sentence; always finite, so that they can be written as JSON.
@@ -46,49 +46,13 @@ class Decision:
     verdicts: tuple[Verdict, ...]
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What each signal may do: "stop" the run, at most "warn", or be "off".
-
-    Memorising is a policy, not a law: who wants one subject learned by heart sets ``copies`` to "warn" or "off".
-
-    Args:
-        divergence: Held-out loss against its own past and the training subset.
-        copies: Generated clips too near to training clips.
-        diversity: Generated clips growing alike.
-        exposure: How often each video was seen; as a hard cap where one is set.
-
-    Raises:
-        ValueError: If a mode is none of the three.
-    """
-
-    divergence: Mode = "stop"
-    copies: Mode = "stop"
-    diversity: Mode = "stop"
-    exposure: Mode = "stop"
-
-    def __post_init__(self) -> None:
-        for signal in fields(self):
-            if getattr(self, signal.name) not in ("stop", "warn", "off"):
-                raise ValueError(
-                    f"{signal.name}: {getattr(self, signal.name)!r} is not a mode; use 'stop', 'warn' or 'off'"
-                )
-
-    def join(self, verdicts: Iterable[Verdict]) -> Decision:
-        """Joins the verdicts of one check into one decision.
-
-        Raises:
-            ValueError: If a verdict comes from a signal that the policy does not know.
-        """
-        return join_verdicts(verdicts, {signal.name: getattr(self, signal.name) for signal in fields(self)})
-
-
-def join_verdicts(verdicts: Iterable[Verdict], modes: dict[str, Mode]) -> Decision:
+def join_verdicts(verdicts: Iterable[Verdict], modes: Mapping[str, Mode]) -> Decision:
     """Joins verdicts into the strongest action that their modes allow.
 
     Args:
         verdicts: One verdict per signal; any order, any number.
-        modes: Mode of each signal by name.
+        modes: What each signal may do, by name: "stop" the run, at most "warn", or be "off". Memorising is a policy,
+            not a law: who wants one subject learned closely sets "copies" to "warn" or "off".
 
     Raises:
         ValueError: If a verdict's signal has no mode.

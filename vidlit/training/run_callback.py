@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -29,6 +29,9 @@ class RunCallback(Callback):
 
     A subclass that has a ``setup`` of its own calls this one first.
     """
+
+    section: ClassVar[str] = ""
+    """Of the config, for its options: a plugin's callback that states one takes part in every fit."""
 
     trainer: Trainer
     module: VideoDiffusionModule

@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
+from vidlit import plugins
 from vidlit.commands.cli.configs import find_config
 from vidlit.commands.cli.old_keys import rename_key
-from vidlit.commands.cli.option_list import Option, OptionList, option_lists
+from vidlit.commands.cli.option_list import POLICY, Option, OptionList, option_lists
 from vidlit.errors import UserError
 
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
@@ -50,7 +51,7 @@ def check(words: list[str]) -> list[str]:
         UserError: an option or a key is not known (with the nearest that is), takes no such word, a config file is not
             there or no YAML (with its line), or nothing says what to work on.
     """
-    known = option_lists()[words[0]]
+    known = with_plugins(option_lists()[words[0]])
     checked, keys = list(words), set[str]()
     for given in read_words(words, known):
         if not given.name:
@@ -73,6 +74,19 @@ def check(words: list[str]) -> list[str]:
     if missing and not {"help", "h", "print_config"} & keys:
         raise UserError(_nothing_to_do(words[0], missing))
     return checked
+
+
+def with_plugins(known: OptionList) -> OptionList:
+    """The list with the sections of plugins, whose options are for the parser to tell, and modes for their signals.
+
+    Args:
+        known: options of the command.
+    """
+    if not (known.reads_yaml and plugins.modules()):
+        return known
+    sections = {name: Option(is_open=True) for name in plugins.callbacks()}
+    policy = Option(fields={**known.options[POLICY].fields, **sections})
+    return OptionList({**known.options, **sections, POLICY: policy}, known.required, known.reads_yaml)
 
 
 def read_words(words: list[str], known: OptionList) -> Iterator[Given]:
@@ -202,6 +216,8 @@ def _check_name(name: str, known: OptionList, shown: str, dashes: str = "--") ->
     if not is_known(name, known):
         near = nearest(name, known)
         meant = f" Did you mean {dashes}{near}?" if near else ""
+        if not is_known(name.partition(".")[0], known):
+            meant += f" If a plugin has it, name that: {plugins.OPTION} FILE."
         raise UserError(f"{shown}: there is no such option.{meant}")
 
 
@@ -262,6 +278,8 @@ def _check_mapping(mapping: yaml.MappingNode, above: str, path: Path, known: Opt
             continue
         where = f"{path}, line {key.start_mark.line + 1}: {above}{key.value}"
         name = rename_key(f"{above}{key.value}")
+        if name == plugins.OPTION.removeprefix("--"):
+            raise UserError(f"{where}: {plugins.REFUSED}.")
         _check_name(name, known, where, dashes="")
         option = find_option(name, known)
         keys.add(name.removesuffix("+"))

@@ -8,7 +8,7 @@ import signal
 import sys
 from argparse import ArgumentError
 
-from vidlit import commands
+from vidlit import commands, plugins
 from vidlit.commands.cli.checking import check
 from vidlit.commands.cli.help_screen import one_command
 from vidlit.commands.cli.old_keys import rename_words
@@ -38,7 +38,10 @@ def dispatch(words: list[str]) -> int:
     if verbose:
         os.environ[VERBOSE_VARIABLE] = "1"
     try:
-        _command(words)
+        words, named = plugins.take(words)
+        with plugins.active(named):
+            plugins.require_for_configs(words)
+            _command(words)
     except (UserError, ArgumentError) as error:
         if debug:
             raise

@@ -105,6 +105,7 @@ Those from fit to encode read a YAML file (--config FILE); any value in it can
 be overridden on the command line: --trainer.max_steps 500
 
 options
+  --plugin F  load signals, callbacks and families of your own: a file or module
   -v          let Lightning say everything it does
   --debug     show the full traceback of an error
   --version   print the version

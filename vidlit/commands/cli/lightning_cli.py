@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from vidlit import plugins
 from vidlit.callbacks.order import callbacks_for
 from vidlit.callbacks.run_overview import closing_facts, print_facts
 from vidlit.callbacks.wandb_record import WandbRecord
@@ -69,7 +70,9 @@ class SaveRunConfig(SaveConfigCallback):
         """Save when a fit starts."""
         if stage == "fit" and trainer.is_global_zero:
             text = self.parser.dump(self.config, skip_unset=False)
-            write_text(RunDirectory(Path(trainer.default_root_dir)).config, _without_secrets(text))
+            directory = RunDirectory(Path(trainer.default_root_dir))
+            write_text(directory.config, _without_secrets(text))
+            plugins.save(directory)
 
 
 class VidlitCLI(LightningCLI):
@@ -82,7 +85,10 @@ class VidlitCLI(LightningCLI):
     run_directory: RunDirectory
 
     def __init__(self, args: list[str]) -> None:
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=IMPORTABLE)
+        set_parsing_settings(
+            import_path_denylist=["*", *plugins.modules_of_before()],
+            import_path_allowlist=[*IMPORTABLE, *plugins.modules()],
+        )
         rename_configs_when_read()
         super().__init__(
             VideoDiffusionModule,
@@ -111,7 +117,7 @@ class VidlitCLI(LightningCLI):
         kwargs.setdefault("exit_on_error", False)
         return super().init_parser(**kwargs)
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]  # only words
         """Parse the words given; Lightning's own would warn that ``sys.argv`` holds others, as it does in a test."""
         self.config = parser.parse_args(args)
 
@@ -145,6 +151,7 @@ class VidlitCLI(LightningCLI):
         parser.add_lightning_class_args(SampleVideos, "samples")
         parser.add_lightning_class_args(WeightExport, "export")
         parser.add_lightning_class_args(WandbRecord, "wandb")
+        plugins.add_to(parser)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("model.base", "data.base")
@@ -206,6 +213,8 @@ class VidlitCLI(LightningCLI):
             directory = new_run_directory(config.run.dir, config.run.name)
         else:
             return None, None
+        if self.subcommand == "fit":
+            plugins.require(directory)
         return str(directory.path), checkpoint
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -216,8 +225,8 @@ class VidlitCLI(LightningCLI):
             config["enable_progress_bar"] = False  # each video is a line
         if isinstance(config["strategy"], ModelParallelStrategy):
             config["inference_mode"] = False  # what it gathers cannot be trained with; as for Lightning's FSDP
-        plugins = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
-        config["plugins"] = [*(plugin for plugin in plugins if plugin is not None), AtomicCheckpointIO()]
+        given = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
+        config["plugins"] = [*(plugin for plugin in given if plugin is not None), AtomicCheckpointIO()]
         config["logger"] = [*in_background(kept), RunCSVLogger(self.run_directory)] if training else False
         return super()._instantiate_trainer(config, callbacks_for(str(self.subcommand), callbacks))
 

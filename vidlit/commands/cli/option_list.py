@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).with_name("options.json")
 
+POLICY = "overfit_stopping.policy"
+"""The option whose names are those of signals."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -82,9 +85,12 @@ def gather() -> dict[str, Any]:
     from vidlit.commands import load, summaries
     from vidlit.commands.cli.configs import find_config
     from vidlit.commands.cli.parse_only import ParseOnly
+    from vidlit.lightning_internals import parser_of
 
     cli = ParseOnly(["fit", "--config", str(find_config("quickstart"))])
-    lightning = {name: _read(cli._parser(name)) for name in cli.subcommands()}
+    lightning = {name: _read(parser_of(cli, name)) for name in cli.subcommands()}
+    for options, _ in lightning.values():
+        options[POLICY] = _policy().as_json()
     fit, _ = lightning["fit"]
     shared = {name: values for name, values in fit.items() if all(name in each for each, _ in lightning.values())}
     lists: dict[str, dict[str, Any]] = {
@@ -104,6 +110,15 @@ def gather() -> dict[str, Any]:
     own = {name: values for name, values in fit.items() if name not in shared}
     lists["kfold"] = {**lists["fit"], "options": {**own, **lists["kfold"]["options"]}}
     return {"shared": shared, "commands": dict(sorted(lists.items()))}
+
+
+def _policy() -> Option:
+    """A mode for each signal that comes with vidlit: to the parser any name is one."""
+    from vidlit.signals.signal import known_signals
+    from vidlit.stopping.verdict import Mode
+
+    own = [name for name, kind in known_signals().items() if kind.__module__.startswith("vidlit.")]
+    return Option(fields={name: _of_type(Mode) for name in sorted(own)})
 
 
 def _read(parser: Any) -> tuple[dict[str, Any], list[str]]:
