@@ -1,15 +1,20 @@
 """The table of logged metrics: every name that is logged has a row, every row is logged, and rows from outside."""
 
 import csv
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import vidlit
 from vidlit.errors import UserError
 from vidlit.runs import logged_names
 from vidlit.runs.csv_logger import RunCSVLogger
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import (
+    AUDITS,
+    HELD_OUT,
     OWN,
     SECTIONS,
     VAL_LOG_RATIO,
@@ -37,9 +42,15 @@ def test_every_name_that_is_logged_has_a_row_and_every_row_is_logged(finished_ru
         logged = set(next(csv.reader(file))) - {"step", "epoch"}
     rows = {name: [row.name for row in OWN if row.matches(name)] for name in logged}
     assert {name: found for name, found in rows.items() if len(found) != 1} == {}
-    switched_on = ("", "data.split.val_fraction", "samples.num_audit")
+    switched_on = ("", HELD_OUT, AUDITS)
     expected = {row.name for row in OWN if row.kind == "curve" and row.needs in switched_on}
     assert expected <= {name for found in rows.values() for name in found}
+
+
+def test_what_a_row_needs_is_an_option():
+    options = json.loads((Path(vidlit.__file__).parent / "commands/cli/options.json").read_text())
+    named = {name for command in options.values() for name in command} | options.keys()
+    assert {row.needs for row in OWN} - {""} <= named
 
 
 def test_names_are_one_each_and_sections_those_of_the_report():
