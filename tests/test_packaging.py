@@ -11,6 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import vidlit
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
@@ -63,4 +65,4 @@ def test_workflows_name_what_is_there(path):
 
 
 def test_the_version_is_the_same_everywhere():
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == vidlit.__version__ == PROJECT["version"]

@@ -33,6 +33,10 @@ PLATEAU_HUMP = 0.5
 LUCK = 0.5
 """Share of a lowest stretch's depth that is owed to luck, of that of as many averages of pure noise, once the loss has
 surely fallen: few averages compete at the bottom of a curve. Before, all of it is."""
+LONGEST_STRETCH = 6
+"""The lowest stretch is at most one part in this many of the checks so far."""
+TIP = 6
+"""The tip of a rise is the last of this many parts of it."""
 GROWING = 1.1
 """The tip of a rise over the mean of its later half, at least: a straight line has 1.2, a hump past its top under 1."""
 
@@ -155,10 +159,11 @@ def _divergence(
     # The reference: the lowest stretch, as long as the jitter asks for and the run allows.
     rough, _ = curves.lowest_average(curve, np.full(runs, 3))
     wanted = np.ceil((sigma / np.maximum(settings.min_excess * -rough, 1e-9)) ** 2)
-    width = np.clip(wanted, 3, max(3, now // 6)).astype(np.int64)
+    width = np.clip(wanted, 3, max(3, now // LONGEST_STRETCH)).astype(np.int64)
     lowest, end = curves.lowest_average(curve, width)
     gain = np.maximum(-lowest, 0.0)
-    # The lowest of many averages is too low: add what that of now / width averages of pure noise lies under zero.
+    # The lowest of many averages is too low: add what that of now / width averages of pure noise lies under zero,
+    # (3) of docs/science.md; the statistic below is (4).
     luck = np.where(-rough < 3.0 * sigma, 1.0, LUCK)
     lucky = luck * sigma / np.sqrt(width) * np.sqrt(2.0 * np.log(np.maximum(now / width, 1.0)))
     worth = settings.min_excess * gain
@@ -180,7 +185,7 @@ def _divergence(
     centre = end - (width - 1) / 2.0
     patience = settings.confirm * (2.0 if val.shape[2] < MIN_VIDEOS else 1.0)
     confirmed = (now - end >= 3) & (now - centre >= patience * centre)
-    tip = curves.window_mean(curve[..., None], latest - np.maximum(2, (now - end) // 6) + 1, latest)[:, 0] - lowest
+    tip = curves.window_mean(curve[..., None], latest - np.maximum(2, (now - end) // TIP) + 1, latest)[:, 0] - lowest
     # Few checks after the lowest stretch say little about the shape of a rise: there, not falling is enough.
     growing = tip >= np.where(now - end >= 12, GROWING, 1.0) * rise
     return (
