@@ -44,4 +44,5 @@ def test_they_run(tmp_path):
     assert outputs["4"].count("data:video/mp4") == 4
     assert (tmp_path / "notebooks" / "comparison.html").is_file()
     assert "EvenNoise" in outputs["5"]
+    assert "even noise: 20 steps, validation -" in outputs["5"]  # trained, and it learned
     assert "patience 3 stops at" in outputs["5"]

@@ -32,6 +32,11 @@ def logs_after_this_batch(trainer: Trainer) -> bool:
     return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % log_every == 0
 
 
+def count_steps_from(trainer: Trainer, num_steps: int) -> None:
+    """Set the counter of :func:`logs_after_this_batch`: Lightning counts a run's last step again when it goes on."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = num_steps
+
+
 def forget_sigterm(trainer: Trainer) -> None:
     """Let a SIGTERM that Lightning has noted rest: it would act on it before the validation that is due."""
     trainer._signal_connector.received_sigterm = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vidlit.lightning_internals import count_steps_from
 from vidlit.runs.csv_logger import RunCSVLogger
 from vidlit.training.run_callback import RunCallback
 
@@ -21,3 +22,7 @@ class Rewind(RunCallback):
             for logger in self.trainer.loggers:
                 if isinstance(logger, RunCSVLogger):
                     logger.rewind(self.trainer.global_step)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Log at the steps at which the run would have logged without the break."""
+        count_steps_from(self.trainer, self.trainer.global_step)
