@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import weakref
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.noising import Noise
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA
+from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.posterior import draw_latents
@@ -72,6 +74,30 @@ def test_batches_clips_and_exposures_of_a_real_run(quickstart, tmp_path, monkeyp
         written = list(csv.DictReader(file))
     assert {row["clip_id"]: int(row["exposures"]) for row in written if row["split"] == "train"} == counted
     assert {row["video"] for row in written if row["split"] == "val"} == groups["val"]
+
+
+@pytest.mark.parametrize("options", [[], ["--model.adapter.rank=4"], ["--model.ema.decay=0.9"]])
+def test_the_base_is_never_there_twice(quickstart, tmp_path, monkeypatch, options):
+    """Where the base is kept at the end of a fit, and where a test scores it: it may be most of the memory."""
+    there, loads = [], []
+    load = LTXVideo.load_transformer
+
+    def watched(self, *args):
+        loads.append(sum(reference() is not None for reference in there))
+        transformer = load(self, *args)
+        there.append(weakref.ref(transformer))
+        return transformer
+
+    monkeypatch.setattr(LTXVideo, "load_transformer", watched)
+    few = {"data__buckets": "[9x48x48]", "data__split__test_fraction": 0.34, "data__split__val_fraction": 0.2}
+    words = quickstart(**few, model__warmup_steps=0, trainer__max_steps=4)
+    assert main([*words, "--model.optimizer.init_args.lr=1.0", "--trainer.gradient_clip_val=null", *options]) == 0
+    run = tmp_path / "runs" / "quickstart" / "0"
+    assert json.loads((run / "summary.json").read_text())["kept"] == "base model"
+    assert loads == [0, 0]
+    there.clear(), loads.clear()
+    assert main([*quickstart("test", **few), *options, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
+    assert loads == [0, 0]
 
 
 def test_validation_numbers_do_not_depend_on_the_batch_size(quickstart, tmp_path):

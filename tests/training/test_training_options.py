@@ -161,6 +161,32 @@ def test_slurms_warning_saves_and_leaves(quickstart, tmp_path, monkeypatch, caps
     assert max(column(run_of(tmp_path), "train/loss")) == 6
 
 
+def test_weights_and_moments_in_bfloat16_and_nothing_else(quickstart, tmp_path, monkeypatch):
+    """``bf16-true`` was a traceback: Lightning drew the noise levels in bfloat16, too."""
+    seen = set()
+    forward = VideoDiffusionModule.forward
+
+    def watched(self, noisy, sigmas, conditioning):
+        velocity = forward(self, noisy, sigmas, conditioning)
+        (weights,) = {parameter.dtype for parameter in self.transformer.parameters()}
+        seen.add((weights, noisy.dtype, sigmas.dtype, torch.get_default_dtype()))
+        return velocity
+
+    monkeypatch.setattr(VideoDiffusionModule, "forward", watched)
+    options = {"trainer__precision": "bf16-true", "samples__num_videos": 1, "samples__num_steps": 2}
+    assert main(quickstart(**options, trainer__max_steps=8)) == 0
+    run = run_of(tmp_path)
+    assert seen == {(torch.bfloat16, torch.float32, torch.float32, torch.float32)}
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert {value.dtype for value in checkpoint["state_dict"].values()} == {torch.bfloat16}
+    (moments,) = {state["exp_avg"].dtype for state in checkpoint["optimizer_states"][0]["state"].values()}
+    assert moments == torch.bfloat16
+    assert {value.dtype for value in exported(run).values()} == {torch.bfloat16}
+    curve = column(run, "val/log_ratio")
+    assert curve[8] < curve[4] < 0
+    assert main([*quickstart("validate", **options), f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
+
+
 def test_speed_memory_and_utilisation_are_logged(quickstart, tmp_path):
     assert main(quickstart(trainer__max_steps=4)) == 0
     run = run_of(tmp_path)

@@ -89,12 +89,24 @@ def store_frozen(transformer: nn.Module, dtype: FrozenDtype) -> None:
         UserError: torchao, which quantises, is not installed.
     """
     floats = {"float32": torch.float32}.get(dtype, torch.bfloat16)
-    fp32 = tuple(getattr(transformer, "_keep_in_fp32_modules", None) or ())
     for name, parameter in transformer.named_parameters():
-        kept = parameter.requires_grad or any(part in fp32 for part in name.split("."))
+        kept = parameter.requires_grad or _needs_float32(transformer, name)
         parameter.data = parameter.data.to(torch.float32 if kept else floats)
     if dtype in ("int8", "float8"):
         _quantise(transformer, dtype)
+
+
+def lower_weights(transformer: nn.Module) -> None:
+    """Keep all weights in bfloat16, in place, trained ones too, but those that the architecture needs in float32."""
+    for name, parameter in transformer.named_parameters():
+        if parameter.dtype == torch.float32 and not _needs_float32(transformer, name):
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _needs_float32(transformer: nn.Module, name: str) -> bool:
+    """Whether the architecture says so of a parameter, as diffusers' models do."""
+    parts = getattr(transformer, "_keep_in_fp32_modules", None) or ()
+    return any(part in parts for part in name.split("."))
 
 
 def _quantise(transformer: nn.Module, dtype: FrozenDtype) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -28,7 +29,15 @@ from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
 from vidlit.training.fit_check import check_fits, describe
 from vidlit.training.gradients import BadStepPolicy, clip_gradients
-from vidlit.training.memory import Memory, checkpoint_blocks, repeated_blocks, shard, store_frozen, whole
+from vidlit.training.memory import (
+    Memory,
+    checkpoint_blocks,
+    lower_weights,
+    repeated_blocks,
+    shard,
+    store_frozen,
+    whole,
+)
 from vidlit.training.optimizers import is_schedule_free, with_warmup
 from vidlit.training.posterior import draw_latents
 
@@ -131,7 +140,7 @@ class VideoDiffusionModule(LightningModule):
         """Load the transformer, once, when Lightning knows where it will live."""
         if self.transformer is not None:
             return
-        if self.adapter is not None and is_attached(self) and self.trainer.precision == "bf16-true":
+        if self.adapter is not None and self._trains_in_bfloat16:
             raise UserError(
                 "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "
                 "--trainer.precision bf16-mixed with --model.memory.base_dtype bfloat16, which needs no more memory."
@@ -147,7 +156,10 @@ class VideoDiffusionModule(LightningModule):
             self._check_fits(stored_shapes(Path(path)), stored)
 
     def load_base(self) -> None:
-        """Load the base's weights, and an untrained adapter where there is one; also over trained ones."""
+        """Load the base's weights, and an untrained adapter where there is one; trained ones are gone first."""
+        for expert in self.family.experts:
+            setattr(self, expert.name, None)
+        gc.collect()  # modules refer to each other
         for expert in self.family.experts:
             setattr(self, expert.name, self._load_expert(expert.name))
 
@@ -156,6 +168,8 @@ class VideoDiffusionModule(LightningModule):
         transformer = self.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
         choose_trained(transformer, self.family, self.adapter, self.layers, self.seed)
         store_frozen(transformer, self.memory.base_dtype)
+        if self._trains_in_bfloat16:
+            lower_weights(transformer)
         if self.memory.gradient_checkpointing:
             checkpoint_blocks(transformer, int(self.memory.gradient_checkpointing))
         if self.memory.compile:
@@ -167,6 +181,10 @@ class VideoDiffusionModule(LightningModule):
         return transformer.to(self.device).train()
 
     @property
+    def _trains_in_bfloat16(self) -> bool:
+        return is_attached(self) and self.trainer.precision == "bf16-true"
+
+    @property
     def transformers(self) -> dict[str, nn.Module]:
         """The base's transformers, once they are loaded, by the names of the family's experts."""
         return {expert.name: getattr(self, expert.name) for expert in self.family.experts}
@@ -174,7 +192,8 @@ class VideoDiffusionModule(LightningModule):
     def forward(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicted velocity (B, C, F, H, W); see :class:`vidlit.diffusion.loss.VelocityModel`."""
         # Frozen weights in fewer bits and trained ones in float32 meet in bfloat16.
-        with torch.autocast(self.device.type, torch.bfloat16) if self.memory.lowers_base else nullcontext():
+        kept_small = self.memory.lowers_base or self._trains_in_bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16) if kept_small else nullcontext():
             return self.family.predict(self.transformers, noisy, sigmas, conditioning)
 
     # -- steps

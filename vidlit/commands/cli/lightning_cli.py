@@ -45,6 +45,7 @@ from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.sample_videos import SampleVideos
 from vidlit.training.memory_advice import is_out_of_memory, memory_use
 from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.precision import BFloat16Weights
 
 # A config file may come from anywhere, and naming a class imports its module: only these may be named.
 IMPORTABLE = [
@@ -227,6 +228,9 @@ class VidlitCLI(LightningCLI):
             config["inference_mode"] = False  # what it gathers cannot be trained with; as for Lightning's FSDP
         given = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
         config["plugins"] = [*(plugin for plugin in given if plugin is not None), AtomicCheckpointIO()]
+        if config["precision"] == "bf16-true":
+            config["precision"] = None
+            config["plugins"].append(BFloat16Weights())
         config["logger"] = [*in_background(kept), RunCSVLogger(self.run_directory)] if training else False
         return super()._instantiate_trainer(config, callbacks_for(str(self.subcommand), callbacks))
 
