@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: finish the step, save, leave."""
+"""Ctrl-C, SIGTERM and, where there is such, SIGUSR1: finish the step, save, leave."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from vidlit.errors import Interrupted
 from vidlit.lightning_internals import forget_sigterm, is_mid_step
 from vidlit.training.run_callback import RunCallback
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # Windows has no third one
+SIGNALS = tuple(getattr(signal, name) for name in _SIGNALS if hasattr(signal, name))
 """Ctrl-C; the end of a preemptible machine or job; what SLURM is asked to send before the time is up."""
 
 

@@ -225,8 +225,8 @@ def _chunks(rows: list[int], size: int) -> list[list[int]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _num_cores() -> int:
-    """Cores this process may use, which in a container is not what the machine has."""
+def num_cores() -> int:
+    """Cores that this process may use, which in a container, where the system tells, are not those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -258,7 +258,7 @@ class _EncodingModule(LightningModule):
         workers = self.encoding.num_workers
         if workers is None:
             ranks_here = max(1, self.trainer.world_size // self.trainer.num_nodes)
-            workers = max(1, _num_cores() // ranks_here)
+            workers = max(1, num_cores() // ranks_here)
         return [
             DataLoader(captions, batch_size=None, collate_fn=as_is),  # type: ignore[arg-type]  # a list will do
             DataLoader(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vidlit.errors import UserError
+from vidlit.latents.encoding import num_cores
 from vidlit.latents.recipe import PromptRecipe
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band, forecast, video_exposures
 from vidlit.stopping.schedule import check_schedule, check_share
@@ -209,4 +209,4 @@ def _decode_seconds(clips: Sequence[Clip], workers: int | None) -> float:
         seconds = time.monotonic() - began
     finally:
         reader.close()
-    return seconds / max(1, len(chosen)) * len(clips) / (workers or len(os.sched_getaffinity(0)))
+    return seconds / max(1, len(chosen)) * len(clips) / (workers or num_cores())

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 
 import torch
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most bytes so far: allocated on a GPU, or resident in this process."""
+    """Most bytes so far: allocated on a GPU, or resident in this process; those of now where no system keeps a peak."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows keeps the peak elsewhere
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        return float(getattr(memory, "peak_wset", memory.rss))
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(kilobytes) if sys.platform == "darwin" else 1024.0 * kilobytes
