@@ -144,7 +144,13 @@ def test_a_base_whose_noise_depends_on_the_videos_size_is_scored_alike_by_every_
     assert main(quickstart("test", **options, **last)) == 0
     results = json.loads((run / "test" / "step_000004" / "results.json").read_text())
     data = LatentDataModule(
-        demo.dir / "clips", latents, str(base), ["9x48x48", "17x48x80"], fps=16, test_fraction=0.34, seed=5
+        demo.dir / "clips",
+        latents,
+        str(base),
+        ["9x48x48", "17x48x80"],
+        fps=16,
+        split=Splitting(test_fraction=0.34),
+        seed=5,
     )
     state = torch.load(last["ckpt_path"], weights_only=True)["state_dict"]
     losses = [by_hand(data, weights) for weights in (state, None)]
