@@ -114,7 +114,7 @@ class Evaluation(RunCallback):
         if self.audit is not None:
             self.audit.run(self.trainer, self.module, TRAINED, folder)
             verdicts = [self.audit.copies(folder.relative_to(self.run.path)), self.audit.diversity()]
-            results |= {verdict.signal: _told(verdict) for verdict in verdicts}
+            results |= {verdict.signal: _as_json(verdict) for verdict in verdicts}
             results["quality"] = self.audit.quality
         if self.trainer.is_global_zero:
             write_text(folder / "results.json", dumps(results, indent=2) + "\n")
@@ -124,7 +124,7 @@ class Evaluation(RunCallback):
             print(f"Written to {folder}")
 
 
-def _told(verdict: Verdict) -> dict[str, Any]:
+def _as_json(verdict: Verdict) -> dict[str, Any]:
     """A verdict as JSON, without the words of a run that could be stopped."""
     return {"alarm": verdict.action != "continue", "reason": verdict.reason, **verdict.evidence}
 

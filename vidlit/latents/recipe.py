@@ -22,12 +22,12 @@ class _Recipe:
     __slots__ = ()
     kind: ClassVar[str]
     words: ClassVar[dict[str, str]]  # field -> what people call it
-    unsaid: ClassVar[dict[str, str]] = {}  # field that came later -> what it was before, which keys leave out
+    implied: ClassVar[dict[str, str]] = {}  # field that came later -> what it was before, which keys leave out
 
     @property
     def ingredients(self) -> dict[str, str | float]:
         values = {field: getattr(self, field) for field in self.words}
-        return {field: value for field, value in values.items() if value != self.unsaid.get(field)}
+        return {field: value for field, value in values.items() if value != self.implied.get(field)}
 
     @property
     def key(self) -> str:
@@ -40,7 +40,7 @@ class _Recipe:
         return [
             f"{word}: stored {had}, wanted {wanted}"
             for field, word in self.words.items()
-            if (had := stored[field] or self.unsaid.get(field, stored[field])) != (wanted := getattr(self, field))
+            if (had := stored[field] or self.implied.get(field, stored[field])) != (wanted := getattr(self, field))
         ]
 
 
@@ -70,7 +70,7 @@ class LatentRecipe(_Recipe):
         "dtype": "dtype",
         "posterior": "latents",
     }
-    unsaid: ClassVar[dict[str, str]] = {"posterior": "mode"}
+    implied: ClassVar[dict[str, str]] = {"posterior": "mode"}
 
     content: str
     start: float

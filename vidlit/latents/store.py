@@ -147,7 +147,7 @@ class LatentStore:
             return
         with contextlib.suppress(filelock.Timeout), filelock.FileLock(self.root / ".lock", timeout=0):
             parts = self._parts()
-            table = self._read([*self._whole(), *parts], _SCHEMA.names, None)
+            table = self._read([*self._merged(), *parts], _SCHEMA.names, None)
             self._write_index(self.root / "index.parquet", table)
             for part in parts:
                 part.unlink(missing_ok=True)
@@ -176,12 +176,12 @@ class LatentStore:
         """
         parts = self._read(self._parts(), columns, kind)
         # The merged index is read after the parts: a part that vanished meanwhile is in it.
-        return pa.concat_tables([self._read(self._whole(), columns, kind), parts])
+        return pa.concat_tables([self._read(self._merged(), columns, kind), parts])
 
     def _parts(self) -> list[Path]:
         return sorted((self.root / "index").glob("*.parquet"))
 
-    def _whole(self) -> list[Path]:
+    def _merged(self) -> list[Path]:
         path = self.root / "index.parquet"
         return [path] if path.exists() else []
 

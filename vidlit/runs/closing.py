@@ -33,8 +33,8 @@ def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
 
 def _pair(summary: dict[str, Any], directory: RunDirectory) -> str:
     """Where a copy can be seen beside the clip it was copied from."""
-    pair = summary.get("evidence", {}).get("copies", {}).get("pair")
-    return f" Side by side: {directory.path / pair}." if pair else ""
+    pairs = [evidence["pair"] for evidence in summary.get("evidence", {}).values() if "pair" in evidence]
+    return f" Side by side: {directory.path / pairs[0]}." if pairs else ""
 
 
 def _go_on(summary: dict[str, Any], directory: RunDirectory) -> str:

@@ -128,11 +128,11 @@ class Audit:
         def compare(chunk: Chunk) -> None:
             features = self.extractor(chunk.latents if self.extractor.reads == "latents" else chunk.videos)
             content.append(gather(features.content, len(chunk.rows), trainer))
-            if own := chunk.own:
-                numbers = torch.tensor([chunk.mine[k] for k in own], device=device)
-                copies["content"].update(numbers, features.content[own])
-                copies["motion"].update(numbers, features.motion[own])
-                diversity.update(features.content[own])
+            if once := chunk.not_repeated:
+                numbers = torch.tensor([chunk.mine[k] for k in once], device=device)
+                copies["content"].update(numbers, features.content[once])
+                copies["motion"].update(numbers, features.motion[once])
+                diversity.update(features.content[once])
 
         with own_randomness(device):
             vae = pl_module.family.load_vae(device)

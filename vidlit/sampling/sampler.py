@@ -55,7 +55,7 @@ class Chunk(NamedTuple):
     """of all ranks"""
     mine: list[int]
     """of this rank; as many on every rank, so some may stand for the first ones again"""
-    own: list[int]
+    not_repeated: list[int]
     """places in ``mine`` of what no other rank made"""
     latents: Tensor
     """(len(mine), C, F, H, W)"""
@@ -114,9 +114,9 @@ def sample_clips(
                     noise, conditioning, sampling.num_steps, null, sampling.guidance_scale, first_frame
                 )
             videos = pl_module.family.decode_latents(vae, latents)
-            own = [k for k, place in enumerate(places) if place < len(rows)]  # the rest are there to keep step
+            not_repeated = [k for k, place in enumerate(places) if place < len(rows)]  # the rest are there to keep step
             if look is not None:
-                look(Chunk(rows, mine, own, latents, videos))
+                look(Chunk(rows, mine, not_repeated, latents, videos))
             pixels = torch.stack([torch.from_numpy(to_frames(video)) for video in videos])
             made = gather(pixels.to(pl_module.device), len(rows), trainer).cpu().numpy()
             if trainer.is_global_zero:
@@ -147,7 +147,7 @@ def _start_noise(
     shape = pl_module.family.latent_shape(*clips[rows[0]].bucket)
     noise = []
     for row in rows:
-        draw = [draws[row]] * (draws[row] > 0)
+        draw = [draws[row]] if draws[row] > 0 else []  # the first is keyed as it was before there were others
         generator = keyed_generator("sample", seed, int(dataset.keys[row]), *draw)
         noise.append(torch.randn(shape, generator=generator))
     return torch.stack(noise).to(pl_module.device)

@@ -270,8 +270,8 @@ class VideoDiffusionModule(LightningModule):
         A distilled model is told the scale of guidance, and the negative prompt has no part.
         """
         if self.family.embeds_guidance:
-            told = torch.full((len(noise),), guidance_scale, device=noise.device)
-            conditioning = conditioning._replace(extras=conditioning.extras | {"guidance": told})
+            scale = torch.full((len(noise),), guidance_scale, device=noise.device)
+            conditioning = conditioning._replace(extras=conditioning.extras | {"guidance": scale})
             null_conditioning, guidance_scale = None, 1.0
         scheduler = self.family.load_scheduler(num_steps, noise[0, 0].numel())
         was_training = self.training
