@@ -13,7 +13,7 @@ from vidlit.diffusion.batch import LatentBatch
 from vidlit.lightning_internals import logs_after_this_batch
 from vidlit.runs.logged_names import DATA_WAIT, MFU, PEAK_MEMORY, SAMPLES_PER_SECOND, TOKENS_PER_SECOND
 from vidlit.training.flops import flops_of_a_sample, peak_flops
-from vidlit.training.peak_memory import peak_memory
+from vidlit.training.memory import peak_memory
 from vidlit.training.run_callback import RunCallback
 
 

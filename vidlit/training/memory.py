@@ -5,6 +5,7 @@ Everything here acts on the transformer's repeated blocks, where nearly all of i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -174,3 +175,18 @@ def whole(trained: nn.Module, to_fill: Callable[[], nn.Module], is_first: bool) 
     transformer = to_fill()
     transformer.load_state_dict(gathered, strict=False, assign=True)
     return transformer
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most bytes so far: allocated on a GPU, or resident in this process; those of now where no system keeps a peak."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows keeps the peak elsewhere
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        return float(getattr(memory, "peak_wset", memory.rss))
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(kilobytes) if sys.platform == "darwin" else 1024.0 * kilobytes

@@ -10,8 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from vidlit.lightning_internals import datamodule_of
-from vidlit.training.memory import repeated_blocks
-from vidlit.training.peak_memory import peak_memory
+from vidlit.training.memory import peak_memory, repeated_blocks
 
 if TYPE_CHECKING:
     from vidlit.data.datamodule import LatentDataModule
