@@ -15,7 +15,7 @@ def test_each_video_is_held_out_once_and_folds_that_are_over_are_left_out(quicks
     step, trained = VideoDiffusionModule.training_step, []
 
     def training_step(self, batch, batch_idx):
-        fold = self.trainer.datamodule.fold.number
+        fold = self.trainer.datamodule.splitting.fold.number
         trained.append(fold)
         if trained.count(1) == 2 and fold == 1:
             next(c for c in self.trainer.callbacks if isinstance(c, GracefulInterrupt))._note(15, None)

@@ -57,6 +57,22 @@ class Memory:
         """Are frozen weights kept in fewer bits than trained ones?"""
         return self.base_dtype != "float32"
 
+    def apply(self, transformer: nn.Module, *, trains_in_bfloat16: bool) -> None:
+        """Keep a transformer's weights and run its blocks as these options say, in place.
+
+        Args:
+            transformer: of which it is settled what is trained; not yet sharded.
+            trains_in_bfloat16: keep trained weights in bfloat16, too.
+        """
+        store_frozen(transformer, self.base_dtype)
+        if trains_in_bfloat16:
+            lower_weights(transformer)
+        if self.gradient_checkpointing:
+            checkpoint_blocks(transformer, int(self.gradient_checkpointing))
+        if self.compile:
+            for block in repeated_blocks(transformer):
+                block.compile()
+
 
 def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
     """The transformer's blocks in order: members of its own module lists."""

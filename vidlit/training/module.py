@@ -29,15 +29,7 @@ from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
 from vidlit.training.fit_check import check_fits, describe
 from vidlit.training.gradients import BadStepPolicy, clip_gradients
-from vidlit.training.memory import (
-    Memory,
-    checkpoint_blocks,
-    lower_weights,
-    repeated_blocks,
-    shard,
-    store_frozen,
-    whole,
-)
+from vidlit.training.memory import Memory, shard, whole
 from vidlit.training.optimizers import is_schedule_free, with_warmup
 from vidlit.training.posterior import draw_latents
 
@@ -101,8 +93,7 @@ class VideoDiffusionModule(LightningModule):
         self.caption_dropout = caption_dropout
         self.noising = noise.process or self.family.noising()
         self.num_strata, self.first_frame = noise.num_strata, noise.first_frame
-        self.memory = memory
-        self.bad_steps = bad_steps
+        self.memory, self.bad_steps = memory, bad_steps
         self.seed = seed
         self.is_schedule_free = is_schedule_free(optimizer)
         self.transformer: nn.Module | None = None
@@ -167,14 +158,7 @@ class VideoDiffusionModule(LightningModule):
         low = self.memory.lowers_base and self.adapter is not None  # trained layers start from all their digits
         transformer = self.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
         choose_trained(transformer, self.family, self.adapter, self.layers, self.seed)
-        store_frozen(transformer, self.memory.base_dtype)
-        if self._trains_in_bfloat16:
-            lower_weights(transformer)
-        if self.memory.gradient_checkpointing:
-            checkpoint_blocks(transformer, int(self.memory.gradient_checkpointing))
-        if self.memory.compile:
-            for block in repeated_blocks(transformer):
-                block.compile()
+        self.memory.apply(transformer, trains_in_bfloat16=self._trains_in_bfloat16)
         if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
             low_precision = self.trainer.precision == "bf16-mixed"
             shard(transformer, self.device_mesh, self.memory.base_dtype, low_precision=low_precision)

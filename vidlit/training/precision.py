@@ -14,4 +14,4 @@ class BFloat16Weights(Precision):
     and rotary angles, which lose their digits.
     """
 
-    precision: Literal["bf16-true"] = "bf16-true"  # type: ignore[assignment]  # declared as another literal
+    precision: Literal["bf16-true"] = "bf16-true"
