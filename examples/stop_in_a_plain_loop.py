@@ -16,7 +16,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from vidlit.metrics.paired_loss import log_ratio
+from vidlit.metrics import log_ratio
 from vidlit.stopping import Stopper, Verdict
 
 SHAPE = (4, 2, 4, 4)  # (C, F, H, W) of a clip's latents

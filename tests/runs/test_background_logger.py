@@ -109,3 +109,38 @@ def test_one_that_hangs_costs_nothing_but_the_wait_at_the_end(hanging, capsys):
 
 def test_nothing_logged_is_nothing_waited_for(hanging):
     assert BackgroundLogger(hanging).wait()
+
+
+class WithExperiment(Recorder):
+    """Has something to write with, which may take a while to open, or fail."""
+
+    def __init__(self, open_it=lambda: None):
+        super().__init__()
+        self.open_it = open_it
+
+    @property
+    def experiment(self):
+        self.open_it()
+        return self.logged
+
+
+def test_callbacks_reach_what_the_logger_writes_with():
+    logger = BackgroundLogger(WithExperiment(lambda: time.sleep(0.1)))
+    logger.experiment.append("mine")
+    assert logger.logger.logged == ["mine"]
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+def test_an_experiment_that_cannot_be_opened_holds_nothing_up(how, capsys):
+    release = threading.Event()
+
+    def open_it():
+        if how == "fails":
+            raise OSError("no route to host")
+        release.wait(20)
+
+    logger = BackgroundLogger(WithExperiment(open_it), patience_seconds=0.2)
+    began = time.monotonic()
+    logger.experiment.add_image("name", None)  # takes anything
+    assert time.monotonic() - began < 5
+    release.set()

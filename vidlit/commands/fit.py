@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vidlit import __version__
 from vidlit.commands.cli.checking import values_of
@@ -12,38 +14,58 @@ from vidlit.commands.cli.run_lightning import run_lightning
 from vidlit.errors import Interrupted
 from vidlit.runs.rank import rank_from_environment
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+    from vidlit.commands.cli.lightning_cli import VidlitCLI
+    from vidlit.runs.directory import RunDirectory
+
 
 def run(words: list[str]) -> None:
-    """Run the command; where ``--refit`` asks for it, train again on all clips when the best step is known.
+    """Run the command.
+
+    Args:
+        words: of the command line, from the command's name on.
+    """
+    train(words)
+
+
+def train(words: list[str], callbacks: Sequence[Callback] = ()) -> tuple[RunDirectory, VidlitCLI]:
+    """Fit, and where ``--refit`` asks for it, train again on all clips when the best step is known.
 
     Both phases run in this process, and with several devices in each: all of them come here and go the same way.
 
     Args:
         words: of the command line, from the command's name on.
+        callbacks: beside those that the config names, in both phases.
+
+    Returns:
+        Where the run is, and the last phase.
     """
     if rank_from_environment() == 0:
         print(_first_line(words), flush=True)
-    cli = run_lightning(words)
+    cli = run_lightning(words, callbacks=callbacks)
     directory, shows = cli.run_directory, cli.trainer.is_global_zero
     if not cli.config.fit.refit:
-        return
-    del cli
-    gc.collect()  # the first phase's model
+        return directory, cli
     summary = directory.read_summary()
     if reason := no_refit_because(summary):
         if shows:
             print(f"No refit: {reason}.")
-        return
+        return directory, cli
     if shows:
         print(f"\n{announcement(summary)}")
     if not finished(directory.refit.read_summary(), full_steps(summary)):
+        del cli
+        gc.collect()  # the first phase's model
         try:
-            run_lightning(refit_words(summary, directory), directory.refit)
+            cli = run_lightning(refit_words(summary, directory), directory.refit, callbacks)
         except Interrupted as interrupt:
             interrupt.advice = f"Go on with the same command and --ckpt_path {directory.last_checkpoint}"
             raise
     if shows:
         note_refit(directory)
+    return directory, cli
 
 
 def _first_line(words: list[str]) -> str:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidlit import plugins
-from vidlit.commands.cli.loading import loading
 from vidlit.commands.cli.plain_parser import PlainParser
 from vidlit.commands.cli.refit import finished, full_steps
-from vidlit.commands.cli.run_lightning import run_lightning
+from vidlit.commands.cli.run_lightning import loading, run_lightning
 from vidlit.errors import Interrupted, UserError
 from vidlit.runs.directory import RunDirectory, write_text
 from vidlit.runs.rank import rank_from_environment

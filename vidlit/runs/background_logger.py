@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vidlit.runs.redaction import redact_text
@@ -61,6 +62,26 @@ class BackgroundLogger(Logger):
     def save_dir(self) -> str | None:
         """Where the logger writes."""
         return self.logger.save_dir
+
+    @property
+    def experiment(self) -> Any:
+        """What the logger itself writes with, for callbacks of one's own: ``trainer.logger.experiment.add_image(...)``.
+
+        It is opened in the background and waited for; where that fails or takes too long, something that takes
+        every call and does nothing stands in for it, so that training goes on.
+        """
+        opened: list[Any] = []
+        done = threading.Event()
+
+        def open_it(logger: Any) -> None:
+            opened.append(logger.experiment)
+            done.set()
+
+        self.submit(open_it)
+        until = time.monotonic() + self.patience_seconds
+        while self._thread is not None and not self._given_up and not done.wait(0.05) and time.monotonic() < until:
+            pass
+        return opened[0] if opened else DummyLogger().experiment
 
     def submit(self, task: Callable[[Any], object]) -> None:
         """Call ``task(logger)`` from the thread, after what was submitted before; from rank 0 only."""

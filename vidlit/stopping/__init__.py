@@ -1,7 +1,17 @@
 """Pure decisions: numbers in, a verdict with its reason and evidence out. Useful alone: needs numpy only."""
 
 from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, best_check, judge_divergence
+from vidlit.stopping.exposure import band, video_exposures
 from vidlit.stopping.stopper import Stopper
 from vidlit.stopping.verdict import Verdict
 
-__all__ = ["DivergenceHistory", "DivergenceSettings", "Stopper", "Verdict", "best_check", "judge_divergence"]
+__all__ = [
+    "DivergenceHistory",
+    "DivergenceSettings",
+    "Stopper",
+    "Verdict",
+    "band",
+    "best_check",
+    "judge_divergence",
+    "video_exposures",
+]

@@ -1,1 +1,15 @@
-"""The LightningModule, optimizers, averages of weights, memory."""
+"""The LightningModule, optimizers, averages of weights, memory, what a run will cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vidlit.lazy import attach
+
+if TYPE_CHECKING:
+    from vidlit.training.forecast import RunPlan as RunPlan
+    from vidlit.training.forecast import make_plan as make_plan
+    from vidlit.training.module import VideoDiffusionModule as VideoDiffusionModule
+    from vidlit.training.run_callback import RunCallback as RunCallback
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -60,11 +60,12 @@ def check(words: list[str]) -> list[str]:
         elif given.name in ("config", "c") and known.reads_yaml:
             if given.value is None:
                 raise UserError("--config wants the name of a YAML file.")
-            if given.value.lstrip().startswith("{"):
-                continue  # YAML itself
+            if given.value.lstrip().startswith("{"):  # YAML itself
+                keys |= _check_config(given.value, "--config", known)
+                continue
             found = find_config(given.value)
             checked[given.position] = str(found) if words[given.position] == given.value else f"--config={found}"
-            keys |= _check_file(found, known)
+            keys |= _check_config(_read(found), str(found), known)
         else:
             _check_name(given.name, known, f"--{given.name}")
             if given.value is not None:
@@ -252,31 +253,42 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _check_file(path: Path, known: OptionList) -> set[str]:
-    """The keys of a config file, with dots."""
+def _read(path: Path) -> str:
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), _Loader)
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no YAML file: it is not text.") from error
+
+
+def _check_config(text: str, where: str, known: OptionList) -> set[str]:
+    """The keys of a config, with dots.
+
+    Args:
+        text: YAML.
+        where: it stands, for messages.
+        known: options of the command.
+    """
+    try:
+        root = yaml.compose(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise UserError(f"{path}{line} is no YAML: {' '.join(problem.split())}.") from error
+        raise UserError(f"{where}{line} is no YAML: {' '.join(problem.split())}.") from error
     if root is None:
         return set()
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path} is no config: it should hold `section:` lines with `option: value` below them.")
+        raise UserError(f"{where} is no config: it should hold `section:` lines with `option: value` below them.")
     keys = set[str]()
-    _check_mapping(root, "", path, known, keys)
+    _check_mapping(root, "", where, known, keys)
     return keys
 
 
-def _check_mapping(mapping: yaml.MappingNode, above: str, path: Path, known: OptionList, keys: set[str]) -> None:
+def _check_mapping(mapping: yaml.MappingNode, above: str, file: str, known: OptionList, keys: set[str]) -> None:
     for key, value in mapping.value:
         if key.tag.endswith(":merge"):
             continue
-        where = f"{path}, line {key.start_mark.line + 1}: {above}{key.value}"
+        where = f"{file}, line {key.start_mark.line + 1}: {above}{key.value}"
         name = rename_key(f"{above}{key.value}")
         if name == plugins.OPTION.removeprefix("--"):
             raise UserError(f"{where}: {plugins.REFUSED}.")
@@ -286,7 +298,7 @@ def _check_mapping(mapping: yaml.MappingNode, above: str, path: Path, known: Opt
         if isinstance(value, yaml.ScalarNode):
             _check_scalar(value, option, f"{where} {value.value}")
         elif isinstance(value, yaml.MappingNode) and not (option and option.is_open):
-            _check_mapping(value, f"{name}.", path, known, keys)
+            _check_mapping(value, f"{name}.", file, known, keys)
 
 
 def _covers(key: str, name: str) -> bool:

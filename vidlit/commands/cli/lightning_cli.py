@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.sample_videos import SampleVideos
+from vidlit.training.forecast import RunPlan
 from vidlit.training.memory_advice import is_out_of_memory, memory_use
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.precision import BFloat16Weights
@@ -81,11 +83,17 @@ class VidlitCLI(LightningCLI):
 
     Args:
         args: words of the command line.
+        callbacks: beside those that the config names.
     """
 
     run_directory: RunDirectory
+    plan_made: RunPlan | None = None
+    """By ``plan``."""
+    predicted: list[Path]
+    """Videos that ``predict`` made."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], callbacks: Sequence[Callback] = ()) -> None:
+        self.given_callbacks = callbacks
         set_parsing_settings(
             import_path_denylist=["*", *plugins.modules_of_before()],
             import_path_allowlist=[*IMPORTABLE, *plugins.modules()],
@@ -232,7 +240,9 @@ class VidlitCLI(LightningCLI):
             config["precision"] = None
             config["plugins"].append(BFloat16Weights())
         config["logger"] = [*in_background(kept), RunCSVLogger(self.run_directory)] if training else False
-        return super()._instantiate_trainer(config, callbacks_for(str(self.subcommand), callbacks))
+        return super()._instantiate_trainer(
+            config, callbacks_for(str(self.subcommand), [*callbacks, *self.given_callbacks])
+        )
 
     # -- commands
 
@@ -275,6 +285,12 @@ class VidlitCLI(LightningCLI):
         sampling = self.config_init[self.subcommand]["samples"].sampling
         self.datamodule, writer = options.prepare(self.model, self.datamodule, sampling, config.ckpt_path)
         callbacks_of(self.trainer).append(writer)
+        self.predicted = [writer.path(prompt) for prompt in writer.prompts]
+
+    def plan(self, **arguments: Any) -> None:
+        """LightningCLI runs this in place of the Trainer's method, whose result it would drop."""
+        trainer: VidlitTrainer = self.trainer  # type: ignore[assignment]
+        self.plan_made = trainer.plan(**arguments)
 
     def predict(self, **arguments: Any) -> None:
         """LightningCLI runs this in place of the Trainer's method."""

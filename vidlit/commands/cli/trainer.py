@@ -15,7 +15,7 @@ from vidlit.errors import UserError
 from vidlit.latents.store import LatentStore
 from vidlit.runs.checkpoint_files import save_sharded, shards_weights
 from vidlit.signals.validation_schedule import check_interval
-from vidlit.training.forecast import make_plan
+from vidlit.training.forecast import RunPlan, make_plan
 from vidlit.training.module import VideoDiffusionModule
 
 
@@ -56,7 +56,7 @@ class VidlitTrainer(Trainer):
         options = {"accelerator": self.accelerator_name, "devices": self.num_devices, "num_nodes": self.num_nodes}
         print(datamodule.encode(retry_quarantined, **options))
 
-    def plan(self, model: VideoDiffusionModule, datamodule: LatentDataModule, json: bool = False) -> None:
+    def plan(self, model: VideoDiffusionModule, datamodule: LatentDataModule, json: bool = False) -> RunPlan:
         """Show what a fit would do: clips used and left out, batches, exposures, cost.
 
         Args:
@@ -78,6 +78,7 @@ class VidlitTrainer(Trainer):
             print(dumps(made.as_dict(), indent=2))
         else:
             print_plan(made)
+        return made
 
     @property
     def accelerator_name(self) -> str:

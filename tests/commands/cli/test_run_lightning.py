@@ -1,6 +1,6 @@
 import io
 
-from vidlit.commands.cli.loading import loading
+from vidlit.commands.cli.run_lightning import loading
 
 
 class Terminal(io.StringIO):

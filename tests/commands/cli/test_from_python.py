@@ -1,0 +1,110 @@
+"""The commands from Python: words are arguments, what is written comes back as objects."""
+
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Callback
+
+import vidlit
+from vidlit.commands.cli.from_python import _words
+
+
+@pytest.fixture
+def options(demo, latents, tmp_path):
+    """Of a small quickstart whose runs lie in `tmp_path`."""
+    return {
+        "demo": None,
+        "data__source": demo.dir / "clips",
+        "data__store": latents,
+        "data__encoding__num_workers": 1,
+        "data__batches": {"size": 2},
+        "model__base": demo.dir / "base",
+        "run__dir": tmp_path / "runs",
+        "run__report": False,
+        "samples__num_videos": 0,
+        "samples__num_audit": 0,
+    }
+
+
+class OwnLog(Callback):
+    """Writes with the logger's own experiment, as callbacks of others do."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.steps.append(trainer.global_step)
+        trainer.logger.experiment.log_metrics({"own": float(trainer.global_step)}, trainer.global_step)
+
+
+def test_a_fit_gives_the_run_and_what_was_trained(options, tmp_path, capsys):
+    own = OwnLog()
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path / "csv")}}
+    more = {"trainer": {"max_steps": 4, "val_check_interval": 2, "logger": logger}}
+    result = vidlit.fit(["quickstart", more], callbacks=[own], **options)
+    assert "fine-tunes" in capsys.readouterr().out
+    assert own.steps == [1, 2, 3, 4]
+    assert result.stopped_by == "max_steps"
+    assert result.summary["stop_step"] == 4
+    assert result.directory == tmp_path / "runs" / "quickstart" / "0"
+    assert result.record.directory.weights.is_dir()
+    assert result.reason
+    assert len(result.record.curve("val/loss").steps) >= 2
+    assert isinstance(result.module, vidlit.VideoDiffusionModule)
+    assert len(result.datamodule.train_clips) > 0
+    (written,) = (tmp_path / "csv").rglob("metrics.csv")
+    assert "own" in written.read_text().splitlines()[0]
+
+    config = result.directory / "config.yaml"
+    made = vidlit.predict(
+        config,
+        ["A red disc: it moves", "A blue ring"],
+        quiet=True,
+        ckpt_path="last",
+        output=tmp_path / "out",
+        size="5x48x80",
+        samples__num_steps=1,
+    )
+    assert [video.details["prompt"] for video in made] == ["A red disc: it moves", "A blue ring"]
+    assert all(video.path.stat().st_size > 0 for video in made)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_plan_is_an_object(options, capsys):
+    plan = vidlit.plan("quickstart", quiet=True, trainer__max_steps=30, **options)
+    assert plan.max_steps == 30
+    assert plan.clips == 12
+    assert capsys.readouterr().out == ""
+
+
+def test_mistakes_are_exceptions_with_the_option_that_was_meant(options):
+    with pytest.raises(vidlit.UserError, match=r"Did you mean --data\.source"):
+        vidlit.fit("quickstart", data__sorce="x")
+    with pytest.raises(vidlit.UserError, match=r"data.sorce: .* Did you mean data.source"):
+        vidlit.fit(["quickstart", {"data": {"sorce": "x"}}])
+    with pytest.raises(vidlit.UserError, match="Did you mean quickstart"):
+        vidlit.plan("quickstrt")
+    with pytest.raises(vidlit.UserError, match="no such folder"):
+        vidlit.plan("quickstart", quiet=True, **{**options, "data__source": "nowhere"})
+    with pytest.raises(vidlit.UserError, match="divergence"):
+        vidlit.plan("quickstart", quiet=True, overfit_stopping__policy__divergence="maybe", **options)
+
+
+def test_values_are_written_as_the_command_line_takes_them():
+    overrides = {
+        "data__source": Path("my clips"),
+        "model__adapter": {"rank": 4, "alpha": 0.5},
+        "demo": None,
+        "refit": True,
+        "data__buckets": ["5x48x80", "9x64x64"],
+        "model__optimizer__init_args__lr": 1e-5,
+    }
+    _, _, *words = _words("fit", "quickstart", overrides)
+    assert words == [
+        "--data.source=my clips",
+        "--model.adapter={alpha: 0.5, rank: 4}",
+        "--demo=null",
+        "--refit=true",
+        "--data.buckets=[5x48x80, 9x64x64]",
+        "--model.optimizer.init_args.lr=1.0e-05",
+    ]
