@@ -12,6 +12,7 @@ import torch
 from vidlit import plugins
 from vidlit.__main__ import main
 from vidlit.errors import UserError
+from vidlit.runs import logged_names
 from vidlit.runs.closing import closing_paragraph
 from vidlit.runs.directory import RunDirectory
 from vidlit.signals.overfit_stopping import check_policy
@@ -20,8 +21,9 @@ PAGES = Path(__file__).parents[1] / "docs/extending"
 
 
 @pytest.fixture(autouse=True)
-def forget_plugins():
-    """No plugin of one test is there in the next."""
+def forget_plugins(monkeypatch):
+    """No plugin of one test is there in the next, nor are the metrics that it logs."""
+    monkeypatch.setattr(logged_names, "_PLUGGED", {})
     yield
     for name in ("my_rules", "my_log", "second_copies"):
         sys.modules.pop(name, None)

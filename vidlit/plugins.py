@@ -147,22 +147,22 @@ def callbacks() -> dict[str, type[RunCallback]]:
     Raises:
         UserError: a signal has the name of another.
     """
-    from vidlit.signals.signal import Signal
+    from vidlit.signals.signal import known_signals
+
+    found = in_modules(modules())
+    for name, kind in known_signals(of_the_package=True).items():
+        if name in found:
+            raise UserError(f"{_full_name(found[name])}: there is a signal called {name} already ({_full_name(kind)}).")
+    return found
+
+
+def in_modules(names: Sequence[str]) -> dict[str, type[RunCallback]]:
+    """Callbacks that are defined in modules, or below them, and have a section of the config, by that section."""
     from vidlit.training.run_callback import RunCallback
 
-    found: dict[str, type[RunCallback]] = {}
-    for kind in _subclasses(RunCallback):
-        if inspect.isabstract(kind):
-            continue
-        section = getattr(kind, "name", "") if issubclass(kind, Signal) else kind.section
-        if section and _belongs(kind):
-            found[section] = kind
-    for other in _subclasses(Signal):
-        name = getattr(other, "name", "")
-        if name in found and other.__module__.startswith("vidlit."):
-            kind = found[name]
-            raise UserError(f"{kind.__module__}.{kind.__name__}: there is a signal called {name} already.")
-    return found
+    all_kinds = [kind for kind in _subclasses(RunCallback) if kind.section and not inspect.isabstract(kind)]
+    by_module = sorted(all_kinds, key=lambda kind: kind.__module__)  # not by what was imported first
+    return {kind.section: kind for name in names for kind in by_module if _is_below(kind.__module__, name)}
 
 
 def add_to(parser: LightningArgumentParser) -> None:
@@ -178,15 +178,19 @@ def add_to(parser: LightningArgumentParser) -> None:
         try:
             parser.add_lightning_class_args(kind, section)
         except ValueError as error:
-            raise UserError(f"{kind.__module__}.{kind.__name__}: its section {section} is taken: {error}") from error
+            raise UserError(f"{_full_name(kind)}: its section {section} is taken: {error}") from error
 
 
 def _refuse(value: Any) -> Any:
     raise ValueError(REFUSED)
 
 
-def _belongs(kind: type) -> bool:
-    return any(kind.__module__ == module or kind.__module__.startswith(f"{module}.") for module in _active.values())
+def _is_below(module: str, name: str) -> bool:
+    return module == name or module.startswith(f"{name}.")
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__name__}"
 
 
 def _subclasses(kind: type[Any]) -> list[type[Any]]:

@@ -48,6 +48,8 @@ class WandbRecord(RunCallback):
         max_videos: of each kind and step.
     """
 
+    section = "wandb"
+
     def __init__(self, file_names: bool = False, max_videos: int = 8) -> None:
         self.file_names = file_names
         self.max_videos = max_videos

@@ -30,6 +30,8 @@ class WeightExport(RunCallback):
         UserError: ``push_to_hub`` is no such name.
     """
 
+    section = "export"
+
     def __init__(self, base_parts: Literal["none", "link", "copy"] = "link", push_to_hub: str | None = None) -> None:
         self.base_parts = base_parts
         self.push_to_hub = push_to_hub

@@ -38,6 +38,8 @@ class OverfitStopping(RunCallback):
         UserError: the policy names a signal that there is not, or a mode that there is not.
     """
 
+    section = "overfit_stopping"
+
     def __init__(self, policy: dict[str, Mode | bool] | None = None, restore: Restore = "best") -> None:
         self.policy = check_policy(policy or {})
         self.kept_weights = KeptWeights(restore)

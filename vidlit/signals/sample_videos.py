@@ -56,6 +56,8 @@ class SampleVideos(RunCallback):
             ``kid``, ``mifid``. They judge nothing, and mean little below hundreds of clips (``num_audit``).
     """
 
+    section = "samples"
+
     def __init__(
         self,
         num_videos: int = 4,
@@ -205,6 +207,7 @@ class CopiesSignal(SampleSignal):
     """Are samples copies of training clips?"""
 
     name = "copies"
+    section = ""  # SampleVideos makes it
     title = "copies"
     judges = "how near samples come to training clips"
     because = "samples came too near to training clips"
@@ -218,6 +221,7 @@ class DiversitySignal(SampleSignal):
     """Do samples grow alike?"""
 
     name = "diversity"
+    section = ""  # SampleVideos makes it
     title = "lost diversity"
     judges = "how different samples are from each other"
     because = "samples grew alike"

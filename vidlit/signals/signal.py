@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vidlit.runs.signal_words import MODE_OPTION, SignalWords
 from vidlit.stopping.verdict import Mode, Verdict
@@ -20,7 +20,7 @@ class Signal(RunCallback):
     """
 
     name: ClassVar[str]
-    """In files and options: ``overfit_stopping.policy.NAME``. A plugin's signal has its options in a section of it."""
+    """In files and options: ``overfit_stopping.policy.NAME``. Its options are a section of this name."""
     title: ClassVar[str]
     """What it finds, as in "stopped by ..."."""
     judges: ClassVar[str]
@@ -32,6 +32,12 @@ class Signal(RunCallback):
     go_on: ClassVar[str] = MODE_OPTION
     """The options that let a run go on which it has stopped; ``{name}`` stands for its name."""
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """A signal's section of the config has its name, where it states no other."""
+        super().__init_subclass__(**arguments)
+        if "name" in vars(cls) and "section" not in vars(cls):
+            cls.section = cls.name
+
     @abstractmethod
     def verdict(self) -> Verdict:
         """What this signal says now, with its reason and the numbers behind it; the same on every rank."""
@@ -42,9 +48,14 @@ class Signal(RunCallback):
         return SignalWords(cls.name, cls.title, cls.judges, cls.because, cls.go_on.format(name=cls.name))
 
 
-def known_signals() -> dict[str, type[Signal]]:
-    """Every signal there is, by name: the package's and those of plugins that have been loaded."""
-    return {kind.name: kind for kind in _subclasses(Signal) if hasattr(kind, "name")}
+def known_signals(*, of_the_package: bool = False) -> dict[str, type[Signal]]:
+    """Every signal there is, by name: the package's and those of plugins that have been loaded.
+
+    Args:
+        of_the_package: leave those of plugins out.
+    """
+    named = (kind for kind in _subclasses(Signal) if hasattr(kind, "name"))
+    return {kind.name: kind for kind in named if not of_the_package or kind.__module__.startswith("vidlit.")}
 
 
 def _subclasses(kind: type[Signal]) -> list[type[Signal]]:

@@ -31,7 +31,7 @@ class RunCallback(Callback):
     """
 
     section: ClassVar[str] = ""
-    """Of the config, for its options: a plugin's callback that states one takes part in every fit."""
+    """Of the config, for its options: a callback that states one takes part in every fit."""
 
     trainer: Trainer
     module: VideoDiffusionModule

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -14,11 +17,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+import vidlit.callbacks
+import vidlit.signals
 from vidlit import plugins
 from vidlit.callbacks.order import callbacks_for
 from vidlit.callbacks.run_overview import closing_facts, print_facts
-from vidlit.callbacks.wandb_record import WandbRecord
-from vidlit.callbacks.weight_export import WeightExport
 from vidlit.commands.cli.old_keys import rename_configs_when_read, rename_words
 from vidlit.commands.cli.refit import finished
 from vidlit.commands.cli.trainer import VidlitTrainer
@@ -40,10 +43,6 @@ from vidlit.runs.directory import (
 from vidlit.runs.launch import Launch
 from vidlit.runs.redaction import redact
 from vidlit.sampling.prediction import Predict
-from vidlit.signals.divergence_monitor import DivergenceMonitor
-from vidlit.signals.exposure_ledger import ExposureLedger
-from vidlit.signals.overfit_stopping import OverfitStopping
-from vidlit.signals.sample_videos import SampleVideos
 from vidlit.training.forecast import RunPlan
 from vidlit.training.memory_advice import is_out_of_memory, memory_use
 from vidlit.training.module import VideoDiffusionModule
@@ -154,12 +153,8 @@ class VidlitCLI(LightningCLI):
             default=False,
             help="After the stop train again on all clips, for as long as was best.",
         )
-        parser.add_lightning_class_args(DivergenceMonitor, "divergence")
-        parser.add_lightning_class_args(ExposureLedger, "exposure")
-        parser.add_lightning_class_args(OverfitStopping, "overfit_stopping")
-        parser.add_lightning_class_args(SampleVideos, "samples")
-        parser.add_lightning_class_args(WeightExport, "export")
-        parser.add_lightning_class_args(WandbRecord, "wandb")
+        for section, kind in plugins.in_modules(_import_all(vidlit.signals, vidlit.callbacks)).items():
+            parser.add_lightning_class_args(kind, section)
         plugins.add_to(parser)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -314,6 +309,14 @@ class VidlitCLI(LightningCLI):
             if self.config.fit.run.report:
                 _report(self.run_directory)
             print_facts(closing_facts(summary, self.run_directory))
+
+
+def _import_all(*rooms: ModuleType) -> list[str]:
+    """Import every module of rooms, so that what they define is known; the rooms' names."""
+    for room in rooms:
+        for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+            importlib.import_module(module.name)
+    return [room.__name__ for room in rooms]
 
 
 def _run_of(config: Namespace) -> RunDirectory:

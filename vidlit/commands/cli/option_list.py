@@ -117,8 +117,7 @@ def _policy() -> Option:
     from vidlit.signals.signal import known_signals
     from vidlit.stopping.verdict import Mode
 
-    own = [name for name, kind in known_signals().items() if kind.__module__.startswith("vidlit.")]
-    return Option(fields={name: _of_type(Mode) for name in sorted(own)})
+    return Option(fields={name: _of_type(Mode) for name in sorted(known_signals(of_the_package=True))})
 
 
 def _read(parser: Any) -> tuple[dict[str, Any], list[str]]:
