@@ -150,7 +150,7 @@ def test_classes_under_their_old_paths(where, tmp_path, capsys):
     assert config.model.optimizer.class_path == "vidlit.training.optimizers.MuonAdamW"
     assert config.data.batches.size.tokens == 160
     assert told(capsys) == [
-        "vidlit: vidlit.data.datamodule.BatchBudget is now vidlit.data.batching.BatchBudget",
+        "vidlit: vidlit.data.datamodule.BatchBudget is now vidlit.data.BatchBudget",
         f"vidlit: {OPTIMIZER} is now vidlit.training.optimizers.MuonAdamW",
     ]
 

@@ -54,7 +54,7 @@ NEW_PATHS = {
     "vidlit.callbacks.schedule": "vidlit.signals.validation_schedule",
     "vidlit.checkpoint_files": "vidlit.runs.checkpoint_files",
     "vidlit.csv_logger": "vidlit.runs.csv_logger",
-    "vidlit.data.datamodule.BatchBudget": "vidlit.data.batching.BatchBudget",
+    "vidlit.data.datamodule.BatchBudget": "vidlit.data.BatchBudget",
     "vidlit.data.datamodule.BucketBudget": "vidlit.video.buckets.BucketBudget",
     "vidlit.metrics.features": "vidlit.models.features",
     "vidlit.metrics.memorization": "vidlit.metrics.copy_distance",
