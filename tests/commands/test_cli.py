@@ -342,7 +342,7 @@ def test_verify_names_a_damaged_shard(quickstart, tmp_path, capsys):
     store = tmp_path / "store"
     assert run_main(quickstart("encode", data__store=store)) == 0
     assert run_main([*quickstart("encode", data__store=store), "--verify"]) == 0
-    assert "all checksums are right" in capsys.readouterr().out
+    assert "all checksums match" in capsys.readouterr().out
     shard = next((store / "shards").iterdir())
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1

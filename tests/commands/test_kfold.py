@@ -45,13 +45,13 @@ def test_each_video_is_held_out_once_and_folds_that_are_over_are_left_out(quicks
     assert main(words) == 0
     assert trained == []
     assert main([*words, "--model.warmup_steps=3"]) == 2
-    assert "folds of other options" in capsys.readouterr().err
+    assert "folds made with other options" in capsys.readouterr().err
 
 
 def test_more_folds_than_videos_is_one_line(quickstart, capsys):
     _, *words = quickstart()
     assert main(["kfold", "--folds=9", *words]) == 2
-    assert "6 source videos cannot be parted into 9 folds" in capsys.readouterr().err
+    assert "6 recordings cannot be divided into 9 folds" in capsys.readouterr().err
 
 
 def fold(kept, gain, train=8, val=4):

@@ -91,7 +91,7 @@ def test_the_command_prints_a_table_or_json(quickstart, capsys):
     assert main(quickstart("plan")) == 0
     table = capsys.readouterr().out
     assert "17x48x80" in table
-    assert "split by source video" in table
+    assert "split by recording" in table
     assert main([*quickstart("plan"), "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["clips"] == 12

@@ -54,7 +54,7 @@ def test_adding_a_video_moves_few_others():
 
 @pytest.mark.parametrize(("num_groups", "test_fraction"), [(1, 0.1), (2, 0.1)])
 def test_too_few_source_videos_says_what_to_do(num_groups, test_fraction):
-    with pytest.raises(UserError, match=r"source video.*Add clips of other videos.*group"):
+    with pytest.raises(UserError, match=r"recording.*Add clips of other videos.*group"):
         split_by_video(clips_of(num_groups), Splitting(0.2, test_fraction), seed=0)
 
 
@@ -87,7 +87,7 @@ def test_a_fold_that_is_none(number, of):
 
 
 def test_more_folds_than_videos():
-    with pytest.raises(UserError, match="4 source videos cannot be parted into 5 folds"):
+    with pytest.raises(UserError, match="4 recordings cannot be divided into 5 folds"):
         split_by_video(clips_of(4), Splitting(fold=Fold(0, 5)), 0)
 
 

@@ -87,7 +87,7 @@ def test_clips_without_a_ratio_are_passed_over():
     assert verdict.action == "warn"
     verdict = judge([nan] * N, [nan] * N)
     assert verdict.action == "continue"
-    assert "one training video" in verdict.reason
+    assert "single training recording" in verdict.reason
     json.dumps(verdict.evidence, allow_nan=False)
 
 

@@ -14,7 +14,7 @@ from vidlit.stopping.divergence import (
 
 
 def history(val, train_eval, videos=6, clips=2, jitter=0.01, spread=0.25, seed=0):
-    """Clips of source videos around mean curves (J,); each video has its own share of the curve."""
+    """Clips of recordings around mean curves (J,); each recording has its own share of the curve."""
     rng = np.random.default_rng(seed)
 
     def around(curve):
@@ -87,7 +87,7 @@ def test_the_reason_names_divergence_with_its_numbers():
     lowest, now = (100 * math.expm1(value) for value in (-last.evidence["gain"], last.evidence["val_log_ratio"]))
     rise = f"from {lowest:+.1f} % against the base model at step {last.evidence['best_step']} to {now:+.1f} %"
     assert f"Overfitting: the validation loss has risen {rise}" in last.reason
-    assert "over 8 videos" in last.reason
+    assert "over 8 recordings" in last.reason
     assert all(math.isfinite(v) for v in last.evidence.values() if not isinstance(v, str))
     json.dumps(last.evidence)
 
@@ -184,13 +184,13 @@ def test_with_few_source_videos_it_says_so_waits_longer_and_still_stops(videos):
     fast = replay(history(overfitting(8, 40), 0.9 * overfitting(8, 40), videos=8, spread=0.0, jitter=0.004))
     assert slow[-1].action == fast[-1].action == "stop"
     assert len(slow) > len(fast)
-    assert f"Only {videos} validation video" in slow[-1].reason
+    assert f"Only {videos} validation recording" in slow[-1].reason
     assert slow[-1].evidence["held_out_videos"] == videos
 
 
 def test_where_the_train_eval_rises_too_the_reason_says_unsteady():
     rising = overfitting(8, 40)
-    assert "Unsteady training" in replay(history(rising, rising, videos=8))[-1].reason
+    assert "Unstable training" in replay(history(rising, rising, videos=8))[-1].reason
 
 
 def test_a_loss_that_is_no_number_stops_at_once():

@@ -12,7 +12,7 @@ def judge(*values, bound=8.0):
 def test_samples_that_stay_different_go_on():
     verdict = judge(10, 9.5, 11)
     assert (verdict.signal, verdict.action) == ("diversity", "continue")
-    assert "stay different" in verdict.reason
+    assert "stay diverse" in verdict.reason
     json.dumps(verdict.evidence, allow_nan=False)
 
 
@@ -45,7 +45,7 @@ def test_evidence_and_reason_hold_the_numbers():
         "real_bound": 8.0,
         "alarms": 2,
     }
-    for part in ("step 200", "4 different", "40 %", "step 0's 10;", "8 or more"):
+    for part in ("step 200", "4 different", "40 %", "the 10 at step 0;", "8 or more"):
         assert part in verdict.reason
 
 

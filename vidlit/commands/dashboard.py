@@ -18,7 +18,7 @@ def run(words: list[str]) -> None:
 
     options = parser().parse_args(words[1:])
     if options.dry_run == options.push:
-        raise UserError("say either --dry-run, which prints the workspace, or --push, which creates it.")
+        raise UserError("choose one of --dry-run, which prints the workspace, and --push, which creates it.")
     if options.project:
         project, entity, levels = options.project, "", 4
     else:
@@ -30,7 +30,7 @@ def run(words: list[str]) -> None:
     try:
         workspace.save()
     except Exception as error:  # of wandb, of its server, of the network
-        raise UserError(f"W&B did not take the workspace ({type(error).__name__}): {error}") from error
+        raise UserError(f"W&B did not accept the workspace ({type(error).__name__}): {error}") from error
     print(workspace.url)
 
 

@@ -1,4 +1,4 @@
-"""Write the quickstart's procedural clips and tiny base model."""
+"""Write the quickstart's generated clips and tiny base model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def parser() -> ArgumentParser:
 
     made = ArgumentParser(
         prog="vidlit demo",
-        description="Write the procedural clips and the tiny base model.",
+        description="Write the quickstart's generated clips and tiny base model.",
         exit_on_error=False,
     )
     made.add_class_arguments(Demo, skip={"dir"})

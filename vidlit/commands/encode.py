@@ -1,4 +1,4 @@
-"""Only fill the latent store."""
+"""Encode all clips into the latent store, without training."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Fit once a fold of videos, and say what is best for all clips.
+"""Cross-validation: one fit a fold, then the best number of steps.
 
-Which number of steps is best, when a few held-out videos cannot tell alone: each fold holds out other videos and is a
-run of its own. What is best for most of them is trained on all clips then.
+For sets where a few validation videos are too few to tell: each fold holds out other recordings and is a run of its
+own. The median over folds is the number of steps for a training on all clips.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(words: list[str]) -> None:
     options, fit_words = parser().parse_known_args(words[1:])
     config = ParseOnly(["fit", *fit_words]).config.fit
     if config.get("ckpt_path") is not None:
-        raise UserError("kfold goes on by itself where it was interrupted: leave --ckpt_path out.")
+        raise UserError("kfold resumes by itself where it was interrupted: leave out --ckpt_path.")
     root = config.run.dir / config.run.name / f"kfold_{options.folds}"
     _same_config(root / "config.json", config)
     folds = [RunDirectory(root / f"fold_{number}") for number in range(options.folds)]
@@ -66,11 +66,11 @@ def parser() -> PlainParser:
     """The options beside those of ``fit``: jsonargparse does not part options it knows from those it does not."""
     made = PlainParser(
         prog="vidlit kfold",
-        description="Fit once a fold of source videos, and say what is best for all of them.",
-        epilog="All options of `vidlit fit` are taken, too: see `vidlit fit --help`.",
+        description="Cross-validation: one fit for each fold of recordings, then the best number of steps for all.",
+        epilog="All options of `vidlit fit` work here, too: see `vidlit fit --help`.",
         allow_abbrev=False,
     )
-    made.add_argument("--folds", type=int, default=5, help="parts that the source videos are divided into")
+    made.add_argument("--folds", type=int, default=5, help="number of parts that the recordings are divided into")
     return made
 
 
@@ -83,7 +83,7 @@ def _same_config(path: Path, config: Namespace) -> None:
     text = json.dumps(config.as_dict(), indent=2, default=str, sort_keys=True)
     if path.is_file() and path.read_text() != text:
         raise UserError(
-            f"{path.parent} holds folds of other options ({path.name}): give them another --run.name, or delete them."
+            f"{path.parent} holds folds made with other options ({path.name}): choose another --run.name, or delete it."
         )
     write_text(path, text)
 
@@ -150,7 +150,7 @@ def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console:
 
     console = console or Console()
     table = Table("fold")
-    for name in ("held-out clips", "stopped at", "by", "kept step", "held-out loss", "exposures"):
+    for name in ("validation clips", "stopped at", "by", "kept step", "validation loss", "exposures"):
         table.add_column(name, justify="right")
     for fold in told["folds"]:
         table.add_row(
@@ -165,17 +165,17 @@ def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console:
     console.print(table)
     gain = told["gain"]
     lines = [
-        f"held-out loss against the base model: {_change(gain['mean'])} on average over folds "
+        f"validation loss against the base model: {_change(gain['mean'])} on average over folds "
         f"({_change(gain['max'])} to {_change(gain['min'])})"
     ]
     if told["steps"]:
         options = " ".join(words)
         lines += [
-            f"on all clips {told['steps']} steps would be best, about {told['exposures']:.0f} exposures of each video:",
+            f"best on all clips: {told['steps']} steps, about {told['exposures']:.0f} exposures of each video:",
             f"  vidlit fit {options} --data.split.val_fraction 0 --trainer.max_steps {told['steps']}",
         ]
     else:
-        lines.append("in most folds the base model was best: a lower learning rate, or more videos, may help")
+        lines.append("in most folds no step was better than the base model: try a lower learning rate, or more videos")
     for line in [*lines, f"written to {path}"]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 

@@ -1,4 +1,4 @@
-"""Videos for prompts, from a checkpoint, a LoRA file or the base."""
+"""Generate videos from prompts: checkpoint, LoRA file or base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses, copies and diversity on the test split."""
+"""Loss, copies and diversity of a checkpoint on the test split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation losses of a checkpoint (--ckpt_path FILE)."""
+"""Validation loss of a checkpoint (--ckpt_path FILE)."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ TRAIN_EVAL_ALONE = 16
 
 
 class LatentDataModule(LightningDataModule):
-    """Batches of latents and prompt embeddings from a folder of videos, one resolution at a time, for ever.
+    """Batches of latents and prompt embeddings from a folder of videos, one resolution at a time, indefinitely.
 
     Args:
         source: folder of videos with captions, in any of the accepted layouts.
@@ -160,7 +160,7 @@ class LatentDataModule(LightningDataModule):
 
     @property
     def val_clips(self) -> list[Clip]:
-        """Held-out clips."""
+        """Validation clips."""
         return self.split.val
 
     @property
@@ -170,7 +170,7 @@ class LatentDataModule(LightningDataModule):
 
     @property
     def scored_clips(self) -> list[Clip]:
-        """Held-out clips that are scored at every check."""
+        """Validation clips that are scored at every check."""
         most = self.splitting.max_val_clips or self.affordable_val_clips
         if most is None or most >= len(self.split.val):
             return self.split.val
@@ -178,11 +178,11 @@ class LatentDataModule(LightningDataModule):
 
     @property
     def train_eval_clips(self) -> list[Clip]:
-        """Training clips that are scored as the held-out ones are."""
+        """Training clips that are scored as the validation ones are."""
         return self.spread(self.split.train, len(self.scored_clips) or TRAIN_EVAL_ALONE)
 
     def spread(self, clips: list[Clip], num_clips: int) -> list[Clip]:
-        """Some of the clips, spread evenly over source videos; always the same."""
+        """Some of the clips, spread evenly over recordings; always the same."""
         return spread_over_videos(clips, num_clips, self.seed)
 
     def dataset(self, clips: list[Clip], *, for_training: bool = False) -> LatentDataset:
@@ -224,7 +224,7 @@ class LatentDataModule(LightningDataModule):
         if stage == "fit" and not self.split.val and not self.splitting.train_on_val:
             videos = len({clip.source.group for clip in self.train_clips})
             rank_zero_warn(
-                f"no clip is held out ({videos} source video{'' if videos == 1 else 's'}, data.split.val_fraction "
+                f"no clip is held out ({videos} recording{'' if videos == 1 else 's'}, data.split.val_fraction "
                 f"{self.splitting.val_fraction:g}): the run cannot be stopped by divergence, and there is no best step "
                 "to go back to. It leans on exposures and copies: set --exposure.hard_cap, or trainer.max_steps low "
                 "(`vidlit plan` says how low)."
@@ -266,7 +266,7 @@ class LatentDataModule(LightningDataModule):
         return self._loader(self.dataset(self.train_clips, for_training=True), sampler)
 
     def val_dataloader(self) -> list[Loader]:
-        """Held-out clips, where there are any, then the training subset, each clip once."""
+        """Validation clips, where there are any, then the training subset, each clip once."""
         return [self._each_once(clips) for clips in (self.scored_clips, self.train_eval_clips) if clips]
 
     def test_dataloader(self) -> Loader:

@@ -31,8 +31,8 @@ class Demo:
 
     Args:
         dir: folder to write ``clips/`` and ``base/`` to.
-        num_videos: source videos; each differs in shape, texture, colours, motion, size or duration.
-        clips_per_video: clips of each source video; they share its scene.
+        num_videos: recordings; each differs in shape, texture, colours, motion, size or duration.
+        clips_per_video: clips of each recording; they share its scene.
         look: of all videos: ``painted``, or ``neon`` to fine-tune a model of the painted ones on.
         base: write the base model, too.
     """

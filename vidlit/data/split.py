@@ -1,4 +1,4 @@
-"""Train, validation and test by source video, never by clip: clips of one film would give the answer away."""
+"""Train, validation and test by recording, never by clip: clips of one film would give the answer away."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Fold:
-    """One of several equal parts of the source videos, each held out in a run of its own.
+    """One of several equal parts of the recordings, each held out in a run of its own.
 
     Args:
         number: which part, from 0.
@@ -42,16 +42,16 @@ class Fold:
 
 @dataclass(frozen=True)
 class Splitting:
-    """Who is held out, by source video.
+    """Who is held out, by recording.
 
     Args:
-        val_fraction: share of the source videos held out for validation, at least one video. At 0, or with one source
+        val_fraction: share of the recordings held out for validation, at least one video. At 0, or with one source
             video alone, nothing is held out: exposures and copies are all that can stop the run then.
         test_fraction: share held out for the test, at least one video; none at 0.
-        fold: hold out this part of the source videos that are not for the test, whatever ``val_fraction`` says;
+        fold: hold out this part of the recordings that are not for the test, whatever ``val_fraction`` says;
             ``vidlit kfold`` sets it.
         train_on_val: train on what would be held out for validation, too; ``--refit`` sets it for its second phase.
-        max_val_clips: validation clips scored at every check, spread over source videos; ``None`` scores all, or as
+        max_val_clips: validation clips scored at every check, spread over recordings; ``None`` scores all, or as
             many as checks can afford where ``trainer.val_check_interval`` is left to be chosen.
         tie_near_duplicates: look for videos that show the same, and keep them on one side of the split. Identical
             files always are.
@@ -81,10 +81,10 @@ class Splitting:
 
 
 def split_by_video(clips: Sequence[Clip], splitting: Splitting, seed: int) -> Split:
-    """Hold out whole source videos.
+    """Hold out whole recordings.
 
     Groups are ranked by a hash of (seed, group), the first ones are held out: the same on every machine, and adding a
-    video moves few others. Of one source video alone nothing is held out.
+    video moves few others. Of one recording alone nothing is held out.
 
     Args:
         clips: to split.
@@ -92,7 +92,7 @@ def split_by_video(clips: Sequence[Clip], splitting: Splitting, seed: int) -> Sp
         seed: another seed holds out other videos.
 
     Raises:
-        UserError: there are too few source videos.
+        UserError: there are too few recordings.
     """
     val_fraction, test_fraction, fold = splitting.val_fraction, splitting.test_fraction, splitting.fold
     groups = sorted({clip.source.group for clip in clips}, key=lambda group: _rank(seed, group))
@@ -102,7 +102,7 @@ def split_by_video(clips: Sequence[Clip], splitting: Splitting, seed: int) -> Sp
         num_val = 0
     if len(groups) <= num_val + num_test:
         raise UserError(
-            f"{len(groups)} source video{'s' * (len(groups) != 1)} cannot be split into training, {num_val} for "
+            f"{len(groups)} recording{'s' * (len(groups) != 1)} cannot be split into training, {num_val} for "
             f"validation and {num_test} for the test. Add clips of other videos; or, if one file holds unrelated "
             "scenes, cut it and give each scene its own `group` in metadata.csv"
             + ("; or lower --data.split.test_fraction." if num_test else ".")
@@ -112,7 +112,7 @@ def split_by_video(clips: Sequence[Clip], splitting: Splitting, seed: int) -> Sp
     if fold is not None:
         rest = [group for group in groups if group not in set(test)]
         if len(rest) < fold.of:
-            raise UserError(f"{len(rest)} source videos cannot be parted into {fold.of} folds: ask for fewer.")
+            raise UserError(f"{len(rest)} recordings cannot be divided into {fold.of} folds: choose fewer.")
         val = rest[fold.number :: fold.of]
     held_out = dict.fromkeys([] if splitting.train_on_val else val, "val") | dict.fromkeys(test, "test")
     sides: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
@@ -122,7 +122,7 @@ def split_by_video(clips: Sequence[Clip], splitting: Splitting, seed: int) -> Sp
 
 
 def spread_over_videos(clips: Sequence[Clip], num_clips: int, seed: int) -> list[Clip]:
-    """Some of the clips, spread evenly over source videos: what is scored at every check.
+    """Some of the clips, spread evenly over recordings: what is scored at every check.
 
     Args:
         clips: of one side of the split.

@@ -1,6 +1,6 @@
 """Copies: how much nearer a generated clip is to a training clip than other clips are.
 
-``d1`` is the distance to the nearest training clip, ``d2`` to the nearest one of a *different* source video: takes of
+``d1`` is the distance to the nearest training clip, ``d2`` to the nearest one of a *different* recording: takes of
 one film are near each other, so that against all clips an exact copy of a film with two takes would score 1. Where the
 nearest clip has other takes, it matters how far these are from it: who prompts with a training caption asks for a new
 take, and a good one is nearer to its scene than to others, yet no copy. So
@@ -29,7 +29,7 @@ class NearestTrain(NamedTuple):
     """What is nearest to each of B clips in the training set."""
 
     ratio: Tensor
-    """(B,) float32 from 0; NaN where it has no meaning: one source video only, or no distance at all"""
+    """(B,) float32 from 0; NaN where it has no meaning: one recording only, or no distance at all"""
     clip: Tensor
     """(B,) int64, row of the nearest training clip"""
 
@@ -40,7 +40,7 @@ def nearest_train(features: Tensor, train: Tensor, groups: Tensor, takes: Tensor
     Args:
         features: (B, D) of the clips.
         train: (N, D) of the training clips.
-        groups: (N,) int64 number of each training clip's source video, from 0.
+        groups: (N,) int64 number of each training clip's recording, from 0.
         takes: (N,) from :func:`take_distances`; computed where not given.
 
     Returns:
@@ -58,7 +58,7 @@ def nearest_train(features: Tensor, train: Tensor, groups: Tensor, takes: Tensor
 
 
 def take_distances(train: Tensor, groups: Tensor) -> Tensor:
-    """Distance from each training clip to the nearest other clip of its source video.
+    """Distance from each training clip to the nearest other clip of its recording.
 
     Args:
         train: (N, D).
@@ -87,7 +87,7 @@ class CopyDistance(Metric):
 
     Args:
         train: (N, D) features of the training clips.
-        groups: (N,) int64 number of each training clip's source video, from 0.
+        groups: (N,) int64 number of each training clip's recording, from 0.
 
     Example:
         >>> metric = CopyDistance(train=torch.tensor([[0.0], [1.0], [9.0]]), groups=torch.tensor([0, 0, 1]))

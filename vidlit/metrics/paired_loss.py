@@ -84,11 +84,11 @@ class PairedSummary:
 
     Args:
         clips: scored.
-        videos: source videos they come from.
+        videos: recordings they come from.
         reference: mean loss of the base model.
         loss: mean loss now.
         log_ratio: mean over clips of the weighted ``log(loss / reference)``; negative is better.
-        standard_error: of its mean over source videos; NaN for a single one.
+        standard_error: of its mean over recordings; NaN for a single one.
         log_ratio_bins: mean ``log(loss / reference)`` in each stratum, lowest noise first.
     """
 
@@ -108,7 +108,7 @@ def summarise(losses: Tensor, reference: Tensor, sigmas: Tensor, videos: Sequenc
         losses: (N, K) now.
         reference: (N, K) of the base model.
         sigmas: (N, K) where they were taken.
-        videos: Source video of each clip (N,): clips of one film say the same thing twice.
+        videos: Recording of each clip (N,): clips of one film say the same thing twice.
     """
     ratios = log_ratio(losses, reference, sigmas)
     numbers = {video: number for number, video in enumerate(dict.fromkeys(videos))}

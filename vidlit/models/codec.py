@@ -87,7 +87,7 @@ class PatchDCTCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
     def fit_statistics(self, videos: list[Tensor]) -> None:
         """Set the normalisation from a pool of videos (B, 3, F, H, W) that is not the training set.
 
-        Statistics of the training clips themselves would make training latents easier than held-out ones from the
+        Statistics of the training clips themselves would make training latents easier than validation ones from the
         first step. Channels are divided by the root of their deviation, not by all of it: high frequencies then
         keep less weight in the loss, as they have in the picture.
         """

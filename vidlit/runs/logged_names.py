@@ -134,7 +134,7 @@ TRAIN_EVAL_LOG_RATIO_BIN = LoggedName(
 )
 VAL_SCORE = LoggedName(
     "val/score",
-    "Validation loss without the jumps of single videos, which the best check is chosen by",
+    "Validation loss without jumps of single recordings, which the best check is chosen by",
     unit=CHANGE,
     scale="log_ratio",
     lower_is_better=True,
@@ -157,7 +157,7 @@ STATISTIC = LoggedName(
     unit="standard errors",
     summary="max",
     lower_is_better=True,
-    words="Above the threshold the rise is larger than chance explains. It must also last, and hold across videos.",
+    words="Above the threshold the rise is larger than chance explains. It must also last, and hold across recordings.",
     needs=HELD_OUT,
 )
 THRESHOLD = LoggedName(

@@ -48,7 +48,7 @@ class Exposure(NamedTuple):
 
     clip_id: str
     video: str
-    """Source video."""
+    """The recording that it belongs to: its group."""
     split: str
     """``train``, ``val`` or ``test``."""
     exposures: int
@@ -197,7 +197,7 @@ class RunRecord:
 
     @cached_property
     def history(self) -> DivergenceHistory:
-        """Log-ratios of every held-out and scored training clip at every check, from ``last.ckpt``.
+        """Log-ratios of every validation clip and scored training clip at every check, from ``last.ckpt``.
 
         Raises:
             UserError: there is no checkpoint, it was made before the first check, or nothing was held out.
@@ -213,7 +213,7 @@ class RunRecord:
         if not state or not self.exposures:
             raise UserError(f"{self.path} has no check yet: there is nothing to judge.")
         if "val_keys" not in state:
-            raise UserError(f"{self.path} held nothing out: there is no held-out loss to judge.")
+            raise UserError(f"{self.path} has no validation clips: there is no validation loss to judge.")
         videos = {clip_key(row.clip_id): row.video for row in self.exposures}
         named = {name: tuple(videos[int(key)] for key in state[f"{name}_keys"]) for name in ("val", "train_eval")}
         return DivergenceHistory(

@@ -166,7 +166,7 @@ class Audit:
         self.rke.append(float(diversity.compute()))
 
     def _read_real(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> RealClips:
-        """Features of training and held-out clips, and what follows from them: limit and bound."""
+        """Features of training and validation clips, and what follows from them: limit and bound."""
         vae = pl_module.family.load_vae(pl_module.device) if self.extractor.reads == "frames" else None
         train_clips = self.train_clips
         numbers = {group: k for k, group in enumerate(dict.fromkeys(clip.source.group for clip in train_clips))}

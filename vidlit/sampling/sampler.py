@@ -167,7 +167,7 @@ def _describe(pl_module: VideoDiffusionModule, clip: Clip, draw: int, sampling: 
 
 
 def share(count: int, trainer: Trainer) -> range:
-    """Places of this rank's part of ``count`` things; as many on every rank, so that none waits for ever.
+    """Places of this rank's part of ``count`` things; as many on every rank, so that none waits indefinitely.
 
     A place from ``count`` on stands for the thing at ``place % count`` again.
     """

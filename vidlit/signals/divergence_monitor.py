@@ -1,4 +1,4 @@
-"""Paired validation as a callback: measures step 0, follows held-out clips and a training subset, judges divergence."""
+"""Paired validation as a callback: scores validation clips and a training subset from step 0 on, judges divergence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vidlit.video.sources import Clip
 
 SETS = ("val", "train_eval")
-"""Held-out clips and training clips scored alike: the order of the validation dataloaders."""
+"""Validation clips and training clips scored alike: the order of the validation dataloaders."""
 LOSS = {"val": VAL_LOSS, "train_eval": TRAIN_EVAL_LOSS}
 LOG_RATIO = {"val": VAL_LOG_RATIO, "train_eval": TRAIN_EVAL_LOG_RATIO}
 LOG_RATIO_BIN = {"val": VAL_LOG_RATIO_BIN, "train_eval": TRAIN_EVAL_LOG_RATIO_BIN}
@@ -43,11 +43,11 @@ LOG_RATIO_BIN = {"val": VAL_LOG_RATIO_BIN, "train_eval": TRAIN_EVAL_LOG_RATIO_BI
 
 
 class DivergenceMonitor(Signal):
-    """Scores held-out clips and a training subset at fixed noise, as log-ratios to the base model.
+    """Scores validation clips and a training subset at fixed noise, as log-ratios to the base model.
 
     Step 0 is measured by Lightning's sanity check, which this callback makes run over all validation batches. Logs
     ``val/loss``, ``val/log_ratio``, ``val/log_ratio_bin_<k>`` (lowest noise first), the same for ``train_eval``,
-    ``val/score`` (the log-ratio without the jumps of single source videos: the lowest is the best check), and
+    ``val/score`` (the log-ratio without the jumps of single recordings: the lowest is the best check), and
     ``divergence/gap``, ``divergence/statistic``, ``divergence/threshold``.
 
     Args:
@@ -185,7 +185,7 @@ class DivergenceMonitor(Signal):
                 "broken down; lower the learning rate."
             )
             return Verdict("divergence", "stop", reason, {"case": "not finite", **evidence})
-        reason = "Nothing is held out: whether the run overfits cannot be told from losses."
+        reason = "There are no validation clips: overfitting cannot be detected from losses."
         evidence |= {"case": "nothing held out", "train_eval_log_ratio": train_eval}
         return Verdict("divergence", "continue", reason, evidence)
 

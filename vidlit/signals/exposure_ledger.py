@@ -21,10 +21,10 @@ from vidlit.stopping.verdict import Verdict
 class ExposureLedger(Signal):
     """Counts exposures, logs them at every check, writes ``exposure.csv``, warns of the risky band.
 
-    Logs ``exposure/mean``, ``exposure/max`` (raw, per source video) and ``exposure/adjusted``.
+    Logs ``exposure/mean``, ``exposure/max`` (raw, per recording) and ``exposure/adjusted``.
 
     Args:
-        hard_cap: stop when the mean exposures per source video reach this; ``None`` never stops on exposures alone.
+        hard_cap: stop when the mean exposures per recording reach this; ``None`` never stops on exposures alone.
     """
 
     name = "exposure"
@@ -93,11 +93,11 @@ class ExposureLedger(Signal):
         )
 
     def per_video(self) -> dict[str, int]:
-        """Exposures of each source video so far, as last agreed on by all ranks."""
+        """Exposures of each recording so far, as last agreed on by all ranks."""
         return video_exposures(self._counted.numpy(), [clip.source.group for clip in self.data.train_clips])
 
     def statistics(self) -> dict[str, float]:
-        """Lowest, mean and highest exposures over source videos."""
+        """Lowest, mean and highest exposures over recordings."""
         counts = np.array(list(self.per_video().values()))
         return {"min": int(counts.min()), "mean": float(counts.mean()), "max": int(counts.max())}
 

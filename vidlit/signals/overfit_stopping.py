@@ -28,9 +28,9 @@ class OverfitStopping(RunCallback):
     weights of the check that is kept.
 
     Args:
-        policy: what each signal may do, by name: ``stop`` the run, at most ``warn``, or be ``off``. What is not named
-            here does as the signal itself says, and that is ``stop`` for all that come with vidlit.
-        restore: which weights to keep: ``best``, of the check with the lowest held-out loss; ``conservative``, of the
+        policy: mode of each signal, by name: ``stop`` the run, at most ``warn``, or ``off``. A signal that is not named
+            keeps its own default, ``stop`` for all that come with vidlit.
+        restore: weights to keep: ``best``, of the check with the lowest validation loss; ``conservative``, of the
             earliest check within a tenth of the best gain, which has seen each video less often; or ``last``. Where no
             check was better than it, ``best`` and ``conservative`` keep the base model.
 
@@ -186,7 +186,7 @@ class OverfitStopping(RunCallback):
         return self.others(DivergenceMonitor)[0]
 
     def _history(self) -> DivergenceHistory | None:
-        """The checks so far; ``None`` where nothing is held out."""
+        """The checks so far; ``None`` without validation clips."""
         monitor = self._monitor
         return monitor.history() if monitor.references and "val" in monitor.sets else None
 

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class SampleVideos(RunCallback):
-    """Generates videos with fixed prompts and noise: to judge copies and diversity, and to look at.
+    """Generates videos with fixed prompts and noise: to judge copies and diversity, and to watch.
 
-    An audit generates ``num_audit`` clips, half from training captions and half from held-out ones, at step 0 and then
+    An audit generates ``num_audit`` clips, half from training and half from validation captions, at step 0 and then
     every few checks; logs ``copies/count``, ``copies/ratio_min``, ``diversity/rke``, ``diversity/ratio``
     and ``perf/audit_share`` (of the time); and writes them to ``samples/step_XXXXXX/audit_*.mp4``. When training is
-    over, a few videos from captions of held-out clips follow (of training clips where nothing is held out), made with
+    over, a few videos from captions of validation clips follow (of training clips where nothing is held out), made with
     the weights that are kept.
 
     All are written with a JSON file beside each, and shown in W&B and TensorBoard where these are used. The start noise

@@ -59,16 +59,16 @@ class ValidationSchedule(RunCallback):
         if not is_left_to_choose(trainer):
             return
         samples = self.data.samples_per_batch * accumulate
-        # A training subset that is scored alone counts as half as many held-out clips with one of the same number.
+        # A training subset that is scored alone counts as half as many validation clips with one of the same number.
         num_clips = len(self.data.val_clips) or -(-len(self.data.train_eval_clips) // 2)
         self.chosen = check_schedule(trainer.max_steps, samples, num_clips, self.module.num_strata)
         self._apply()
         if self.chosen.share > MAX_SHARE:
             rank_zero_warn(
-                f"{MIN_CHECKS} checks of {self.chosen.num_clips} held-out clips add about "
+                f"{MIN_CHECKS} checks of {self.chosen.num_clips} validation clips add about "
                 f"{100 * self.chosen.share:.0f} % to the cost of training, more than the {100 * MAX_SHARE:.0f} % "
-                "aimed at: the batch is small or the run short. Fewer checks would be too few to decide by; "
-                "trainer.val_check_interval and data.split.max_val_clips set it otherwise."
+                "aimed at, because the batch is small or the run short. Fewer checks would be too few to decide by; to "
+                "check less all the same, set trainer.val_check_interval or data.split.max_val_clips."
             )
 
     def _apply(self) -> None:

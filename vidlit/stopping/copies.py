@@ -1,8 +1,8 @@
 """When generated clips have become copies of training clips.
 
-The ratio of a clip (``vidlit.metrics.copy_distance``) is 0 for an exact copy of a training clip and about 1 for a new
-take of its scene, in content and motion. Samples are drawn from the same prompts and noise at every audit, the first of
-them from the base model: what is near a training clip there was not learned here and does not count.
+The ratio of a clip (``vidlit.metrics.copy_distance``) is 0 for an exact copy of a training clip and about 1 for another
+video of its scene, in content and motion. Samples are drawn from the same prompts and noise at every audit, the first
+of them from the base model: what is near a training clip there was not learned here and does not count.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from vidlit.stopping.verdict import Action, Verdict
 SUSPECT_RATIO = 0.6
 CERTAIN_RATIO = 1 / 3
 MIN_COPIES, MIN_COPIES_OF_ONE_TAKE = 2, 3
-"""Clips below the limit that raise an alarm: one alone may be chance; two, where nothing says how far takes differ."""
+"""Clips below the limit that raise an alarm: one alone may be chance; where nothing says how far clips of one recording
+differ, two may be."""
 CERTAIN_SHARE = 0.25
 """Share of clips below ``CERTAIN_RATIO`` that stops at once."""
 
 
 def copy_limit(held_out: ArrayLike) -> float:
-    """The ratio below which a generated clip counts as a copy: 0.6, or lower where held-out real clips come nearer.
+    """The ratio below which a generated clip counts as a copy: 0.6, or lower where real validation clips come nearer.
 
     Args:
-        held_out: Ratios of held-out real clips (N,), NaN where there is none.
+        held_out: Ratios of real validation clips (N,), NaN where there is none.
     """
     ratios = np.asarray(held_out, dtype=np.float64)
     return float(np.nanmin(np.append(ratios, SUSPECT_RATIO)))
 
 
 def min_copies(videos: Sequence[str]) -> int:
-    """Copies that raise an alarm: two; three where most training clips are the only ones of their video (N,).
+    """Copies that raise an alarm: two; three where most training clips are the only ones of their recording (N,).
 
-    The ratio of a clip without another take leans on a guess of how far takes differ.
+    The ratio of such a clip rests on an estimate of how far clips of one recording differ.
     """
     clips = Counter(videos)
     alone = sum(clips[video] == 1 for video in videos)
@@ -86,7 +87,7 @@ def judge_copies(
         "limit": float(limit),
     }
     if np.isnan(table[-1]).all():
-        reason = "Copies cannot be told from one training video alone: there is no other to compare distances with."
+        reason = "Copies cannot be detected with a single training recording: there is no other to compare with."
         return Verdict("copies", "continue", reason, evidence)
     worst = suspects(table, limit)[0]
     evidence |= {
@@ -102,7 +103,7 @@ def judge_copies(
 
 
 def suspects(ratios: ArrayLike, limit: float) -> list[int]:
-    """Which clips of the latest audit to look at: its copies, the worst first; the nearest of all where none is one.
+    """Which clips of the latest audit to show: its copies, the worst first; the nearest of all where none is one.
 
     Args:
         ratios: Ratio of each clip at each audit (J, n), the base model's first; NaN where there is none.

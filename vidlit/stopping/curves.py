@@ -1,4 +1,4 @@
-"""Statistics of loss curves, for one run or many at once: the last axes are checks (J,) or source videos (V,)."""
+"""Statistics of loss curves, for one run or many at once: the last axes are checks (J,) or recordings (V,)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def without_spikes(curve: Array, sigma: Array) -> Array:
 
 
 def without_jumps(curve: Array, by_video: Array) -> Array:
-    """The curve without what single source videos do at single checks: what checks are ranked by.
+    """The curve without what single recordings do at single checks: what checks are ranked by.
 
     Each video's deviation from the median of its last five checks is held within three robust standard deviations
     (1.4826 times the median absolute deviation) of the median video's. A check that is low because one clip's loss
@@ -63,7 +63,7 @@ def without_jumps(curve: Array, by_video: Array) -> Array:
 
     Args:
         curve: Mean log-ratio at each check (..., J).
-        by_video: Log-ratio of each source video (..., J, V); with fewer than five nothing is held.
+        by_video: Log-ratio of each recording (..., J, V); with fewer than five nothing is held.
 
     Returns:
         (..., J).
@@ -103,10 +103,10 @@ def window_mean(values: Array, first: NDArray[np.int64], last: NDArray[np.int64]
 
 
 def p_greater(values: Array) -> Array:
-    """One-sided paired t-test that the mean over source videos is above zero.
+    """One-sided paired t-test that the mean over recordings is above zero.
 
     Args:
-        values: One difference per source video (..., V), V >= 2.
+        values: One difference per recording (..., V), V >= 2.
 
     Returns:
         p-value (...,).
@@ -132,7 +132,7 @@ def student_tail(t: Array, freedom: int) -> Array:
 
 
 def by_video(clips: Array, videos: tuple[str, ...]) -> Array:
-    """Averages clips (J, N) within each source video (J, V), in order of first appearance."""
+    """Averages clips (J, N) within each recording (J, V), in order of first appearance."""
     names = {name: k for k, name in enumerate(dict.fromkeys(videos))}
     member = np.zeros((len(videos), len(names)))
     member[np.arange(len(videos)), [names[video] for video in videos]] = 1.0

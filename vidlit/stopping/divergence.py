@@ -1,19 +1,19 @@
-"""When the held-out loss has turned: a paired sequential test on log-ratios to step 0.
+"""When the validation loss has turned: a paired sequential test on log-ratios to step 0.
 
-The rule reads the held-out log-ratios of all checks so far and asks, in this order:
+The rule reads the validation log-ratios of all checks so far and asks, in this order:
 
 - *no gain*: never surely below the base model's loss, and by now above it;
 - *divergence*: has the loss left its lowest stretch for good? The rise since then, less what is not worth stopping for
   (a share of the gain) and what the luckiest stretch of a flat curve would show, must be significant over all planned
-  checks; it must have lasted a share of the time that it took to get there, still grow, and hold across source videos,
-  since clips of one film are not independent;
+  checks; it must have lasted a share of the time that it took to get there, still grow, and hold across recordings,
+  since clips of one recording are not independent;
 - *plateau*: does it no longer improve while the training subset still falls?
 - *gap*: does it fall much slower than the training subset? Only ever a warning.
 
 Everything is a pure function of the history, so a resumed run decides as the uninterrupted one.
 
-With fewer than four held-out source videos nobody can tell from them whether a rise holds for others. The rule then
-asks that all of them agree and that the rise lasts twice as long, and says so in its reason.
+Fewer than four validation recordings are too few to tell whether a rise holds for others. The rule then asks that all
+of them agree and that the rise lasts twice as long, and says so in its reason.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class DivergenceHistory:
 
     Args:
         steps: Optimizer steps of the checks (J,), starting with 0, increasing.
-        val: Log-ratio of each held-out clip (J, N); the first row is zeros; negative is better.
+        val: Log-ratio of each validation clip (J, N); the first row is zeros; negative is better.
         train_eval: Log-ratio of each scored training clip (J, M), scored alike.
-        val_videos: Source video of each held-out clip (N,).
-        train_eval_videos: Source video of each scored training clip (M,).
+        val_videos: Recording of each validation clip (N,).
+        train_eval_videos: Recording of each scored training clip (M,).
 
     Raises:
         ValueError: If the shapes disagree, or the first check is not step 0.
@@ -77,7 +77,7 @@ class DivergenceHistory:
 
 
 def check_scores(history: DivergenceHistory) -> NDArray[np.float64]:
-    """What checks are ranked by (J,): the mean held-out log-ratio without the jumps of single source videos.
+    """What checks are ranked by (J,): the mean validation log-ratio without the jumps of single recordings.
 
     See :func:`vidlit.stopping.curves.without_jumps`. Infinite where a clip's loss was not finite. A score never
     changes with later checks.
@@ -107,7 +107,7 @@ def judge_divergence(
     planned_checks: int,
     warmup_checks: int = 0,
 ) -> Verdict:
-    """Judges the held-out loss after the latest check.
+    """Judges the validation loss after the latest check.
 
     Args:
         history: Log-ratios of all checks so far, step 0 included.
@@ -118,7 +118,7 @@ def judge_divergence(
     Returns:
         A verdict with evidence: case ("learning", "warm-up", "no gain", "divergence", "plateau", "gap", "not finite"),
         statistic, threshold, best_step and best_check (0 for "no gain"), gain and gap (log-ratios), the numbers of
-        source videos and, after the warm-up, jitter, excess, train_eval_excess and p_value.
+        recordings and, after the warm-up, jitter, excess, train_eval_excess and p_value.
     """
     videos = len(set(history.val_videos))
     step = int(history.steps[-1])
@@ -127,7 +127,7 @@ def judge_divergence(
             "divergence",
             "stop",
             f"At step {step} the loss of a validation clip, or of the training subset, is no longer a finite number: "
-            "training has broken down; lower the learning rate.",
+            "training has become unstable; lower the learning rate.",
             {"case": "not finite", "step": step, "held_out_videos": videos},
         )
     # A check that was not finite (the user went on) says nothing about any trend.
@@ -169,7 +169,7 @@ def judge_run(
     warmup_steps: int = 0,
     seldom_seen_checks: int = 0,
 ) -> Verdict:
-    """Judges the held-out loss after the latest check, with the plan in optimizer steps.
+    """Judges the validation loss after the latest check, with the plan in optimizer steps.
 
     Args:
         history: Log-ratios of all checks so far, step 0 included.
@@ -205,14 +205,14 @@ def _reason(case: str, action: Action, evidence: dict[str, float | int | str]) -
                 f"be too high, or there is nothing to learn from these clips.{few}"
             )
         case "divergence", _:
-            across = "" if few else f" (p = {number['p_value']:.1g} over {videos} videos)"
+            across = "" if few else f" (p = {number['p_value']:.1g} over {videos} recordings)"
             rise = (
                 f"the validation loss has risen from {_percent(-number['gain'])} against the base model at step "
                 f"{evidence['best_step']} to {val}{across}"
             )
             if number["train_eval_excess"] > 0.5 * number["excess"]:
                 return (
-                    f"Unsteady training: {rise}, and the training subset's loss rose with it; the learning rate may be "
+                    f"Unstable training: {rise}, and the training subset's loss rose with it; the learning rate may be "
                     f"too high.{few}"
                 )
             return f"Overfitting: {rise}, while the training subset's loss did not rise ({train_eval}).{few}"
@@ -229,9 +229,9 @@ def _reason(case: str, action: Action, evidence: dict[str, float | int | str]) -
 
 
 def _few(videos: int, case: str) -> str:
-    count = "1 validation video" if videos == 1 else f"{videos} validation videos"
-    remark = f" Only {count}, too few to tell whether this holds for others"
-    return remark + (": it had to last twice as long." if case == "divergence" else ".")
+    count = "1 validation recording" if videos == 1 else f"{videos} validation recordings"
+    remark = f" Only {count}: too few to tell whether this holds for others"
+    return remark + (", so the rise had to last twice as long." if case == "divergence" else ".")
 
 
 def _percent(log_ratio: float) -> str:

@@ -29,7 +29,7 @@ MEANING: dict[Band, str] = {
 CONSERVATIVE, MODERATE, RISKY = 10, 50, 100  # exposures per video: up to, up to, from
 
 MIN_ADJUSTED_EXPOSURE = 5.0
-"""The divergence rule decides nothing before each video was seen about this often, at the reference run's worth."""
+"""The divergence rule decides nothing before each video was seen this often, in exposures of the reference run."""
 
 LOW_LEARNING_RATE = 4e-5
 LOW_LEARNING_RATE_SAFE = 30.0  # exposures that are still relatively safe at or below LOW_LEARNING_RATE
@@ -64,7 +64,7 @@ def video_exposures(clip_exposures: ArrayLike, videos: Sequence[str]) -> dict[st
 
 
 def adjusted_exposure(learning_rates: ArrayLike, batch_size: int, num_videos: int) -> NDArray[np.float64]:
-    """Exposures per video after each step, counted at the reference run's worth.
+    """Exposures per video after each step, converted to exposures of the reference run.
 
     A step at learning rate ``lr`` with ``B`` samples over ``n`` videos adds ``B / n`` raw exposures, times
 
@@ -122,7 +122,7 @@ class Forecast:
 
 
 def forecast(max_steps: int, batch_size: int, num_videos: int, learning_rates: ArrayLike) -> Forecast:
-    """Foretells the exposures of a run before it starts.
+    """Computes the exposures of a run before it starts.
 
     Args:
         max_steps: Planned optimizer steps.
@@ -146,14 +146,14 @@ def forecast(max_steps: int, batch_size: int, num_videos: int, learning_rates: A
     }
     name = band(exposures)
     reason = (
-        f"{max_steps:,} steps of {batch_size} over {num_videos:,} videos show each video {_times(exposures)} times: "
+        f"{max_steps:,} steps at batch size {batch_size} show each of {num_videos:,} videos {_times(exposures)} times: "
         f"{name} ({MEANING[name]})."
     )
     reason += _low_learning_rate_remark(exposures, float(rates.max()))
     if name in ("high", "risky"):
         reason += (
             f" At most {steps_to_band['high'] - 1:,} steps, or at least "
-            f"{-(-max_steps * batch_size // MODERATE):,} videos, would keep it moderate."
+            f"{-(-max_steps * batch_size // MODERATE):,} videos, would keep exposures moderate."
         )
     adjusted = float(adjusted_exposure(rates, batch_size, num_videos)[-1])
     return Forecast(exposures, adjusted, name, steps_to_band, reason)
@@ -177,7 +177,7 @@ def judge_exposure(
     """
     counts = np.asarray(exposures, dtype=np.float64)
     if counts.size == 0:
-        raise ValueError("exposures of no videos at all")
+        raise ValueError("there are no videos to judge exposures of")
     if hard_cap is not None and not hard_cap > 0:
         raise UserError(f"hard_cap must be positive, got {hard_cap}")
     mean, highest = float(counts.mean()), float(counts.max())
@@ -191,7 +191,7 @@ def judge_exposure(
     }
     if adjusted is not None:
         evidence["adjusted"] = float(adjusted)
-    seen = f"Each video was seen {_times(mean)} times on average (at most {highest:.0f})"
+    seen = f"Each video was seen {_times(mean)} times on average (at most {highest:,.0f})"
     if hard_cap is not None:
         evidence["hard_cap"] = float(hard_cap)
         if mean >= hard_cap:

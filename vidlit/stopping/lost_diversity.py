@@ -1,4 +1,4 @@
-"""When generated clips grow alike, measured on the same prompts and noise at every audit."""
+"""When generated clips lose diversity, measured on the same prompts and noise at every audit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def judge_diversity(steps: Sequence[int], diversity: ArrayLike, real_bound: floa
     """Judges how different the generated clips still are.
 
     An alarm is a diversity below 0.7 of the base model's that is also below what all but 5 % of real subsets of the
-    same size have: fine-tuning on few subjects narrows the samples rightly. Two alarms in a row stop.
+    same size have: fine-tuning on few subjects is meant to narrow the samples. Two alarms in a row stop.
 
     Args:
         steps: Optimizer steps of the audits (J,), the base model's first.
@@ -45,9 +45,9 @@ def judge_diversity(steps: Sequence[int], diversity: ArrayLike, real_bound: floa
         "alarms": in_a_row,
     }
     action: Action = "stop" if in_a_row > 1 else "warn" if in_a_row else "continue"
-    narrowed = "Samples grow alike" if in_a_row else "Samples stay different"
+    found = "Samples lose diversity" if in_a_row else "Samples stay diverse"
     reason = (
-        f"{narrowed}: they amount to {values[-1]:.3g} different ones at step {steps[-1]}, {100 * ratio:.3g} % of step "
-        f"{steps[0]}'s {values[0]:.3g}; real clips to {real_bound:.3g} or more."
+        f"{found}: an effective number of {values[-1]:.3g} different samples at step {steps[-1]}, {100 * ratio:.3g} % "
+        f"of the {values[0]:.3g} at step {steps[0]}; as many real clips reach {real_bound:.3g} or more."
     )
     return Verdict("diversity", action, reason, evidence)

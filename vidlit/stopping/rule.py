@@ -21,13 +21,13 @@ from vidlit.stopping.verdict import Action
 Flags = NDArray[np.bool_]
 
 MIN_VIDEOS = 4
-"""Source videos from which a t-test across them is used; with fewer, all must agree."""
+"""Recordings from which a t-test across them is used; with fewer, all must agree."""
 PLATEAU_Z = 2.0
 """Standard errors by which a curve called flat must stay below its limit; the fall on training clips above its own."""
 PLATEAU_PACE = 0.1
-"""Share of the training subset's fall below which the held-out loss counts as no longer improving."""
+"""Share of the training subset's fall below which the validation loss counts as no longer improving."""
 PLATEAU_TOLERANCE = 0.03
-"""Share of the gain by which the held-out loss may fall within a plateau; on training clips it must fall more."""
+"""Share of the gain by which the validation loss may fall within a plateau; on training clips it must fall more."""
 PLATEAU_HUMP = 0.5
 """Standard errors by which a plateau may rise and come down again; after a hump, more learning may follow."""
 LUCK = 0.5
@@ -54,15 +54,15 @@ LEARNING, GAP, PLATEAU_WARNED, PLATEAU, DIVERGENCE, NO_GAIN, WARM_UP = range(len
 
 @dataclass(frozen=True)
 class DivergenceSettings:
-    """The few numbers of the divergence rule; one default for all spacings of checks and levels of jitter.
+    """Numbers of the divergence rule; one default serves all spacings of checks and levels of jitter.
 
     Args:
-        alpha: Chance of a false alarm over a run that only lies flat, and level of each test across source videos.
-        min_excess: Smallest rise that counts, as a share of the gain so far.
-        confirm: A rise must have lasted this share of the checks that it took to reach the lowest stretch.
-        min_checks: Checks after step 0 before anything is decided.
-        plateau_checks: Checks without improvement after which a plateau is warned of; a stop takes twice as many.
-        plateau_share: The same as a share of the checks so far; the larger of the two counts.
+        alpha: chance of a false alarm over a run whose loss stays flat, and level of each test across recordings.
+        min_excess: smallest rise that counts, as a share of the gain so far.
+        confirm: shortest duration of a rise, as a share of the checks that it took to reach the lowest stretch.
+        min_checks: number of checks after step 0 before anything is decided.
+        plateau_checks: number of checks without improvement before a plateau is warned of; twice as many stop.
+        plateau_share: the same as a share of the checks so far; the larger of the two counts.
 
     Raises:
         UserError: If a number is out of its range.
@@ -98,10 +98,10 @@ class Findings:
 
     Args:
         case: Index into `CASES` (R,).
-        numbers: The numbers behind it by name, each (R,): statistic, the rise of the held-out loss since its lowest
+        numbers: The numbers behind it by name, each (R,): statistic, the rise of the validation loss since its lowest
             stretch in standard errors, less what is not worth stopping for and what luck explains; its threshold;
             excess, the rise itself; train_eval_excess, the training subset's over the same time; p_value of the rise
-            across source videos; jitter.
+            across recordings; jitter.
     """
 
     case: NDArray[np.int64]
@@ -120,13 +120,13 @@ def assess(
     """Judges R runs after their latest check.
 
     Args:
-        val: Held-out log-ratios of each source video (R, J, V), step 0 first.
-        train_eval: Log-ratios of the training subset, averaged by source video (R, J, P).
+        val: Validation log-ratios of each recording (R, J, V), step 0 first.
+        train_eval: Log-ratios of the training subset, averaged by recording (R, J, P).
         settings: Numbers of the rule.
         planned_checks: Checks after step 0 in the whole run.
         warmup_checks: Checks after step 0 that belong to the warm-up. Nothing is decided before three times as many:
             what the first steps disturb takes that long to settle.
-        curve: Mean held-out log-ratios (R, J) where clips, not videos, count alike; the mean over videos by default.
+        curve: Mean validation log-ratios (R, J) where clips, not videos, count alike; the mean over videos by default.
     """
     curve = val.mean(axis=2) if curve is None else curve
     runs, checks = curve.shape
@@ -211,7 +211,7 @@ def _no_gain(
 def _plateau(
     curve: Array, train_eval: Array, sigma: Array, gain: Array, settings: DivergenceSettings, times: int
 ) -> Flags:
-    """The held-out loss surely no longer improves while the training subset surely does.
+    """The validation loss surely no longer improves while the training subset surely does.
 
     "Surely": with its standard error, the improvement from the first to the second half of the window is under a tenth
     of the training subset's, so a jittery curve has to wait for a longer window instead of being called flat. Nor may
@@ -241,7 +241,7 @@ def _plateau(
 
 
 def _gap_opens(curve: Array, train_eval: Array, sigma: Array, settings: DivergenceSettings) -> Flags:
-    """The held-out loss falls at less than a tenth of the pace on training clips, where it surely falls."""
+    """The validation loss falls at less than a tenth of the pace on training clips, where it surely falls."""
     now = curve.shape[1] - 1
     length = _window(now, settings)
     if length > now:
@@ -265,7 +265,7 @@ def _fall(values: Array, length: int) -> Array:
 
 
 def _positive(by_video: Array, alpha: float) -> tuple[Array, Flags]:
-    """Whether differences (R, V) are above zero across source videos: p-value (R,) and verdict (R,).
+    """Whether differences (R, V) are above zero across recordings: p-value (R,) and verdict (R,).
 
     With fewer than four videos a t-test has no power: all of them must agree, and the p-value is the sign test's.
     """

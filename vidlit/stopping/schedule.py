@@ -1,8 +1,8 @@
 """How often to check and to audit: from counts alone, so that runs repeat to the digit.
 
 The unit of cost is one evaluation of the transformer, forward only. A training step of ``B`` samples costs ``3 B`` (the
-backward pass takes about twice the forward one), a check ``2 N K``: ``N`` held-out clips and as many training clips at
-``K`` noise levels.
+backward pass costs about twice the forward one), a check ``2 N K``: ``N`` validation clips and as many training clips
+at ``K`` noise levels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_SHARE = 0.05
 MIN_CHECKS = 16
 """Within the planned steps: the rule decides nothing in the first 8, and a rise takes some to be confirmed."""
 MIN_CLIPS = 8
-"""Held-out clips that are scored at least, where there are as many."""
+"""Validation clips that are scored at least, where there are as many."""
 MIN_AUDITS = 2
 """After step 0's: what two alarms in a row take, in runs too short for the share as well."""
 DECODE_EVALUATIONS = 2
@@ -25,11 +25,11 @@ DECODE_EVALUATIONS = 2
 
 @dataclass(frozen=True)
 class CheckSchedule:
-    """When held-out clips are scored, and how many of them.
+    """When validation clips are scored, and how many of them.
 
     Args:
         interval: Optimizer steps from one check to the next.
-        num_clips: Held-out clips scored at each.
+        num_clips: Validation clips scored at each.
         share: Of the cost of training that the checks add.
     """
 
@@ -41,17 +41,17 @@ class CheckSchedule:
 def check_schedule(max_steps: int, batch_size: float, num_clips: int, num_strata: int) -> CheckSchedule:
     """Chooses the interval of checks so that they add 5 % to the cost of training, but are 16 at least.
 
-    Where 16 checks of all held-out clips would cost more, fewer clips are scored, eight at least. Only where this is
+    Where 16 checks of all validation clips would cost more, fewer clips are scored, eight at least. Only where this is
     not enough do checks cost more than their share: fewer than 16 would not let the rule decide in time.
 
     Args:
         max_steps: Planned optimizer steps; not positive for a run without an end.
         batch_size: Samples per optimizer step, over all ranks and accumulated micro-batches.
-        num_clips: Held-out clips, at least one.
+        num_clips: Validation clips, at least one.
         num_strata: Noise levels for each.
     """
     step = TRAINING_EVALUATIONS * batch_size
-    each = 2 * num_strata  # a held-out clip and one of the training subset
+    each = 2 * num_strata  # a validation clip and one of the training subset
     scored = num_clips
     longest = max_steps // MIN_CHECKS if max_steps > 0 else math.inf
     if max_steps > 0:
@@ -67,7 +67,7 @@ def check_share(interval: int, batch_size: float, num_clips: int, num_strata: in
     Args:
         interval: Optimizer steps M from one check to the next.
         batch_size: Samples B per optimizer step.
-        num_clips: Held-out clips N that are scored, and as many of the training subset.
+        num_clips: Validation clips N that are scored, and as many of the training subset.
         num_strata: Noise levels K for each.
     """
     return 2 * num_clips * num_strata / (TRAINING_EVALUATIONS * batch_size * interval)

@@ -1,4 +1,4 @@
-"""What a signal says after a check, and how the signals' words become one decision."""
+"""What a signal reports after a check, and how the verdicts of all signals become one decision."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SEVERITY: dict[Action, int] = {"continue": 0, "warn": 1, "stop": 2}
 
 @dataclass(frozen=True)
 class Verdict:
-    """One signal's word after one check.
+    """One signal's finding after one check.
 
     Args:
-        signal: Name of the signal that speaks, such as "copies".
+        signal: Name of the signal, such as "copies".
         action: What the signal asks for.
         reason: One plain sentence with the numbers, for the user.
         evidence: The numbers behind the sentence; always finite, so that they can be written as JSON.
@@ -35,9 +35,9 @@ class Decision:
 
     Args:
         action: The strongest action that any signal is allowed to ask for.
-        signals: The signals that ask for it, in the order they were heard; empty on "continue".
+        signals: The signals that ask for it, in the order of their verdicts; empty on "continue".
         reason: Their reasons, joined; of all signals on "continue".
-        verdicts: What was heard, after the policy: nothing of a signal that is "off", no "stop" of one set to "warn".
+        verdicts: The verdicts after the policy: none of a signal that is "off", no "stop" of one set to "warn".
     """
 
     action: Action

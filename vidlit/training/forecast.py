@@ -53,17 +53,17 @@ class RunPlan:
     near_duplicates: list[dict[str, Any]]
     unlisted: list[str]
     split: dict[str, dict[str, int]]
-    """Clips and source videos of each side."""
+    """Clips and recordings of each side."""
     batch_size: float
     """Mean over buckets, over all ranks and accumulated micro-batches."""
     max_steps: int
     steps_per_pass: float
     tokens_per_step: float
     exposures: dict[str, float]
-    """Lowest, mean and highest exposures of a source video at ``max_steps``."""
+    """Lowest, mean and highest exposures of a recording at ``max_steps``."""
     band: str
     checks: dict[str, float]
-    """Steps between checks, their number, held-out clips scored at each, and the share of the cost that they add."""
+    """Steps between checks, their number, validation clips scored at each, and the share of the cost that they add."""
     advice: str
     conservative_max_steps: int
     moderate_max_steps: int

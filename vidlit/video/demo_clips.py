@@ -48,7 +48,7 @@ FRAMINGS = ((12, 72, 72), (20, 54, 90))
 
 @dataclass(frozen=True)
 class Scene:
-    """What all clips of one source video share.
+    """What all clips of one recording share.
 
     Args:
         shape: a key of ``SHAPES``.
@@ -74,7 +74,7 @@ class Scene:
 
     @classmethod
     def draw(cls, number: int, look: Look = "painted") -> Scene:
-        """The scene of one source video, a function of its number and look."""
+        """The scene of one recording, a function of its number and look."""
         rng = np.random.default_rng(number if look == "painted" else [number, *look.encode()])
         colours = rng.choice(list(COLOURS), size=4, replace=False)
         num_frames, height, width = FRAMINGS[number % len(FRAMINGS)]  # by turns: a few videos fill every bucket
@@ -130,7 +130,7 @@ class Scene:
         return (np.stack(frames) * 255 + 0.5).astype(np.uint8)
 
     def _grain(self) -> Array:
-        """The background's texture (H, 2W), the same for all clips of a video: what there is to learn by heart."""
+        """The background's texture (H, 2W), the same for all clips of a video: what there is to memorise."""
         height, width = self.size
         rng = np.random.default_rng(zlib.crc32(self.caption.encode()))
         frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(2 * width)[None])

@@ -113,7 +113,7 @@ def check_regular(path: Path) -> tuple[object, ...]:
         status = path.stat()
     except OSError as error:
         raise VideoError(f"cannot be opened: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait indefinitely
         raise VideoError("is not a regular file")
     if not status.st_size:
         raise VideoError("is empty")

@@ -44,9 +44,9 @@ def test_a_mistake_in_words_names_what_was_meant(case):
 FILES = {
     "a key": ("data:\n  fps: 16\n  sorce: clips\n", "line 3: data.sorce", "Did you mean data.source?"),
     "a section": ("dta:\n  fps: 16\n", "line 1: dta", "no such option"),
-    "no YAML": ("data:\n  source: [a\nmodel: 3\n", "line 3 is no YAML"),
-    "a tab": ("data:\n\tfps: 16\n", "line 2 is no YAML"),
-    "a list": ("- a\n- b\n", "is no config"),
+    "no YAML": ("data:\n  source: [a\nmodel: 3\n", "line 3 is not valid YAML"),
+    "a tab": ("data:\n\tfps: 16\n", "line 2 is not valid YAML"),
+    "a list": ("- a\n- b\n", "is not a config"),
     "a word for a number": ("trainer:\n  max_steps: many\n", "line 2: trainer.max_steps many", "a whole number"),
 }
 

@@ -81,7 +81,7 @@ def test_a_second_phase_that_is_interrupted_goes_on(quickstart, tmp_path, monkey
 
 def test_nothing_is_refitted_where_nothing_was_held_out(quickstart, tmp_path, capsys):
     assert main(quickstart(trainer__max_steps=4, data__split__val_fraction=0, refit="true")) == 0
-    assert "No refit: nothing was held out" in capsys.readouterr().out
+    assert "No refit: there were no validation clips" in capsys.readouterr().out
     assert not (tmp_path / "runs" / "quickstart" / "0" / "refit").exists()
 
 
@@ -96,4 +96,4 @@ def test_when_a_phase_is_over_and_what_follows():
     assert "base model" in no_refit_because(over)
     assert no_refit_because({**over, "kept_step": 40}) is None
     assert full_steps({**over, "kept_step": 40}) == 60
-    assert "nothing was held out" in no_refit_because({**over, "num_clips": {"train": 6, "val": 0}})
+    assert "no validation clips" in no_refit_because({**over, "num_clips": {"train": 6, "val": 0}})

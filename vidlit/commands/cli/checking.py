@@ -59,7 +59,7 @@ def check(words: list[str]) -> list[str]:
                 raise UserError(_stray(given.value or "", words[0]))
         elif given.name in ("config", "c") and known.reads_yaml:
             if given.value is None:
-                raise UserError("--config wants the name of a YAML file.")
+                raise UserError("--config needs the name of a YAML file.")
             if given.value.lstrip().startswith("{"):  # YAML itself
                 keys |= _check_config(given.value, "--config", known)
                 continue
@@ -242,7 +242,7 @@ def _check_scalar(node: yaml.ScalarNode, option: Option | None, shown: str) -> N
     takes = [*option.choices, *(_KINDS[kind] for kind in option.kinds)]
     near = difflib.get_close_matches(node.value, option.choices, n=1)
     meant = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(f"{shown}: it takes {', '.join(takes)}.{meant}")
+    raise UserError(f"{shown}: expected {', '.join(takes)}.{meant}")
 
 
 def _is_number(text: str) -> bool:
@@ -257,7 +257,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no YAML file: it is not text.") from error
+        raise UserError(f"{path} is not a YAML file: it is not text.") from error
 
 
 def _check_config(text: str, where: str, known: OptionList) -> set[str]:
@@ -274,11 +274,11 @@ def _check_config(text: str, where: str, known: OptionList) -> set[str]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise UserError(f"{where}{line} is no YAML: {' '.join(problem.split())}.") from error
+        raise UserError(f"{where}{line} is not valid YAML: {' '.join(problem.split())}.") from error
     if root is None:
         return set()
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{where} is no config: it should hold `section:` lines with `option: value` below them.")
+        raise UserError(f"{where} is not a config: it should hold `section:` lines with `option: value` below them.")
     keys = set[str]()
     _check_mapping(root, "", where, known, keys)
     return keys

@@ -67,7 +67,7 @@ def _command(words: list[str]) -> None:
     if words[0] not in known:
         near = difflib.get_close_matches(words[0], known, n=1, cutoff=0.5)
         meant = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"{words[0]!r} is no command.{meant} The commands are {', '.join(known)}.")
+        raise UserError(f"{words[0]!r} is not a command.{meant} The commands are {', '.join(known)}.")
     if HELP & set(words) and option_lists()[words[0]].reads_yaml:
         if HELP_ALL not in words:
             print(one_command(words[0]))

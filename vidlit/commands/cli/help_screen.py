@@ -9,82 +9,82 @@ COLUMN = 36
 
 CLIPS = {
     "data.source": "folder of videos with captions",
-    "data.store": "folder of encoded latents, used again",
+    "data.store": "folder of encoded latents, reused by later runs",
     "data.buckets": "FRAMESxHEIGHTxWIDTH, as [49x480x704]",
-    "data.fps": "frames per second clips are resampled to",
+    "data.fps": "frame rate clips are resampled to",
     "data.batches.size": "samples per device and micro-batch",
-    "data.split.val_fraction": "share of source videos held out (0.2)",
-    "data.cutting.mode": "cut by head, chunk, slide or uniform",
+    "data.split.val_fraction": "share of videos for validation (0.2)",
+    "data.cutting.mode": "head, chunk, slide or uniform",
 }
 MODEL = {"model.base": "diffusers folder or hub name"}
 TRAINING = {
     "model.adapter": "LoRA {rank: 16, alpha: 16}, or null",
     "model.optimizer.init_args.lr": "learning rate",
-    "model.warmup_steps": "steps over which the rate rises (0)",
-    "model.memory.gradient_checkpointing": "less memory for a third more time",
-    "model.memory.base_dtype": "of frozen weights: bfloat16, int8, float8",
+    "model.warmup_steps": "steps of learning-rate warm-up (0)",
+    "model.memory.gradient_checkpointing": "less memory, a third more time",
+    "model.memory.base_dtype": "dtype of frozen weights: bfloat16, int8, ...",
 }
 STOPPING = {
     "overfit_stopping.policy.divergence": "stop, warn or off: overfitting",
     "overfit_stopping.policy.copies": "stop, warn or off: samples are copies",
-    "overfit_stopping.restore": "weights kept: best, conservative, last",
-    "exposure.hard_cap": "stop at this mean number of exposures",
-    "refit": "after the stop train again, on all clips",
+    "overfit_stopping.restore": "weights to keep: best, conservative, last",
+    "exposure.hard_cap": "mean number of exposures to stop at",
+    "refit": "train again on all clips after the stop",
 }
 TRAINER = {
-    "trainer.max_steps": "optimizer steps at most (2000)",
-    "trainer.val_check_interval": "batches between checks; null: chosen",
-    "trainer.accumulate_grad_batches": "micro-batches a step (1)",
+    "trainer.max_steps": "largest number of optimizer steps (2000)",
+    "trainer.val_check_interval": "batches between checks; null: automatic",
+    "trainer.accumulate_grad_batches": "micro-batches per step (1)",
     "trainer.precision": "32-true, bf16-mixed, bf16-true, ...",
 }
-DEVICES = {"trainer.accelerator": "auto, gpu, cpu, mps", "trainer.devices": "how many (1)"}
+DEVICES = {"trainer.accelerator": "auto, gpu, cpu, mps", "trainer.devices": "number of devices (1)"}
 RUN = {"run.dir": "folder of all runs (runs)", "run.name": "folder of the runs of one name"}
 SAMPLES = {
-    "samples.num_videos": "videos when training is over (4)",
-    "samples.num_audit": "samples in an audit for copies (16)",
+    "samples.num_videos": "videos sampled at the end (4)",
+    "samples.num_audit": "samples per audit for copies (16)",
 }
-CHECKPOINT = {"ckpt_path": "a checkpoint, or the run's best or last"}
+CHECKPOINT = {"ckpt_path": "a checkpoint, or best or last of the run"}
 SCREENS: dict[str, dict[str, dict[str, str]]] = {
     "fit": {
         "clips": CLIPS,
         "model": MODEL | TRAINING,
         "when to stop": STOPPING,
         "training": TRAINER | DEVICES,
-        "the run": SAMPLES | RUN | {"ckpt_path": "go on: last, or a checkpoint"},
+        "the run": SAMPLES | RUN | {"ckpt_path": "resume from: last, or a checkpoint"},
     },
     "validate": {"what": CHECKPOINT | MODEL | CLIPS, "where": DEVICES | RUN},
     "test": {
-        "what": CHECKPOINT | MODEL | {"data.split.test_fraction": "share held out for the test, as in fit"} | CLIPS,
+        "what": CHECKPOINT | MODEL | {"data.split.test_fraction": "share for the test, as in fit"} | CLIPS,
         "where": DEVICES | RUN,
     },
     "predict": {
         "videos": {
             "prompts": "a text or CSV file, or a prompt in quotes",
             "output": "folder for the mp4 files (predictions)",
-            "size": "FRAMESxHEIGHTxWIDTH; else largest bucket",
-            "overwrite": "replace files that are there",
+            "size": "FRAMESxHEIGHTxWIDTH (largest bucket)",
+            "overwrite": "replace existing files",
         },
         "weights": CHECKPOINT | {"lora": "a LoRA file, or its folder"} | MODEL,
         "sampling": {
             "samples.num_steps": "denoising steps (30)",
-            "samples.seed": "of the start noise (0)",
-            "samples.guidance_scale": "1 is none (1)",
-            "samples.negative_prompt": "what guidance leads away from",
+            "samples.seed": "seed of the starting noise (0)",
+            "samples.guidance_scale": "guidance; 1 turns it off (1)",
+            "samples.negative_prompt": "what guidance steers away from",
             "batch_size": "videos sampled at once (1)",
         },
         "where": DEVICES | RUN,
     },
     "encode": {
-        "what": CLIPS | MODEL | {"verify": "only compare checksums of what is stored"},
+        "what": CLIPS | MODEL | {"verify": "only check the checksums of the store"},
         "where": DEVICES,
     },
     "plan": {
-        "what": CLIPS | MODEL | {"json": "print one JSON object, for programs"},
-        "training": TRAINER | {"trainer.devices": "how many (1)"},
+        "what": CLIPS | MODEL | {"json": "print the plan as one JSON object"},
+        "training": TRAINER | {"trainer.devices": "number of devices (1)"},
     },
 }
 """What people set, of each command that reads a YAML file; ``--help-all`` shows the rest."""
-SCREENS["kfold"] = {"folds": {"folds": "parts of the source videos (5)"}, **SCREENS["fit"]}
+SCREENS["kfold"] = {"folds": {"folds": "number of folds (5)"}, **SCREENS["fit"]}
 SCREENS["kfold"]["the run"] = SAMPLES | RUN
 
 

@@ -143,15 +143,19 @@ class VidlitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The sections beside ``trainer``, ``model`` and ``data``."""
-        parser.add_argument("--demo", type=Demo | None, default=None, help="Write the procedural clips and base first.")
+        parser.add_argument(
+            "--demo", type=Demo | None, default=None, help="Procedural clips and base model to write first."
+        )
         parser.add_argument("--run.dir", type=Path, default=Path("runs"), help="Folder of all run directories.")
-        parser.add_argument("--run.name", type=str, default="vidlit", help="Runs of one name are numbered in a folder.")
-        parser.add_argument("--run.report", type=bool, default=True, help="Make report.html when training is over.")
+        parser.add_argument(
+            "--run.name", type=str, default="vidlit", help="Name of the folder in which runs are numbered."
+        )
+        parser.add_argument("--run.report", type=bool, default=True, help="Whether to write report.html at the end.")
         parser.add_argument(
             "--refit",
             type=bool,
             default=False,
-            help="After the stop train again on all clips, for as long as was best.",
+            help="Whether to train again on all clips after the stop, for the number of steps that was best.",
         )
         for section, kind in plugins.in_modules(_import_all(vidlit.signals, vidlit.callbacks)).items():
             parser.add_lightning_class_args(kind, section)
@@ -350,9 +354,9 @@ def _further_captions(guidance_scale: float, negative_prompt: str, caption_dropo
 
 
 def _used(data: LatentDataModule) -> str:
-    sides = {"to train on": data.train_clips, "held out": data.val_clips, "to test on": data.test_clips}
+    sides = {"for training": data.train_clips, "for validation": data.val_clips, "for the test": data.test_clips}
     parts = [
-        f"{len(clips)} clips of {len({clip.source.group for clip in clips})} source videos {what}"
+        f"{len(clips)} clips of {len({clip.source.group for clip in clips})} recordings {what}"
         for what, clips in sides.items()
         if clips
     ]

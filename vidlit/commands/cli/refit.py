@@ -1,6 +1,6 @@
 """The second phase of ``fit --refit``: again from the base model, on all clips, for as long as was found best.
 
-Held-out clips tell when to stop and are lost for training; of a small set that is a good part. When the stop is known,
+Validation clips tell when to stop and are lost to training, a good part of a small set. When the stop is known,
 all clips can be trained on, each as often as it had been seen at the step that was kept.
 """
 
@@ -40,7 +40,7 @@ def full_steps(summary: dict[str, Any]) -> int:
 def no_refit_because(summary: dict[str, Any]) -> str | None:
     """Why a run gives nothing to train again for; ``None`` where it does."""
     if not summary.get("num_clips", {}).get("val"):
-        return "nothing was held out: all clips have been trained on"
+        return "there were no validation clips: all clips have been trained on"
     if full_steps(summary) == 0:
         return "the base model was better than every check"
     return None

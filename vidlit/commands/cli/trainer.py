@@ -94,4 +94,4 @@ def _verify(store: LatentStore) -> None:
         raise UserError(
             f"{len(damaged)} items of {store.root} are damaged: delete the files named above, then encode again."
         )
-    print(f"{store.root}: all checksums are right.")
+    print(f"{store.root}: all checksums match.")
