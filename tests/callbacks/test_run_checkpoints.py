@@ -171,7 +171,7 @@ def test_with_nothing_held_out_the_run_trains_and_says_what_it_leans_on(quicksta
     assert first["evidence"]["case"] == "nothing held out"
     assert len(list((run / "samples").glob("step_*/*.mp4"))) == 1
     said = capsys.readouterr()
-    assert "no clip is held out" in said.err
+    assert "there are no validation clips" in said.err
     assert "exposure.hard_cap" in said.err
     assert "no validation clips to choose by" in said.out
     assert (

@@ -17,7 +17,7 @@ class RunCheckpoints(RunCallback, ModelCheckpoint):
     """Keeps ``checkpoints/best.ckpt`` (lowest ``val/score``; the base model until one is lower) and ``last.ckpt``.
 
     Both are written after validation, when all callbacks hold the same check; ``last.ckpt`` again when training ends.
-    Where nothing is held out there is no best.
+    Without validation clips there is no best.
     Lightning's own ``save_last`` writes only at checks that are the best so far.
     """
 

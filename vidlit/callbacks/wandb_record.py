@@ -44,8 +44,8 @@ class WandbRecord(RunCallback):
     a decision that warns or stops as an alert; at the end the decision in the run's summary.
 
     Args:
-        file_names: also log the names of video files; they may tell more than you want to share.
-        max_videos: of each kind and step.
+        file_names: whether to log the names of video files, which may tell more than you want to share.
+        max_videos: largest number of videos of each kind and step.
     """
 
     section = "wandb"

@@ -20,11 +20,11 @@ class WeightExport(RunCallback):
     Beside it a model card (``README.md``) says what the weights are, why training stopped, and how to load them.
 
     Args:
-        base_parts: what lies beside a fully fine-tuned transformer: with the base's other parts (VAE, text encoders,
-            tokenizers, scheduler), as a ``link`` or a ``copy``, the folder is a whole model, for pipelines and as
-            ``model.base`` of another run; ``none`` leaves the transformer alone. A LoRA never has them.
-        push_to_hub: owner/name of a repository on the Hugging Face hub to upload weights and card to, private where it
-            is new; ``None`` for none.
+        base_parts: the base's other parts (VAE, text encoders, tokenizers, scheduler) beside a fully fine-tuned
+            transformer: as a ``link`` or a ``copy`` they make the folder a whole model, for pipelines and as
+            ``model.base`` of another run; ``none`` for the transformer alone. A LoRA is always exported alone.
+        push_to_hub: owner/name of the Hugging Face hub repository to upload weights and card to, created private if it
+            is new; ``None`` for no upload.
 
     Raises:
         UserError: ``push_to_hub`` is no such name.

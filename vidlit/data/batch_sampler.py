@@ -102,7 +102,7 @@ class ResolutionBatchSampler(Sampler[list[int]]):
     ) -> None:
         numbers, members = _group(buckets)
         if not numbers:
-            raise UserError("no clips to train on: every clip was dropped, quarantined or held out")
+            raise UserError("no clips to train on: every clip was dropped, quarantined, or is for validation or test")
         _check_ranks(num_replicas, rank)
         if seed < 0 or start < 0:
             raise UserError(f"seed and start must not be negative, got seed={seed}, start={start}")

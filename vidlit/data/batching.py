@@ -15,8 +15,8 @@ class BatchBudget:
     """Equal work for every batch: small clips come in larger batches.
 
     Args:
-        tokens: budget of ``batch size * tokens_of_a_clip ** power``.
-        power: above 1 where attention, which is quadratic, takes a good part of the time.
+        tokens: largest ``batch size * tokens_of_a_clip ** power``.
+        power: exponent; above 1 where attention, which is quadratic, is a large part of the time.
     """
 
     tokens: float
@@ -28,11 +28,11 @@ class Batching:
     """Batches of one resolution each.
 
     Args:
-        size: samples per rank and micro-batch; or a budget of work, from which each bucket gets its own.
-        val_size: samples per validation batch at most; ``None`` takes ``size``.
-        small_bucket: what to do with a bucket of fewer clips than a batch: fill it with ``repeat``, make batches
-            ``short``, or stop with an ``error``.
-        num_workers: processes that load latents; 0 loads in the training process.
+        size: samples per rank and micro-batch; or a budget of work, from which each bucket gets its own size.
+        val_size: largest number of samples per validation batch; ``None`` for ``size``.
+        small_bucket: treatment of a bucket with fewer clips than a batch: ``repeat`` clips, make ``short`` batches,
+            or stop with an ``error``.
+        num_workers: number of processes that load latents; 0 loads in the training process.
 
     Raises:
         UserError: an option is out of range.

@@ -29,25 +29,25 @@ from vidlit.video.sources import Clip
 
 Loader = DataLoader[LatentBatch]
 TRAIN_EVAL_ALONE = 16
-"""Training clips that are scored where no clip is held out."""
+"""Training clips that are scored where there are no validation clips."""
 
 
 class LatentDataModule(LightningDataModule):
-    """Batches of latents and prompt embeddings from a folder of videos, one resolution at a time, indefinitely.
+    """Endless batches of latents and prompt embeddings from a folder of videos, each of one resolution.
 
     Args:
         source: folder of videos with captions, in any of the accepted layouts.
-        store: folder of encoded latents; what it lacks is encoded, what it has is used again.
+        store: folder of encoded latents; missing ones are encoded, the others reused.
         base: diffusers folder or hub name whose VAE and text encoder make the latents.
         buckets: resolutions as ``FRAMESxHEIGHTxWIDTH``, e.g. ``49x480x704``; or a policy that chooses them,
             such as a budget.
-        fps: frames per second clips are resampled to; ``None`` takes the family's own.
-        cutting: how videos are cut into clips.
-        split: who is held out.
-        batches: how many clips make a batch, and how they are read.
+        fps: frame rate that clips are resampled to; ``None`` for the family's own.
+        cutting: options for cutting videos into clips.
+        split: options for splitting into training, validation and test.
+        batches: size of batches, and how they are read.
         encoding: how clips and captions are encoded and stored.
-        further_captions: encoded beside those of the clips, such as the negative prompt of guided samples.
-        seed: of the split and of the order of clips.
+        further_captions: captions to encode beside those of the clips, such as the negative prompt of guided samples.
+        seed: seed of the split and of the order of clips.
 
     Raises:
         UserError: at :meth:`setup`, for anything wrong with the folder, the buckets or the split.
@@ -224,10 +224,10 @@ class LatentDataModule(LightningDataModule):
         if stage == "fit" and not self.split.val and not self.splitting.train_on_val:
             videos = len({clip.source.group for clip in self.train_clips})
             rank_zero_warn(
-                f"no clip is held out ({videos} recording{'' if videos == 1 else 's'}, data.split.val_fraction "
-                f"{self.splitting.val_fraction:g}): the run cannot be stopped by divergence, and there is no best step "
-                "to go back to. It leans on exposures and copies: set --exposure.hard_cap, or trainer.max_steps low "
-                "(`vidlit plan` says how low)."
+                f"there are no validation clips ({videos} recording{'' if videos == 1 else 's'}, "
+                f"data.split.val_fraction {self.splitting.val_fraction:g}): overfitting cannot be detected from "
+                "losses, and there is no best step to go back to. Only exposures and copies can stop the run: set "
+                "--exposure.hard_cap, or a low trainer.max_steps (`vidlit plan` says how low)."
             )
         trainer = self.trainer
         if trainer is not None and trainer.world_size > 1 and replaces_samplers(trainer):

@@ -27,14 +27,14 @@ STATISTICS_VIDEOS = range(1_000_000, 1_000_064)
 
 @dataclass(frozen=True)
 class Demo:
-    """Procedural clips and a tiny base model, written where they are missing.
+    """Generated clips and a tiny base model, written where they are missing.
 
     Args:
         dir: folder to write ``clips/`` and ``base/`` to.
-        num_videos: recordings; each differs in shape, texture, colours, motion, size or duration.
-        clips_per_video: clips of each recording; they share its scene.
-        look: of all videos: ``painted``, or ``neon`` to fine-tune a model of the painted ones on.
-        base: write the base model, too.
+        num_videos: number of recordings; each has its own shape, texture, colours, motion, size or duration.
+        clips_per_video: number of clips of each recording; they share its scene.
+        look: style of all videos: ``painted``, or ``neon`` to fine-tune a model of the painted ones on.
+        base: whether to write the base model, too.
     """
 
     dir: Path = Path("demo")

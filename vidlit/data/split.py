@@ -1,4 +1,4 @@
-"""Train, validation and test by recording, never by clip: clips of one film would give the answer away."""
+"""Train, validation and test by recording, never by clip: clips of one recording would give the answer away."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Fold:
-    """One of several equal parts of the recordings, each held out in a run of its own.
+    """One of several equal parts of the recordings, each used for validation in a run of its own.
 
     Args:
-        number: which part, from 0.
-        of: how many parts.
+        number: number of the fold, from 0.
+        of: number of folds.
 
     Raises:
         UserError: there is no such part.
@@ -42,19 +42,20 @@ class Fold:
 
 @dataclass(frozen=True)
 class Splitting:
-    """Who is held out, by recording.
+    """Which recordings are for training, for validation and for the test.
+
+    A recording is one video, or all files of one ``group``; its clips stay on one side of the split.
 
     Args:
-        val_fraction: share of the recordings held out for validation, at least one video. At 0, or with one source
-            video alone, nothing is held out: exposures and copies are all that can stop the run then.
-        test_fraction: share held out for the test, at least one video; none at 0.
-        fold: hold out this part of the recordings that are not for the test, whatever ``val_fraction`` says;
-            ``vidlit kfold`` sets it.
-        train_on_val: train on what would be held out for validation, too; ``--refit`` sets it for its second phase.
-        max_val_clips: validation clips scored at every check, spread over recordings; ``None`` scores all, or as
-            many as checks can afford where ``trainer.val_check_interval`` is left to be chosen.
-        tie_near_duplicates: look for videos that show the same, and keep them on one side of the split. Identical
-            files always are.
+        val_fraction: share of the recordings for validation, at least one. At 0, or with a single recording, there are
+            no validation clips, and only exposures and copies can stop the run.
+        test_fraction: share of the recordings for the test, at least one; none at 0.
+        fold: part of the recordings for validation instead of ``val_fraction``; set by ``vidlit kfold``.
+        train_on_val: whether to train on the validation clips, too; set by ``--refit`` for its second phase.
+        max_val_clips: largest number of validation clips scored at a check, spread over recordings; ``None`` for all,
+            or for as many as checks can afford where ``trainer.val_check_interval`` is chosen automatically.
+        tie_near_duplicates: whether to find videos that show the same and keep them on one side of the split. Identical
+            files always stay together.
 
     Raises:
         UserError: an option is out of range.
@@ -81,15 +82,15 @@ class Splitting:
 
 
 def split_by_video(clips: Sequence[Clip], splitting: Splitting, seed: int) -> Split:
-    """Hold out whole recordings.
+    """Split by whole recordings.
 
-    Groups are ranked by a hash of (seed, group), the first ones are held out: the same on every machine, and adding a
-    video moves few others. Of one recording alone nothing is held out.
+    Groups are ranked by a hash of (seed, group), the first ones are for validation: the same on every machine, and
+    adding a video moves few others. A single recording is for training.
 
     Args:
         clips: to split.
         splitting: how. The test's videos are the same with ``train_on_val``, too.
-        seed: another seed holds out other videos.
+        seed: another seed chooses other videos.
 
     Raises:
         UserError: there are too few recordings.

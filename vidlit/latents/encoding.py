@@ -54,14 +54,15 @@ class Encoding:
     """How clips and captions are encoded and stored.
 
     Args:
-        dtype: latents and prompts are stored in.
-        posterior: what training takes of the VAE's posterior: its ``mode``, or a ``sample``, drawn anew at each visit
-            of a clip, for which the store holds the standard deviation beside the mode. All else takes the mode.
+        dtype: dtype in which latents and prompts are stored.
+        posterior: latents to train on, of the VAE's posterior: its ``mode``, or a ``sample``, drawn anew each time a
+            clip is used, for which the store also holds the standard deviation. Everything else uses the mode.
         background: red, green, blue (0-255) behind transparent pixels.
-        batch_size: clips of one bucket that go through the VAE at once.
-        num_workers: processes that decode videos, for each rank; ``None`` shares this machine's cores among its ranks.
-        shard_bytes: a shard is written when it holds this much, ...
-        shard_seconds: ... or when its first clip has waited this long: what a killed run encodes again at most.
+        batch_size: number of clips of one bucket that go through the VAE at once.
+        num_workers: number of processes per rank that decode videos; ``None`` shares this machine's cores among its
+            ranks.
+        shard_bytes: size at which a shard is written.
+        shard_seconds: longest time before a shard is written: the most work that a killed run loses.
 
     Raises:
         UserError: an option is out of range.

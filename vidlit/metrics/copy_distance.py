@@ -1,15 +1,16 @@
 """Copies: how much nearer a generated clip is to a training clip than other clips are.
 
-``d1`` is the distance to the nearest training clip, ``d2`` to the nearest one of a *different* recording: takes of
-one film are near each other, so that against all clips an exact copy of a film with two takes would score 1. Where the
-nearest clip has other takes, it matters how far these are from it: who prompts with a training caption asks for a new
-take, and a good one is nearer to its scene than to others, yet no copy. So
+``d1`` is the distance to the nearest training clip, ``d2`` to the nearest one of a *different* recording: clips of one
+recording are near each other, so that against all clips an exact copy of one of two such clips would score 1. Where the
+nearest clip's recording has other clips, it matters how far these are from it: who prompts with a training caption asks
+for another video of its scene, and a good one is nearer to that scene than to others, yet no copy. So
 
     ratio = d1 / t,  t at least d2 / 3 and at most d2
 
-with ``t`` the distance from the nearest training clip to its nearest other take. Takes of a film without movement are
-nearly the same; the lower bound keeps them from hiding copies. Of a clip without other takes ``t`` is not known and
-taken to be 7/9 of ``d2``. The ratio is 0 for an exact copy and about 1 for a new take, whatever the features' scale.
+with ``t`` the distance from the nearest training clip to the nearest other clip of its recording. Clips of a recording
+without movement are nearly the same; the lower bound keeps them from hiding copies. Where a recording has a single clip
+``t`` is not known and is set to 7/9 of ``d2``. The ratio is 0 for an exact copy and about 1 for another video of the
+scene, whatever the features' scale.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 MIN_TAKE, UNKNOWN_TAKE = 1 / 3, 7 / 9
-"""Distance between takes as a share of the distance to another video: the least that counts, and where not known."""
+"""Distance between clips of one recording, as a share of the distance to another: the least, and where not known."""
 
 
 class NearestTrain(NamedTuple):

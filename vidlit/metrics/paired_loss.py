@@ -108,7 +108,7 @@ def summarise(losses: Tensor, reference: Tensor, sigmas: Tensor, videos: Sequenc
         losses: (N, K) now.
         reference: (N, K) of the base model.
         sigmas: (N, K) where they were taken.
-        videos: Recording of each clip (N,): clips of one film say the same thing twice.
+        videos: Recording of each clip (N,): clips of one recording say the same thing twice.
     """
     ratios = log_ratio(losses, reference, sigmas)
     numbers = {video: number for number, video in enumerate(dict.fromkeys(videos))}

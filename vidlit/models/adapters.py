@@ -25,10 +25,10 @@ class LoRA:
     """Low-rank adapters (https://arxiv.org/abs/2106.09685) on the transformer's attention; the base stays frozen.
 
     Args:
-        rank: of the update.
-        alpha: the update is scaled by ``alpha / rank``.
-        dropout: on the adapter's input.
-        targets: pattern matched against whole module names; ``None`` takes the family's.
+        rank: rank of the update.
+        alpha: scale of the update, times ``rank``: the update is multiplied by ``alpha / rank``.
+        dropout: dropout probability on the adapter's input.
+        targets: pattern for the modules to adapt, matched against whole names; ``None`` for the family's own.
     """
 
     rank: int = 16
@@ -124,7 +124,7 @@ def train_layers(transformer: nn.Module, pattern: str) -> None:
 
 
 def export_weights(family: Family, transformer: nn.Module, folder: Path, expert: str = "transformer") -> list[Path]:
-    """Write what a user takes away, in the layout that diffusers loads.
+    """Write the trained weights in the layout that diffusers loads.
 
     Args:
         family: of the transformer.

@@ -53,7 +53,7 @@ class Audit:
     Args:
         datamodule: training clips and the latents of all.
         extractor: what clips are compared by.
-        num_clips: to generate, half from training captions; all where nothing is held out.
+        num_clips: to generate, half from training captions; all of them without validation clips.
         sampling: steps, seed and guidance.
         metrics: distances between all samples and training clips to compute as well.
         held_out: clips that were not trained on; ``None`` for those of the validation.
@@ -218,7 +218,7 @@ class Audit:
         return verdict
 
     def diversity(self) -> Verdict:
-        """Do samples grow alike?"""
+        """Do samples lose diversity?"""
         if not self.steps:
             return Verdict("diversity", "continue", "No clips were sampled yet.")
         return judge_diversity(self.steps, self.rke, self.real_bound)
@@ -273,7 +273,7 @@ class Audit:
 
 
 def one_a_caption(clips: Sequence[Clip]) -> list[Clip]:
-    """The first clip of each caption: takes of one scene would give one prompt many times."""
+    """The first clip of each caption: clips of one recording would give one prompt many times."""
     first = {clip.source.caption: clip for clip in reversed(clips)}
     return [clip for clip in clips if first[clip.source.caption] is clip]
 

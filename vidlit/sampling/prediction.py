@@ -25,14 +25,15 @@ class Predict:
     place in the list: not of batches, ranks or other prompts.
 
     Args:
-        prompts: a text file (one prompt a line), a CSV file (``prompt``, and ``seed``, ``resolution`` as
-            HEIGHTxWIDTH, ``num_frames`` where rows differ, ``image`` for a first frame), a prompt in quotes, or a
-            list of these.
-        output: folder for an mp4 and a JSON file of each prompt.
-        lora: a LoRA file, of this project or another, or the folder it lies in.
-        size: as FRAMESxHEIGHTxWIDTH, where a prompt has none; ``None`` takes the largest of ``data.buckets``.
-        batch_size: videos sampled at once.
-        overwrite: replace files that are there.
+        prompts: text file (one prompt per line), CSV file (``prompt``, and ``seed``, ``resolution`` as
+            HEIGHTxWIDTH, ``num_frames`` where rows differ, ``image`` for a first frame), prompt in quotes, or list of
+            these.
+        output: folder for an mp4 and a JSON file per prompt.
+        lora: LoRA file, of this project or another, or its folder.
+        size: size of videos whose prompt names none, as FRAMESxHEIGHTxWIDTH; ``None`` for the largest of
+            ``data.buckets``.
+        batch_size: number of videos sampled at once.
+        overwrite: whether to replace existing files.
     """
 
     prompts: str | list[str] | None = None

@@ -26,10 +26,10 @@ class Sampling:
     """How latents are drawn.
 
     Args:
-        num_steps: denoising steps.
-        seed: of the start noise.
-        guidance_scale: 1 is none; above, away from the negative prompt.
-        negative_prompt: what to lead away from.
+        num_steps: number of denoising steps.
+        seed: seed of the starting noise.
+        guidance_scale: scale of guidance away from the negative prompt; 1 for none.
+        negative_prompt: prompt that guidance steers away from.
     """
 
     num_steps: int
@@ -167,7 +167,7 @@ def _describe(pl_module: VideoDiffusionModule, clip: Clip, draw: int, sampling: 
 
 
 def share(count: int, trainer: Trainer) -> range:
-    """Places of this rank's part of ``count`` things; as many on every rank, so that none waits indefinitely.
+    """Places of this rank's part of ``count`` things; as many on every rank, so that none waits forever.
 
     A place from ``count`` on stands for the thing at ``place % count`` again.
     """

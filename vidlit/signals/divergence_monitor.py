@@ -51,7 +51,7 @@ class DivergenceMonitor(Signal):
     ``divergence/gap``, ``divergence/statistic``, ``divergence/threshold``.
 
     Args:
-        settings: numbers of the divergence rule.
+        settings: numbers of the rule that detects overfitting.
 
     Raises:
         UserError: on resume, the validation clips are not those of the checkpoint.
@@ -65,7 +65,7 @@ class DivergenceMonitor(Signal):
     def __init__(self, settings: DivergenceSettings = DivergenceSettings()) -> None:  # noqa: B008 - frozen
         self.settings = settings
         self.sets: tuple[str, ...] = SETS
-        """Those that have clips: ``val`` is missing where nothing is held out."""
+        """Those that have clips: ``val`` is missing where there are no validation clips."""
         self.steps: list[int] = []
         self.curves: dict[str, list[Tensor]] = {name: [] for name in SETS}
         self.references: dict[str, Tensor] = {}

@@ -24,7 +24,7 @@ class ExposureLedger(Signal):
     Logs ``exposure/mean``, ``exposure/max`` (raw, per recording) and ``exposure/adjusted``.
 
     Args:
-        hard_cap: stop when the mean exposures per recording reach this; ``None`` never stops on exposures alone.
+        hard_cap: mean number of exposures per recording at which to stop; ``None`` for no cap.
     """
 
     name = "exposure"

@@ -27,33 +27,33 @@ if TYPE_CHECKING:
 
 
 class SampleVideos(RunCallback):
-    """Generates videos with fixed prompts and noise: to judge copies and diversity, and to watch.
+    """Generates videos with fixed prompts and noise, to detect copies and lost diversity, and to watch.
 
     An audit generates ``num_audit`` clips, half from training and half from validation captions, at step 0 and then
     every few checks; logs ``copies/count``, ``copies/ratio_min``, ``diversity/rke``, ``diversity/ratio``
     and ``perf/audit_share`` (of the time); and writes them to ``samples/step_XXXXXX/audit_*.mp4``. When training is
-    over, a few videos from captions of validation clips follow (of training clips where nothing is held out), made with
+    over, a few videos from captions of validation clips follow (of training clips where there are none), made with
     the weights that are kept.
 
     All are written with a JSON file beside each, and shown in W&B and TensorBoard where these are used. The start noise
-    is keyed by (seed, clip), so two runs, or two steps of one, can be compared side by side. ``vidlit predict`` takes
-    steps, seed and guidance from here, too.
+    is keyed by (seed, clip), so two runs, or two steps of one, can be compared side by side. ``vidlit predict`` uses
+    these steps, seed and guidance, too.
 
     Args:
-        num_videos: how many when training is over; 0 for none.
-        num_steps: denoising steps.
-        seed: of the start noise.
-        guidance_scale: 1 is none; above, each step is led away from the negative prompt, at twice the cost.
-        negative_prompt: what guidance leads away from; the empty prompt by default.
-        num_audit: clips of an audit, 16 or more to see copies surely; 0 for no audits.
-        audit_steps: denoising steps of an audit: its clips are compared, not shown off, and what a model knows by heart
-            it finds in few.
-        every_num_checks: checks from one audit to the next; ``None`` chooses, so that audits add ``max_share`` to the
-            evaluations of training at most but come at least twice.
-        max_share: of the cost of training.
-        features: what clips are compared by; ``None`` for latents.
-        metrics: distances between an audit's clips and the training clips to log as ``quality/<name>``: ``fid``,
-            ``kid``, ``mifid``. They judge nothing, and mean little below hundreds of clips (``num_audit``).
+        num_videos: number of videos sampled at the end of training; 0 for none.
+        num_steps: number of denoising steps.
+        seed: seed of the starting noise.
+        guidance_scale: scale of guidance away from the negative prompt, at twice the cost; 1 for none.
+        negative_prompt: prompt that guidance steers away from; the empty prompt by default.
+        num_audit: number of samples in an audit, 16 or more to detect copies reliably; 0 for no audits.
+        audit_steps: number of denoising steps in an audit; few are enough, as its samples are only compared and
+            memorised clips appear in few steps.
+        every_num_checks: number of checks from one audit to the next; ``None`` for automatic: at least two audits that
+            add no more than ``max_share`` where possible.
+        max_share: largest share of the cost of training that audits may add.
+        features: features that clips are compared by; ``None`` for latents.
+        metrics: distances between an audit's samples and the training clips to log as ``quality/<name>``: ``fid``,
+            ``kid``, ``mifid``. They have no say in stopping, and mean little below hundreds of samples (``num_audit``).
     """
 
     section = "samples"
@@ -97,7 +97,7 @@ class SampleVideos(RunCallback):
 
         Args:
             datamodule: training clips and the latents of all.
-            held_out: clips that were not trained on; ``None`` for those of the validation.
+            held_out: clips that were not trained on; ``None`` for the validation clips.
         """
         if not self.num_audit:
             return None

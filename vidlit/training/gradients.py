@@ -15,11 +15,11 @@ from vidlit.errors import UserError
 
 @dataclass(frozen=True)
 class BadStepPolicy:
-    """What to do when a step's loss or gradient is NaN or infinite.
+    """Treatment of steps whose loss or gradient is NaN or infinite.
 
     Args:
-        action: ``skip`` the step, or ``stop`` the run.
-        max_skipped: stop after more than this many skipped steps.
+        action: whether to ``skip`` the step or ``stop`` the run.
+        max_skipped: largest number of skipped steps; one more stops the run.
 
     Raises:
         UserError: an option is out of range.

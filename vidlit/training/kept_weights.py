@@ -46,7 +46,7 @@ class KeptWeights:
         Args:
             run: where candidates wait.
             step: at which training ended.
-            history: the checks; ``None`` where nothing was held out to prefer one by.
+            history: the checks; ``None`` without validation clips to choose by.
             no_gain: the rule found that training gained nothing, whatever one check says.
         """
         if self.restore == "last" or history is None or len(history.steps) < 2:

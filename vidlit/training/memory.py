@@ -28,14 +28,14 @@ BYTES = {"float32": 4, "bfloat16": 2, "float8": 1, "int8": 1}
 
 @dataclass(frozen=True)
 class Memory:
-    """What makes a model fit into memory.
+    """Options that make a model fit into memory.
 
     Args:
-        base_dtype: how weights that are not trained are kept: ``bfloat16`` halves them, ``int8`` and ``float8``
+        base_dtype: dtype of the weights that are not trained: ``bfloat16`` halves them, ``int8`` and ``float8``
             (torchao) quarter them. Trained weights stay in float32 where ``trainer.precision`` is not ``bf16-true``.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
-            A number k does it in every k-th block only.
-        compile: compile each repeated block of the transformer (``torch.compile``).
+        gradient_checkpointing: whether to recompute activations in the backward pass: less memory, about a third more
+            time. A number k does it in every k-th block only.
+        compile: whether to compile each repeated block of the transformer (``torch.compile``).
 
     Raises:
         UserError: an option is out of range.

@@ -43,22 +43,22 @@ class VideoDiffusionModule(LightningModule):
     r"""Fine-tunes the denoising transformer of a base on latents.
 
     Args:
-        base: diffusers folder or hub name of the model to start from.
-        adapter: train a LoRA of this size; ``None`` trains the weights themselves.
-        layers: without an adapter, train only modules whose whole name matches this pattern, e.g.
-            ``transformer_blocks\.\d+\.attn1``; ``None`` trains all.
-        ema: average the trained weights; validation, samples and export use the average. ``None`` for no average.
-        optimizer: called with the trainable parameters and their names.
-        lr_scheduler: called with the optimizer and stepped after each optimizer step once the warm-up is over;
-            ``None`` keeps the rate constant.
-        warmup_steps: optimizer steps over which the learning rate rises linearly to its value; 0 for none.
+        base: diffusers folder or hub name of the model to fine-tune.
+        adapter: size of the LoRA to train; ``None`` to train the weights themselves.
+        layers: pattern for the modules to train without an adapter, matched against whole names, e.g.
+            ``transformer_blocks\.\d+\.attn1``; ``None`` for all.
+        ema: moving average of the trained weights, used by validation, samples and export; ``None`` for no average.
+        optimizer: optimizer, called with the trainable parameters and their names.
+        lr_scheduler: learning-rate schedule, called with the optimizer and stepped after each optimizer step once the
+            warm-up is over; ``None`` for a constant rate.
+        warmup_steps: number of optimizer steps over which the learning rate rises linearly to its value; 0 for none.
         caption_dropout: share of the training samples whose caption is replaced by the empty one, so that guidance
-            goes on working.
+            keeps working.
         noise: noise in training, and the noise levels at which clips are scored.
-        memory: what makes the model fit into memory.
-        bad_steps: what to do when a step's loss or gradient is NaN or infinite.
-        fps: frames per second of the clips; ``None`` takes the family's own.
-        seed: of noise and sigmas, in training and validation.
+        memory: options that make the model fit into memory.
+        bad_steps: treatment of steps whose loss or gradient is NaN or infinite.
+        fps: frame rate of the clips; ``None`` for the family's own.
+        seed: seed of noise and sigmas, in training and validation.
 
     Raises:
         UserError: the base is no diffusers folder of a known family, does not take a first frame, or options

@@ -24,10 +24,10 @@ class MuonAdamW(Optimizer):
         params: trained parameters with their names, which say what lies inside a block; without names every matrix
             counts as inside.
         lr: learning rate of both.
-        weight_decay: of both, decoupled.
-        momentum: of Muon.
-        betas: of AdamW.
-        eps: of AdamW.
+        weight_decay: decoupled weight decay of both.
+        momentum: momentum of Muon.
+        betas: betas of AdamW.
+        eps: epsilon of AdamW.
     """
 
     def __init__(

@@ -26,11 +26,11 @@ class Cutting:
     """How videos are cut into clips.
 
     Args:
-        mode: ``head`` takes the first clip of a video, ``chunk`` cuts it end to end, ``slide`` cuts overlapping clips,
-            ``uniform`` spreads as many clips as ``chunk`` gives from its first to its last frame.
-        max_clips_per_video: most clips cut from one video; ``None`` for no limit.
+        mode: way of cutting: ``head``, the first clip of a video; ``chunk``, clips end to end; ``slide``, overlapping
+            clips; ``uniform``, as many as ``chunk`` gives, spread evenly from the first to the last frame.
+        max_clips_per_video: largest number of clips cut from one video; ``None`` for no limit.
         overlap: share of a clip that the next one repeats in ``slide`` mode, from 0 to below 1.
-        upscale: enlarge videos smaller than every bucket instead of dropping them.
+        upscale: whether to enlarge videos smaller than every bucket instead of dropping them.
 
     Raises:
         UserError: an option is out of range.
@@ -74,7 +74,7 @@ class DatasetPlan:
     fps: float
     buckets: tuple[Bucket, ...]
     clips: tuple[Clip, ...]
-    """By video, then by start: a film is decoded through once, and the order is the same everywhere."""
+    """By video, then by start: a video is decoded through once, and the order is the same everywhere."""
     quarantined: tuple[Rejected, ...]
     """Rows and files that are broken, hostile or of a kind that cannot be read."""
     dropped: tuple[Rejected, ...]
@@ -112,7 +112,7 @@ def plan_clips(
         buckets: resolutions clips are brought to.
         fps: frames a second of every clip; time is resampled, never stretched.
         cutting: how each row is cut.
-        tie_near_duplicates: look for videos that show the same and tie their groups. Identical files always are.
+        tie_near_duplicates: whether to find videos that show the same and tie their groups. Identical files always are.
         cache: file that remembers what was read of each file, by path, size and time of change.
         reader: makes the readers that open files.
         on_progress: called with (files done, files in all).
@@ -173,7 +173,9 @@ def _tie(
             {video: found.fingerprint for video, found in known.items() if near_duplicates and found.fingerprint}
         )
     }
-    same: dict[str, list[str]] = defaultdict(list)  # flat films have no fingerprint, but equal bytes are equal
+    same: dict[str, list[str]] = defaultdict(
+        list
+    )  # videos of one colour have no fingerprint, but equal bytes are equal
     for video in sorted(known):
         same[known[video].content].append(video)
     distances |= {(videos[0], other): 0.0 for videos in same.values() for other in videos[1:]}

@@ -59,7 +59,7 @@ class Scene:
         num_frames: frames of each clip.
         radius: of the shape, as a share of the frame's height.
         speed: share of the frame's height moved in a frame.
-        look: ``painted`` in plain daylight colours, or ``neon``: glowing outlines in the dark.
+        look: style: ``painted`` in plain daylight colours, or ``neon``, glowing outlines in the dark.
     """
 
     shape: str
@@ -74,7 +74,7 @@ class Scene:
 
     @classmethod
     def draw(cls, number: int, look: Look = "painted") -> Scene:
-        """The scene of one recording, a function of its number and look."""
+        """The scene of one recording, a function of its number and style."""
         rng = np.random.default_rng(number if look == "painted" else [number, *look.encode()])
         colours = rng.choice(list(COLOURS), size=4, replace=False)
         num_frames, height, width = FRAMINGS[number % len(FRAMINGS)]  # by turns: a few videos fill every bucket

@@ -1,4 +1,4 @@
-"""The same film at another size or bit rate, or a part of it, found by perceptual hashes, tied into one group.
+"""The same video at another size or bit rate, or a part of it, found by perceptual hashes, tied into one group.
 
 Without it a near-copy of a training video can sit in the validation split and hide overfitting.
 """
@@ -26,7 +26,7 @@ MAX_IMAGE_DISTANCE = 4.0
 """The same for an image, which has one frame only to be sure by."""
 _MIN_CONTRAST = 6.0  # standard deviation of grey levels below which a hash sees nothing but noise
 _MIN_FRAMES = 2  # informative ones that two videos must have in common
-_MOST_KEY_FRAMES = 600  # of one film: a few seconds of decoding
+_MOST_KEY_FRAMES = 600  # of one video: a few seconds of decoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Fingerprint(NamedTuple):
     spread: tuple[str | None, ...]
     """:data:`NUM_FRAMES` evenly spread over a video, one of an image; ``None`` for a flat, dark or damaged frame"""
     timeline: tuple[tuple[float, str | None], ...]
-    """See :mod:`vidlit.video.excerpts`; empty for an image, and for a short film that is damaged"""
+    """See :mod:`vidlit.video.excerpts`; empty for an image, and for a short video that is damaged"""
 
 
 def fingerprint(path: Path, info: VideoInfo) -> Fingerprint:
@@ -69,7 +69,7 @@ def fingerprint(path: Path, info: VideoInfo) -> Fingerprint:
     step = info.duration / (NUM_FRAMES * quarter)
     try:
         frames = read_clip(ClipRequest(path, step / 2, NUM_FRAMES * quarter, 1 / step, *size))
-    except VideoError:  # damaged somewhere: take what can be had, one by one
+    except VideoError:  # damaged somewhere: read the frames that can be read, one by one
         return Fingerprint(_sought(path, info, size), ())
     hashes = [_hash(frame) for frame in frames]
     times = [round((number + 0.5) * step, 3) for number in range(len(hashes))]
@@ -92,7 +92,7 @@ def _sought(path: Path, info: VideoInfo, size: tuple[int, int]) -> tuple[str | N
 
 
 def _timeline(path: Path, info: VideoInfo, size: tuple[int, int]) -> tuple[tuple[float, str | None], ...]:
-    """The beginning of a long film frame by frame, the rest at key frames."""
+    """The beginning of a long video frame by frame, the rest at key frames."""
     try:
         opening = read_clip(ClipRequest(path, 0.0, int(DENSE_SECONDS * DENSE_RATE), DENSE_RATE, *size))
         rest = list(read_key_frames(path, DENSE_SECONDS, info.duration / _MOST_KEY_FRAMES, *size))
@@ -110,7 +110,7 @@ def _hash(frame: NDArray[np.uint8]) -> str | None:
 
 
 def find_near_duplicates(fingerprints: Mapping[str, Fingerprint]) -> list[tuple[str, str, float]]:
-    """Pairs of videos whose frames look the same: at the same places of the film, or those of an excerpt.
+    """Pairs of videos whose frames look the same: at the same times of the video, or those of an excerpt.
 
     Args:
         fingerprints: those of :func:`fingerprint`, by video.

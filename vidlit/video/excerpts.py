@@ -1,4 +1,4 @@
-"""A clip cut out of a longer film that is in the folder, too: found by hashes of frames that agree on one offset.
+"""A clip cut out of a longer video that is in the folder, too: found by hashes of frames that agree on one offset.
 
 The beginning of every video is hashed densely, the rest of a long one at its key frames, which decode at little cost.
 A pair of videos is looked at closely once two frames of one share a quarter of their bits with two of the other at the
@@ -17,13 +17,13 @@ DENSE_SECONDS = 20.0
 DENSE_RATE = 4.0
 """Hashes a second there."""
 MAX_DISTANCE = 8.0
-"""Bits of 64 that frames of an excerpt differ by from the film's, on average."""
+"""Bits of 64 that frames of an excerpt differ by from the long video's, on average."""
 
-_SPACING = 0.45  # seconds between frames of the film that are looked for
-_SLACK = 0.2  # seconds that two frames taken at one moment of a film may be apart
+_SPACING = 0.45  # seconds between frames of the long video that are searched for
+_SLACK = 0.2  # seconds that two frames of one moment of a video may be apart
 _BANDS = 4  # of 16 bits
 _COMMON = 1000  # a picture shared by so many says nothing: a logo, a title card
-_LEAST = 2  # frames of the film within the excerpt
+_LEAST = 2  # frames of the long video within the excerpt
 
 Timeline = Sequence[tuple[float, str | None]]
 """(seconds, hash) of frames in order; ``None`` for one too flat or dark to tell from another."""
@@ -74,7 +74,7 @@ def _candidates(
     sparse: list[NDArray[np.int64]],
     dense: list[NDArray[np.bool_]],
 ) -> list[tuple[int, int, float]]:
-    """(film, excerpt, seconds of the film at which the excerpt begins) that two frames or more agree on."""
+    """(long video, excerpt, seconds at which the excerpt begins in it) that two frames or more agree on."""
     if not times:
         return []
     film = np.repeat(np.arange(len(times)), [len(rows) for rows in sparse])
@@ -109,7 +109,7 @@ def _distance(
     excerpt_time: NDArray[np.float64],
     excerpt_bits: NDArray[np.uint64],
 ) -> float:
-    """Mean bits between frames of the film within the excerpt's span and the excerpt's there; infinite if too few."""
+    """Mean bits between frames of the long video and of the excerpt, over its span; infinite if too few."""
     inside = (film_time >= excerpt_time[0] - _SLACK) & (film_time <= excerpt_time[-1] + _SLACK)
     apart = np.abs(film_time[inside, None] - excerpt_time)
     differing = np.where(apart <= 2 * _SLACK, np.bitwise_count(film_bits[inside, None] ^ excerpt_bits), 255)

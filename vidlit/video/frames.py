@@ -157,7 +157,7 @@ def read_key_frames(
 
 
 class VideoReader:
-    """:func:`read_clip` that keeps its place: the next clip of a film is decoded on from where the last one ended."""
+    """:func:`read_clip` that keeps its place: the next clip of a video is decoded on from where the last one ended."""
 
     def __init__(self) -> None:
         self._cursor: Cursor | None = None

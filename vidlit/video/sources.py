@@ -29,7 +29,7 @@ class SourceVideo:
     """Posix path relative to the source folder: how people and clip names know it."""
     caption: str
     group: str
-    """What must stay on one side of the split: videos of one film. The video itself by default."""
+    """Name of its recording: files of one stay on one side of the split. The video itself by default."""
     start: float | None = None
     """Seconds; ``None`` for the first frame."""
     end: float | None = None

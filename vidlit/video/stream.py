@@ -79,7 +79,7 @@ class Cursor:
         return frame
 
     def _advance(self) -> None:
-        """Look one frame ahead. Damage there ends the film, and is an error only for who needs that frame."""
+        """Look one frame ahead. Damage there ends the video, and is an error only where that frame is needed."""
         assert self._shown is not None
         try:
             self._next = next(self._frames, None)
@@ -113,7 +113,7 @@ def check_regular(path: Path) -> tuple[object, ...]:
         status = path.stat()
     except OSError as error:
         raise VideoError(f"cannot be opened: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait indefinitely
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         raise VideoError("is not a regular file")
     if not status.st_size:
         raise VideoError("is empty")
