@@ -3,8 +3,8 @@
 #
 #     sbatch configs/slurm_multi_node.sh --config configs/wan2_1_14b_fsdp.yaml
 #
-# Ten minutes before the time is up SLURM sends SIGUSR1: the run finishes its step, saves and leaves, and the job puts
-# itself back into the queue, where it goes on from last.ckpt. So does a job that was preempted (SIGTERM).
+# Ten minutes before the time is up SLURM sends SIGUSR1: the run finishes its step, saves and exits, and the job puts
+# itself back into the queue, where it resumes from last.ckpt. So does a job that was preempted (SIGTERM).
 
 #SBATCH --job-name=vidlit
 #SBATCH --nodes=2

@@ -77,4 +77,4 @@ def test_stop_ends_the_run_with_the_weights_of_before(quickstart, tmp_path, pois
 def test_too_many_end_the_run(quickstart, poisoned, capsys):
     poisoned(set(range(12)))
     assert main([*quickstart(), "--model.bad_steps.max_skipped=2"]) == 2
-    assert "it is number 3 of such steps" in capsys.readouterr().err
+    assert "steps of this kind in this run: 3" in capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_with_and_without_an_image_where_the_model_takes_both(predict, table):
 @pytest.mark.parametrize(
     ("name", "image", "said"),
     [
-        ("cogvideox-1.5-i2v", "", "goes on from a first frame"),
+        ("cogvideox-1.5-i2v", "", "continues a first frame"),
         ("hunyuan_video", "red.png", "from text alone"),
         ("wan-i2v", "green.png", "no image"),
     ],

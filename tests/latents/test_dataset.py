@@ -125,5 +125,5 @@ def test_a_conditioning_moves_and_expands_as_a_whole():
 
 def test_a_batch_of_several_resolutions_is_refused(filled):
     store, clips = filled
-    with pytest.raises(UserError, match="rows 0 and 1 of one batch are of two resolutions"):
+    with pytest.raises(UserError, match="rows 0 and 1 of one batch differ in resolution"):
         LatentDataset.from_clips(store, clips, IDENTITY).read_batch([0, 1])

@@ -34,5 +34,5 @@ def test_killed_while_saving_leaves_the_old_checkpoint(tmp_path):
 def test_a_damaged_file_is_one_line(tmp_path):
     path = tmp_path / "last.ckpt"
     path.write_bytes(b"no checkpoint")
-    with pytest.raises(UserError, match=r"last.ckpt is no checkpoint, or a damaged one"):
+    with pytest.raises(UserError, match=r"last.ckpt is not a checkpoint, or is damaged"):
         AtomicCheckpointIO().load_checkpoint(path, weights_only=True)

@@ -80,7 +80,7 @@ def test_chosen_layers_are_trained_in_float32_and_the_rest_kept_in_bfloat16(fami
 def test_a_pattern_that_matches_nothing_says_what_names_look_like(family):
     with pytest.raises(UserError, match=r"matches no module with weights. Names look like .*to_q|proj_in"):
         train_layers(family.load_transformer(), "attention")
-    with pytest.raises(UserError, match="is no pattern"):
+    with pytest.raises(UserError, match="is not a valid pattern"):
         train_layers(family.load_transformer(), "(")
 
 

@@ -328,7 +328,9 @@ def test_a_share_of_the_training_samples_is_given_its_first_frame(quickstart, mo
 
 
 def test_a_first_frame_that_a_base_cannot_take_is_refused(demo, tmp_path):
-    with pytest.raises(UserError, match=r"model\.noise\.first_frame is 0\.2.*takes no frame without noise.*LTX-Video"):
+    with pytest.raises(
+        UserError, match=r"model\.noise\.first_frame is 0\.2.*cannot be given a frame without noise.*LTX-Video"
+    ):
         VideoDiffusionModule(str(bases.wan(tmp_path / "base")), noise=Noise(first_frame=0.2))
     with pytest.raises(UserError, match=r"from 0 to 1"):
         Noise(first_frame=1.5)

@@ -64,16 +64,16 @@ class BadSteps(RunCallback):
         )
         if self.module.bad_steps.action == "stop":
             raise UserError(
-                f"{what}. The weights are as they were before it. Look at these clips, lower the learning rate, or set "
+                f"{what}. The weights are as they were before it. Check these clips, lower the learning rate, or set "
                 "--model.bad_steps.action skip."
             )
         if self.num_bad > self.module.bad_steps.max_skipped:
             raise UserError(
-                f"{what}; it is number {self.num_bad} of such steps in this run, more than "
-                f"--model.bad_steps.max_skipped {self.module.bad_steps.max_skipped} allows. All are in "
+                f"{what}; steps of this kind in this run: {self.num_bad}, more than "
+                f"--model.bad_steps.max_skipped {self.module.bad_steps.max_skipped} allows. All are listed in "
                 f"{self.run.skipped}. Lower the learning rate, or use bf16-mixed instead of 16-mixed."
             )
-        rank_zero_warn(f"{what}; the step was left out, the weights are as they were before it")
+        rank_zero_warn(f"{what}; the step was skipped, the weights are as they were before it")
 
     def state_dict(self) -> dict[str, Any]:
         """How many there were."""

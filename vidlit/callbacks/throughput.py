@@ -85,7 +85,7 @@ class Throughput(RunCallback):
                 self._flops[shape] = flops_of_a_sample(self.module.family, self.module.structure(), batch)
             self._done += samples * self._flops[shape]
         except (RuntimeError, NotImplementedError) as error:
-            rank_zero_warn(f"{MFU.name} is left out, this model's operations cannot be counted: {error}")
+            rank_zero_warn(f"{MFU.name} is not logged, as this model's operations cannot be counted: {error}")
             self._peak = None
 
     def on_validation_start(self, *_: Any) -> None:

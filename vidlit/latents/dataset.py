@@ -150,7 +150,7 @@ def _places(table: TensorTable, rows: Sequence[int]) -> tuple[list[list[int]], L
     layout = places[0][2]
     for row, place in zip(rows, places, strict=True):
         if place[2] != layout:
-            raise UserError(f"rows {rows[0]} and {row} of one batch are of two resolutions: batch by bucket")
+            raise UserError(f"rows {rows[0]} and {row} of one batch differ in resolution: batch by bucket")
     shape, dtype = table.layouts[layout]
     return places, ((len(rows), *shape), dtype)
 

@@ -123,7 +123,7 @@ class LatentStore:
         except OSError as error:
             raise UserError(
                 f"cannot write to the latent store {self.root}: {error.strerror or error}. What it held before is "
-                "intact; put this right (free space, permissions) and run again, it goes on from here."
+                "intact; fix the cause (free space, permissions) and run again: encoding continues from there."
             ) from error
 
     def _write_shard(self, name: str, items: list[Item]) -> list[dict[str, Any]]:

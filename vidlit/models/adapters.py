@@ -113,7 +113,7 @@ def train_layers(transformer: nn.Module, pattern: str) -> None:
     try:
         chosen = [module for name, module in transformer.named_modules() if name and re.fullmatch(pattern, name)]
     except re.error as error:
-        raise UserError(f"model.layers {pattern!r} is no pattern: {error}.") from error
+        raise UserError(f"model.layers {pattern!r} is not a valid pattern: {error}.") from error
     for module in chosen:
         module.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in transformer.parameters()):

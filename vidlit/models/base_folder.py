@@ -23,7 +23,7 @@ def read_config(base: Path, part: str, file: str = "config.json") -> dict[str, A
         config: dict[str, Any] = json.loads((base / name).read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{base} is no complete diffusers folder: cannot read {name} ({error}). A base holds "
+            f"{base} is not a complete diffusers folder: cannot read {name} ({error}). A base holds "
             "transformer, vae, text_encoder, tokenizer and scheduler, as save_pretrained writes them."
         ) from error
     return config
@@ -66,7 +66,7 @@ def local_folder(base: str) -> Path:
         return Path(DiffusionPipeline.download(base))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"Base model {base} is no local folder, and could not be fetched from the hub: {error}"
+            f"Base model {base} is not a local folder, and could not be fetched from the hub: {error}"
         ) from error
 
 

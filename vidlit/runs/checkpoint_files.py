@@ -62,7 +62,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path} is no checkpoint, or a damaged one: {error}") from error
+            raise UserError(f"{path} is not a checkpoint, or is damaged: {error}") from error
 
 
 def save_sharded(save: Callable[[Path], None], path: Path, trainer: Trainer) -> None:

@@ -76,7 +76,7 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         if not self.path.is_dir():
-            raise UserError(f"{self.path}: no such folder. Name a run directory, such as runs/quickstart/0.")
+            raise UserError(f"{self.path}: no such folder. Give a run directory, such as runs/quickstart/0.")
         held = (self.directory.config, self.directory.metrics, self.directory.summary)
         if not any(file.is_file() for file in held):
             versions = sorted(child.name for child in self.path.iterdir() if (child / "config.yaml").is_file())

@@ -75,7 +75,7 @@ def _read(source: str, seed: int, size: Bucket) -> Iterator[tuple[str, int, Buck
     names = table.fieldnames or []
     if "prompt" not in names or set(names) - set(COLUMNS):
         raise UserError(
-            f"{source}: its columns are {', '.join(names) or 'none'}; there must be `prompt`, and there may be "
+            f"{source}: its columns are {', '.join(names) or 'none'}; `prompt` is needed, optional are "
             f"{', '.join(COLUMNS[1:])}."
         )
     for row in table:
@@ -154,7 +154,7 @@ class PromptDataModule(LightningDataModule):
         prompt.size.check(self.family.frame_multiple, self.family.pixel_multiple)
         self.family.latent_shape(*prompt.size)
         if prompt.image is None and self._needs_image:
-            raise UserError("this model goes on from a first frame: name one in the column `image` of a CSV file.")
+            raise UserError("this model continues a first frame: name one in the column `image` of a CSV file.")
         if prompt.image is not None and not self._takes_image:
             raise UserError(f"{prompt.image} cannot be the first frame: this model makes videos from text alone.")
 

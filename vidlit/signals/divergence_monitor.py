@@ -216,8 +216,8 @@ class DivergenceMonitor(Signal):
             if not torch.equal(there, self._keys.get(name, torch.zeros(0, dtype=torch.int64))):
                 raise UserError(
                     f"The checkpoint was made with other {name} clips ({len(there)} there, "
-                    f"{len(self._keys.get(name, ()))} here, or others): its curve cannot go on. Use the same data and "
-                    "split options, or start a new run."
+                    f"{len(self._keys.get(name, ()))} here, or others): its curve cannot be continued. Use the same "
+                    "data and split options, or start a new run."
                 )
         self.steps = list(state_dict["steps"])
         self.curves = {name: list(state_dict[f"{name}_curves"]) for name in self.sets}

@@ -213,7 +213,7 @@ def check_policy(policy: Mapping[str, Mode | bool]) -> dict[str, Mode]:
             meant = f" Did you mean {near[0]}?" if near else ""
             raise UserError(
                 f"overfit_stopping.policy.{name}: there is no such signal.{meant} "
-                f"There are {', '.join(sorted(known))}; a plugin's need its --plugin."
+                f"Signals: {', '.join(sorted(known))}; for those of a plugin, add its --plugin."
             )
         mode = "off" if given is False else given
         if mode is True or mode not in get_args(Mode):

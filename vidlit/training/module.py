@@ -120,9 +120,9 @@ class VideoDiffusionModule(LightningModule):
             raise UserError(f"model.caption_dropout is {self.caption_dropout}: it must be at least 0 and below 1.")
         if self.first_frame and not self.family.takes_first_frame:
             raise UserError(
-                f"model.noise.first_frame is {self.first_frame:g}, but {self.family.base} takes no frame without "
-                "noise: of the families here LTX-Video and Wan 2.2 TI2V-5B do. An image-to-video base is always given "
-                "its first frame."
+                f"model.noise.first_frame is {self.first_frame:g}, but {self.family.base} cannot be given a frame "
+                "without noise: of the families here LTX-Video and Wan 2.2 TI2V-5B can. An image-to-video base is "
+                "always given its first frame."
             )
 
     # -- the model

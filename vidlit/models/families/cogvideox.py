@@ -178,7 +178,7 @@ class CogVideoX(Family):
         if self.config.get("use_learned_positional_embeddings") and [num_frames, *size] != learned:
             wanted = "x".join(map(str, (learned[0], *(side * self.compression[1] for side in learned[1:]))))
             raise UserError(
-                f"{self.base} learned a position for each part of {wanted} (frames x height x width) and takes no "
+                f"{self.base} learned a position for each part of {wanted} (frames x height x width) and accepts no "
                 f"other size, such as {num_frames}x{height}x{width}. Choose the bucket {wanted}."
             )
         return channels, frames + self._padding(frames), size[0], size[1]

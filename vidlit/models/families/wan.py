@@ -58,7 +58,7 @@ class Wan(Family):
         if (index.get("transformer_2") or [None])[0]:
             raise UserError(
                 f"{base} holds two experts (transformer and transformer_2), one for high and one for low noise. vidlit "
-                "trains one transformer: take Wan 2.1 or Wan 2.2 TI2V-5B."
+                "trains one transformer: use Wan 2.1 or Wan 2.2 TI2V-5B."
             )
         if config.get("pos_embed_seq_len"):
             raise UserError(f"{base} is given a first and a last frame, which vidlit does not train.")
