@@ -12,7 +12,7 @@ from vidlit.sampling.sampling_progress import track_sampling
 def test_a_fit_says_what_it_does_and_did(quickstart, tmp_path, capsys):
     assert main(quickstart(trainer__max_steps=4)) == 0
     printed = capsys.readouterr().out
-    assert "clips: 6 of 3 videos to train on, 6 of 3 videos for validation\n" in printed
+    assert "clips: 6 of 3 recordings for training, 6 of 3 recordings for validation\n" in printed
     assert re.search(r"^buckets: (\d+x48x80|\d+x64x64) \(\d\)", printed, re.MULTILINE)
     # 4 steps of 2 samples over 3 videos; 10 exposures each are 15 steps, 50 are 75
     assert "steps: at most 4 of 2 samples, from step 0\n" in printed

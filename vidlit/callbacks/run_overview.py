@@ -51,9 +51,9 @@ def print_facts(facts: Facts, console: Console | None = None) -> None:
 
 def dataset_facts(trainer: Trainer, data: LatentDataModule) -> Facts:
     """Clips, buckets, steps, and the exposures they come to."""
-    sides = {"to train on": data.train_clips, "for validation": data.val_clips, "to test on": data.test_clips}
+    sides = {"for training": data.train_clips, "for validation": data.val_clips, "for the test": data.test_clips}
     clips = ", ".join(
-        f"{len(clips)} of {len({clip.source.group for clip in clips})} videos {what}"
+        f"{len(clips)} of {len({clip.source.group for clip in clips})} recordings {what}"
         for what, clips in sides.items()
         if clips
     )
@@ -91,12 +91,12 @@ def model_facts(trainer: Trainer, pl_module: VideoDiffusionModule) -> Facts:
     held = use.frozen_bytes + use.trained_bytes + use.gradients + use.moments + use.averages
     return [
         ("parameters", f"{_count(trained)} of {_count(total)} trained ({100 * trained / total:.3g} %)"),
-        ("memory", f"{held / 1e9:.2f} GB for weights, gradients and the optimizer; activations come on top"),
+        ("memory", f"{held / 1e9:.2f} GB for weights, gradients and the optimizer; activations not counted"),
     ]
 
 
 def closing_facts(summary: dict[str, Any], directory: RunDirectory) -> Facts:
-    """The decision, and where things lie."""
+    """The decision, and where the results are."""
     stopped_by = titles(summary["stopped_by"].split("+"), read_signals(directory))
     found = [("stopped by", f"{stopped_by}, at step {summary['stop_step']:,}")]
     if summary.get("best_step") is not None:

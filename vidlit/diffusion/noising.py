@@ -54,15 +54,15 @@ class RectifiedFlow:
     """Straight paths from latents to noise (https://arxiv.org/abs/2209.03003) and how training draws their sigmas.
 
     Args:
-        distribution: how the unshifted sigma is distributed; ``logit_normal`` is
+        distribution: distribution of the unshifted sigma; ``logit_normal`` is
             ``sigmoid(Normal(mean, std))``, eq. 19 of https://arxiv.org/abs/2403.03206.
-        mean: of the logit-normal.
-        std: of the logit-normal.
-        shift: moves sigmas towards noise, ``shift * s / (1 + (shift - 1) * s)``, eq. 23 of the same paper; a
+        mean: mean of the logit-normal.
+        std: standard deviation of the logit-normal.
+        shift: shift of sigmas towards noise, ``shift * s / (1 + (shift - 1) * s)``, eq. 23 of the same paper; a
             number, or a line over the size of the video.
         min_sigma: lowest sigma trained on.
         max_sigma: highest sigma trained on.
-        weighting: of the training loss by sigma; validation is not weighted. ``cosmap`` is
+        weighting: weight of the training loss by sigma; validation is not weighted. ``cosmap`` is
             ``2 / (pi (1 - 2 s + 2 s^2))``, section 3.1 of the same paper; ``min_snr`` is ``s^2 min(SNR, snr_gamma)``
             with ``SNR = ((1 - s) / s)^2``: the weight of https://arxiv.org/abs/2303.09556 on the error of the clean
             latents, which is ``s^2`` times the velocity's.

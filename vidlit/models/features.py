@@ -71,11 +71,11 @@ class VisionFeatures(FeatureExtractor):
     were trained on, spread evenly. Training clips are decoded once for it, so it costs more than latents.
 
     Args:
-        model: a local folder, or a hub name such as ``facebook/dinov2-base`` or ``facebook/vjepa2-vitl-fpc64-256``;
+        model: local folder, or hub name such as ``facebook/dinov2-base`` or ``facebook/vjepa2-vitl-fpc64-256``;
             loaded when first used.
 
     Raises:
-        UserError: when first used, if the model cannot be loaded or takes no pictures.
+        UserError: when first used, if the model cannot be loaded or is not a vision model.
     """
 
     reads = "frames"

@@ -209,7 +209,7 @@ class CopiesSignal(SampleSignal):
     name = "copies"
     section = ""  # SampleVideos makes it
     title = "copies"
-    judges = "how near samples come to training clips"
+    judges = "whether samples are copies of training clips"
     because = "samples came too near to training clips"
 
     def verdict(self) -> Verdict:

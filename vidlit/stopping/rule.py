@@ -198,7 +198,7 @@ def _divergence(
 def _no_gain(
     curve: Array, val: Array, sigma: Array, diverged: Flags, settings: DivergenceSettings, patience: float
 ) -> Flags:
-    """Never surely below the base model, and by now above it: on three checks in a row, across videos, not falling."""
+    """Never surely below the base model, and now above it: on three checks in a row, across recordings, not falling."""
     lowest, _ = curves.lowest_average(curve, np.full(len(curve), 3))
     latest = curve[:, -3:].mean(axis=1)
     above = np.logical_and.reduce([_positive(val[:, -k], settings.alpha)[1] for k in (1, 2, 3)])

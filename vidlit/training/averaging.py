@@ -19,7 +19,7 @@ class EMA:
 
     Args:
         decay: share of the average that an update keeps.
-        warmup: begin with a lower decay, ``min(decay, (1 + n) / (10 + n))`` at update n, so that the first, untrained
+        warmup: whether to begin with a lower decay, ``min(decay, (1 + n) / (10 + n))`` at update n, so that the first
             weights are soon forgotten (TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``).
     """
 

@@ -123,10 +123,10 @@ class BucketBudget(BucketPolicy):
     """Resolutions as large as a budget allows, one for each length and aspect ratio.
 
     Args:
-        num_frames: lengths wanted.
-        max_tokens: most latent positions of one clip; longer buckets get smaller pictures.
-        max_pixels: most pixels of one frame.
-        aspect_ratios: widths over heights.
+        num_frames: lengths of clips, in frames.
+        max_tokens: largest number of latent positions of one clip; longer buckets get smaller frames.
+        max_pixels: largest number of pixels of one frame.
+        aspect_ratios: aspect ratios, width over height.
     """
 
     num_frames: list[int]

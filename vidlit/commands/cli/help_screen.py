@@ -9,7 +9,7 @@ COLUMN = 36
 
 CLIPS = {
     "data.source": "folder of videos with captions",
-    "data.store": "folder of encoded latents, reused by later runs",
+    "data.store": "folder of encoded latents, kept and reused",
     "data.buckets": "FRAMESxHEIGHTxWIDTH, as [49x480x704]",
     "data.fps": "frame rate clips are resampled to",
     "data.batches.size": "samples per device and micro-batch",
