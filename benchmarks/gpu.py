@@ -101,10 +101,12 @@ def write_base(folder: Path, name: str, small: bool) -> tuple[int, int]:
     return (8, 16) if small else parts["text"]
 
 
-def random_transformer(family: Family, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-    """The transformer of a base that has a config only, made on the device."""
+def random_transformer(
+    family: Family, dtype: torch.dtype, expert: str = "transformer", *, device: torch.device
+) -> torch.nn.Module:
+    """One of a family's experts, of a base that has a config only, made on the device."""
     model_class = getattr(diffusers, family.transformer_class)
-    config = model_class.load_config(family.base / "transformer")
+    config = model_class.load_config(family.base / expert)
     torch.manual_seed(0)
     with torch.device(device):
         transformer = model_class.from_config(config)
@@ -189,7 +191,7 @@ def run_vidlit(module: VideoDiffusionModule, clips: Clips, clock: Clock, folder:
 def run_plain(family: Family, lora: bool, clips: Clips, clock: Clock) -> None:
     """Steps of a plain loop."""
     device = clock.device
-    transformer = random_transformer(family, torch.bfloat16 if lora else torch.float32, device)
+    transformer = random_transformer(family, torch.bfloat16 if lora else torch.float32, device=device)
     if lora:
         LoRA(rank=RANK, alpha=RANK).apply(transformer, family)
     trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]

@@ -172,7 +172,9 @@ def test_the_option_is_taken_out_wherever_it_stands():
 
 def test_the_policy_names_signals_that_there_are():
     assert check_policy({"copies": "warn", "divergence": False}) == {"copies": "warn", "divergence": "off"}
-    with pytest.raises(UserError, match=r"policy\.copys: there is no such signal\. Did you mean copies\? There are"):
+    with pytest.raises(
+        UserError, match=r"policy\.copys: there is no such signal\. Did you mean copies\? Signals: copies"
+    ):
         check_policy({"copys": "warn"})
     for mode in ("maybe", True):
         with pytest.raises(UserError, match="must be stop, warn or off"):

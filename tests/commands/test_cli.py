@@ -205,7 +205,7 @@ def test_validate_measures_a_checkpoint(quickstart, tmp_path, capsys):
     assert main([*quickstart("validate"), f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
     printed = capsys.readouterr().out
     for name in ("val/loss", "train_eval/loss", "val/log_ratio"):
-        shown = re.search(rf"{name}\s+\S\s+(\S+)", printed)
+        shown = re.search(rf"[ │]{name}\s+\S\s+(\S+)", printed)
         assert float(shown.group(1)) == pytest.approx(float(logged[name]), rel=1e-5), printed
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before  # it only reads
 
