@@ -42,6 +42,7 @@ from vidlit.data.passes import Passes
 from vidlit.diffusion.batch import LatentBatch, LatentSample, clip_key, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import Noise, RectifiedFlow, keyed_generator, stratum_sigmas
+from vidlit.diffusion.streams import LATENTS
 from vidlit.metrics.paired_loss import log_ratio
 from vidlit.models.demo_base import write_base
 from vidlit.models.encoders import BaseEncoders
@@ -160,7 +161,7 @@ class Recorder(Callback):
         module.eval()
         for name in ("val", "probe"):
             self.rows[name].append(torch.cat([module.validation_step(batch, 0) for batch in self.batches[name]]))
-        oracle = [paired_losses(module, NOISING, batch, 0, ORACLE_STRATA) for batch in self.batches["oracle"]]
+        oracle = [paired_losses(module, NOISING, batch, 0, ORACLE_STRATA)[LATENTS] for batch in self.batches["oracle"]]
         self.rows["oracle"].append(torch.cat(oracle))
         generator = keyed_generator("fresh", self.plan.seed, step)
         drawn = []

@@ -28,6 +28,7 @@ from benchmarks.stopping.training import NOISING, TRAIN, VAL, World, scored_sigm
 from vidlit.diffusion.batch import LatentBatch, LatentSample, clip_key, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import Noise, stratum_noise
+from vidlit.diffusion.streams import LATENTS
 from vidlit.metrics.paired_loss import log_ratio
 from vidlit.training.module import VideoDiffusionModule
 
@@ -57,7 +58,7 @@ def train(module: VideoDiffusionModule, clips: list[LatentSample], lr: float, st
 
 def paired(module: VideoDiffusionModule, batch: LatentBatch, draw: int) -> torch.Tensor:
     """As `fit` scores a check."""
-    return paired_losses(module, NOISING, batch, draw, NUM_STRATA)
+    return paired_losses(module, NOISING, batch, draw, NUM_STRATA)[LATENTS]
 
 
 def independent(module: VideoDiffusionModule, batch: LatentBatch, draw: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from vidlit.data.split import Splitting
 from vidlit.diffusion.batch import clip_key, collate
 from vidlit.diffusion.loss import paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift, stratum_sigmas
+from vidlit.diffusion.streams import LATENTS
 from vidlit.metrics.paired_loss import log_ratio, summarise
 from vidlit.training.module import VideoDiffusionModule
 
@@ -43,7 +44,8 @@ def by_hand(data, state=None):
     module.eval()
     dataset = data.dataset(data.test_clips)
     rows = range(len(data.test_clips))
-    return torch.cat([paired_losses(module, module.noising, collate([dataset[row]]), data.seed, 4) for row in rows])
+    alone = [paired_losses(module, module.noising, collate([dataset[row]]), data.seed, 4) for row in rows]
+    return torch.cat([losses[LATENTS] for losses in alone])
 
 
 def test_the_test_compares_with_the_base_and_audits(quickstart, demo, latents, tmp_path, capsys):

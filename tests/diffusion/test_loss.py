@@ -6,6 +6,7 @@ import torch
 from vidlit.diffusion.batch import LatentSample, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift, stratum_noise, stratum_sigmas
+from vidlit.diffusion.streams import LATENTS
 
 FLOW = RectifiedFlow()
 
@@ -89,7 +90,7 @@ def test_the_weight_of_a_noise_level_multiplies_its_loss():
 def test_paired_losses_are_at_the_sigmas_of_the_videos_size():
     flow = RectifiedFlow(shift=ResolutionShift(0.5, 1.5, base_tokens=10, max_tokens=50))
     batch, model = make_batch(), Recorder()
-    paired_losses(model, flow, batch, seed=0, num_strata=2)
+    paired_losses(model, flow, batch, seed=0, num_strata=2)[LATENTS]
     halfway = RectifiedFlow(shift=math.exp(1.0))  # the videos have 30 latent positions
     expected = stratum_sigmas(halfway, batch.keys, [30] * 3, 2)
     torch.testing.assert_close(torch.stack([call[1] for call in model.calls], dim=1), expected)
@@ -115,7 +116,7 @@ def test_half_precision_is_scored_in_single():
 
 def test_paired_losses_against_single_evaluations():
     batch = make_batch()
-    losses = paired_losses(Recorder(), FLOW, batch, seed=3, num_strata=4)
+    losses = paired_losses(Recorder(), FLOW, batch, seed=3, num_strata=4)[LATENTS]
     sigmas = stratum_sigmas(FLOW, batch.keys, [30] * 3, 4)
     assert losses.shape == (3, 4)
     for row in range(3):
@@ -128,10 +129,10 @@ def test_paired_losses_against_single_evaluations():
 
 def test_paired_losses_repeat_and_change_with_the_seed():
     batch = make_batch()
-    first = paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4)
+    first = paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4)[LATENTS]
     torch.randn(5)  # another state of the global generator
-    assert torch.equal(first, paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4))
-    assert not torch.equal(first, paired_losses(Recorder(), FLOW, batch, seed=1, num_strata=4))
+    assert torch.equal(first, paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4)[LATENTS])
+    assert not torch.equal(first, paired_losses(Recorder(), FLOW, batch, seed=1, num_strata=4)[LATENTS])
 
 
 def test_pairing_is_what_makes_small_changes_visible():
@@ -142,7 +143,7 @@ def test_pairing_is_what_makes_small_changes_visible():
         return lambda noisy, sigmas, *_: (0.5 + gain) * noisy
 
     def score(gain, seed):
-        return paired_losses(model_of(gain), FLOW, batch, seed, num_strata=4).mean()
+        return paired_losses(model_of(gain), FLOW, batch, seed, num_strata=4)[LATENTS].mean()
 
     paired = torch.stack([score(0.01, seed) - score(0.0, seed) for seed in range(30)])
     fresh = torch.stack([score(0.01, seed) - score(0.0, 1000 + seed) for seed in range(30)])
@@ -154,7 +155,7 @@ def test_a_share_of_the_evaluations_is_given_the_first_frame_always_the_same():
     calls = []
     for _ in range(2):
         model = Recorder()
-        paired_losses(model, FLOW, batch, seed=0, num_strata=4, first_frame=0.3)
+        paired_losses(model, FLOW, batch, seed=0, num_strata=4, first_frame=0.3)[LATENTS]
         calls.append(torch.stack([sigmas for _, sigmas, _ in model.calls], dim=1))
     assert torch.equal(*calls)
     given = calls[0][:, :, 0] == 0
@@ -164,15 +165,15 @@ def test_a_share_of_the_evaluations_is_given_the_first_frame_always_the_same():
     torch.testing.assert_close(calls[0][:, :, 1:], scored[..., None].expand(-1, -1, 2))
     alone = Recorder()
     one = batch._replace(latents=batch.latents[7:8], keys=batch.keys[7:8])
-    paired_losses(alone, FLOW, one, seed=0, num_strata=4, first_frame=0.3)
+    paired_losses(alone, FLOW, one, seed=0, num_strata=4, first_frame=0.3)[LATENTS]
     assert torch.equal(torch.stack([sigmas for _, sigmas, _ in alone.calls], dim=1), calls[0][7:8])
 
 
 def test_a_clip_of_one_latent_frame_is_never_given_it():
     """There would be nothing left to score."""
     batch = make_batch(shape=(4, 1, 3, 5))
-    given = paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4, first_frame=1.0)
-    torch.testing.assert_close(given, paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4))
+    given = paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4, first_frame=1.0)[LATENTS]
+    torch.testing.assert_close(given, paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4)[LATENTS])
 
 
 def test_training_is_weighted_by_noise_level_and_validation_is_not():
@@ -184,5 +185,5 @@ def test_training_is_weighted_by_noise_level_and_validation_is_not():
     torch.testing.assert_close(
         denoising_loss(Recorder(), weighted, batch, noise, sigmas), plain * weighted.weight(sigmas)
     )
-    scored = [paired_losses(Recorder(), flow, batch, seed=0, num_strata=2) for flow in (FLOW, weighted)]
+    scored = [paired_losses(Recorder(), flow, batch, seed=0, num_strata=2)[LATENTS] for flow in (FLOW, weighted)]
     assert torch.equal(*scored)

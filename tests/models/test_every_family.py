@@ -201,6 +201,8 @@ def test_the_base_says_which_family_it_is(family):
 
 def test_latents_have_the_shape_that_buckets_are_planned_with(family, encoded):
     assert encoded.latents.shape[1:] == family.latent_shape(*bases.size_of(family))
+    shapes = {stream.name: tuple(encoded.stream(stream.name).shape[1:]) for stream in family.streams}
+    assert shapes == family.stream_shapes(*bases.size_of(family))
     Bucket(*bases.size_of(family)).check(family.frame_multiple, family.pixel_multiple)
 
 

@@ -15,6 +15,7 @@ from tests.models.batches import batch_of
 from vidlit.__main__ import main
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.loss import paired_losses
+from vidlit.diffusion.streams import LATENTS
 from vidlit.models.adapters import LoRA
 from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.models.family import Expert, open_family
@@ -74,7 +75,7 @@ def test_paired_losses_score_every_expert_at_its_own_levels(family):
     for name, transformer in module.transformers.items():
         hook = lambda module, args, kwargs, name=name: asked.append((name, kwargs["timestep"]))  # noqa: E731
         transformer.register_forward_pre_hook(hook, with_kwargs=True)
-    losses = paired_losses(module, module.noising, batch, seed=0, num_strata=4)
+    losses = paired_losses(module, module.noising, batch, seed=0, num_strata=4)[LATENTS]
     assert losses.shape == (2, 4)
     assert {name for name, _ in asked} == {"transformer", "transformer_2"}
     for name, timesteps in asked:

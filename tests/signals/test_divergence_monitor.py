@@ -11,6 +11,7 @@ from vidlit.__main__ import main
 from vidlit.diffusion.batch import clip_key, collate
 from vidlit.diffusion.loss import paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, stratum_sigmas
+from vidlit.diffusion.streams import LATENTS
 from vidlit.errors import UserError
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.training.module import VideoDiffusionModule
@@ -45,7 +46,7 @@ def losses_by_hand(demo, data, clips, state=None):
     module.eval()
     dataset = data.dataset(clips)
     return torch.cat(
-        [paired_losses(module, module.noising, collate([dataset[row]]), 0, 4) for row in range(len(clips))]
+        [paired_losses(module, module.noising, collate([dataset[row]]), 0, 4)[LATENTS] for row in range(len(clips))]
     )
 
 

@@ -59,7 +59,7 @@ class WeightExport(RunCallback):
             base_folder=family.base,
             pipeline_class=family.pipeline_class,
             transformer_class=family.transformer_class,
-            takes_image=self.module.first_frame > 0 or bool(family.clip_extras),
+            takes_image=self.module.first_frame > 0 or bool(family.image_extras),
             is_lora=is_lora,
         )
         write_model_card(RunRecord(self.run.path), facts)

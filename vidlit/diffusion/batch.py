@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from vidlit.diffusion.streams import LATENTS
+
 
 class Conditioning(NamedTuple):
     """Everything that a transformer reads beside noisy latents and noise level."""
@@ -18,7 +20,8 @@ class Conditioning(NamedTuple):
     prompt_attention_mask: Tensor
     """(B, L) bool"""
     extras: dict[str, Tensor]
-    """a family's own tensors, each (B, ...), named by its ``prompt_extras`` and ``clip_extras``"""
+    """a family's own tensors, each (B, ...), named by its ``prompt_extras`` and ``clip_extras``; a stream among them is
+    clean in a batch, and as noisy as the latents where a model is given it"""
 
     @classmethod
     def of(cls, captions: Sequence[Mapping[str, Tensor]], prompt_length: int | None = None) -> Self:
@@ -63,6 +66,10 @@ class Conditioning(NamedTuple):
             extras={name: value[chosen] for name, value in self.extras.items()},
         )
 
+    def with_extras(self, extras: Mapping[str, Tensor]) -> Self:
+        """With these tensors (B, ...), in place of others of the same names; itself where there are none."""
+        return self._replace(extras={**self.extras, **extras}) if extras else self
+
     def expand(self, batch_size: int) -> Self:
         """Of one sample, the same for each of a batch."""
         extras = {name: value.expand(batch_size, *value.shape[1:]) for name, value in self.extras.items()}
@@ -104,6 +111,10 @@ class LatentBatch(NamedTuple):
     """(B,) int64 on the CPU, rows of the split's clip table"""
     keys: Tensor
     """(B,) int64 on the CPU, :func:`clip_key` of each clip: seeds the noise of paired validation"""
+
+    def stream(self, name: str) -> Tensor:
+        """Clean latents (B, ...) of one of the family's streams."""
+        return self.latents if name == LATENTS else self.conditioning.extras[name]
 
     def to(self, device: torch.device | str) -> Self:
         """What the transformer reads, on a device; the rows and keys stay where the CPU reads them without waiting.

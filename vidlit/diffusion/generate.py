@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.loss import VelocityModel
 from vidlit.diffusion.noising import without_first_frame
+from vidlit.diffusion.streams import LATENTS, Given, as_given, by_stream
 
 
 class Scheduler(Protocol):
@@ -34,18 +36,18 @@ class Scheduler(Protocol):
 def generate(
     model: VelocityModel,
     scheduler: Scheduler,
-    noise: Tensor,
+    noise: Given,
     conditioning: Conditioning,
     null_conditioning: Conditioning | None = None,
     guidance_scale: float = 1.0,
     first_frame: Tensor | None = None,
-) -> Tensor:
-    """Walk from noise to latents along a schedule.
+) -> Given:
+    """Walk from noise to latents along a schedule, all streams in step.
 
     Args:
         model: the denoising transformer, in eval mode.
         scheduler: of the model's family, with its timesteps set.
-        noise: (B, C, F, H, W) float32, the start.
+        noise: (B, C, F, H, W) float32, the start; or of every stream, by name.
         conditioning: of B samples.
         null_conditioning: of the empty prompt, for one sample or B; needed when guidance is on. Extras that it lacks,
             such as the image of an image-to-video base, are those of ``conditioning``.
@@ -53,25 +55,43 @@ def generate(
         first_frame: (B, C, 1, H, W), latents of the frame to start from, for families that take one.
 
     Returns:
-        (B, C, F, H, W) float32.
+        (B, C, F, H, W) float32, of every stream by name if the noise was so.
 
     Raises:
         ValueError: guidance without a null prompt.
     """
     if guidance_scale != 1.0 and null_conditioning is None:
         raise ValueError(f"guidance_scale {guidance_scale} needs the embedding of the empty prompt.")
+    batch_size = len(by_stream(noise)[LATENTS])
     if null_conditioning is not None:
-        null_conditioning = null_conditioning.expand(len(noise))
+        null_conditioning = null_conditioning.expand(batch_size)
         null_conditioning = null_conditioning._replace(extras=conditioning.extras | null_conditioning.extras)
-    latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    streams = {name: start * getattr(scheduler, "init_noise_sigma", 1.0) for name, start in by_stream(noise).items()}
+    # A scheduler remembers where it is and, if it is of higher order, what it has seen.
+    schedulers = {name: scheduler if name == LATENTS else copy.deepcopy(scheduler) for name in streams}
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
-        sigmas = sigma.to(latents).expand(len(latents))
+        further = {name: noisy for name, noisy in streams.items() if name != LATENTS}
+        sigmas = sigma.to(streams[LATENTS]).expand(batch_size)
         if first_frame is not None:
-            latents = torch.cat([first_frame.to(latents), latents[:, :, 1:]], dim=2)
-            sigmas = without_first_frame(sigmas, torch.ones_like(sigmas, dtype=torch.bool), latents.shape[2])
-        velocity = model(latents, sigmas, conditioning).float()
+            streams[LATENTS] = _begin_with(first_frame, streams[LATENTS])
+            given = torch.ones_like(sigmas, dtype=torch.bool)
+            sigmas = without_first_frame(sigmas, given, streams[LATENTS].shape[2])
+        velocities = _predict(model, streams[LATENTS], sigmas, conditioning.with_extras(further))
         if guidance_scale != 1.0 and null_conditioning is not None:
-            without = model(latents, sigmas, null_conditioning).float()
-            velocity = without + guidance_scale * (velocity - without)
-        latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-    return latents if first_frame is None else torch.cat([first_frame.to(latents), latents[:, :, 1:]], dim=2)
+            without = _predict(model, streams[LATENTS], sigmas, null_conditioning.with_extras(further))
+            velocities = {name: null + guidance_scale * (velocities[name] - null) for name, null in without.items()}
+        streams = {
+            name: schedulers[name].step(velocities[name], timestep, noisy, return_dict=False)[0]
+            for name, noisy in streams.items()
+        }
+    if first_frame is not None:
+        streams[LATENTS] = _begin_with(first_frame, streams[LATENTS])
+    return as_given(streams, noise)
+
+
+def _predict(model: VelocityModel, *given: Any) -> dict[str, Tensor]:
+    return {name: velocity.float() for name, velocity in by_stream(model(*given)).items()}
+
+
+def _begin_with(first_frame: Tensor, latents: Tensor) -> Tensor:
+    return torch.cat([first_frame.to(latents), latents[:, :, 1:]], dim=2)

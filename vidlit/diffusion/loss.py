@@ -1,7 +1,8 @@
-"""The denoising loss: one function for training, validation and the training subset."""
+"""The denoising loss: one function for training, validation and the training subset, and for every stream."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -10,23 +11,28 @@ from torch import Tensor
 from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.noising import (
     RectifiedFlow,
+    level_of_sample,
     stratum_draws,
     stratum_noise,
     stratum_sigmas,
     without_first_frame,
 )
+from vidlit.diffusion.streams import LATENTS, Given, as_given, by_stream
 
 
 class VelocityModel(Protocol):
     """Anything that predicts a velocity: a family's transformer with its conventions hidden."""
 
-    def __call__(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
-        """Noisy latents (B, C, F, H, W) at sigmas (B,), or (B, F) where frames differ, to (B, C, F, H, W)."""
+    def __call__(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor | dict[str, Tensor]:
+        """Noisy latents (B, C, F, H, W) at sigmas (B,), or (B, F) where frames differ, to (B, C, F, H, W).
+
+        Further streams are noisy among the conditioning's extras; then a dict has the velocity of each.
+        """
 
 
 def denoising_loss(
-    model: VelocityModel, noising: RectifiedFlow, batch: LatentBatch, noise: Tensor, sigmas: Tensor
-) -> Tensor:
+    model: VelocityModel, noising: RectifiedFlow, batch: LatentBatch, noise: Given, sigmas: Tensor
+) -> Given:
     """Mean squared error of the predicted velocity, for each sample, weighted by its noise level.
 
     Frames at sigma 0 are given, not learned: they have no part in it.
@@ -35,16 +41,32 @@ def denoising_loss(
         model: the denoising transformer.
         noising: the forward process.
         batch: B clips of one resolution.
-        noise: (B, C, F, H, W).
-        sigmas: (B,), or (B, F) where the latent frames of a sample differ in noise.
+        noise: (B, C, F, H, W); or of every stream, by name.
+        sigmas: (B,), or (B, F) where the latent frames of a sample differ in noise. Further streams are at the same
+            level as the picture, or as its noisiest frame.
 
     Returns:
-        (B,) float32.
+        (B,) float32, of every stream by name if the noise was so.
+
+    Raises:
+        ValueError: the model predicts other streams than noise was given for.
     """
-    latents = batch.latents.float()
-    noisy = noising.add_noise(latents, noise, sigmas)
-    velocity = model(noisy, sigmas, batch.conditioning)
-    errors = (velocity.float() - noising.target(latents, noise)).square()
+    noises = by_stream(noise)
+    clean = {name: batch.stream(name).float() for name in noises}
+    levels = {name: sigmas if name == LATENTS else level_of_sample(sigmas) for name in noises}
+    noisy = {name: noising.add_noise(clean[name], noises[name], levels[name]) for name in noises}
+    latents = noisy.pop(LATENTS)
+    velocities = by_stream(model(latents, sigmas, batch.conditioning.with_extras(noisy)))
+    if velocities.keys() != noises.keys():
+        raise ValueError(f"the model predicts {sorted(velocities)}, but noise was given for {sorted(noises)}.")
+    targets = {name: noising.target(clean[name], noises[name]) for name in noises}
+    return as_given(
+        {name: _loss_of_stream(noising, velocities[name], targets[name], levels[name]) for name in noises}, noise
+    )
+
+
+def _loss_of_stream(noising: RectifiedFlow, velocity: Tensor, target: Tensor, sigmas: Tensor) -> Tensor:
+    errors = (velocity.float() - target).square()
     if sigmas.dim() == 1:
         return errors.flatten(1).mean(1) * noising.weight(sigmas)
     by_frame = errors.mean(dim=(1, 3, 4)) * noising.weight(sigmas)
@@ -59,7 +81,8 @@ def paired_losses(
     seed: int,
     num_strata: int,
     first_frame: float = 0.0,
-) -> Tensor:
+    streams: Sequence[str] = (LATENTS,),
+) -> dict[str, Tensor]:
     """The loss of each clip at its own fixed noise and sigmas, so that two checks of one clip can be compared.
 
     Measured on public fine-tuning logs, almost all of a diffusion loss's variance is the draw of sigma and noise;
@@ -73,21 +96,25 @@ def paired_losses(
         num_strata: noise levels for each clip.
         first_frame: share of the evaluations that are given the clip's first latent frame without noise; which, depends
             on seed, clip and stratum.
+        streams: names of those that the model denoises.
 
     Returns:
-        (B, num_strata) float32; see :func:`vidlit.diffusion.noising.stratum_sigmas` for the sigmas.
+        (B, num_strata) float32 of every stream; see :func:`vidlit.diffusion.noising.stratum_sigmas` for the sigmas.
     """
     device = batch.latents.device
     noising = noising.unweighted()
-    shape = tuple(batch.latents.shape[1:])
+    shapes = {name: tuple(batch.stream(name).shape[1:]) for name in streams}
     num_tokens = [batch.latents[0, 0].numel()] * len(batch.keys)
     sigmas = stratum_sigmas(noising, batch.keys, num_tokens, num_strata).to(device)
-    losses = []
+    losses: dict[str, list[Tensor]] = {name: [] for name in streams}
     for stratum in range(num_strata):
-        noise = stratum_noise(seed, batch.keys, stratum, shape).to(device)
+        noise = {
+            name: stratum_noise(seed, batch.keys, stratum, shape, name).to(device) for name, shape in shapes.items()
+        }
         levels = sigmas[:, stratum]
         if first_frame > 0:
             given = stratum_draws(seed, batch.keys, stratum) < first_frame
-            levels = without_first_frame(levels, given.to(device), shape[1])
-        losses.append(denoising_loss(model, noising, batch, noise, levels))
-    return torch.stack(losses, dim=1)
+            levels = without_first_frame(levels, given.to(device), shapes[LATENTS][1])
+        for name, loss in denoising_loss(model, noising, batch, noise, levels).items():
+            losses[name].append(loss)
+    return {name: torch.stack(each, dim=1) for name, each in losses.items()}

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
+from vidlit.diffusion.streams import LATENTS
 from vidlit.errors import UserError
 
 NUM_LEVELS = 16
@@ -110,8 +111,11 @@ class RectifiedFlow:
         return self.quantile(torch.rand(num_samples, generator=generator, device=generator.device))
 
     def add_noise(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
-        """Latents and noise (B, C, F, H, W) at sigmas (B,), or (B, F) by frame, to noisy latents (B, C, F, H, W)."""
-        sigmas = sigmas.view(len(sigmas), 1, -1, 1, 1)
+        """Latents and noise (B, C, F, H, W) at sigmas (B,), or (B, F) by frame, to noisy latents (B, C, F, H, W).
+
+        At sigmas (B,) they may have any shape (B, ...).
+        """
+        sigmas = sigmas.view(-1, *[1] * (latents.dim() - 1)) if sigmas.dim() == 1 else sigmas[:, None, :, None, None]
         return (1 - sigmas) * latents + sigmas * noise
 
     def target(self, latents: Tensor, noise: Tensor) -> Tensor:
@@ -152,6 +156,12 @@ def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
+def stream_generator(purpose: str, stream: str, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for the noise of one stream. The picture's key does not name it: it is older than the others."""
+    names = (purpose,) if stream == LATENTS else (purpose, stream)
+    return keyed_generator(*names, *key, device=device)
+
+
 def without_first_frame(sigmas: Tensor, given: Tensor, num_frames: int) -> Tensor:
     """Noise levels by frame, with none on the first latent frame of samples that are given it.
 
@@ -169,16 +179,21 @@ def without_first_frame(sigmas: Tensor, given: Tensor, num_frames: int) -> Tenso
     return by_frame
 
 
+def level_of_sample(sigmas: Tensor) -> Tensor:
+    """Noise levels (B,) of samples from (B,), or from (B, F): that of the noisiest frame, where others are given."""
+    return sigmas if sigmas.dim() == 1 else sigmas.amax(dim=1)
+
+
 def training_noise(
     noising: RectifiedFlow,
     seed: int,
     position: int,
     rows: Sequence[int],
-    shape: Sequence[int],
+    shapes: Mapping[str, Sequence[int]],
     *,
     first_frame: float = 0.0,
     device: torch.device | str = "cpu",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[dict[str, Tensor], Tensor]:
     """Noise and noise levels of a training batch: of each sample a function of (seed, position, row) alone.
 
     Args:
@@ -186,20 +201,40 @@ def training_noise(
         seed: of the run.
         position: of the batch in the run.
         rows: of each sample in the global batch.
-        shape: (C, F, H, W) of one sample's latents.
+        shapes: of one sample, by stream: (C, F, H, W) of its latents, then any others.
         first_frame: share of the samples whose first latent frame gets no noise.
         device: to draw on.
 
     Returns:
-        Noise (B, C, F, H, W), and sigmas (B,), or (B, F) by frame where some first frames get none.
+        Noise (B, ...) by stream, and sigmas (B,), or (B, F) by frame where some first frames get none.
     """
-    generators = [keyed_generator("train", seed, position, row, device=device) for row in rows]
-    sigmas = torch.cat([noising.sample_sigmas(1, generator) for generator in generators])
+    generators = {
+        stream: [stream_generator("train", stream, seed, position, row, device=device) for row in rows]
+        for stream in shapes
+    }
+    sigmas = torch.cat([noising.sample_sigmas(1, generator) for generator in generators[LATENTS]])
     if first_frame > 0:
-        draws = torch.cat([torch.rand(1, generator=each, device=device) for each in generators])
-        sigmas = without_first_frame(sigmas, draws < first_frame, shape[1])
-    noise = torch.stack([torch.randn(*shape, generator=each, device=device) for each in generators])
+        draws = torch.cat([torch.rand(1, generator=each, device=device) for each in generators[LATENTS]])
+        sigmas = without_first_frame(sigmas, draws < first_frame, shapes[LATENTS][1])
+    noise = {
+        stream: torch.stack([torch.randn(*shape, generator=each, device=device) for each in generators[stream]])
+        for stream, shape in shapes.items()
+    }
     return noise, sigmas
+
+
+def start_noise(purpose: str, keys: Sequence[Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Noise (B, ...) by stream on the CPU to generate from, of each sample a function of its key.
+
+    Args:
+        purpose: what is generated.
+        keys: of each sample.
+        shapes: of one sample, by stream.
+    """
+    return {
+        stream: torch.stack([torch.randn(*shape, generator=stream_generator(purpose, stream, *key)) for key in keys])
+        for stream, shape in shapes.items()
+    }
 
 
 def stratum_sigmas(noising: RectifiedFlow, keys: Tensor, num_tokens: Sequence[int], num_strata: int) -> Tensor:
@@ -226,7 +261,7 @@ def stratum_sigmas(noising: RectifiedFlow, keys: Tensor, num_tokens: Sequence[in
     return torch.stack([noising.at(size).quantile(of_a_clip) for size, of_a_clip in sizes]).float()
 
 
-def stratum_noise(seed: int, keys: Tensor, stratum: int, shape: tuple[int, ...]) -> Tensor:
+def stratum_noise(seed: int, keys: Tensor, stratum: int, shape: tuple[int, ...], stream: str = LATENTS) -> Tensor:
     """Fixed noise for one stratum of each clip, drawn on the CPU so that every device gets the same.
 
     Every second stratum mirrors the noise of the one before: what changes sign with the noise then cancels out of a
@@ -236,13 +271,14 @@ def stratum_noise(seed: int, keys: Tensor, stratum: int, shape: tuple[int, ...])
         seed: of the run.
         keys: (B,) int64 clip keys.
         stratum: number of the stratum.
-        shape: (C, F, H, W) of one clip's latents.
+        shape: of one clip in the stream: (C, F, H, W) of its latents.
+        stream: whose noise.
 
     Returns:
-        (B, C, F, H, W) float32 on the CPU.
+        (B, C, F, H, W), or (B, ...) of the stream, float32 on the CPU.
     """
     pair, mirrored = divmod(stratum, 2)
-    generators = [keyed_generator("paired", seed, key, 2 * pair) for key in keys.tolist()]
+    generators = [stream_generator("paired", stream, seed, key, 2 * pair) for key in keys.tolist()]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     return -noise if mirrored else noise
 

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vidlit.diffusion.noising import RectifiedFlow
+from vidlit.diffusion.noising import RectifiedFlow, level_of_sample
+from vidlit.diffusion.streams import LATENTS, Stream, by_stream
 from vidlit.errors import UserError
 from vidlit.models.base_folder import fingerprint, load_part, local_folder, read_config
 from vidlit.models.comfyui import Layers
@@ -66,6 +67,8 @@ class Family(ABC):
     # What may depend on the base: a subclass states it, or sets it when it has read the base's config.
     experts: tuple[Expert, ...] = (Expert(),)
     """The base's transformers, from the one for most noise to the one for least, which ends at sigma 0."""
+    streams: tuple[Stream, ...] = (Stream(),)
+    """What is denoised: the picture, then whatever the transformer denoises with it."""
     default_fps: float
     """Frame rate the published weights were trained at."""
     pipeline_class: str
@@ -121,7 +124,7 @@ class Family(ABC):
         noisy: Tensor,
         sigmas: Tensor,
         conditioning: Conditioning,
-    ) -> Tensor:
+    ) -> Tensor | dict[str, Tensor]:
         """The transformer's prediction as a velocity (``noise - latents``).
 
         What every family keeps to, and ``tests/models/test_every_family.py`` checks:
@@ -138,15 +141,16 @@ class Family(ABC):
             transformer: from :meth:`load_transformer`.
             noisy: (B, C, F, H, W).
             sigmas: (B,); or (B, F), one for each latent frame, where the family ``takes_first_frame``.
-            conditioning: of B samples.
+            conditioning: of B samples. Further :attr:`streams` are among its extras, as noisy as the sample:
+                ``level_of_sample(sigmas)``, of ``vidlit.diffusion.noising``.
 
         Returns:
-            (B, C, F, H, W), in any dtype.
+            (B, C, F, H, W), in any dtype; of a family with several streams a dict with the velocity of each.
         """
 
     def predict(
         self, transformers: Mapping[str, nn.Module], noisy: Tensor, sigmas: Tensor, conditioning: Conditioning
-    ) -> Tensor:
+    ) -> Tensor | dict[str, Tensor]:
         """The velocity of every sample: what training, validation and sampling call.
 
         Samples go through :meth:`velocity` together where they may: those of one expert and, where the family
@@ -159,7 +163,7 @@ class Family(ABC):
             conditioning: of B samples.
 
         Returns:
-            (B, C, F, H, W).
+            (B, C, F, H, W), or of each stream, as :meth:`velocity` gives it.
         """
         if len(self.experts) == 1 and not self.needs_equal_prompts:
             return self.velocity(transformers[self.experts[0].name], noisy, sigmas, conditioning)
@@ -168,16 +172,17 @@ class Family(ABC):
             zip(self._experts_of(sigmas), self._lengths_of(conditioning), strict=True)
         ):
             calls.setdefault((expert, length, row if _has_peers() else 0), []).append(row)
-        velocities = [
-            self.velocity(transformers[expert], noisy[rows], sigmas[rows], conditioning.of_rows(rows, length))
-            for (expert, length, _), rows in calls.items()
-        ]
-        order = torch.tensor([row for rows in calls.values() for row in rows], device=noisy.device)
-        return torch.cat(velocities)[order.argsort()]
+        velocities = []
+        for (expert, length, _), rows in calls.items():
+            given = noisy[rows], sigmas[rows], conditioning.of_rows(rows, length)
+            velocities.append(by_stream(self.velocity(transformers[expert], *given)))
+        order = torch.tensor([row for rows in calls.values() for row in rows], device=noisy.device).argsort()
+        joined = {name: torch.cat([each[name] for each in velocities])[order] for name in velocities[0]}
+        return joined if len(self.streams) > 1 else joined[LATENTS]
 
     def _experts_of(self, sigmas: Tensor) -> list[str]:
         """Name of each sample's expert."""
-        highest = sigmas.reshape(len(sigmas), -1).amax(dim=1).tolist()
+        highest = level_of_sample(sigmas).tolist()
         return [next(each.name for each in self.experts if sigma >= each.min_sigma) for sigma in highest]
 
     def _lengths_of(self, conditioning: Conditioning) -> list[int]:
@@ -230,6 +235,19 @@ class Family(ABC):
         """(C, F, H, W) of the latents of one video of this size in frames and pixels."""
         temporal, spatial = self.compression
         return self.latent_channels, (num_frames - 1) // temporal + 1, height // spatial, width // spatial
+
+    def stream_shapes(self, num_frames: int, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of one sample in each of the :attr:`streams`, of one video of this size in frames and pixels.
+
+        A family with several streams adds those of the others.
+        """
+        return {LATENTS: self.latent_shape(num_frames, height, width)}
+
+    @property
+    def image_extras(self) -> tuple[str, ...]:
+        """The :attr:`clip_extras` that are no stream: what an image-to-video base reads of a clip's first frame."""
+        streams = {stream.name for stream in self.streams}
+        return tuple(name for name in self.clip_extras if name not in streams)
 
     def load_vae(self, device: torch.device | str, dtype: torch.dtype | None = None) -> nn.Module:
         """The VAE, frozen and in eval mode; in bfloat16 on a GPU unless told otherwise."""

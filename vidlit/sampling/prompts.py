@@ -137,8 +137,8 @@ class PromptDataModule(LightningDataModule):
         self.guidance_scale = guidance_scale
         self.negative_prompt = negative_prompt
         self._batches: list[PromptBatch] = []
-        self._takes_image = bool(family.clip_extras) or family.takes_first_frame
-        self._needs_image = bool(family.clip_extras) or first_frame
+        self._takes_image = bool(family.image_extras) or family.takes_first_frame
+        self._needs_image = bool(family.image_extras) or first_frame
         alike: dict[tuple[Bucket, bool], list[int]] = defaultdict(list)
         for prompt in prompts:
             try:
@@ -210,12 +210,12 @@ class PromptDataModule(LightningDataModule):
             except UserError as error:
                 raise UserError(f"prompt {row}: {image} {error}") from error
             # Grey after the first frame: what extras are made of it is of the whole length.
-            frames = size.num_frames if self.family.clip_extras else 1
+            frames = size.num_frames if self.family.image_extras else 1
             video = torch.zeros(1, 3, frames, size.height, size.width)
             video[0, :, 0] = pixels[0].permute(2, 0, 1) / 127.5 - 1
-            made = {name: value[0].float().cpu() for name, value in encode(video.to(device)).items()}
-            latents = made.pop("latents")
-            encoded[row] = _EncodedImage(made, None if made else latents[:, :1])
+            tensors = {name: value[0].float().cpu() for name, value in encode(video.to(device)).items()}
+            made = {name: tensors[name] for name in self.family.image_extras}
+            encoded[row] = _EncodedImage(made, None if made else tensors["latents"][:, :1])
         return encoded
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
@@ -227,7 +227,7 @@ class _EncodedImage(NamedTuple):
     """A prompt's first frame."""
 
     extras: dict[str, Tensor]
-    """the family's clip extras"""
+    """the family's image extras"""
     first_frame: Tensor | None
     """(C, 1, H, W), of families that take its latents without noise"""
 

@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from vidlit.diffusion.noising import keyed_generator
+from vidlit.diffusion.noising import start_noise
+from vidlit.diffusion.streams import LATENTS
 from vidlit.sampling.rendering import Sample, to_frames
 from vidlit.sampling.sampling_progress import track_sampling
 
@@ -110,9 +111,10 @@ def sample_clips(
             if sampling.guided:
                 null = datamodule.prompt(sampling.negative_prompt).to(pl_module.device).instead_of(conditioning)
             with trainer.precision_plugin.forward_context():
-                latents = pl_module.sample(
+                streams = pl_module.sample(
                     noise, conditioning, sampling.num_steps, null, sampling.guidance_scale, first_frame
                 )
+            latents = streams[LATENTS]
             videos = pl_module.family.decode_latents(vae, latents)
             not_repeated = [k for k, place in enumerate(places) if place < len(rows)]  # the rest are there to keep step
             if look is not None:
@@ -143,14 +145,11 @@ def _start_noise(
     rows: Sequence[int],
     draws: Sequence[int],
     seed: int,
-) -> Tensor:
-    shape = pl_module.family.latent_shape(*clips[rows[0]].bucket)
-    noise = []
-    for row in rows:
-        draw = [draws[row]] if draws[row] > 0 else []  # the first is keyed as it was before there were others
-        generator = keyed_generator("sample", seed, int(dataset.keys[row]), *draw)
-        noise.append(torch.randn(shape, generator=generator))
-    return torch.stack(noise).to(pl_module.device)
+) -> dict[str, Tensor]:
+    # The first draw is keyed as it was before there were others.
+    keys = [[seed, int(dataset.keys[row]), *([draws[row]] if draws[row] > 0 else [])] for row in rows]
+    noise = start_noise("sample", keys, pl_module.family.stream_shapes(*clips[rows[0]].bucket))
+    return {name: start.to(pl_module.device) for name, start in noise.items()}
 
 
 def _describe(pl_module: VideoDiffusionModule, clip: Clip, draw: int, sampling: Sampling, step: int) -> dict[str, Any]:

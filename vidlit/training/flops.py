@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as fx_config
 from torch.utils.flop_counter import FlopCounterMode
 
+from vidlit.diffusion.streams import by_stream
+
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import LatentBatch
     from vidlit.models.family import Family
@@ -94,7 +96,12 @@ def flops_of_a_sample(family: Family, transformer: nn.Module, batch: LatentBatch
     noisy = torch.empty(1, *batch.latents.shape[1:], device="meta")
     sigmas = torch.empty(1, device="meta")
     one = batch.conditioning.of_rows([0]).to("meta")
-    return count_flops(lambda: family.velocity(transformer, noisy, sigmas, one).float().square().mean())
+
+    def loss() -> Tensor:
+        velocities = by_stream(family.velocity(transformer, noisy, sigmas, one)).values()
+        return torch.stack([velocity.float().square().mean() for velocity in velocities]).sum()
+
+    return count_flops(loss)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch, clip_
 from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
-from vidlit.diffusion.noising import Noise, keyed_generator, stratum_sigmas, training_noise
+from vidlit.diffusion.noising import Noise, start_noise, stratum_sigmas, training_noise
+from vidlit.diffusion.streams import LATENTS, Given, by_stream
 from vidlit.errors import UserError
 from vidlit.lightning_internals import datamodule_of, is_attached
 from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights
@@ -173,8 +174,8 @@ class VideoDiffusionModule(LightningModule):
         """The base's transformers, once they are loaded, by the names of the family's experts."""
         return {expert.name: getattr(self, expert.name) for expert in self.family.experts}
 
-    def forward(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
-        """Predicted velocity (B, C, F, H, W); see :class:`vidlit.diffusion.loss.VelocityModel`."""
+    def forward(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor | dict[str, Tensor]:
+        """Predicted velocity (B, C, F, H, W), or of each stream; see :class:`vidlit.diffusion.loss.VelocityModel`."""
         # Frozen weights in fewer bits and trained ones in float32 meet in bfloat16.
         kept_small = self.memory.lowers_base or self._trains_in_bfloat16
         with torch.autocast(self.device.type, torch.bfloat16) if kept_small else nullcontext():
@@ -183,7 +184,7 @@ class VideoDiffusionModule(LightningModule):
     # -- steps
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch.
+        """Mean loss of a batch: of the streams' losses the sum by their weights.
 
         Noise and sigma of a sample, and its latents where they are drawn from the VAE's posterior, are a function of
         (seed, position in the run, its row in the global batch): no two ranks share noise, a resumed run draws the
@@ -193,19 +194,21 @@ class VideoDiffusionModule(LightningModule):
         first_row = self.global_rank * len(batch.latents)
         rows = range(first_row, first_row + len(batch.latents))
         noising = self.noising.at(batch.latents[0, 0].numel())
-        shape = batch.latents.shape[1:]
+        streams = self.family.streams
+        shapes = {stream.name: batch.stream(stream.name).shape[1:] for stream in streams}
         noise, sigmas = training_noise(
-            noising, self.seed, position, rows, shape, first_frame=self.first_frame, device=self.device
+            noising, self.seed, position, rows, shapes, first_frame=self.first_frame, device=self.device
         )
         batch = draw_latents(self.family, batch, self.seed, position, rows)
         if self.caption_dropout > 0:
             dropped = draw_dropped(self.caption_dropout, self.seed, position, rows)
             batch = batch._replace(conditioning=self._drop_captions(batch.conditioning, dropped.to(self.device)))
-        loss = denoising_loss(self, noising, batch, noise, sigmas).mean()
+        losses = denoising_loss(self, noising, batch, noise, sigmas)
+        loss = torch.stack([stream.loss_weight * losses[stream.name].mean() for stream in streams]).sum()
         # Lightning counts logged steps from 0 and once per batch; "step" in the log overrides that.
         stepped = float(self.trainer.global_step + 1)
         shared = self.trainer.world_size > 1
-        self.log_dict({TRAIN_LOSS.name: loss, "step": stepped}, batch_size=len(noise), sync_dist=shared)
+        self.log_dict({TRAIN_LOSS.name: loss, "step": stepped}, batch_size=len(rows), sync_dist=shared)
         return loss
 
     def _drop_captions(self, conditioning: Conditioning, dropped: Tensor) -> Conditioning:
@@ -214,8 +217,14 @@ class VideoDiffusionModule(LightningModule):
         return drop_captions(conditioning, self._empty_prompt, dropped)
 
     def validation_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Losses (B, num_strata) at each clip's own noise and sigmas; callbacks reduce and log them."""
-        return paired_losses(self, self.noising, batch, self.seed, self.num_strata, self.first_frame)
+        """Losses (B, num_strata) at each clip's own noise and sigmas; callbacks reduce and log them.
+
+        Of several streams the picture's: the thresholds of the stop are measured on a loss of one stream, and a sum's
+        turn would be hidden by the stream that learns longer.
+        """
+        names = [stream.name for stream in self.family.streams]
+        options = self.seed, self.num_strata, self.first_frame, names
+        return paired_losses(self, self.noising, batch, *options)[LATENTS]
 
     def scored_sigmas(self, clips: Sequence[Clip]) -> Tensor:
         """Noise levels (N, num_strata) at which :meth:`validation_step` scores clips."""
@@ -232,32 +241,34 @@ class VideoDiffusionModule(LightningModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Latents (B, C, F, H, W) of prompts; the start noise of each is a function of its seed and number."""
-        shape = self.family.latent_shape(*batch.size)
-        keys = zip(batch.seeds, batch.numbers, strict=True)
-        noise = torch.stack([torch.randn(shape, generator=keyed_generator("predict", *key)) for key in keys])
+        keys = list(zip(batch.seeds, batch.numbers, strict=True))
+        noise = start_noise("predict", keys, self.family.stream_shapes(*batch.size))
         prompts, null = batch.conditioning, batch.null_conditioning
-        noise = noise.to(self.device)
-        return self.sample(noise, prompts, batch.num_steps, null, batch.guidance_scale, batch.first_frame)
+        noise = {name: start.to(self.device) for name, start in noise.items()}
+        return self.sample(noise, prompts, batch.num_steps, null, batch.guidance_scale, batch.first_frame)[LATENTS]
 
     @torch.no_grad()
     def sample(
         self,
-        noise: Tensor,
+        noise: Given,
         conditioning: Conditioning,
         num_steps: int,
         null_conditioning: Conditioning | None = None,
         guidance_scale: float = 1.0,
         first_frame: Tensor | None = None,
-    ) -> Tensor:
-        """Walk from noise to latents (B, C, F, H, W) on the family's schedule; see :func:`generate`.
+    ) -> Given:
+        """Walk from noise to latents (B, C, F, H, W), or those of each stream, on the family's schedule.
+
+        See :func:`vidlit.diffusion.generate.generate`.
 
         A distilled model is told the scale of guidance, and the negative prompt has no part.
         """
+        picture = by_stream(noise)[LATENTS]
         if self.family.embeds_guidance:
-            scale = torch.full((len(noise),), guidance_scale, device=noise.device)
-            conditioning = conditioning._replace(extras=conditioning.extras | {"guidance": scale})
+            scale = torch.full((len(picture),), guidance_scale, device=picture.device)
+            conditioning = conditioning.with_extras({"guidance": scale})
             null_conditioning, guidance_scale = None, 1.0
-        scheduler = self.family.load_scheduler(num_steps, noise[0, 0].numel())
+        scheduler = self.family.load_scheduler(num_steps, picture[0, 0].numel())
         was_training = self.training
         self.eval()
         latents = generate(self, scheduler, noise, conditioning, null_conditioning, guidance_scale, first_frame)
