@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast test-slow coverage lint format docs bench lowest release
+.PHONY: help install test test-fast test-slow coverage lint format options docs bench lowest release
 
 help:  ## List these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ lint:  ## Style, types, spelling.
 format:  ## Mend what ruff can mend.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+options:  ## Write the list of options that help, completion and "did you mean" read, after options have changed.
+	$(BIN)/python -m vidlit.commands.cli.option_list
 
 docs:  ## Build the pages into site/; a broken link or anchor is an error.
 	$(BIN)/mkdocs build --strict
