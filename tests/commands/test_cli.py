@@ -60,7 +60,7 @@ def make_broken(demo, folder):
 def make_single(demo, folder):
     pair(folder, "a", demo.dir / "clips" / "scene_000_take_0.mp4")
     return {"data__source": folder, "data__split__test_fraction": 0.2}, [
-        "1 source video",
+        "1 recording cannot be split",
         "Add clips of other videos",
         "`group`",
     ]

@@ -236,7 +236,7 @@ def edited(folder, file, **changes):
 
 def test_bases_that_are_not_trained_are_refused(tmp_path):
     two = edited(bases.wan(tmp_path / "two"), "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])
-    with pytest.raises(UserError, match=r"two experts.*take Wan 2\.1 or Wan 2\.2 TI2V-5B"):
+    with pytest.raises(UserError, match=r"two experts.*use Wan 2\.1 or Wan 2\.2 TI2V-5B"):
         open_family(two)
     last = edited(bases.wan_image_to_video(tmp_path / "last"), "transformer/config.json", pos_embed_seq_len=514)
     with pytest.raises(UserError, match="first and a last frame"):

@@ -40,8 +40,8 @@ def test_project_and_entity_by_hand(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--project", "mine"], "either --dry-run"),
-        (["--project", "mine", "--dry-run", "--push"], "either --dry-run"),
+        (["--project", "mine"], "choose one of --dry-run"),
+        (["--project", "mine", "--dry-run", "--push"], "choose one of --dry-run"),
         (["--dry-run"], "no config names a W&B project"),
         (["--config", "missing.yaml", "--dry-run"], "missing.yaml"),
     ],
@@ -62,7 +62,7 @@ def test_push_without_an_account_says_why(config, capsys, monkeypatch, tmp_path)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert main(["dashboard", "--config", str(config), "--push"]) == 2
-    assert "W&B did not take the workspace" in capsys.readouterr().err
+    assert "W&B did not accept the workspace" in capsys.readouterr().err
 
 
 def test_no_name_twice_in_a_section():
