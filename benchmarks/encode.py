@@ -25,7 +25,7 @@ import av
 import numpy as np
 import torch
 
-from vidlit.latents.encoding import encode
+from vidlit.latents.encode_missing import encode
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
 from vidlit.video.mp4 import write_mp4

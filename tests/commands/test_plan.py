@@ -1,15 +1,21 @@
 import json
 import math
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from tests.models.bases import ltx_video
 from vidlit.__main__ import main
+from vidlit.commands.cli.parse_only import ParseOnly
+from vidlit.commands.plan import plan_of
 from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Splitting
 from vidlit.latents.encoding import Encoding
 from vidlit.stopping.schedule import check_schedule
+from vidlit.training import forecast
 from vidlit.training.forecast import make_plan
 
 
@@ -96,6 +102,53 @@ def test_the_command_prints_a_table_or_json(quickstart, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["clips"] == 12
     assert plan["max_steps"] == 12
+
+
+def test_a_demo_is_written_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--config", "quickstart", "--demo.num_videos=3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["videos"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "lr"),
+    [
+        ([], {}, None),
+        (["--model.optimizer.lr=3"], {}, 3.0),
+        (["--model.optimizer=torch.optim.SGD"], {}, None),
+        (["--trainer={max_steps: 7, devices: 2, limit_train_batches: 3}"], {"max_steps": 7, "num_replicas": 2}, None),
+        (["--trainer.devices=[0, 1, 2]", "--trainer.num_nodes", "2"], {"num_replicas": 6}, None),
+        (["--trainer.devices=auto"], {"num_replicas": max(1, torch.cuda.device_count())}, None),
+        (["--trainer.val_check_interval=6", "--trainer.accumulate_grad_batches=2"], {"check_interval": 3}, None),
+        (["--trainer.val_check_interval=0.5"], {"check_interval": None}, None),
+        (["--model={noise: {num_strata: 2}}", "--seed_everything=5", "--data.fps=8"], {"num_strata": 2}, None),
+    ],
+)
+def test_a_plan_reads_what_a_fit_reads(words, options, lr, quickstart, monkeypatch):
+    """Its own short parser must say the same as LightningCLI's."""
+    asked = {}
+    monkeypatch.setattr(forecast, "make_plan", lambda data, **given: asked.update(given, data=data))
+    plan_of([*quickstart("plan"), *words])
+    fit = ParseOnly([*quickstart("fit"), *words]).config.fit
+    expected = {"max_steps": 12, "num_replicas": 1, "accumulate": 1, "num_strata": 4, "check_interval": 4} | options
+    expected["accumulate"] = fit.trainer.accumulate_grad_batches
+    data = asked.pop("data")
+    assert asked.pop("learning_rate") == (lr or fit.model.optimizer.init_args.lr)
+    assert asked == expected
+    assert (expected["max_steps"], expected["num_strata"]) == (fit.trainer.max_steps, fit.model.noise.num_strata)
+    assert (data.seed, data.source) == (int(fit.seed_everything), fit.data.source)
+    assert data.family.fps == (fit.data.fps or data.family.default_fps)
+    for name, value in (("cutting", data.cutting), ("split", data.splitting), ("batches", data.batching)):
+        assert vars(fit.data[name]) == vars(value)
+
+
+def test_no_lightning_is_loaded(quickstart):
+    """It would take longer than planning."""
+    script = f"import sys; from vidlit.__main__ import main; main({quickstart('plan')!r}); print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.splitlines()[-1].split())
+    assert {"torch", "av"} <= loaded
+    assert not {"lightning", "diffusers", "transformers", "scipy", "wandb"} & loaded
 
 
 def test_the_real_clips(quickstart, shared_videos, tmp_path, capsys):

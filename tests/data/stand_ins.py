@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from vidlit.errors import UserError
-from vidlit.latents.encoding import Encoding, encode
+from vidlit.latents.encode_missing import encode
+from vidlit.latents.encoding import Encoding
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
 from vidlit.video.sources import Clip, SourceVideo

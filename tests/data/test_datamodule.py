@@ -9,10 +9,11 @@ import torch
 
 from tests.video.films import texture, write_film
 from vidlit.data.batching import BatchBudget, Batching
-from vidlit.data.datamodule import BucketBudget, LatentDataModule
+from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Splitting
 from vidlit.errors import UserError
 from vidlit.latents.encoding import Encoding
+from vidlit.video.buckets import BucketBudget
 from vidlit.video.cut import Cutting
 
 BUCKETS = ["9x64x64", "17x48x80"]

@@ -9,7 +9,8 @@ from tests.data.stand_ins import IDENTITY, ColourReader, PoolingEncoders, make_c
 from vidlit.diffusion.batch import Conditioning, LatentBatch, clip_key, collate
 from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encoding import Encoding, encode
+from vidlit.latents.encode_missing import encode
+from vidlit.latents.encoding import Encoding
 from vidlit.latents.store import LatentStore
 
 # What PoolingEncoders store beside latents and prompt embeddings, and of which.

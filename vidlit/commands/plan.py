@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+import json
+import os
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from vidlit.commands.cli.run_lightning import run_lightning
+import yaml
+
+from vidlit.commands.cli.checking import read_words
+from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports
+from vidlit.commands.cli.old_keys import rename_config
+from vidlit.commands.cli.option_list import option_lists
+from vidlit.commands.cli.plain_parser import PlainParser
+from vidlit.commands.cli.run_lightning import loading
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
     from rich.console import Console
 
     from vidlit.training.forecast import RunPlan
 
+_READ = (
+    "data",
+    "demo",
+    "seed_everything",
+    "model.base",
+    "model.optimizer",
+    "model.noise",
+    "trainer.max_steps",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.accumulate_grad_batches",
+    "trainer.val_check_interval",
+)
+"""What a plan depends on. The rest is left unread: making a Trainer and callbacks takes longer than planning."""
+_LAUNCHERS = ("TORCHELASTIC_", "SLURM_", "LSB_", "OMPI_", "PMI_")
+"""How the environment variables begin of what starts a process for each device."""
 _LISTED = 8  # reasons shown of each kind; --json has them all
 
 
@@ -20,7 +51,161 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
-    run_lightning(words)
+    own, others = parser().parse_known_args(words[1:])
+    made = plan_of(["plan", *others])
+    if own.json:
+        print(json.dumps(made.as_dict(), indent=2))
+    else:
+        print_plan(made)
+
+
+def parser() -> PlainParser:
+    """The options beside those of ``fit``."""
+    made = PlainParser(prog="vidlit plan", description="Dry run of a fit.", allow_abbrev=False)
+    made.add_argument("--json", type=_true_or_false, nargs="?", const=True, default=False, help="print one JSON object")
+    return made
+
+
+def plan_of(words: list[str]) -> RunPlan:
+    """What a fit would do that is given the same words.
+
+    Args:
+        words: of the command line, from the command's name on, as :func:`vidlit.commands.cli.checking.check` gives
+            them.
+
+    Raises:
+        UserError: the clips, the buckets or the split cannot be used.
+        argparse.ArgumentError: an option cannot be read.
+    """
+    with loading("torch"):
+        from vidlit.data.demo_folder import Demo
+        from vidlit.training.forecast import make_plan
+
+        reader = _reader()
+    allow_imports()
+    config = reader.parse_args(_needed(words))
+    if config.demo is not None:
+        Demo(**vars(config.demo)).write()
+    made = reader.instantiate(config)
+    trainer, interval = made.trainer, made.trainer.val_check_interval
+    return make_plan(
+        made.data,
+        max_steps=trainer.max_steps,
+        num_replicas=_num_processes(trainer.accelerator, trainer.devices, trainer.num_nodes),
+        accumulate=trainer.accumulate_grad_batches,
+        learning_rate=_learning_rate(config.model.optimizer),
+        num_strata=made.model.noise.num_strata,
+        check_interval=max(1, interval // trainer.accumulate_grad_batches) if isinstance(interval, int) else None,
+    )
+
+
+def _true_or_false(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ArgumentTypeError(f"expected true or false, not {text!r}")
+    return text == "true"
+
+
+def _reader() -> ArgumentParser:
+    """A parser of what a plan depends on, as LightningCLI's reads it."""
+    import torch
+    from jsonargparse import ArgumentParser
+
+    from vidlit.data.clip_folder import ClipFolder
+    from vidlit.data.demo_folder import Demo
+    from vidlit.diffusion.noising import Noise
+
+    made = ArgumentParser(prog="vidlit", exit_on_error=False)
+    made.add_argument("--config", action="config")
+    made.add_argument("--seed_everything", type=bool | int, default=0)
+    made.add_argument("--demo", type=Demo | None, default=None)
+    made.add_class_arguments(ClipFolder, "data", skip={"further_captions"})
+    made.add_argument("--model.base", type=str)
+    made.add_argument("--model.optimizer", type=Callable[[Iterable], torch.optim.Optimizer], default=torch.optim.AdamW)
+    made.add_argument("--model.noise", type=Noise, default=Noise())
+    for name, kind, default in (
+        ("max_steps", int, TRAINER_DEFAULTS["max_steps"]),
+        ("accelerator", Any, "auto"),
+        ("devices", Any, TRAINER_DEFAULTS["devices"]),
+        ("num_nodes", int, 1),
+        ("accumulate_grad_batches", int, 1),
+        ("val_check_interval", Any, None),
+    ):
+        made.add_argument(f"--trainer.{name}", type=kind, default=default)
+    made.link_arguments("seed_everything", "data.seed", compute_fn=int)
+    made.link_arguments("model.base", "data.base")
+    return made
+
+
+def _needed(words: list[str]) -> list[str]:
+    """The words, and of the config files the keys, that a plan depends on."""
+    needed = []
+    for given in read_words(words, option_lists()["plan"]):
+        if given.value is None:
+            continue
+        if given.name in ("config", "c"):
+            needed.append(f"--config={_as_yaml(_pick(_load(given.value)))}")
+        elif given.name in ("model", "trainer"):
+            needed.append(f"--config={_as_yaml(_pick({given.name: _load(given.value)}))}")
+        elif _is_read(given.name.removesuffix("+")):
+            needed.append(f"--{given.name}={given.value}")
+    return needed
+
+
+def _is_read(name: str) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in _READ)
+
+
+def _pick(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """What a plan reads of a config."""
+    picked = {}
+    for key, value in config.items():
+        name = f"{above}{key}"
+        if _is_read(name.removesuffix("+")):
+            picked[key] = value
+        elif isinstance(value, Mapping) and any(each.startswith(f"{name}.") for each in _READ):
+            picked[key] = _pick(value, f"{name}.")
+    return picked
+
+
+def _load(value: str) -> dict[str, Any]:
+    """YAML, or a file of it."""
+    from jsonargparse import get_loader
+
+    text = value if value.lstrip().startswith("{") else Path(value).read_text("utf-8")
+    loaded: dict[str, Any] = rename_config(get_loader("yaml")(text)) or {}
+    return loaded
+
+
+def _as_yaml(config: dict[str, Any]) -> str:
+    return yaml.safe_dump(config, default_flow_style=True, width=10**9).strip()
+
+
+def _learning_rate(optimizer: Any) -> float:
+    """As the config says it, or the default of the class: making an optimizer takes longer than planning."""
+    given = optimizer.init_args.get("lr") if hasattr(optimizer, "init_args") else None
+    return float(given if given is not None else inspect.signature(optimizer).parameters["lr"].default)
+
+
+def _num_processes(accelerator: Any, devices: Any, num_nodes: int) -> int:
+    """Ranks of a fit with these options of the Trainer."""
+    if devices == 1 and any(name.startswith(_LAUNCHERS) for name in os.environ):
+        from vidlit.runs.launch import Launch  # loads Lightning, which knows launchers
+
+        launch = Launch.detect(num_nodes)
+        if launch is not None and launch.devices is not None:
+            return launch.world_size
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    if isinstance(devices, int) and devices >= 0:
+        return devices * num_nodes
+    if isinstance(devices, str) and devices != "auto":
+        return len([each for each in devices.split(",") if each.strip()]) * num_nodes
+    if isinstance(devices, list):
+        return len(devices) * num_nodes
+    import torch
+
+    on_gpus = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return (torch.cuda.device_count() if on_gpus else 1) * num_nodes
 
 
 def print_plan(plan: RunPlan, console: Console | None = None) -> None:

@@ -46,6 +46,10 @@ class Expert:
     min_sigma: float = 0.0
 
 
+_COMPRESSION = ("temporal_compression_ratio", "spatial_compression_ratio"), ("patch_frames", "patch_size")
+"""Keys of a VAE's config, diffusers' and the codec's: making a VAE to ask it imports diffusers, which takes seconds."""
+
+
 class Family(ABC):
     """One family of video diffusion transformers: how to load, call, encode for and decode from it.
 
@@ -209,7 +213,11 @@ class Family(ABC):
 
     @cached_property
     def compression(self) -> tuple[int, int]:
-        """Frames and pixels (each side) that one latent position stands for, asked of the VAE itself."""
+        """Frames and pixels (each side) that one latent position stands for: by the VAE's config, or the VAE itself."""
+        config = read_config(self.base, "vae")
+        for temporal, spatial in _COMPRESSION:
+            if config.get(temporal) and config.get(spatial):
+                return int(config[temporal]), int(config[spatial])
         vae_class, config = self._vae_class()
         with torch.device("meta"):  # the structure without memory for its weights
             vae = vae_class.from_config(config)

@@ -22,12 +22,6 @@ def is_left_to_choose(trainer: Trainer) -> bool:
     return getattr(trainer, "val_check_interval", None) == UNSET and trainer.check_val_every_n_epoch is None
 
 
-def check_interval(trainer: Trainer) -> int | None:
-    """Optimizer steps between checks as the user set them; ``None`` where they did not count them."""
-    batches = getattr(trainer, "val_check_interval", UNSET)
-    return max(1, batches // trainer.accumulate_grad_batches) if isinstance(batches, int) else None
-
-
 class ValidationSchedule(RunCallback):
     """Sets ``trainer.val_check_interval`` where it is left out, and logs ``perf/validation_share``, as measured.
 

@@ -17,7 +17,7 @@ from vidlit.stopping.schedule import check_schedule, check_share
 from vidlit.video.isolation import IsolatedReader
 
 if TYPE_CHECKING:
-    from vidlit.data.datamodule import LatentDataModule
+    from vidlit.data.clip_folder import ClipFolder
     from vidlit.video.sources import Clip
 
 _TIMED = 4  # clips decoded to estimate the time of all
@@ -76,7 +76,7 @@ class RunPlan:
 
 
 def make_plan(
-    data: LatentDataModule,
+    data: ClipFolder,
     *,
     max_steps: int,
     num_replicas: int,
@@ -136,7 +136,7 @@ def make_plan(
 
 
 def _checks(
-    data: LatentDataModule, max_steps: int, batch_size: float, num_strata: int, interval: int | None
+    data: ClipFolder, max_steps: int, batch_size: float, num_strata: int, interval: int | None
 ) -> dict[str, float]:
     num_clips = len(data.scored_clips) or -(-len(data.train_eval_clips) // 2)
     if interval is None:
@@ -148,7 +148,7 @@ def _checks(
     return {"interval": interval, "count": max(0, max_steps) // interval, "held_out_clips": held_out, "share": share}
 
 
-def _buckets(data: LatentDataModule, num_replicas: int) -> list[BucketPlan]:
+def _buckets(data: ClipFolder, num_replicas: int) -> list[BucketPlan]:
     train = Counter(clip.bucket for clip in data.train_clips)
     size = {bucket: each * num_replicas for bucket, each in zip(data.buckets, data.batch_sizes, strict=True)}
     rows = []
@@ -174,12 +174,12 @@ def _buckets(data: LatentDataModule, num_replicas: int) -> list[BucketPlan]:
     return rows
 
 
-def _mean_tokens(data: LatentDataModule) -> float:
+def _mean_tokens(data: ClipFolder) -> float:
     temporal, pixels = data.family.compression[0], data.family.pixel_multiple
     return sum(clip.bucket.tokens(temporal, pixels) for clip in data.train_clips) / len(data.train_clips)
 
 
-def _encoding(data: LatentDataModule) -> dict[str, float]:
+def _encoding(data: ClipFolder) -> dict[str, float]:
     identity = data.family.identity
     clips = dict(zip(data.latent_recipes(), data.plan.clips, strict=True))
     todo = [clips[recipe] for recipe in data.store.missing(list(clips))]

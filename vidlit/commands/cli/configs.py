@@ -1,12 +1,40 @@
-"""Config files by name: those that come with vidlit are found from a checkout and from an installed package alike."""
+"""Config files: found by name, from a checkout and from an installed package alike, and which classes they may name."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import vidlit
+from vidlit import plugins
 from vidlit.errors import UserError
+
+# A config file may come from anywhere, and naming a class imports its module: only these may be named.
+IMPORTABLE = [
+    "vidlit",
+    "lightning",
+    "torch",
+    "diffusers",
+    "wandb",
+    "torchmetrics",
+    "torchao",
+    "bitsandbytes",
+    "prodigyopt",
+    "schedulefree",
+]
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_steps": 2000,
+    "val_check_interval": None,  # chosen by ValidationSchedule
+    "check_val_every_n_epoch": None,  # an endless epoch has no number
+    "log_every_n_steps": 10,
+    "gradient_clip_val": 1.0,
+    "use_distributed_sampler": False,  # the batch sampler knows its rank
+    "enable_model_summary": False,
+    "devices": 1,
+}
+"""What a fit does where nobody says otherwise."""
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -37,6 +65,16 @@ def find_config(name: str | Path) -> Path:
     near = difflib.get_close_matches(str(name), [*packaged, *beside], n=1, cutoff=0.6)
     meant = f" Did you mean {near[0]}?" if near else f" Those that come with vidlit: {', '.join(packaged)}."
     raise UserError(f"--config {name}: no such file.{meant}")
+
+
+def allow_imports() -> None:
+    """Let jsonargparse make classes of these packages and of the plugins that take part, and of no others."""
+    from jsonargparse import set_parsing_settings
+
+    set_parsing_settings(
+        import_path_denylist=["*", *plugins.modules_of_before()],
+        import_path_allowlist=[*IMPORTABLE, *plugins.modules()],
+    )
 
 
 def _yaml_files(folder: Path) -> list[Path]:

@@ -72,5 +72,5 @@ def _command(words: list[str]) -> None:
         if HELP_ALL not in words:
             print(one_command(words[0]))
             return
-        words = ["fit" if words[0] == "kfold" else words[0], "--help"]  # LightningCLI's own
+        words = ["fit" if words[0] in ("kfold", "plan") else words[0], "--help"]  # LightningCLI's own
     commands.load(words[0]).run(check(rename_words(words)))

@@ -134,10 +134,10 @@ def plan(
         UserError: an option, a config or the clips cannot be used.
     """
     with _from_python(quiet, plugins):
-        from vidlit.commands.cli.run_lightning import run_lightning
+        from vidlit.commands.plan import plan_of, print_plan
 
-        made = run_lightning(_words("plan", config, overrides)).plan_made
-        assert made is not None
+        made = plan_of(_words("plan", config, overrides))
+        print_plan(made)
         return made
 
 

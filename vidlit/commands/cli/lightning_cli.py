@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -22,6 +22,7 @@ import vidlit.signals
 from vidlit import plugins
 from vidlit.callbacks.order import callbacks_for
 from vidlit.callbacks.run_overview import closing_facts, print_facts
+from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports
 from vidlit.commands.cli.old_keys import rename_configs_when_read, rename_words
 from vidlit.commands.cli.refit import finished
 from vidlit.commands.cli.trainer import VidlitTrainer
@@ -43,24 +44,10 @@ from vidlit.runs.directory import (
 from vidlit.runs.launch import Launch
 from vidlit.runs.redaction import redact
 from vidlit.sampling.prediction import Predict
-from vidlit.training.forecast import RunPlan
 from vidlit.training.memory_advice import is_out_of_memory, memory_use
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.precision import BFloat16Weights
 
-# A config file may come from anywhere, and naming a class imports its module: only these may be named.
-IMPORTABLE = [
-    "vidlit",
-    "lightning",
-    "torch",
-    "diffusers",
-    "wandb",
-    "torchmetrics",
-    "torchao",
-    "bitsandbytes",
-    "prodigyopt",
-    "schedulefree",
-]
 RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 """Tells processes that Lightning launches for further devices where their run is."""
 
@@ -78,7 +65,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class VidlitCLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``predict``, ``encode`` and ``plan``, driven by one YAML file.
+    """``fit``, ``validate``, ``test``, ``predict`` and ``encode``, driven by one YAML file.
 
     Args:
         args: words of the command line.
@@ -86,33 +73,22 @@ class VidlitCLI(LightningCLI):
     """
 
     run_directory: RunDirectory
-    plan_made: RunPlan | None = None
-    """By ``plan``."""
     predicted: list[Path]
     """Videos that ``predict`` made."""
 
     def __init__(self, args: list[str], callbacks: Sequence[Callback] = ()) -> None:
         self.given_callbacks = callbacks
-        set_parsing_settings(
-            import_path_denylist=["*", *plugins.modules_of_before()],
-            import_path_allowlist=[*IMPORTABLE, *plugins.modules()],
-        )
+        asked = {name: skipped for name, skipped in self.subcommands().items() if name in args}
+        # Lightning would build the parsers of all commands, which takes a second.
+        self.subcommands = lambda: asked  # type: ignore[method-assign]  # as Lightning calls it
+        allow_imports()
         rename_configs_when_read()
         super().__init__(
             VideoDiffusionModule,
             LatentDataModule,
             SaveRunConfig,
             trainer_class=VidlitTrainer,
-            trainer_defaults={
-                "max_steps": 2000,
-                "val_check_interval": None,  # chosen by ValidationSchedule
-                "check_val_every_n_epoch": None,  # an endless epoch has no number
-                "log_every_n_steps": 10,
-                "gradient_clip_val": 1.0,
-                "use_distributed_sampler": False,  # the batch sampler knows its rank
-                "enable_model_summary": False,
-                "devices": 1,
-            },
+            trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -138,7 +114,6 @@ class VidlitCLI(LightningCLI):
             "test": {"model", "dataloaders", "datamodule"},
             "predict": {"model", "dataloaders", "datamodule", "return_predictions"},
             "encode": {"model", "datamodule"},
-            "plan": {"model", "datamodule"},
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -285,11 +260,6 @@ class VidlitCLI(LightningCLI):
         self.datamodule, writer = options.prepare(self.model, self.datamodule, sampling, config.ckpt_path)
         callbacks_of(self.trainer).append(writer)
         self.predicted = [writer.path(prompt) for prompt in writer.prompts]
-
-    def plan(self, **arguments: Any) -> None:
-        """LightningCLI runs this in place of the Trainer's method, whose result it would drop."""
-        trainer: VidlitTrainer = self.trainer  # type: ignore[assignment]
-        self.plan_made = trainer.plan(**arguments)
 
     def predict(self, **arguments: Any) -> None:
         """LightningCLI runs this in place of the Trainer's method."""

@@ -87,8 +87,10 @@ def gather() -> dict[str, Any]:
     from vidlit.commands.cli.parse_only import ParseOnly
     from vidlit.lightning_internals import parser_of
 
-    cli = ParseOnly(["fit", "--config", str(find_config("quickstart"))])
-    lightning = {name: _read(parser_of(cli, name)) for name in cli.subcommands()}
+    lightning = {}
+    for name in ParseOnly.subcommands():
+        words = [name, "--config", str(find_config("quickstart")), *(["--prompts=any"] if name == "predict" else [])]
+        lightning[name] = _read(parser_of(ParseOnly(words), name))
     for options, _ in lightning.values():
         options[POLICY] = _policy().as_json()
     fit, _ = lightning["fit"]
@@ -108,7 +110,8 @@ def gather() -> dict[str, Any]:
         options, required = _read(module.parser()) if hasattr(module, "parser") else ({}, [])
         lists[name] = {"shares": False, "options": options, "required": required}
     own = {name: values for name, values in fit.items() if name not in shared}
-    lists["kfold"] = {**lists["fit"], "options": {**own, **lists["kfold"]["options"]}}
+    for name in ("kfold", "plan"):
+        lists[name] = {**lists["fit"], "options": {**own, **lists[name]["options"]}}
     return {"shared": shared, "commands": dict(sorted(lists.items()))}
 
 

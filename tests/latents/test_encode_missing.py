@@ -17,7 +17,8 @@ from tests.data.stand_ins import IDENTITY, ColourReader, LoggingEncoders, Poolin
 from vidlit.errors import UserError
 from vidlit.latents import encode_progress as progress
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encoding import Encoding, encode
+from vidlit.latents.encode_missing import encode
+from vidlit.latents.encoding import Encoding
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import Cutting, plan_clips
@@ -178,7 +179,7 @@ def test_two_ranks_encode_each_clip_once(tmp_path):
 def server():
     """Processes that start fast: what they import is imported once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vidlit.latents.encoding"])
+    context.set_forkserver_preload(["vidlit.latents.encode_missing"])
     return context
 
 

@@ -1,0 +1,214 @@
+"""A folder of videos as training sees it: its clips, their buckets, the split, and the order of batches.
+
+Nothing here needs Lightning: ``vidlit plan`` answers from this alone.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from vidlit.data.batch_sampler import ResolutionBatchSampler
+from vidlit.data.batching import Batching
+from vidlit.data.split import Split, Splitting, split_by_video, spread_over_videos
+from vidlit.diffusion.batch import Conditioning
+from vidlit.errors import UserError
+from vidlit.latents.dataset import LatentDataset
+from vidlit.latents.encoding import Encoding
+from vidlit.latents.recipe import LatentRecipe, PromptRecipe
+from vidlit.latents.store import LatentStore
+from vidlit.models.family import open_family
+from vidlit.video.buckets import Bucket, BucketBudget, BucketPolicy
+from vidlit.video.cut import Cutting, DatasetPlan, plan_clips
+from vidlit.video.sources import Clip
+
+TRAIN_EVAL_ALONE = 16
+"""Training clips that are scored where there are no validation clips."""
+
+
+class ClipFolder:
+    """A folder of videos as clips of few resolutions, on the sides of a split, with the store of their latents.
+
+    Args:
+        source: folder of videos with captions, in any of the accepted layouts.
+        store: folder of encoded latents; missing ones are encoded, the others reused.
+        base: diffusers folder or hub name whose VAE and text encoder make the latents.
+        buckets: resolutions as ``FRAMESxHEIGHTxWIDTH``, e.g. ``49x480x704``; or a policy that chooses them,
+            such as a budget.
+        fps: frame rate that clips are resampled to; ``None`` for the family's own.
+        cutting: options for cutting videos into clips.
+        split: options for splitting into training, validation and test.
+        batches: size of batches, and how they are read.
+        encoding: how clips and captions are encoded and stored.
+        further_captions: captions to encode beside those of the clips, such as the negative prompt of guided samples.
+        seed: seed of the split and of the order of clips.
+
+    Raises:
+        UserError: for anything wrong with the buckets; with the folder or the split, when they are first asked for.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        store: Path,
+        base: str,
+        buckets: list[str] | BucketBudget | BucketPolicy,
+        fps: float | None = None,
+        cutting: Cutting = Cutting(),  # noqa: B008 - frozen, as the three below
+        split: Splitting = Splitting(),  # noqa: B008
+        batches: Batching = Batching(),  # noqa: B008
+        encoding: Encoding = Encoding(),  # noqa: B008
+        further_captions: list[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.family = open_family(base, fps)
+        self.source = source
+        self.store = LatentStore(store)
+        self.buckets = self._make_buckets(buckets)
+        self.cutting, self.splitting, self.batching, self.encoding = cutting, split, batches, encoding
+        tokens = [bucket.tokens(self.family.compression[0], self.family.pixel_multiple) for bucket in self.buckets]
+        self.batch_sizes, self.val_batch_sizes = batches.sizes(tokens), batches.val_sizes(tokens)
+        """Of each bucket, on one rank."""
+        self.further_captions = further_captions or []
+        self.seed = seed
+        self.affordable_val_clips: int | None = None
+        """Chosen together with the interval of checks; a resumed run keeps it."""
+        if encoding.with_std and self.family.vae_is_deterministic:
+            raise UserError(
+                f"data.encoding.posterior is sample, but the VAE of {base} gives each video one latent, without a "
+                "spread to draw from. Leave data.encoding.posterior at mode."
+            )
+
+    def _make_buckets(self, wanted: list[str] | BucketBudget | BucketPolicy) -> list[Bucket]:
+        pixels = self.family.pixel_multiple
+        if isinstance(wanted, BucketPolicy):
+            buckets = wanted.buckets(self.family.compression[0], pixels)
+        else:
+            buckets = sorted({Bucket.parse(text) for text in wanted})
+        if not buckets:
+            raise UserError("data.buckets is empty: give at least one resolution, e.g. [49x480x704].")
+        for bucket in buckets:
+            bucket.check(self.family.frame_multiple, pixels)
+            self.family.latent_shape(*bucket)  # refuses what the family cannot take
+        return buckets
+
+    # -- clips and latents
+
+    @cached_property
+    def plan(self) -> DatasetPlan:
+        """Which clips the folder gives, from file headers alone."""
+        plan = plan_clips(
+            self.source,
+            self.buckets,
+            self.family.fps,
+            self.cutting,
+            tie_near_duplicates=self.splitting.tie_near_duplicates,
+            cache=self.store.root / "files.json",
+        )
+        if not plan.clips:
+            reasons = [f"{bad.video}: {bad.reason}" for bad in (*plan.quarantined, *plan.dropped)]
+            shown = "; ".join(reasons[:3]) + (" ..." if len(reasons) > 3 else "")
+            raise UserError(f"no clip of {self.source} can be used. {shown}")
+        return plan
+
+    def latent_recipes(self) -> list[LatentRecipe]:
+        """What the latents of each of the plan's clips are made of."""
+        identity, encoding = self.family.identity, self.encoding
+        return [
+            LatentRecipe.of(clip, identity, encoding.dtype, encoding.background, encoding.with_std)
+            for clip in self.plan.clips
+        ]
+
+    @cached_property
+    def split(self) -> Split:
+        """The clips of each side, without those that could not be encoded."""
+        quarantined = self.store.keys("quarantined")
+        clips = zip(self.plan.clips, self.latent_recipes(), strict=True)
+        usable = [clip for clip, recipe in clips if recipe.key not in quarantined]
+        return split_by_video(usable, self.splitting, self.seed)
+
+    @property
+    def train_clips(self) -> list[Clip]:
+        """Clips trained on; rows as in ``LatentBatch.indices``."""
+        return self.split.train
+
+    @property
+    def val_clips(self) -> list[Clip]:
+        """Validation clips."""
+        return self.split.val
+
+    @property
+    def test_clips(self) -> list[Clip]:
+        """Clips that only the test sees."""
+        return self.split.test
+
+    @property
+    def scored_clips(self) -> list[Clip]:
+        """Validation clips that are scored at every check."""
+        most = self.splitting.max_val_clips or self.affordable_val_clips
+        if most is None or most >= len(self.split.val):
+            return self.split.val
+        return self.spread(self.split.val, most)
+
+    @property
+    def train_eval_clips(self) -> list[Clip]:
+        """Training clips that are scored as the validation ones are."""
+        return self.spread(self.split.train, len(self.scored_clips) or TRAIN_EVAL_ALONE)
+
+    def spread(self, clips: list[Clip], num_clips: int) -> list[Clip]:
+        """Some of the clips, spread evenly over recordings; always the same."""
+        return spread_over_videos(clips, num_clips, self.seed)
+
+    def dataset(self, clips: list[Clip], *, for_training: bool = False) -> LatentDataset:
+        """Encoded clips by row.
+
+        Args:
+            clips: of each row.
+            for_training: with what training draws latents from, if it does.
+
+        Raises:
+            UserError: some are not encoded; names what differs from what is stored.
+        """
+        drawn = ("latents_std",) if for_training and self.encoding.with_std else ()
+        return LatentDataset.from_clips(
+            self.store,
+            clips,
+            self.family.identity,
+            self.encoding.dtype,
+            self.encoding.background,
+            clip_extras=(*self.family.clip_extras, *drawn),
+            prompt_extras=self.family.prompt_extras,
+            with_std=self.encoding.with_std,
+        )
+
+    def prompt(self, caption: str) -> Conditioning:
+        """A stored caption, as of one sample.
+
+        Raises:
+            UserError: it is not stored: it is neither a clip's nor one of ``further_captions``.
+        """
+        recipe = PromptRecipe.of(caption, self.family.identity, self.encoding.dtype)
+        self.store.require([recipe])
+        names = ("prompt_embeds", *self.family.prompt_extras)
+        tensors = {name: self.store.locate("prompt", name, [recipe.key]).read(0) for name in names}
+        return Conditioning.of([tensors], self.family.prompt_length)
+
+    def sampler(self, num_replicas: int, rank: int, start: int = 0) -> ResolutionBatchSampler:
+        """The endless order of training batches of one rank.
+
+        Args:
+            num_replicas: ranks that hold different samples.
+            rank: which of them.
+            start: batches that are over.
+        """
+        return ResolutionBatchSampler(
+            [self.buckets.index(clip.bucket) for clip in self.train_clips],
+            self.batch_sizes,
+            num_replicas=num_replicas,
+            rank=rank,
+            seed=self.seed,
+            start=start,
+            small_bucket=self.batching.small_bucket,
+            bucket_names=[str(bucket) for bucket in self.buckets],
+        )
