@@ -6,10 +6,9 @@ import sys
 import pytest
 import yaml
 
-from tests.pages import module_of
+from tests.pages import block
 from tests.test_wandb import final_summary, records
 from vidlit.__main__ import main
-from vidlit.callbacks.run_overview import RunOverview
 from vidlit.report import write_report
 from vidlit.report.charts import sections
 from vidlit.report.workspace import chart_names
@@ -27,10 +26,12 @@ def test_a_new_metric_is_one_row(quickstart, tmp_path, monkeypatch):
     wandb = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "x", "offline": True}}
     config.write_text(yaml.safe_dump({"trainer": {"logger": wandb}}))
     monkeypatch.setattr(logged_names, "_PLUGGED", {})
-    with module_of("extending/metric.md", "motion.py", tmp_path) as plugin:
-        monkeypatch.setattr(RunOverview, "on_train_batch_end", plugin.MotionLog.on_train_batch_end, raising=False)
-        assert main([*quickstart(trainer__max_steps=4, run__report=True), "--config", str(config)]) == 0
-        assert chart_names(4)["Motion"] == {plugin.MOTION.title: ["motion/mean"]}
+    plugin = tmp_path / "motion.py"
+    plugin.write_text(block("extending/metric.md", plugin.name))
+    words = [*quickstart(trainer__max_steps=4, run__report=True), "--config", str(config), "--plugin", str(plugin)]
+    assert main(words) == 0
+    assert chart_names(4)["Motion"] == {"Motion of the training clips": ["motion/mean"]}
+    del sys.modules["motion"]
     run = tmp_path / "runs" / "quickstart" / "0"
     values = RunRecord(run).curve("motion/mean").values
     assert len(values) == 4

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from lightning.pytorch import LightningModule, Trainer
 
 from vidlit.errors import Interrupted, UserError
+from vidlit.runs.logged_names import AUDIT_SHARE, VALIDATION_SHARE
 from vidlit.runs.signal_words import save_signals
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
@@ -138,9 +139,9 @@ class OverfitStopping(RunCallback):
             "planned_steps": self.trainer.max_steps,
             "seconds": round(self._seconds + time.monotonic() - self._since, 1),
             **{
-                f"{what}_share": float(self.trainer.callback_metrics[f"perf/{what}_share"])  # of the time, as measured
-                for what in ("validation", "audit")
-                if f"perf/{what}_share" in self.trainer.callback_metrics
+                share.name.removeprefix("perf/"): float(self.trainer.callback_metrics[share.name])  # as measured
+                for share in (VALIDATION_SHARE, AUDIT_SHARE)
+                if share.name in self.trainer.callback_metrics
             },
         }
         if self.decision is not None and self.decision.signals:
