@@ -28,6 +28,7 @@ def fit(words, folder):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_with_the_same_global_batch(quickstart, tmp_path):
     options = {"trainer__max_steps": 6, "trainer__val_check_interval": 3}
     fit(quickstart(data__batches__size=4, run__name="one", **options), tmp_path)

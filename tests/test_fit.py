@@ -66,7 +66,10 @@ def test_same_seed_same_numbers_and_another_seed_others(quickstart, tmp_path):
     assert first != other
 
 
-@pytest.mark.parametrize(("workers", "signalled_at", "clips"), [(0, 6, 4), (0, 8, 0), (2, 3, 0)])
+@pytest.mark.parametrize(
+    ("workers", "signalled_at", "clips"),
+    [(0, 6, 4), pytest.param(0, 8, 0, marks=pytest.mark.slow), pytest.param(2, 3, 0, marks=pytest.mark.slow)],
+)
 def test_interrupted_and_resumed_equals_uninterrupted(quickstart, tmp_path, monkeypatch, workers, signalled_at, clips):
     """At step 6 between checks and audits, at 8 where a check is due, at 3 before the first."""
     options = {"data__batches__num_workers": workers, "samples__num_audit": clips, "samples__audit_steps": 2}

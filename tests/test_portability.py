@@ -64,6 +64,7 @@ def test_every_module_can_be_imported(lacking):
     assert lacking(code.format(modules)) == "False\n"
 
 
+@pytest.mark.slow
 def test_plan_encode_and_fit(lacking, quickstart, tmp_path):
     few = {"data__buckets": "[9x48x48]", "data__store": tmp_path / "latents", "trainer__max_steps": 2}
     planned = json.loads(lacking(VIDLIT, *quickstart("plan", **few), "--json"))

@@ -33,6 +33,7 @@ def read(path):
     return AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
 
 
+@pytest.mark.slow
 def test_two_sharded_ranks_train_as_one_with_the_same_global_batch(quickstart, tmp_path):
     fit(quickstart(data__batches__size=4, run__name="one", **OPTIONS), tmp_path)
     fit(

@@ -50,6 +50,7 @@ def test_the_average_is_validated_kept_and_exported(quickstart, demo, latents, t
         assert torch.equal(value, seen[best["global_step"]][name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [EMA_OPTIONS, SCHEDULE_FREE], ids=["ema", "schedule-free"])
 def test_interrupted_and_resumed_equals_uninterrupted(quickstart, tmp_path, monkeypatch, options):
     assert main([*quickstart(trainer__max_steps=8), *options]) == 0

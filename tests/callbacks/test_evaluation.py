@@ -80,6 +80,7 @@ def test_the_test_compares_with_the_base_and_audits(quickstart, demo, latents, t
     assert str(folder) in printed
 
 
+@pytest.mark.slow
 def test_the_test_measures_averaged_weights_where_there_are_such(quickstart, demo, latents, tmp_path):
     options = ["--model.ema.decay=0.9", "--overfit_stopping.restore=last"]
     assert main([*quickstart(**SMALL), *options]) == 0
@@ -100,7 +101,7 @@ def test_the_base_alone_can_be_tested_and_leaves_nothing(quickstart, tmp_path, c
     assert not list(tmp_path.glob("runs/**/results.json"))
 
 
-@pytest.mark.parametrize("average", [[], ["--model.ema.decay=0.9"]])
+@pytest.mark.parametrize("average", [[], pytest.param(["--model.ema.decay=0.9"], marks=pytest.mark.slow)])
 def test_validate_shows_the_change_against_step_0(quickstart, tmp_path, capsys, average):
     """And scores what the checks of the run scored: the averaged weights where there are such."""
     assert main([*quickstart(trainer__max_steps=4), *average]) == 0

@@ -5,7 +5,7 @@ import pytest
 from vidlit.__main__ import main
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_had_ended_logs_at_the_same_steps_when_it_goes_on(quickstart, tmp_path, accumulate):
     options = {
         "trainer__accumulate_grad_batches": accumulate,

@@ -68,6 +68,7 @@ def test_the_last_weights_can_be_kept_instead(quickstart, tmp_path):
     assert all(not torch.equal(value, base[f"transformer.{name}"]) for name, value in exported.items())
 
 
+@pytest.mark.slow
 def test_a_named_checkpoint_goes_on_in_its_own_directory(quickstart, tmp_path):
     assert main(quickstart(trainer__max_steps=4)) == 0
     checkpoint = tmp_path / "runs" / "quickstart" / "0" / "checkpoints" / "best.ckpt"
@@ -92,6 +93,7 @@ def steep(ratios):
     return next(step for step, ratio in ratios.items() if ratio <= 0.9 * min(ratios.values()))
 
 
+@pytest.mark.slow
 def test_conservative_keeps_the_earliest_check_within_a_tenth_of_the_best_gain(quickstart, tmp_path, capsys):
     words = quickstart(trainer__val_check_interval=2, trainer__max_steps=30)
     # A rate that falls: the gain soon no longer grows by much, so that the earliest good check is not the best.
@@ -141,7 +143,7 @@ def test_the_best_stands_in_where_no_candidates_were_kept(quickstart, tmp_path):
         assert (summary["kept"], summary["kept_step"]) == ("best", summary["best_step"])
 
 
-@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("alone", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_with_nothing_held_out_the_run_trains_and_says_what_it_leans_on(quickstart, demo, tmp_path, capsys, alone):
     folder = tmp_path / "clips"
     folder.mkdir()

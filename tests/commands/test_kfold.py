@@ -9,6 +9,7 @@ from vidlit.commands.kfold import summarise_folds
 from vidlit.training.module import VideoDiffusionModule
 
 
+@pytest.mark.slow
 def test_each_video_is_held_out_once_and_folds_that_are_over_are_left_out(quickstart, tmp_path, monkeypatch, capsys):
     _, *words = quickstart(trainer__max_steps=4)
     words = ["kfold", "--folds=3", *words]

@@ -51,7 +51,14 @@ def table(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("name", ["cogvideox-1.5-i2v", "wan-i2v", "wan-5b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("cogvideox-1.5-i2v", marks=pytest.mark.slow),
+        pytest.param("wan-i2v", marks=pytest.mark.slow),
+        "wan-5b",
+    ],
+)
 def test_a_video_goes_on_from_its_image(predict, table, tmp_path, name):
     ((red, note),) = predict(name, "red", prompts=table("red.png"))
     assert note["image"] == str(tmp_path / "red.png")
@@ -60,6 +67,7 @@ def test_a_video_goes_on_from_its_image(predict, table, tmp_path, name):
     assert np.abs(red - blue).mean() > 0.2  # the same noise, another image
 
 
+@pytest.mark.slow
 def test_images_and_guidance_go_together(predict, table):
     ((plain, _),) = predict("wan-i2v", "plain", prompts=table("red.png"))
     ((guided, _),) = predict("wan-i2v", "guided", prompts=table("red.png"), **{"samples.guidance_scale": 5})

@@ -166,6 +166,7 @@ json.dump(said, open(f"{out}/{trainer.global_rank}.json", "w"))
 """
 
 
+@pytest.mark.slow
 def test_tensor_parallel_ranks_share_their_samples_and_data_parallel_ones_do_not(make, demo, latents, tmp_path):
     data = make(batches=Batching(2))
     one = [batch.indices.tolist() for batch in itertools.islice(data.train_dataloader(), 8)]

@@ -158,6 +158,7 @@ def test_an_interrupt_keeps_what_was_encoded(tmp_path):
     assert len(store.keys("latent")) == 4
 
 
+@pytest.mark.slow
 def test_two_ranks_encode_each_clip_once(tmp_path):
     store, clips = LatentStore(tmp_path / "store"), make_clips(7)
     report = run(

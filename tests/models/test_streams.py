@@ -193,6 +193,7 @@ def test_operations_are_counted(module, batch):
     assert flops_of_a_sample(module.family, module.structure(), batch) > 0
 
 
+@pytest.mark.slow
 def test_a_run_from_clips_to_samples(family, quickstart, tmp_path):
     options = {"data__store": tmp_path / "store", "trainer__max_steps": 4, "trainer__val_check_interval": 2}
     assert main(quickstart(**options, samples__num_audit=2, samples__audit_steps=2)) == 0

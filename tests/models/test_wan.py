@@ -155,7 +155,8 @@ def test_one_step_from_a_known_velocity_gives_the_latents(families, folders, tmp
     made = {"unipc": bases.wan_scheduler(), "euler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)}[scheduler]
     family = open_family(bases.wan(tmp_path, scheduler=made))
     latents, noise = torch.randn(2, 2, 16, 3, 4, 8).unbind()
-    made = generate(lambda *_: noise - latents, family.load_scheduler(1, 96), noise, None)
+    nothing = Conditioning(torch.zeros(2, 1, 1), torch.ones(2, 1, dtype=torch.bool), {})
+    made = generate(lambda *_: noise - latents, family.load_scheduler(1, 96), noise, nothing)
     torch.testing.assert_close(made, latents, atol=1e-4, rtol=1e-4)
 
 

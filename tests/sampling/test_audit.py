@@ -155,6 +155,7 @@ def test_captions_come_once_before_any_comes_again(data):
     assert {draw for _, draw in many} == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_audits_change_no_weight_and_no_global_generator(fit):
     weights = {}
     for name, samples in (("with", audits(every_num_checks=1)), ("without", audits(num_audit=0))):
@@ -164,6 +165,7 @@ def test_audits_change_no_weight_and_no_global_generator(fit):
     assert torch.equal(weights["with"][1], weights["without"][1])
 
 
+@pytest.mark.slow
 def test_resumed_run_decides_as_the_uninterrupted_one(fit):
     _, whole = fit(audits(), name="whole")
     _, cut = fit(audits(), name="cut", max_steps=6)
@@ -298,6 +300,7 @@ def test_without_audits_there_are_no_signals(fit):
     assert json.loads(directory.decisions.read_text())["verdicts"][-1]["signal"] == "exposure"
 
 
+@pytest.mark.slow
 def test_interval_is_chosen_once_and_kept_over_a_resume(fit):
     samples = audits(every_num_checks=None, max_share=1e-6)
     _, directory = fit(samples)
@@ -342,6 +345,7 @@ def _two_ranks(rank, port, folder, demo, latents):
     torch.save({"ratios": audit.ratios, "nearest": audit.nearest, "rke": audit.rke}, folder / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_ranks_find_what_one_finds(fit, data, demo, tmp_path):
     import socket
 

@@ -94,6 +94,7 @@ def test_prompts_from_a_text_file_and_from_words(predict, tmp_path):
     assert alone[1]["prompt"] == "A red disc: it moves"
 
 
+@pytest.mark.slow
 def test_a_checkpoints_weights_are_those_of_its_exported_lora(predict, quickstart, tmp_path, capsys):
     """And differ from the base's; 'best' finds the run's checkpoint."""
     adapter = {"model__adapter": "{rank: 4, alpha: 8}", "model__optimizer__init_args__lr": 0.05}
@@ -222,6 +223,7 @@ def test_a_lora_of_another_model_is_refused(quickstart, tmp_path, capsys):
         assert f"{file} " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_ranks_make_every_prompt_once(quickstart, table, tmp_path):
     def run(output, *words):
         command = quickstart("predict", prompts=table, samples__num_steps=2, output=tmp_path / output)

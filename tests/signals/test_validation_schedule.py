@@ -29,6 +29,7 @@ def unset(quickstart):
     return words
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_nothing_chooses_and_a_resumed_one_keeps_it(unset, tmp_path, monkeypatch):
     kept = []
     setup = DivergenceMonitor.on_validation_epoch_end

@@ -76,6 +76,7 @@ def test_batches_clips_and_exposures_of_a_real_run(quickstart, tmp_path, monkeyp
     assert {row["video"] for row in written if row["split"] == "val"} == groups["val"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--model.adapter.rank=4"], ["--model.ema.decay=0.9"]])
 def test_the_base_is_never_there_twice(quickstart, tmp_path, monkeypatch, options):
     """Where the base is kept at the end of a fit, and where a test scores it: it may be most of the memory."""
@@ -100,6 +101,7 @@ def test_the_base_is_never_there_twice(quickstart, tmp_path, monkeypatch, option
     assert loads == [0, 0]
 
 
+@pytest.mark.slow
 def test_validation_numbers_do_not_depend_on_the_batch_size(quickstart, tmp_path):
     for size in (1, 5):
         assert main(quickstart(data__batches__val_size=size, trainer__max_steps=8)) == 0
@@ -230,6 +232,7 @@ def vae_base(tmp_path_factory):
     return bases.ltx_video(tmp_path_factory.mktemp("posterior") / "base")
 
 
+@pytest.mark.slow
 def test_latents_are_drawn_anew_at_each_visit_and_in_training_alone(quickstart, vae_base, tmp_path, monkeypatch):
     drawn, scored = [], []
     loss = vidlit.training.module.denoising_loss

@@ -104,7 +104,9 @@ def test_only_chosen_layers_are_trained_saved_and_changed(quickstart, demo, tmp_
     assert all(".attn1." in name for name in changed)
 
 
-@pytest.mark.parametrize("option", ["--model.layers=transformer_blocks.0", "--model.adapter.rank=4"])
+@pytest.mark.parametrize(
+    "option", [pytest.param("--model.layers=transformer_blocks.0", marks=pytest.mark.slow), "--model.adapter.rank=4"]
+)
 def test_a_base_in_int8_trains_without_further_options(quickstart, demo, tmp_path, option):
     words = [
         *quickstart(trainer__max_steps=4),
@@ -143,6 +145,7 @@ def test_encoders_are_not_in_memory_while_training(quickstart, monkeypatch, tmp_
     assert not {"T5EncoderModel", "PatchDCTCodec"} & set(alive)
 
 
+@pytest.mark.slow
 def test_slurms_warning_saves_and_leaves(quickstart, tmp_path, monkeypatch, capsys):
     step = VideoDiffusionModule.training_step
 
@@ -161,6 +164,7 @@ def test_slurms_warning_saves_and_leaves(quickstart, tmp_path, monkeypatch, caps
     assert max(column(run_of(tmp_path), "train/loss")) == 6
 
 
+@pytest.mark.slow
 def test_weights_and_moments_in_bfloat16_and_nothing_else(quickstart, tmp_path, monkeypatch):
     """``bf16-true`` was a traceback: Lightning drew the noise levels in bfloat16, too."""
     seen = set()

@@ -56,6 +56,7 @@ def test_all_clips_are_trained_on_as_often_as_was_best(quickstart, tmp_path, cap
         assert main([*quickstart(**OPTIONS), "--ckpt_path=last"]) == 0
 
 
+@pytest.mark.slow
 def test_a_second_phase_that_is_interrupted_goes_on(quickstart, tmp_path, monkeypatch, capsys):
     words = quickstart(**OPTIONS)
     assert main(words) == 0
