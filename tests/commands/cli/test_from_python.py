@@ -56,6 +56,10 @@ def test_a_fit_gives_the_run_and_what_was_trained(options, tmp_path, capsys):
     assert "own" in written.read_text().splitlines()[0]
 
     config = result.directory / "config.yaml"
+    again = vidlit.fit(["quickstart", more], quiet=True, **{**options, "trainer__max_steps": 1, "run__report": False})
+    assert again.summary["stop_step"] == 1
+    assert capsys.readouterr().out == ""
+
     made = vidlit.predict(
         config,
         ["A red disc: it moves", "A blue ring"],

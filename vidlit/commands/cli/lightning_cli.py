@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -214,9 +215,10 @@ class VidlitCLI(LightningCLI):
             config["precision"] = None
             config["plugins"].append(BFloat16Weights())
         config["logger"] = [*in_background(kept), RunCSVLogger(self.run_directory)] if training else False
-        return super()._instantiate_trainer(
-            config, callbacks_for(str(self.subcommand), [*callbacks, *self.given_callbacks])
-        )
+        acting = callbacks_for(str(self.subcommand), [*callbacks, *self.given_callbacks])
+        if config["enable_progress_bar"] is False:  # Lightning refuses a bar then
+            acting = [callback for callback in acting if not isinstance(callback, ProgressBar)]
+        return super()._instantiate_trainer(config, acting)
 
     # -- commands
 
