@@ -115,7 +115,7 @@ sys.exit(main(shortened(sys.argv[1:])))
 
 def shortened(words):
     """A command as the page has it, with less work: a few steps, and a tiny base where it would fetch one."""
-    if not words or words[0] not in ParseOnly.subcommands():
+    if not words or words[0] not in (*ParseOnly.subcommands(), "plan"):
         return words
     configs = [Path(words[k + 1]) for k, word in enumerate(words[:-1]) if word == "--config"]
     options = {"data.encoding.num_workers": 1} if words[0] != "plan" else {}
@@ -145,7 +145,9 @@ def place(tmp_path, demo, monkeypatch):
     shim = programs / "vidlit"
     shim.write_text(SHIM.format(python=sys.executable, root=str(ROOT)))
     shim.chmod(0o755)
-    (programs / "python").symlink_to(sys.executable)
+    python = programs / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')  # a link would not find its environment
+    python.chmod(0o755)
     folder = tmp_path / "here"
     folder.mkdir()
     (folder / "configs").symlink_to(ROOT / "configs")
