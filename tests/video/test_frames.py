@@ -179,10 +179,10 @@ def write_hdr(path, code, transfer, matrix="bt2020nc"):
             "x265-params": f"log-level=none:qp=4:colorprim=bt2020:transfer={transfer}:colormatrix={matrix}:"
             f"master-display={screen}:max-cll=1000,400"
         }
-        frame = av.VideoFrame.from_ndarray(picture, format="yuv420p10le")
-        frame.colorspace, frame.color_range, frame.color_trc = numbers[matrix], int(ColorRange.MPEG), numbers[transfer]
-        frame.color_primaries = 9
         for index in range(2):
+            frame = av.VideoFrame.from_ndarray(picture, format="yuv420p10le")  # the encoder may still read the last one
+            frame.colorspace, frame.color_range = numbers[matrix], int(ColorRange.MPEG)
+            frame.color_trc, frame.color_primaries = numbers[transfer], 9
             frame.pts = index
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
