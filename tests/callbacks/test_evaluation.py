@@ -69,8 +69,8 @@ def test_the_test_compares_with_the_base_and_audits(quickstart, demo, latents, t
     assert results["loss"] == pytest.approx(float(now.mean()), rel=1e-4)
     assert results["log_ratio"] == pytest.approx(float(ratios.mean()), abs=1e-4)
     assert f"{100 * math.expm1(results['log_ratio']):+.2f}" in printed
-    assert results["copies"]["clips"] == 4
-    assert results["diversity"]["ratio"] > 0
+    assert results["copies"]["clips"] == 2  # as many again are of test clips
+    assert math.isfinite(results["diversity"]["log_ratio"])
     assert results["quality"]["fid"] > 0
     train = {clip.clip_id for clip in data.train_clips}
     assert results["copies"]["nearest_clip"] in train

@@ -17,27 +17,22 @@ def random(*shape, seed=0):
 @pytest.mark.parametrize("channels", [12, 16, 64, 128])
 @pytest.mark.parametrize("size", [(2, 3, 5), (5, 4, 4), (13, 15, 22), (1, 8, 8)])
 def test_every_resolution_gives_the_same_length(channels, size):
-    content, motion = LatentFeatures()(random(2, channels, *size))
-    assert content.shape == motion.shape == (2, 256)
-    assert content.dtype == torch.float32
-    assert (motion == 0).all() == (size[0] == 1)
+    features = LatentFeatures()(random(2, channels, *size))
+    assert features.shape == (2, 256)
+    assert features.dtype == torch.float32
 
 
 def test_projection_keeps_distances():
     latents = random(12, 64, 4, 4, 4)
-    exact, projected = pdist(latents.flatten(1).numpy()), pdist(LatentFeatures()(latents).content.numpy())
+    exact, projected = pdist(latents.flatten(1).numpy()), pdist(LatentFeatures()(latents).numpy())
     assert abs(projected / exact - 1).max() < 0.2
     assert abs((projected / exact).mean() - 1) < 0.05
 
 
-def test_content_ignores_no_place_and_motion_ignores_what_stands_still():
+def test_no_place_is_ignored():
     latents = random(1, 16, 5, 6, 6)
-    still = latents[:, :, :1].expand_as(latents)
-    features = LatentFeatures()
-    torch.testing.assert_close(features(latents + still).motion, features(latents).motion, rtol=1e-4, atol=1e-4)
-    assert (features(still).motion.abs() < 1e-5).all()
-    assert (features(latents.flip(3)).content - features(latents).content).norm() > 1
-    torch.testing.assert_close(features(latents.flip(2)).motion, features(-latents.flip(2)).motion.neg())
+    for side in (2, 3, 4):
+        assert (LatentFeatures()(latents.flip(side)) - LatentFeatures()(latents)).norm() > 1
 
 
 def test_a_video_depends_on_nothing_but_itself_and_no_generator_moves():
@@ -45,16 +40,14 @@ def test_a_video_depends_on_nothing_but_itself_and_no_generator_moves():
     state = torch.get_rng_state()
     together = LatentFeatures()(latents)
     assert torch.equal(torch.get_rng_state(), state)
-    for kind in (0, 1):
-        alone = torch.cat([LatentFeatures()(latents[row : row + 1])[kind] for row in range(3)])
-        torch.testing.assert_close(alone, together[kind], rtol=1e-4, atol=1e-5)
+    alone = torch.cat([LatentFeatures()(latents[row : row + 1]) for row in range(3)])
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_latents_are_read_in_single(dtype):
     latents = random(2, 16, 5, 6, 10).to(dtype)
-    for half, single in zip(LatentFeatures()(latents), LatentFeatures()(latents.float()), strict=True):
-        assert torch.equal(half, single)
+    assert torch.equal(LatentFeatures()(latents), LatentFeatures()(latents.float()))
 
 
 # -- vision models, tiny and random
@@ -107,15 +100,10 @@ def models(tmp_path_factory):
 def test_vision_models_by_folder(models, name, times):
     features = VisionFeatures(str(models / name))
     frames = random(2, 3, 9, 48, 80).clamp(-1, 1)
-    content, motion = features(frames)
-    assert content.shape == (2, 32)
-    assert motion.shape == (2, 4 * 32)
+    found = features(frames)
+    assert found.shape == (2, 32)
     assert features._embed(frames).shape == (2, times, 32)
-    torch.testing.assert_close(features(frames[1:]).content[0], content[1], rtol=1e-3, atol=1e-4)
-    still = frames[:, :, :1].expand_as(frames)
-    if name == "dinov2":  # it sees every frame alone
-        assert features(still).motion.abs().max() < 1e-4
-        assert motion.abs().max() > 1e-3
+    torch.testing.assert_close(features(frames[1:])[0], found[1], rtol=1e-3, atol=1e-4)
     assert not features._network.training
 
 
@@ -130,17 +118,13 @@ def test_image_model_sees_each_frame_resized_and_normalised(models):
         picture = F.interpolate(frames[:, :, time], (28, 28), mode="bilinear", antialias=True)
         with torch.no_grad():
             expected.append(network(((picture + 1) / 2 - mean) / std).pooler_output)
-    content, motion = VisionFeatures(str(models / "dinov2"))(frames)
-    torch.testing.assert_close(content, (expected[0] + expected[1]) / 2, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(motion.view(1, 32, 4)[..., 0], expected[1] - expected[0], rtol=1e-3, atol=1e-4)
+    found = VisionFeatures(str(models / "dinov2"))(frames)
+    torch.testing.assert_close(found, (expected[0] + expected[1]) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_stills_have_no_motion(models):
+def test_stills_are_seen(models):
     for name in ("dinov2", "vjepa2"):
-        content, motion = VisionFeatures(str(models / name))(random(1, 3, 1, 48, 80))
-        assert content.shape == (1, 32)
-        assert motion.shape == (1, 128)
-    assert (VisionFeatures(str(models / "dinov2"))(random(1, 3, 1, 48, 80)).motion == 0).all()
+        assert VisionFeatures(str(models / name))(random(1, 3, 1, 48, 80)).shape == (1, 32)
 
 
 def test_models_that_do_not_fit_are_named(models, tmp_path):
@@ -156,7 +140,7 @@ def test_models_that_do_not_fit_are_named(models, tmp_path):
 @pytest.mark.filterwarnings("ignore:Metric `")
 def test_torchmetrics_take_them():
     real, made = random(24, 16, 3, 4, 4), random(24, 16, 3, 4, 4, seed=1) + 1
-    module = FeatureModule(LatentFeatures(), "content", num_features=256)
+    module = FeatureModule(LatentFeatures(), num_features=256)
     kid = KernelInceptionDistance(feature=module, subsets=4, subset_size=12)
     fid = FrechetInceptionDistance(feature=module)
     mifid = MemorizationInformedFrechetInceptionDistance(feature=module)
@@ -165,5 +149,5 @@ def test_torchmetrics_take_them():
         metric.update(made, real=False)
     assert float(kid.compute()[0]) > 1
     assert float(mifid.compute()) >= 0
-    content = [LatentFeatures()(videos).content.double() for videos in (real, made)]
+    content = [LatentFeatures()(videos).double() for videos in (real, made)]
     assert float(fid.compute()) > float((content[0].mean(0) - content[1].mean(0)).square().sum()) * 0.99

@@ -157,7 +157,7 @@ def test_a_copy_without_such_a_file(run):
     del verdict["evidence"]["pair"]
     run.decisions.write_text("".join(json.dumps(decision) + "\n" for decision in decisions))
     page = Page(write_report([run.path]))
-    assert "Nearest training clip: a.mp4@0.000-1.000, at 0.20 of the distance between two videos" in page.words
+    assert "Nearest training clip: a.mp4@0.000-1.000, at 0.20 of its distance to the nearest" in page.words
     assert "data:video/mp4;base64," + base64.b64encode(sample.read_bytes()).decode() in page.videos
 
 

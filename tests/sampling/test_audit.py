@@ -15,11 +15,11 @@ from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Splitting
 from vidlit.errors import UserError
-from vidlit.models.features import FeatureExtractor, Features, LatentFeatures
+from vidlit.metrics.sample_distance import coarse, distance
+from vidlit.models.features import FeatureExtractor
 from vidlit.runs.csv_logger import RunCSVLogger
 from vidlit.runs.directory import RunDirectory
-from vidlit.sampling.audit import Audit, _prompts
-from vidlit.sampling.sampler import Sampling
+from vidlit.sampling.audit import _prompts
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.overfit_stopping import OverfitStopping
@@ -118,9 +118,9 @@ def test_audits_are_judged_logged_and_written(fit):
     samples = audits()
     _, directory = fit(samples)
     assert samples.audit.steps == [0, 4, 8]
-    for name in ("copies/count", "copies/ratio_min", "diversity/rke", "diversity/ratio"):
+    for name in ("copies/count", "copies/gap", "copies/ratio_min", "diversity/log_ratio"):
         assert list(column(directory, name)) == [0, 4, 8], name
-    assert column(directory, "diversity/ratio")[0] == 1
+    assert column(directory, "copies/gap")[0] == 0
     assert all(0 < share < 1 for share in column(directory, "perf/audit_share").values())
     for step in (0, 4, 8):
         files = sorted(path.name for path in directory.samples(step).iterdir())
@@ -132,7 +132,7 @@ def test_audits_are_judged_logged_and_written(fit):
         for file in ("sample", "pair", "pair_picture"):
             assert (directory.path / verdict["evidence"][file]).is_file()
         assert verdict["evidence"]["nearest_clip"] in {clip.clip_id for clip in samples.audit.datamodule.train_clips}
-    assert diversity[8]["evidence"]["rke"] == pytest.approx(column(directory, "diversity/rke")[8])
+    assert diversity[8]["evidence"]["log_ratio"] == pytest.approx(column(directory, "diversity/log_ratio")[8])
 
 
 def test_prompts_are_half_of_each_side_and_never_change(fit, data):
@@ -185,16 +185,19 @@ def test_resuming_with_other_clips_is_refused(fit):
 
 
 class Recall(VideoDiffusionModule):
-    """After step 2 it knows its training clips by heart: whatever the prompt, the flow ends in one of them."""
+    """After step 2 it knows its training clips by heart: the flow of a training caption ends in a clip of it."""
 
     def forward(self, noisy, sigmas, conditioning):
         velocity = super().forward(noisy, sigmas, conditioning)
         if self.training or self.trainer.sanity_checking or self.trainer.global_step < 3:
             return velocity
         dataset = self.trainer.datamodule.dataset(self.trainer.datamodule.train_clips)
-        known = [sample.latents.float() for sample in map(dataset.__getitem__, range(len(dataset)))]
-        target = torch.stack(known)[torch.arange(len(noisy)) % len(known)]
-        return (noisy - target) / sigmas.view(-1, 1, 1, 1, 1)
+        for row, prompt in enumerate(conditioning.prompt_embeds.float()):
+            for sample in map(dataset.__getitem__, range(len(dataset))):
+                known = sample.prompt_embeds.float()
+                if torch.equal(prompt[: len(known)], known):
+                    velocity[row] = (noisy[row] - sample.latents.float()) / sigmas[row]
+        return velocity
 
 
 def test_a_model_that_recalls_its_clips_is_stopped_by_copies(fit, demo):
@@ -204,12 +207,13 @@ def test_a_model_that_recalls_its_clips_is_stopped_by_copies(fit, demo):
     summary = directory.read_summary()
     assert (summary["stopped_by"], summary["stop_step"]) == ("copies", 4)
     evidence = decisions(directory, "copies")[4]["evidence"]
-    assert evidence["copies"] == evidence["certain"] == 6
+    assert evidence["copies"] == evidence["clips"] == 3
+    assert evidence["gap"] > 0.7
     assert evidence["ratio"] < 1e-3
     assert evidence["nearest_clip"] in summary["reason"]
     assert evidence["sample"] in summary["reason"]
-    # Each copy beside what it copies, the worst first: at most four, and both halves show the same.
-    assert len(list(directory.samples(4).glob("audit_pair_*.mp4"))) == 4
+    # Each copy beside what it copies, and both halves show the same.
+    assert len(list(directory.samples(4).glob("audit_pair_*.mp4"))) == 3
     with av.open(str(directory.path / evidence["pair"])) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     left, right = np.split(np.stack(frames).astype(int), 2, axis=2)
@@ -249,7 +253,7 @@ def test_a_model_whose_samples_grow_alike_is_stopped_by_diversity(fit, demo):
         "warn",
         "stop",
     ]
-    assert decisions(directory, "diversity")[8]["evidence"]["rke"] == pytest.approx(1, abs=0.01)
+    assert decisions(directory, "diversity")[8]["evidence"]["log_ratio"] < -1
 
 
 class Brightness(FeatureExtractor):
@@ -258,21 +262,22 @@ class Brightness(FeatureExtractor):
     def __call__(self, videos):
         assert videos.shape[1] == 3
         assert videos.abs().max() < 4
-        return Features(videos.mean((3, 4)).flatten(1)[:, :9], videos.mean((3, 4)).diff(dim=2).flatten(1)[:, :9])
+        return videos.mean((3, 4)).flatten(1)[:, :9]
 
 
 def test_another_extractor_sees_decoded_frames(fit):
-    samples = audits(features=Brightness())
+    samples = audits(features=Brightness(), metrics=["fid"])
     fit(samples, max_steps=4)
     assert samples.audit.steps == [0, 4]
-    assert samples.audit._real.train.content.shape[1] == 9
+    assert samples.audit._real.features.shape[1] == 9
 
 
 def test_an_audit_of_one_clip_is_small_but_works(fit):
     samples = audits(num_audit=1)
     fit(samples, max_steps=4)
-    assert [len(ratios) for ratios in samples.audit.ratios] == [1, 1]
-    assert samples.audit.rke == [1.0, 1.0]
+    assert [len(distances) for distances in samples.audit.distances] == [1, 1]
+    assert np.isnan(samples.audit.varieties).all()
+    assert "cannot be told" in samples.audit.diversity().reason
 
 
 def test_distances_of_sets_are_logged_where_asked_for(fit):
@@ -289,7 +294,7 @@ def test_a_run_with_nothing_held_out_is_stopped_by_copies(fit, demo):
     assert directory.read_summary()["stopped_by"] == "copies"
     train = {clip.clip_id for clip in samples.audit.datamodule.train_clips}
     assert {clip.clip_id for clip in samples.audit.clips} <= train
-    assert samples.audit.limit == 0.6
+    assert "gap" not in decisions(directory, "copies")[4]["evidence"]
 
 
 def test_without_audits_there_are_no_signals(fit):
@@ -304,9 +309,19 @@ def test_without_audits_there_are_no_signals(fit):
 def test_interval_is_chosen_once_and_kept_over_a_resume(fit):
     samples = audits(every_num_checks=None, max_share=1e-6)
     _, directory = fit(samples)
-    assert samples._every == 2  # 4 checks, 2 audits
+    assert samples.audit.steps == [0, 4, 8]  # two audits, whatever they cost
     state = torch.load(directory.last_checkpoint, weights_only=True)["callbacks"]["SampleVideos"]
-    assert state["every"] == 2
+    assert state["interval"] == 4
+    again = audits(every_num_checks=None, max_share=1e-6)
+    fit(again, max_steps=16, ckpt_path=directory.last_checkpoint)
+    assert again.audit.steps == [0, 4, 8, 12, 16]
+
+
+def test_audits_are_unguided_and_distilled_models_are_told_their_scale(data, monkeypatch):
+    samples = audits(guidance_scale=5.0)
+    assert samples.make_audit(data).sampling.guidance_scale == 1.0
+    monkeypatch.setattr(data.family, "embeds_guidance", True)
+    assert samples.make_audit(data).sampling.guidance_scale == 5.0
 
 
 def _two_ranks(rank, port, folder, demo, latents):
@@ -342,7 +357,9 @@ def _two_ranks(rank, port, folder, demo, latents):
     )
     trainer.fit(VideoDiffusionModule(str(demo / "base"), fps=16), data)
     audit = samples.audit
-    torch.save({"ratios": audit.ratios, "nearest": audit.nearest, "rke": audit.rke}, folder / f"{rank}.pt")
+    torch.save(
+        {"distances": audit.distances, "nearest": audit.nearest, "varieties": audit.varieties}, folder / f"{rank}.pt"
+    )
 
 
 @pytest.mark.slow
@@ -359,38 +376,52 @@ def test_two_ranks_find_what_one_finds(fit, data, demo, tmp_path):
     )
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first["nearest"] == second["nearest"]
-    assert first["rke"] == second["rke"]
-    for mine, other in zip(first["ratios"], second["ratios"], strict=True):
+    assert first["varieties"] == second["varieties"]
+    for mine, other in zip(first["distances"], second["distances"], strict=True):
         assert torch.equal(mine, other)
     # step 0, where the weights are still the same
-    torch.testing.assert_close(first["ratios"][0], one.audit.ratios[0], rtol=1e-3, atol=1e-4)
-    assert first["rke"][0] == pytest.approx(one.audit.rke[0], rel=1e-3)
+    torch.testing.assert_close(first["distances"][0], one.audit.distances[0], rtol=1e-3, atol=1e-4)
+    assert first["varieties"][0] == pytest.approx(one.audit.varieties[0], abs=1e-3)
     written = RunDirectory(tmp_path / "two").samples(0)
     assert sorted(p.name for p in written.iterdir()) == sorted(p.name for p in directory.samples(0).iterdir())
 
 
-def test_audit_reads_real_clips_in_order(fit, data):
+def test_clips_that_share_a_caption_are_all_what_its_prompts_ask_for(data):
+    audit = audits().make_audit(data)
+    for row, clip in enumerate(audit.clips):
+        own = [audit.own_clips[number] for number in audit.own[row]]
+        assert own[0] == clip
+        side = data.train_clips if audit.trained[row] else data.val_clips
+        alike = [one for one in side if (one.source.caption, one.bucket) == (clip.source.caption, clip.bucket)]
+        assert {one.clip_id for one in own} == {one.clip_id for one in alike}
+
+
+def test_of_many_clips_under_one_caption_some_are_looked_at(data, monkeypatch):
+    monkeypatch.setattr("vidlit.sampling.audit.MAX_OWN_CLIPS", 2)
+    assert {len(own) for own in audits().make_audit(data).own} == {1}
+
+
+def test_with_few_held_out_recordings_training_prompts_tell_diversity_too(data):
+    audit = audits(num_audit=8).make_audit(data)
+    assert len({clip.source.group for clip in data.val_clips}) < 4
+    assert audit.telling == list(range(8))
+    monkeypatched = audits(num_audit=8).make_audit(data, held_out=data.val_clips)
+    assert monkeypatched.telling == audit.telling
+
+
+def test_distances_are_to_the_prompts_own_clips(fit, data):
     samples = audits()
-    fit(samples, max_steps=2)
-    dataset = data.dataset(data.train_clips)
-    for row in range(len(dataset)):
-        expected = LatentFeatures()(dataset[row].latents[None])
-        torch.testing.assert_close(samples.audit._real.train.content[row], expected.content[0])
-    groups = [clip.source.group for clip in data.train_clips]
-    same = np.array(groups)[:, None] == np.array(groups)
-    assert (same == (samples.audit._real.groups[:, None] == samples.audit._real.groups).numpy()).all()
-    assert isinstance(samples.audit, Audit)
-    assert 0 < samples.audit.limit <= 0.6
-
-
-def test_of_a_large_set_the_prompts_own_videos_and_a_spread_are_compared(data, monkeypatch):
-    monkeypatch.setattr("vidlit.sampling.audit.MAX_TRAIN_CLIPS", 4)
-    audit = Audit(data, LatentFeatures(), 2, Sampling(num_steps=2, seed=0, guidance_scale=1.0, negative_prompt=""))
-    assert len(data.train_clips) > 4
-    compared = {clip.clip_id for clip in audit.train_clips}
-    assert len(compared) == len(audit.train_clips) <= 4
-    assert audit.clips[0].clip_id in compared
-    assert compared <= {clip.clip_id for clip in data.train_clips}
+    _, directory = fit(samples, max_steps=2)
+    audit = samples.audit
+    vae = data.family.load_vae("cpu")
+    for row, clip in enumerate(audit.clips):
+        (path,) = directory.samples(0).glob(f"audit_{row:02d}*.mp4")
+        with av.open(str(path)) as container:
+            made = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        real = data.family.decode_latents(vae, data.dataset([clip])[0].latents[None].float())
+        videos = torch.from_numpy(made).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        expected = float(distance(coarse(videos), coarse(real.clamp(-1, 1))))
+        assert float(audit.distances[0][row]) <= expected * 1.1 + 0.02  # others of its caption may be nearer
 
 
 def test_a_vision_model_is_named_in_a_config_and_compares(quickstart, tmp_path):

@@ -1,4 +1,4 @@
-"""FID, KID and MIFID of torchmetrics over the features that copies and diversity are measured by.
+"""FID, KID and MIFID of torchmetrics over features of sets of clips (``vidlit.models.features``).
 
 They compare two sets as a whole and need many clips: hundreds for KID, thousands for FID. All three are distances of
 generated clips to training clips; FID and KID call a set of copies perfect, MIFID is divided by how near they are.

@@ -1,4 +1,4 @@
-"""What videos are compared by: what is seen in them (content) and how it moves (motion), as vectors of one length.
+"""What sets of videos are compared by: vectors of one length.
 
 The default needs no weights and reads latents of any resolution; any vision model of ``transformers`` can take its
 place. Both are deterministic and draw from no global generator.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,49 +23,38 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What DINOv2, VideoMAE and V-JEPA 2 expect colours to be normalised by."""
 
 
-class Features(NamedTuple):
-    """Videos as vectors; Euclidean distance says how unlike two of them are."""
-
-    content: Tensor
-    """(B, D) float32"""
-    motion: Tensor
-    """(B, D') float32, zero for stills"""
-
-
 class FeatureExtractor(ABC):
-    """Turns videos of one resolution into :class:`Features` that can be compared over resolutions."""
+    """Turns videos of one resolution into vectors that can be compared over resolutions, by Euclidean distance."""
 
     reads: ClassVar[Literal["latents", "frames"]]
     """What :meth:`__call__` takes: latents (B, C, F, H, W), or decoded frames (B, 3, F, H, W) in [-1, 1]."""
 
     @abstractmethod
-    def __call__(self, videos: Tensor) -> Features:
-        """Features of B videos."""
+    def __call__(self, videos: Tensor) -> Tensor:
+        """Features (B, D) float32 of B videos."""
 
 
 class LatentFeatures(FeatureExtractor):
-    """Latents, and their differences between frames, pooled to a 4 x 4 x 4 grid and projected to 256 dimensions.
+    """Latents, pooled to a 4 x 4 x 4 grid and projected to 256 dimensions.
 
     The projection is random but fixed: it keeps distances to about 5 % (Johnson-Lindenstrauss) for any number of
     channels, and noise in the latents is not averaged away before small pictures are compared.
 
     Example:
-        >>> features = LatentFeatures()(torch.ones(2, 16, 5, 6, 10))
-        >>> features.content.shape, features.motion.abs().max().item()
-        (torch.Size([2, 256]), 0.0)
+        >>> LatentFeatures()(torch.ones(2, 16, 5, 6, 10)).shape
+        torch.Size([2, 256])
     """
 
     reads = "latents"
 
     @torch.no_grad()
-    def __call__(self, videos: Tensor) -> Features:
-        """Features of latents (B, C, F, H, W)."""
-        latents = videos.float()
-        return Features(_pool(latents), _pool(_differences(latents, dim=2)))
+    def __call__(self, videos: Tensor) -> Tensor:
+        """Features (B, 256) of latents (B, C, F, H, W)."""
+        return _project(F.adaptive_avg_pool3d(videos.float(), GRID).flatten(1))
 
 
 class VisionFeatures(FeatureExtractor):
-    """What a vision model of ``transformers`` sees: its pooled embedding (content) and how it changes (motion).
+    """What a vision model of ``transformers`` sees: its pooled embedding.
 
     Image models (DINOv2, ViT) look at every frame alone, video models (VideoMAE, V-JEPA 2) at as many frames as they
     were trained on, spread evenly. Training clips are decoded once for it, so it costs more than latents.
@@ -84,12 +73,9 @@ class VisionFeatures(FeatureExtractor):
         self.model = model
 
     @torch.no_grad()
-    def __call__(self, videos: Tensor) -> Features:
-        """Features of frames (B, 3, F, H, W) in about [-1, 1]."""
-        embeddings = self._embed(videos.float())
-        grid = embeddings.transpose(1, 2)[..., None, None]
-        motion = F.adaptive_avg_pool3d(_differences(grid, dim=2), (GRID[0], 1, 1)).flatten(1)
-        return Features(embeddings.mean(1), _project(motion))
+    def __call__(self, videos: Tensor) -> Tensor:
+        """Features (B, D) of frames (B, 3, F, H, W) in about [-1, 1]."""
+        return self._embed(videos.float()).mean(1)
 
     @cached_property
     def _network(self) -> Any:
@@ -129,14 +115,13 @@ class VisionFeatures(FeatureExtractor):
 
 
 class FeatureModule(nn.Module):
-    """One kind of features as a module: what torchmetrics' FID, KID and MIFID take as ``feature``.
+    """Features as a module: what torchmetrics' FID, KID and MIFID take as ``feature``.
 
     They need many more videos than an audit samples: hundreds for KID, thousands for FID.
 
     Args:
         extractor: of features.
-        kind: which of its features.
-        num_features: their number; 256 for latents, the model's width for the content of a vision model.
+        num_features: their number; 256 for latents, the model's width for a vision model.
 
     Example:
         >>> from torchmetrics.image.kid import KernelInceptionDistance
@@ -147,32 +132,14 @@ class FeatureModule(nn.Module):
         0.0
     """
 
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        kind: Literal["content", "motion"] = "content",
-        num_features: int = MAX_FEATURES,
-    ) -> None:
+    def __init__(self, extractor: FeatureExtractor, num_features: int = MAX_FEATURES) -> None:
         super().__init__()
         self.extractor = extractor
-        self.kind = kind
         self.num_features = num_features
 
     def forward(self, videos: Tensor) -> Tensor:
         """What the extractor reads to (B, num_features)."""
-        features: Tensor = getattr(self.extractor(videos), self.kind)
-        return features
-
-
-def _differences(values: Tensor, dim: int) -> Tensor:
-    """From each frame to the next; of a still one difference, zero."""
-    if values.shape[dim] == 1:
-        return torch.zeros_like(values)
-    return values.diff(dim=dim)
-
-
-def _pool(latents: Tensor) -> Tensor:
-    return _project(F.adaptive_avg_pool3d(latents, GRID).flatten(1))
+        return self.extractor(videos)
 
 
 def _project(values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from vidlit.report.plot import Plot
 from vidlit.runs.logged_name import LoggedName
 from vidlit.runs.logged_names import (
     COPIES_RATIO_MIN,
-    DIVERSITY_RKE,
+    DIVERSITY_LOG_RATIO,
     EXPOSURE_MEAN,
     OVERFITTING,
     TRAIN_LOSS,
@@ -150,11 +150,11 @@ def _copy_limit(plot: Plot, run: RunRecord) -> Legend:
     return [("stop", "below: a copy")] if limits else []
 
 
-def _real_diversity(plot: Plot, run: RunRecord) -> Legend:
-    found = [verdict.evidence for verdict in run.verdicts("diversity") if "real_bound" in verdict.evidence]
-    if found:
-        plot.level(float(found[-1]["real_bound"]), "best", dashed=True)
-    return [("best", "real clips have at least")] if found else []
+def _variety_limit(plot: Plot, run: RunRecord) -> Legend:
+    limits = [float(verdict.evidence["limit"]) for verdict in run.verdicts("diversity") if "limit" in verdict.evidence]
+    if limits:
+        plot.level(float(DIVERSITY_LOG_RATIO.shown(limits[-1])), "stop", dashed=True)
+    return [("stop", "below: an alarm")] if limits else []
 
 
 _OF_SETS = {"val": "val", "train_eval": "train_eval", "train": "train"}
@@ -165,7 +165,7 @@ _MORE: Mapping[str, Callable[[Plot, RunRecord], Legend]] = {
     TRAIN_LOSS.heading: _running_mean,
     EXPOSURE_MEAN.heading: _exposure_bands,
     COPIES_RATIO_MIN.heading: _copy_limit,
-    DIVERSITY_RKE.heading: _real_diversity,
+    DIVERSITY_LOG_RATIO.heading: _variety_limit,
 }
 
 

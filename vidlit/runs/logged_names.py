@@ -226,9 +226,9 @@ EXPOSURE_HISTOGRAM = LoggedName("exposure/histogram", "Videos by exposures", EXP
 
 COPIES_RATIO_MIN = LoggedName(
     "copies/ratio_min",
-    "Nearest sample to any training clip",
+    "Nearest sample to its own training clip",
     SAMPLES,
-    unit="of the distance between two videos of one scene",
+    unit="of the distance to the nearest clip of another recording",
     summary="min",
     lower_is_better=False,
     needs=AUDITS,
@@ -237,28 +237,32 @@ COPIES_COUNT = LoggedName(
     "copies/count",
     "Copies among the samples",
     SAMPLES,
-    unit="samples nearer to a training clip than the limit",
+    unit="samples nearer to their clip than the limit",
     summary="max",
     lower_is_better=True,
     needs=AUDITS,
 )
-DIVERSITY_RKE = LoggedName(
-    "diversity/rke",
-    "How different the samples are",
+COPIES_GAP = LoggedName(
+    "copies/gap",
+    "How much nearer training prompts came to their clips than validation prompts",
     SAMPLES,
-    unit="effective number of different samples",
-    lower_is_better=False,
+    unit="log-ratio of distances against step 0",
+    summary="max",
+    lower_is_better=True,
     compared=True,
+    words="A subject or a style brings both nearer; memorising brings training prompts alone.",
     needs=AUDITS,
 )
-DIVERSITY_RATIO = LoggedName(
-    "diversity/ratio",
-    "Diversity of the samples against step 0",
+DIVERSITY_LOG_RATIO = LoggedName(
+    "diversity/log_ratio",
+    "Variety of the samples against that of their clips",
     SAMPLES,
-    unit="%",
-    scale="share",
+    unit="% against the clips",
+    scale="log_ratio",
     summary="min",
     lower_is_better=False,
+    compared=True,
+    words="Where it falls, different prompts give the same video.",
     needs=AUDITS,
 )
 FID = LoggedName(

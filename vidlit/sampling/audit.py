@@ -1,4 +1,4 @@
-"""One audit: clips from fixed prompts and noise, compared with the training set and with each other."""
+"""One audit: samples of fixed prompts and noise, compared with the prompts' own clips and with each other."""
 
 from __future__ import annotations
 
@@ -8,54 +8,67 @@ from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from vidlit.diffusion.batch import clip_key
 from vidlit.errors import UserError
-from vidlit.metrics.copy_distance import CopyDistance, copy_ratio, nearest_train
-from vidlit.metrics.diversity import Diversity, kernel_bandwidth, subset_bound
 from vidlit.metrics.quality import Quality, quality
-from vidlit.models.features import FeatureExtractor, Features
+from vidlit.metrics.sample_distance import alikeness, coarse, distance, nearest_others
+from vidlit.models.features import FeatureExtractor
 from vidlit.runs.directory import RunDirectory
-from vidlit.runs.logged_names import COPIES_COUNT, COPIES_RATIO_MIN, DIVERSITY_RATIO, DIVERSITY_RKE, QUALITY
+from vidlit.runs.logged_names import COPIES_COUNT, COPIES_GAP, COPIES_RATIO_MIN, DIVERSITY_LOG_RATIO, QUALITY
 from vidlit.sampling.rendering import Sample, log_samples, sample_name, to_frames, write_pair, write_samples
 from vidlit.sampling.sampler import Chunk, Sampling, gather, own_randomness, sample_clips, share
-from vidlit.stopping.copies import copy_limit, judge_copies, min_copies, suspects
-from vidlit.stopping.lost_diversity import judge_diversity
+from vidlit.stopping.copies import AuditHistory, judge_copies, suspects
+from vidlit.stopping.lost_diversity import judge_diversity, log_variety
 from vidlit.stopping.verdict import Verdict
 
 if TYPE_CHECKING:
     from vidlit.training.module import VideoDiffusionModule
+    from vidlit.video.buckets import Bucket
     from vidlit.video.sources import Clip
 
 PREFIX = "audit_"
 """Audited samples may lie in one folder with the samples of the kept weights."""
 MAX_TRAIN_CLIPS = 4096
-"""Training clips that are read for the comparison; reading all of a large set would take longer than training."""
+"""Training clips that distances of sets are taken to; reading all of a large set would take longer than training."""
+MAX_OWN_CLIPS = 64
+"""Clips that samples are looked for in, over all captions: where many clips share one, the nearest of some counts."""
+MAX_MEAN_CLIPS = 64
+"""Clips of a bucket whose mean stands for all: more change it by less than a hundredth of their spread."""
+MIN_RECORDINGS = 4
+"""Held-out recordings from which their prompts alone tell how varied samples are (docs/science.md)."""
 MAX_PAIRS = 4
 """Copies that are shown beside the clip they were copied from, the worst first."""
 
 
 class RealClips(NamedTuple):
-    """What generated clips are compared with."""
+    """What samples are compared with."""
 
-    train: Features
-    groups: Tensor
-    bandwidth: float
-    """Of the diversity's kernel."""
+    coarse: list[Tensor]
+    """coarse video (3, F, h, w) of each of the prompts' clips"""
+    others: Tensor
+    """(K,), distance from each to the nearest one of another recording; infinite where there is none"""
+    latents: dict[int, Tensor]
+    """(C, F, H, W) of the clips whose prompts tell diversity, by prompt"""
+    means: dict[Bucket, Tensor]
+    """(C, F, H, W), the mean clip of each bucket"""
+    features: Tensor
+    """(N, D) of training clips, for distances of sets; empty where none are asked for"""
 
 
 class Audit:
-    """Generates the same clips again and again and remembers how near they come to training clips, and to each other.
+    """Samples the same prompts again and again and remembers how near they come to their clips, and to each other.
 
     Args:
         datamodule: training clips and the latents of all.
-        extractor: what clips are compared by.
+        extractor: what sets of clips are compared by, for ``metrics``.
         num_clips: to generate, half from training captions; all of them without validation clips.
         sampling: steps, seed and guidance.
-        metrics: distances between all samples and training clips to compute as well.
+        metrics: distances between the set of samples and the training clips to compute as well.
         held_out: clips that were not trained on; ``None`` for those of the validation.
     """
 
@@ -80,28 +93,42 @@ class Audit:
             *_prompts(self.held_out, num_held_out),
         ]
         self.clips, self.draws = [clip for clip, _ in prompts], [draw for _, draw in prompts]
-        self.train_clips = self._compared(datamodule)
+        self.trained = [number < len(prompts) - num_held_out for number in range(len(prompts))]
+        self.own_clips, self.own = self._own()
+        """Clips that have the prompts' captions, and which of them each prompt asks for: its side's, of its size."""
         self.steps: list[int] = []
+        self.distances: list[Tensor] = []
         self.ratios: list[Tensor] = []
         self.nearest: list[int] = []
-        self.rke: list[float] = []
-        self.limit = self.real_bound = 0.0
+        """The nearest of ``own_clips`` to each sample of the latest audit."""
+        self.varieties: list[float] = []
         self._real: RealClips | None = None
 
-    def _compared(self, datamodule: Any) -> list[Clip]:
-        """Training clips that samples are compared with: all, or of a large set those of the prompts and a spread."""
-        if len(datamodule.train_clips) <= MAX_TRAIN_CLIPS:
-            return list(datamodule.train_clips)
-        prompted = {clip.source.group for clip in self.clips}
-        own = [clip for clip in datamodule.train_clips if clip.source.group in prompted][: MAX_TRAIN_CLIPS // 2]
-        spread = datamodule.spread(datamodule.train_clips, MAX_TRAIN_CLIPS - len(own))
-        return list({clip.clip_id: clip for clip in [*own, *spread]}.values())
+    def _own(self) -> tuple[list[Clip], list[list[int]]]:
+        each = max(1, MAX_OWN_CLIPS // len({clip.source.caption for clip in self.clips}))
+        found: list[list[Clip]] = []
+        for clip, trained in zip(self.clips, self.trained, strict=True):
+            side = self.datamodule.train_clips if trained else self.held_out
+            alike = [one for one in side if (one.source.caption, one.bucket) == (clip.source.caption, clip.bucket)]
+            found.append(
+                list({one.clip_id: one for one in (clip, *self.datamodule.spread(alike, each))}.values())[:each]
+            )
+        pool = list({one.clip_id: one for clips in found for one in clips}.values())
+        place = {one.clip_id: number for number, one in enumerate(pool)}
+        return pool, [[place[one.clip_id] for one in clips] for clips in found]
+
+    @property
+    def telling(self) -> list[int]:
+        """Prompts whose samples tell diversity: the held-out ones, and where their recordings are few all."""
+        held_out = [row for row, trained in enumerate(self.trained) if not trained]
+        few = len({self.clips[row].source.group for row in held_out}) < MIN_RECORDINGS
+        return list(range(len(self.clips))) if few else held_out
 
     # -- measuring
 
     @torch.no_grad()
     def prepare(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> None:
-        """Read the real clips, once: the longer part where they must be decoded. Every rank reads its share."""
+        """Read the real clips, once."""
         if self._real is None:
             with own_randomness(pl_module.device):
                 self._real = self._read_real(trainer, pl_module)
@@ -118,86 +145,107 @@ class Audit:
         """
         assert self._real is not None, "prepare first"
         real, device = self._real, pl_module.device
-        copies = {
-            "content": CopyDistance(real.train.content, real.groups).to(device),
-            "motion": CopyDistance(real.train.motion, real.groups).to(device),
-        }
-        diversity = Diversity(real.train.content.shape[1], real.bandwidth).to(device)
-        content: list[Tensor] = []
+        found = torch.zeros(len(self.clips), 2)
+        latents: dict[int, Tensor] = {}
+        features: list[Tensor] = []
 
         def compare(chunk: Chunk) -> None:
-            features = self.extractor(chunk.latents if self.extractor.reads == "latents" else chunk.videos)
-            content.append(gather(features.content, len(chunk.rows), trainer))
-            if once := chunk.not_repeated:
-                numbers = torch.tensor([chunk.mine[k] for k in once], device=device)
-                copies["content"].update(numbers, features.content[once])
-                copies["motion"].update(numbers, features.motion[once])
-                diversity.update(features.content[once])
+            near = torch.tensor(
+                [self._nearest(row, video, real) for row, video in zip(chunk.mine, coarse(chunk.videos), strict=True)]
+            )
+            found[chunk.rows] = gather(near.to(device), len(chunk.rows), trainer).cpu()
+            if any(row in real.latents for row in chunk.rows):
+                made = gather(chunk.latents, len(chunk.rows), trainer).cpu()
+                latents.update((row, video) for row, video in zip(chunk.rows, made, strict=True) if row in real.latents)
+            if self.metrics:
+                given = chunk.latents if self.extractor.reads == "latents" else chunk.videos
+                features.append(gather(self.extractor(given), len(chunk.rows), trainer))
 
         with own_randomness(device):
             vae = pl_module.family.load_vae(device)
             samples = sample_clips(
                 trainer, pl_module, self.datamodule, self.clips, self.sampling, step, vae, self.draws, look=compare
             )
-            self._remember(step, copies, diversity)
-            self.quality = quality(self.metrics, torch.cat(content), real.train.content, self.sampling.seed)
+            self.steps.append(step)
+            self.distances.append(found[:, 0])
+            self.nearest = found[:, 1].long().tolist()
+            others = real.others[self.nearest]
+            known = others.isfinite() & (others > 0)
+            self.ratios.append(torch.where(known, found[:, 0] / others, torch.nan))
+            self.varieties.append(log_variety(self._alikeness(latents, real), self._alikeness(real.latents, real)))
+            if self.metrics:
+                self.quality = quality(self.metrics, torch.cat(features), real.features, self.sampling.seed)
             if trainer.is_global_zero and folder is not None:
                 write_samples(folder, samples, pl_module.family.fps, PREFIX)
                 log_samples(trainer, "audit", step, samples)
                 self._write_pairs(folder, samples, pl_module, vae)
 
+    def _nearest(self, row: int, video: Tensor, real: RealClips) -> tuple[float, float]:
+        """Distance from a coarse sample to the nearest clip of its prompt, and which that is."""
+        own = torch.stack([real.coarse[number] for number in self.own[row]]).to(video.device)
+        value, place = distance(video[None], own).min(0)
+        return float(value), float(self.own[row][int(place)])
+
+    def _alikeness(self, latents: dict[int, Tensor], real: RealClips) -> float:
+        rows = sorted(latents)
+        means = [real.means[self.clips[row].bucket] for row in rows]
+        return alikeness([latents[row] for row in rows], means, [self.clips[row].source.group for row in rows])
+
     def _write_pairs(self, folder: Path, samples: Sequence[Sample], pl_module: VideoDiffusionModule, vae: Any) -> None:
-        """Each suspect beside the training clip it comes nearest to, decoded from its latents."""
-        for row in self._suspects():
-            real = self.train_clips[self.nearest[row]]
-            latents = self.datamodule.dataset([real])[0].latents[None].to(pl_module.device).float()
+        """Each suspect beside the clip that it is nearest to, decoded from its latents."""
+        for row in suspects(self.history())[:MAX_PAIRS]:
+            clip = self.own_clips[self.nearest[row]]
+            latents = self.datamodule.dataset([clip])[0].latents[None].to(pl_module.device).float()
             frames = to_frames(pl_module.family.decode_latents(vae, latents)[0])
-            captions = (f"sampled: {self.clips[row].source.caption}", f"training clip {real.clip_id}")
+            captions = (f"sampled: {self.clips[row].source.caption}", f"training clip {clip.clip_id}")
             write_pair(folder, _pair_name(row), samples[row].frames, frames, captions, pl_module.family.fps)
 
-    def _suspects(self) -> list[int]:
-        return suspects(torch.stack(self.ratios).numpy(), self.limit)[:MAX_PAIRS]
-
-    def _remember(self, step: int, copies: dict[str, CopyDistance], diversity: Diversity) -> None:
-        content, motion = copies["content"].compute(), copies["motion"].compute()
-        self.steps.append(step)
-        self.ratios.append(copy_ratio(content.ratio, motion.ratio).view(-1).cpu())  # one clip: torchmetrics squeezes
-        self.nearest = content.clip.view(-1).tolist()
-        self.rke.append(float(diversity.compute()))
-
     def _read_real(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> RealClips:
-        """Features of training and validation clips, and what follows from them: limit and bound."""
-        vae = pl_module.family.load_vae(pl_module.device) if self.extractor.reads == "frames" else None
-        train_clips = self.train_clips
-        numbers = {group: k for k, group in enumerate(dict.fromkeys(clip.source.group for clip in train_clips))}
-        groups = torch.tensor([numbers[clip.source.group] for clip in train_clips], device=pl_module.device)
-        train = self._describe(trainer, pl_module, vae, train_clips)
-        everything = train.content
-        self.limit = copy_limit([])
-        if self.held_out:
-            held_out = self._describe(trainer, pl_module, vae, self.held_out)
-            ratios = [nearest_train(*pair, groups).ratio for pair in zip(held_out, train, strict=True)]
-            self.limit = copy_limit(copy_ratio(*ratios).cpu())
-            everything = torch.cat([train.content, held_out.content])
-        bandwidth = kernel_bandwidth(everything)
-        if bandwidth:
-            self.real_bound = subset_bound(everything, bandwidth, len(self.clips))
-        # Where real clips do not differ, samples cannot be too much alike: the bound stays 0, and any scale will do.
-        return RealClips(train, groups, bandwidth or 1.0)
+        """The prompts' own clips, the mean of their buckets and, for distances of sets, features of training clips."""
+        vae = pl_module.family.load_vae(pl_module.device)
+        own, dataset = self.datamodule.dataset(self.own_clips), self.datamodule.dataset(self.clips)
+        decoded = [
+            coarse(pl_module.family.decode_latents(vae, own[row].latents[None].to(pl_module.device).float()))[0].cpu()
+            for row in range(len(self.own_clips))
+        ]
+        buckets = dict.fromkeys(clip.bucket for clip in self.clips)
+        return RealClips(
+            decoded,
+            nearest_others(decoded, [clip.source.group for clip in self.own_clips]),
+            {row: dataset[row].latents.float() for row in self.telling},
+            {bucket: self._mean(bucket) for bucket in buckets},
+            self._describe(trainer, pl_module, vae) if self.metrics else torch.zeros(0, 0),
+        )
 
-    def _describe(self, trainer: Trainer, pl_module: VideoDiffusionModule, vae: Any, clips: Sequence[Clip]) -> Features:
-        """Features of clips, each rank reading its share."""
+    def _mean(self, bucket: Bucket) -> Tensor:
+        """Mean latents (C, F, H, W) of clips of a bucket, trained on and held out."""
+        alike = [clip for clip in (*self.datamodule.train_clips, *self.held_out) if clip.bucket == bucket]
+        dataset = self.datamodule.dataset(self.datamodule.spread(alike, MAX_MEAN_CLIPS))
+        return torch.stack([dataset[row].latents.float() for row in range(len(dataset))]).mean(0)
+
+    def _describe(self, trainer: Trainer, pl_module: VideoDiffusionModule, vae: Any) -> Tensor:
+        """Features of training clips, of a large set of some, each rank reading its share."""
+        clips = self.datamodule.spread(self.datamodule.train_clips, MAX_TRAIN_CLIPS)
         dataset = self.datamodule.dataset(clips)
         found = []
         for place in share(len(clips), trainer):
             videos = dataset[place % len(clips)].latents[None].to(pl_module.device).float()
-            if vae is not None:
+            if self.extractor.reads == "frames":
                 videos = pl_module.family.decode_latents(vae, videos)
             found.append(self.extractor(videos))
-        content, motion = (torch.cat(kind) for kind in zip(*found, strict=True))
-        return Features(gather(content, len(clips), trainer), gather(motion, len(clips), trainer))
+        return gather(torch.cat(found), len(clips), trainer)
 
     # -- judging
+
+    def history(self) -> AuditHistory:
+        """All audits so far."""
+        return AuditHistory(
+            steps=tuple(self.steps),
+            distances=torch.stack(self.distances).double().numpy(),
+            ratios=torch.stack(self.ratios).double().numpy(),
+            trained=np.array(self.trained),
+            groups=tuple(clip.source.group for clip in self.clips),
+        )
 
     def copies(self, folder: Path | None = None) -> Verdict:
         """Are samples copies of training clips?
@@ -208,11 +256,10 @@ class Audit:
         if not self.steps:
             return Verdict("copies", "continue", "No clips were sampled yet.")
         where = (folder or RunDirectory(Path()).samples(self.steps[-1])).as_posix()
-        names = [f"{where}/{sample_name(k, clip.source.caption, PREFIX)}" for k, clip in enumerate(self.clips)]
-        nearest = [self.train_clips[clip].clip_id for clip in self.nearest]
-        alarm = min_copies([clip.source.group for clip in self.datamodule.train_clips])
-        verdict = judge_copies(self.steps, torch.stack(self.ratios).numpy(), self.limit, names, nearest, alarm)
-        for row in self._suspects()[:1]:  # none where ratios have no meaning
+        names = tuple(f"{where}/{sample_name(k, clip.source.caption, PREFIX)}" for k, clip in enumerate(self.clips))
+        history = self.history()
+        verdict = judge_copies(history, names, tuple(self.own_clips[number].clip_id for number in self.nearest))
+        for row in suspects(history)[:1]:  # none where ratios have no meaning
             pair = f"{where}/{_pair_name(row)}"
             verdict.evidence.update(pair=f"{pair}.mp4", pair_picture=f"{pair}.png")
         return verdict
@@ -221,18 +268,21 @@ class Audit:
         """Do samples lose diversity?"""
         if not self.steps:
             return Verdict("diversity", "continue", "No clips were sampled yet.")
-        return judge_diversity(self.steps, self.rke, self.real_bound)
+        return judge_diversity(self.steps, self.varieties, any(self.trained[row] for row in self.telling))
 
     def numbers(self) -> dict[str, float]:
         """What is logged of the latest audit."""
-        copies, diversity = self.copies().evidence, self.diversity().evidence
+        found = self.copies().evidence, self.diversity().evidence
+        rows = (
+            {COPIES_COUNT: "copies", COPIES_GAP: "gap", COPIES_RATIO_MIN: "ratio_min"},
+            {DIVERSITY_LOG_RATIO: "log_ratio"},
+        )
         named = {
-            COPIES_COUNT.name: copies["copies"],
-            DIVERSITY_RKE.name: diversity["rke"],
-            DIVERSITY_RATIO.name: diversity["ratio"],
+            row.name: evidence[key]
+            for names, evidence in zip(rows, found, strict=True)
+            for row, key in names.items()
+            if key in evidence
         }
-        if "ratio_min" in copies:
-            named[COPIES_RATIO_MIN.name] = copies["ratio_min"]
         named |= {QUALITY[name].name: value for name, value in self.quality.items()}
         return {name: float(value) for name, value in named.items()}
 
@@ -243,11 +293,10 @@ class Audit:
         return {
             "keys": self._keys(),
             "steps": self.steps,
+            "distances": torch.stack(self.distances) if self.distances else torch.zeros(0, len(self.clips)),
             "ratios": torch.stack(self.ratios) if self.ratios else torch.zeros(0, len(self.clips)),
             "nearest": self.nearest,
-            "rke": self.rke,
-            "limit": self.limit,
-            "real_bound": self.real_bound,
+            "varieties": self.varieties,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -262,9 +311,9 @@ class Audit:
                 f"{len(self.clips)}: they cannot be compared. Use the same data, split and samples options, or start "
                 "a new run."
             )
-        self.steps, self.nearest, self.rke = list(state["steps"]), list(state["nearest"]), list(state["rke"])
-        self.ratios = list(state["ratios"])
-        self.limit, self.real_bound = state["limit"], state["real_bound"]
+        self.steps, self.varieties = list(state["steps"]), list(state["varieties"])
+        self.distances, self.ratios = list(state["distances"]), list(state["ratios"])
+        self.nearest = list(state["nearest"])
 
     def _keys(self) -> Tensor:
         seed = self.sampling.seed

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class SampleVideos(RunCallback):
     """Generates videos with fixed prompts and noise, to detect copies and lost diversity, and to watch.
 
-    An audit generates ``num_audit`` clips, half from training and half from validation captions, at step 0 and then
-    every few checks; logs ``copies/count``, ``copies/ratio_min``, ``diversity/rke``, ``diversity/ratio``
+    An audit generates ``num_audit`` clips, half from training and half from validation captions, at step 0 and then as
+    often as ``max_share`` allows; logs ``copies/count``, ``copies/gap``, ``copies/ratio_min``, ``diversity/log_ratio``
     and ``perf/audit_share`` (of the time); and writes them to ``samples/step_XXXXXX/audit_*.mp4``. When training is
     over, a few videos from captions of validation clips follow (of training clips where there are none), made with
     the weights that are kept.
@@ -45,13 +45,14 @@ class SampleVideos(RunCallback):
         seed: seed of the starting noise.
         guidance_scale: scale of guidance away from the negative prompt, at twice the cost; 1 for none.
         negative_prompt: prompt that guidance steers away from; the empty prompt by default.
-        num_audit: number of samples in an audit, 16 or more to detect copies reliably; 0 for no audits.
+        num_audit: number of samples in an audit: 16, of eight training and eight validation prompts, tell copies
+            reliably; 0 for no audits.
         audit_steps: number of denoising steps in an audit; few are enough, as its samples are only compared and
             memorised clips appear in few steps.
-        every_num_checks: number of checks from one audit to the next; ``None`` for automatic: at least two audits that
-            add no more than ``max_share`` where possible.
+        every_num_checks: number of checks from one audit to the next; ``None`` for as many audits as ``max_share``
+            allows, but at least two.
         max_share: largest share of the cost of training that audits may add.
-        features: features that clips are compared by; ``None`` for latents.
+        features: features that ``metrics`` compare by; ``None`` for latents.
         metrics: distances between an audit's samples and the training clips to log as ``quality/<name>``: ``fid``,
             ``kid``, ``mifid``. They have no say in stopping, and mean little below hundreds of samples (``num_audit``).
     """
@@ -66,7 +67,7 @@ class SampleVideos(RunCallback):
         guidance_scale: float = 1.0,
         negative_prompt: str = "",
         num_audit: int = 16,
-        audit_steps: int = 10,
+        audit_steps: int = 6,
         every_num_checks: int | None = None,
         max_share: float = 0.1,
         features: FeatureExtractor | None = None,
@@ -81,7 +82,8 @@ class SampleVideos(RunCallback):
         self.features = features or LatentFeatures()
         self.metrics = metrics or []
         self.audit: Audit | None = None
-        self._every = every_num_checks
+        self._interval: int | None = None
+        """Optimizer steps between audits, where checks are not counted."""
         self._checks = 0
         self._audit_seconds = 0.0
         self._start_time = time.monotonic()
@@ -101,7 +103,9 @@ class SampleVideos(RunCallback):
         """
         if not self.num_audit:
             return None
-        sampling = replace(self.sampling, num_steps=self.audit_steps)
+        # Unguided: what a model has memorised shows as well, at half the cost. A distilled model is told its scale.
+        scale = self.sampling.guidance_scale if datamodule.family.embeds_guidance else 1.0
+        sampling = replace(self.sampling, num_steps=self.audit_steps, guidance_scale=scale)
         return Audit(datamodule, self.features, self.num_audit, sampling, self.metrics, held_out)
 
     # -- while training
@@ -111,32 +115,24 @@ class SampleVideos(RunCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.audit = self.make_audit(self.data)
-
-    def on_train_start(self, *_: Any) -> None:
-        """Start the clock."""
-        self._start_time = time.monotonic()
+            self._start_time = time.monotonic()
 
     def on_validation_epoch_end(self, *_: Any) -> None:
         """Audit where one is due: before ``OverfitStopping`` asks, which it does when validation has ended."""
         if self.audit is None or self.trainer.state.fn != "fit":
             return
-        if not self.trainer.sanity_checking:
-            self._checks += 1
-            if self._every is None:
-                self._every = self._affordable_interval()
-            if self._checks % self._every:
-                return
-        self.audit.prepare(self.trainer, self.module)
+        if not self.trainer.sanity_checking and not self._is_due(self.audit.steps):
+            return
         began = time.monotonic()
+        self.audit.prepare(self.trainer, self.module)
         step = self.trainer.global_step
         self.audit.run(self.trainer, self.module, step, self.run.samples(step))
-        seconds = time.monotonic() - began
+        self._audit_seconds += time.monotonic() - began
         numbers = self.audit.numbers()
-        if self.trainer.sanity_checking:  # self.log is off then, and the clock starts later
+        if self.trainer.sanity_checking:  # self.log is off then
             for logger in self.trainer.loggers:
                 logger.log_metrics(numbers, step=0)
             return
-        self._audit_seconds += seconds
         share = self._audit_seconds / (time.monotonic() - self._start_time)
         self.module.log_dict(
             {**numbers, AUDIT_SHARE.name: share, "step": float(self.trainer.global_step)},
@@ -144,15 +140,21 @@ class SampleVideos(RunCallback):
             rank_zero_only=False,
         )
 
-    def _affordable_interval(self) -> int:
-        """Checks between audits, from counts alone, at the first check."""
-        samples = self.data.samples_per_batch * self.trainer.accumulate_grad_batches
-        return audit_interval(
-            audit_evaluations(self.num_audit, self.audit_steps, guided=self.sampling.guided),
-            TRAINING_EVALUATIONS * samples * self.trainer.max_steps,
-            max(1, self.trainer.max_steps // max(1, self.trainer.global_step)),
-            self.max_share,
-        )
+    def _is_due(self, audited: Sequence[int]) -> bool:
+        """At the first check at or after each multiple of the interval, which is chosen once, from counts alone."""
+        self._checks += 1
+        if self.every_num_checks is not None:
+            return self._checks % self.every_num_checks == 0
+        if self._interval is None:
+            samples = self.data.samples_per_batch * self.trainer.accumulate_grad_batches
+            self._interval = audit_interval(
+                audit_evaluations(self.num_audit, self.audit_steps),
+                TRAINING_EVALUATIONS * samples,
+                self.trainer.max_steps,
+                self.max_share,
+            )
+        before = audited[-1] if audited else 0
+        return self.trainer.global_step // self._interval > before // self._interval
 
     # -- when it is over
 
@@ -175,15 +177,14 @@ class SampleVideos(RunCallback):
         """Everything a resumed run needs to audit and judge as the uninterrupted one."""
         if self.audit is None:
             return {}
-        return {**self.audit.state_dict(), "checks": self._checks, "every": self._every}
+        return {**self.audit.state_dict(), "checks": self._checks, "interval": self._interval}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on; an interval that was set holds over one that was chosen."""
         if self.audit is None or not state_dict:
             return
         self.audit.load_state_dict(state_dict)
-        self._checks = state_dict["checks"]
-        self._every = self.every_num_checks or state_dict["every"]
+        self._checks, self._interval = state_dict["checks"], state_dict["interval"]
 
 
 class SampleSignal(Signal):

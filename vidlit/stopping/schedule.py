@@ -73,21 +73,21 @@ def check_share(interval: int, batch_size: float, num_clips: int, num_strata: in
     return 2 * num_clips * num_strata / (TRAINING_EVALUATIONS * batch_size * interval)
 
 
-def audit_evaluations(num_clips: int, num_steps: int, guided: bool) -> float:
-    """Cost of one audit: clips sampled in ``num_steps``, each twice where guidance is on, and decoded."""
-    return num_clips * (num_steps * (1 + guided) + DECODE_EVALUATIONS)
+def audit_evaluations(num_clips: int, num_steps: int) -> float:
+    """Cost of one audit: clips sampled in ``num_steps`` without guidance, and decoded."""
+    return num_clips * (num_steps + DECODE_EVALUATIONS)
 
 
-def audit_interval(audit_cost: float, training_cost: float, planned_checks: int, max_share: float) -> int:
-    """Checks between audits so that they add a share of the cost of training, step 0's counted, but are two at least.
+def audit_interval(audit_cost: float, step_cost: float, max_steps: int, max_share: float) -> int:
+    """Optimizer steps between audits so that they add a share of the cost of training.
+
+    A run too short for two of them in its share has two all the same, after step 0's: an alarm takes two to be sure.
 
     Args:
         audit_cost: Of one audit.
-        training_cost: Of all planned steps, in the same unit.
-        planned_checks: In the whole run.
+        step_cost: Of one optimizer step, in the same unit.
+        max_steps: Planned optimizer steps; not positive for a run without an end.
         max_share: Of the cost of training.
     """
-    affordable = max_share * training_cost / audit_cost - 1
-    if affordable < MIN_AUDITS:
-        return max(1, planned_checks // MIN_AUDITS)
-    return max(1, math.ceil(planned_checks / affordable))
+    affordable = max(1, math.ceil(audit_cost / (max_share * step_cost)))
+    return min(affordable, max(1, max_steps // MIN_AUDITS)) if max_steps > 0 else affordable

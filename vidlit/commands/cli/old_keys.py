@@ -57,7 +57,6 @@ NEW_PATHS = {
     "vidlit.data.datamodule.BatchBudget": "vidlit.data.BatchBudget",
     "vidlit.data.datamodule.BucketBudget": "vidlit.video.buckets.BucketBudget",
     "vidlit.metrics.features": "vidlit.models.features",
-    "vidlit.metrics.memorization": "vidlit.metrics.copy_distance",
     "vidlit.models.averaging": "vidlit.training.averaging",
     "vidlit.models.memory": "vidlit.training.memory",
     "vidlit.optimizers": "vidlit.training.optimizers",
