@@ -62,7 +62,7 @@ def run(words: list[str]) -> None:
 def parser() -> PlainParser:
     """The options beside those of ``fit``."""
     made = PlainParser(prog="vidlit plan", description="Dry run of a fit.", allow_abbrev=False)
-    made.add_argument("--json", type=_true_or_false, nargs="?", const=True, default=False, help="print one JSON object")
+    made.add_argument("--json", type=_true_or_false, default=False, help="print one JSON object")
     return made
 
 

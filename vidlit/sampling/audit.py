@@ -105,6 +105,7 @@ class Audit:
         self._real: RealClips | None = None
 
     def _own(self) -> tuple[list[Clip], list[list[int]]]:
+        """What :attr:`own_clips` and :attr:`own` hold; of a caption that many clips share, a spread of them."""
         each = max(1, MAX_OWN_CLIPS // len({clip.source.caption for clip in self.clips}))
         found: list[list[Clip]] = []
         for clip, trained in zip(self.clips, self.trained, strict=True):
@@ -307,7 +308,7 @@ class Audit:
         """
         if not torch.equal(state["keys"], self._keys()):
             raise UserError(
-                f"The checkpoint audited {len(state['keys'])} samples of other clips, draws or noise, here there are "
+                f"The checkpoint audited {len(state['keys'])} samples of other clips, noise or steps, here there are "
                 f"{len(self.clips)}: they cannot be compared. Use the same data, split and samples options, or start "
                 "a new run."
             )
@@ -316,8 +317,8 @@ class Audit:
         self.nearest = list(state["nearest"])
 
     def _keys(self) -> Tensor:
-        seed = self.sampling.seed
-        names = [f"{clip.clip_id}:{draw}:{seed}" for clip, draw in zip(self.clips, self.draws, strict=True)]
+        how = f"{self.sampling.seed}:{self.sampling.num_steps}:{self.sampling.guidance_scale:g}"
+        names = [f"{clip.clip_id}:{draw}:{how}" for clip, draw in zip(self.clips, self.draws, strict=True)]
         return torch.tensor([clip_key(name) for name in names], dtype=torch.int64)
 
 
