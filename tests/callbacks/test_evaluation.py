@@ -71,6 +71,8 @@ def test_the_test_compares_with_the_base_and_audits(quickstart, demo, latents, t
     assert f"{100 * math.expm1(results['log_ratio']):+.2f}" in printed
     assert results["copies"]["clips"] == 2  # as many again are of test clips
     assert math.isfinite(results["diversity"]["log_ratio"])
+    assert (results["copies"]["step"], results["diversity"]["step"]) == (4, 4)
+    assert all(json.loads(path.read_text())["step"] == 4 for path in folder.glob("audit_*.json"))
     assert results["quality"]["fid"] > 0
     train = {clip.clip_id for clip in data.train_clips}
     assert results["copies"]["nearest_clip"] in train

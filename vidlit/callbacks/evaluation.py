@@ -21,9 +21,6 @@ from vidlit.signals.sample_videos import SampleVideos
 from vidlit.stopping.verdict import Verdict
 from vidlit.training.run_callback import RunCallback
 
-BASE, TRAINED = 0, 1
-"""Steps that the two audits of a test are told apart by."""
-
 
 class ValidationTable(RunCallback):
     """Prints the paired losses of ``vidlit validate``, against step 0 of the checkpoint's run.
@@ -92,7 +89,7 @@ class Evaluation(RunCallback):
         self._reference = self._metric.compute().cpu()
         self._metric.reset()
         if self.audit is not None:
-            self.audit.run(self.trainer, self.module, BASE, None)
+            self.audit.run(self.trainer, self.module, 0, None)
         self.module.load_state_dict(trained, strict=False)
         self.module.eval()
 
@@ -112,7 +109,7 @@ class Evaluation(RunCallback):
         results: dict[str, Any] = {"checkpoint": str(self.trainer.ckpt_path), "step": self.step, **asdict(summary)}
         verdicts: list[Verdict] = []
         if self.audit is not None:
-            self.audit.run(self.trainer, self.module, TRAINED, folder)
+            self.audit.run(self.trainer, self.module, self.step, folder)
             verdicts = [self.audit.copies(folder.relative_to(self.run.path)), self.audit.diversity()]
             results |= {verdict.signal: _as_json(verdict) for verdict in verdicts}
             results["quality"] = self.audit.quality
