@@ -1,12 +1,14 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from vidlit.__main__ import main
+from vidlit.callbacks.run_checkpoints import RunCheckpoints
 from vidlit.runs.directory import RunDirectory
 
 SHAPE = "diffusion_pytorch_model.safetensors"
@@ -181,3 +183,26 @@ def test_with_nothing_held_out_the_run_trains_and_says_what_it_leans_on(quicksta
     )
     assert main([*words, "--exposure.hard_cap=null", "--ckpt_path=last"]) == 0
     assert (summary_of(run)["stopped_by"], summary_of(run)["stop_step"]) == ("max_steps", 12)
+
+
+def test_the_best_is_known_after_a_resume_by_a_relative_path_and_in_another_place(quickstart, tmp_path, monkeypatch):
+    """The path that a run prints to go on from; Lightning compares it with the absolute one, letter by letter."""
+    began = []
+    start = RunCheckpoints.on_train_start
+
+    def on_train_start(self, *given):
+        began.append((self.best_model_score, self.best_model_path))
+        start(self, *given)
+
+    monkeypatch.setattr(RunCheckpoints, "on_train_start", on_train_start)
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/quickstart/0")
+    assert main(quickstart(run__dir="runs", trainer__max_steps=8)) == 0
+    (saved,) = [state for name, state in load(run, "last")["callbacks"].items() if name.startswith("RunCheckpoints")]
+    assert main([*quickstart(run__dir="runs", trainer__max_steps=9), f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
+    moved = run.rename(tmp_path / "moved")
+    assert main([*quickstart(trainer__max_steps=10), f"--ckpt_path={moved}/checkpoints/last.ckpt"]) == 0
+    for (score, path), folder in zip(began[1:], (run, moved), strict=True):
+        assert score == saved["best_model_score"] < 0
+        assert Path(path).name == "best.ckpt"
+        assert Path(path).parents[1].name == folder.name

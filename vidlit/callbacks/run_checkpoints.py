@@ -37,6 +37,14 @@ class RunCheckpoints(RunCallback, ModelCheckpoint):
         self.dirpath = str(self.run.checkpoints)
         super().setup(trainer, pl_module, stage)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best so far. A checkpoint is continued in its own folder, under whatever path that has now."""
+        best = str(self.run.best_checkpoint)
+        paths = {name: best for name in ("best_model_path", "kth_best_model_path") if state_dict.get(name)}
+        scores = dict.fromkeys([best] if state_dict["best_k_models"] else [], state_dict["kth_value"])
+        # Lightning forgets the best where the path was spelt otherwise.
+        super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
+
     def on_train_start(self, *_: Any) -> None:
         """Save the base model as the one to beat: where nothing is gained, it is what is restored."""
         super().on_train_start(self.trainer, self.module)
