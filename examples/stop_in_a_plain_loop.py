@@ -82,7 +82,7 @@ def train(seed: int = 0) -> tuple[Verdict, Stopper, nn.Module]:
 
     scores = {"val": FixedNoiseScore(val_clips, seed=1), "train_eval": FixedNoiseScore(train_clips, seed=2)}
     at_start = {name: score(model) for name, score in scores.items()}
-    stopper = Stopper(val_groups, train_groups, planned_steps=MAX_STEPS)
+    stopper = Stopper(val_groups, train_groups)
     best = copy.deepcopy(model.state_dict())
 
     for step in range(1, MAX_STEPS + 1):

@@ -39,11 +39,9 @@ def test_a_plain_loop_stops_when_it_overfits_and_keeps_the_best_weights(example,
     np.testing.assert_allclose(again.numpy(), history.val[best], atol=1e-5)
 
     # Nothing but the rule decided, at any check.
-    planned = example.MAX_STEPS // example.CHECK_EVERY
     verdicts = [
         judge_divergence(
             replace(history, steps=history.steps[:n], val=history.val[:n], train_eval=history.train_eval[:n]),
-            planned_checks=planned,
         )
         for n in range(2, len(history.steps) + 1)
     ]

@@ -26,6 +26,11 @@ def is_mid_step(trainer: Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
+def check_after_every(trainer: Trainer, num_batches: int) -> None:
+    """Check after every so many batches from here on: ``val_check_interval`` is read once, when training begins."""
+    trainer.val_check_batch = num_batches
+
+
 def logs_after_this_batch(trainer: Trainer) -> bool:
     """Whether what is logged in ``on_train_batch_end`` reaches the loggers: the counter that decides is not public."""
     log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # undeclared

@@ -23,7 +23,6 @@ from benchmarks.stopping.curves import Runs
 from benchmarks.stopping.real_runs import BATCH_SIZE, VAL_TAKES, WARMUP_STEPS, Plan, plans, stored
 from benchmarks.stopping.rules import RULES, Stops
 from vidlit.metrics.paired_loss import log_ratio
-from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE, adjusted_exposure, steps_to
 
 Array = NDArray[np.float64]
 NEAR = 0.01  # of the gain: as good as the oracle
@@ -73,8 +72,6 @@ def _curves(plan: Plan, arrays: dict[str, Array], every: int, videos: int) -> Cu
     steps = np.arange(0, plan.steps + 1, plan.every)[::every]
     right_from = int((truth <= (1.0 - NEAR) * truth.min()).argmax()) if -truth.min() > NO_GAIN else 0
     checks = len(truth) - 1
-    rates = plan.lr * np.minimum(1.0, np.arange(1, plan.steps + 1) / WARMUP_STEPS)
-    exposed = steps_to(MIN_ADJUSTED_EXPOSURE, adjusted_exposure(rates, BATCH_SIZE, plan.videos))
     runs = Runs(
         val=by_video.mean(axis=1)[None],
         probe=probe.mean(axis=1)[None],
@@ -85,7 +82,7 @@ def _curves(plan: Plan, arrays: dict[str, Array], every: int, videos: int) -> Cu
         oracle=np.array([truth.argmin()]),
         right_from=np.array([checks + 1 if plan.kind == "fresh" else right_from]),
         fresh=arrays["fresh"].astype(np.float64)[None, ::every],
-        warmup_checks=math.ceil(max(WARMUP_STEPS, exposed) / (plan.every * every)),
+        warmup_checks=math.ceil(WARMUP_STEPS / (plan.every * every)),
     )
     return Curves(plan, runs, steps)
 

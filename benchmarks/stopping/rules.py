@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from benchmarks.stopping.curves import WARMUP, Runs
 from vidlit.stopping.curves import without_jumps
+from vidlit.stopping.rows import condense, row_length, row_numbers
 from vidlit.stopping.rule import CASES, DivergenceSettings, assess
+from vidlit.stopping.schedule import MAX_ROWS
 
 Stops = tuple[NDArray[np.int64], NDArray[np.int64]]  # check of the stop, restored check
 
@@ -19,30 +21,50 @@ FRESH_NOISE = 20.0  # standard deviation with fresh draws, in paired ones: the l
 
 def divergence(runs: Runs, settings: DivergenceSettings | None = None, cases: list[int] | None = None) -> Stops:
     """The rule as it ships, asked at every check; ``cases`` collects what it stopped for."""
-    settings = settings or DivergenceSettings()
     checks = runs.val.shape[1] - 1
-    stop = np.full(len(runs.val), checks)
-    going = np.arange(len(runs.val))
+    warmup = math.ceil(WARMUP * checks) if runs.warmup_checks is None else runs.warmup_checks
+    steps = np.arange(checks + 1)
+    stop = ask_at_every_check(steps, runs.val_by_video, runs.probe_by_video, settings, warmup_steps=warmup, cases=cases)
+    return stop, _lowest(without_jumps(runs.val, runs.val_by_video), stop)
+
+
+def ask_at_every_check(
+    steps: NDArray[np.int64],
+    val: NDArray[np.float64],
+    probe: NDArray[np.float64],
+    settings: DivergenceSettings | None = None,
+    *,
+    warmup_steps: int,
+    condensed: bool = True,
+    cases: list[int] | None = None,
+) -> NDArray[np.int64]:
+    """Checks (R,) at which the rule stops runs (R, J, V) that are checked at these steps (J,); J - 1: never.
+
+    Where it is not ``condensed`` it sees the checks as they come, as it once did.
+    """
+    stop = np.full(len(val), len(steps) - 1)
+    going = np.arange(len(val))
     stops = np.array([action == "stop" for _, action in CASES])
-    val, probe = runs.val_by_video, runs.probe_by_video
-    for now in range(1, checks):
+    for now in range(1, len(steps) - 1):
+        seen = steps[: now + 1]
+        rows = row_numbers(seen) if condensed else np.arange(now + 1)
+        length = row_length(seen) if condensed else steps[1]
         found = assess(
-            val[:, : now + 1],
-            probe[:, : now + 1],
-            settings,
-            planned_checks=checks,
-            warmup_checks=math.ceil(WARMUP * checks) if runs.warmup_checks is None else runs.warmup_checks,
+            condense(val[:, : now + 1], rows),
+            condense(probe[:, : now + 1], rows),
+            settings or DivergenceSettings(),
+            planned_checks=MAX_ROWS if condensed else len(steps) - 1,
+            warmup_checks=-(-warmup_steps // length),
         )
         over = stops[found.case]
         if over.any():
             stop[going[over]] = now
             if cases is not None:
                 cases.extend(found.case[over].tolist())
-            going = going[~over]
-            val, probe = val[~over], probe[~over]
+            going, val, probe = going[~over], val[~over], probe[~over]
             if not len(going):
                 break
-    return stop, _lowest(without_jumps(runs.val, runs.val_by_video), stop)
+    return stop
 
 
 def patience(runs: Runs, checks: int, fresh: bool) -> Stops:

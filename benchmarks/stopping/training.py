@@ -236,7 +236,7 @@ def _fit(world: World, plan: Plan, base: Path, callbacks: list[Callback]) -> Vid
     warnings.filterwarnings("ignore", module="lightning")
     module = VideoDiffusionModule(
         str(base),
-        noise=Noise(NOISING),
+        noise=Noise(NOISING, num_strata=4),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=0.01, fused=True),
         warmup_steps=WARMUP_STEPS,
         fps=16,

@@ -14,7 +14,6 @@ from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Splitting
 from vidlit.latents.encoding import Encoding
-from vidlit.stopping.schedule import check_schedule
 from vidlit.training import forecast
 from vidlit.training.forecast import make_plan
 
@@ -46,12 +45,16 @@ def test_plan_foretells_what_the_sampler_does(data):
     assert plan.conservative_max_steps == 10 * 4 // 2
     assert plan.moderate_max_steps == 50 * 4 // 2
     assert plan.band == "moderate"
-    # 4 held-out clips and 4 of the training subset, at 4 noise levels each
-    chosen = check_schedule(30, plan.batch_size, 4, 4)
-    assert plan.checks == {"interval": 1, "count": 30, "held_out_clips": 4, "share": chosen.share}
-    assert chosen.share == 2 * 4 * 4 / (3 * 2)
+    # 4 held-out clips and 4 of the training subset, at 2 noise levels each
+    share = (4 + 4) * 2 / (3 * 2)
+    clips = {"held_out_clips": 4, "train_eval_clips": 4}
+    assert plan.checks == {"count": 30, "first_interval": 1, "last_interval": 1, **clips, "share": share}
     told = make_plan(data, max_steps=30, num_replicas=1, accumulate=2, learning_rate=1e-4, check_interval=10)
-    assert told.checks == {"interval": 10, "count": 3, "held_out_clips": 4, "share": chosen.share / 10}
+    assert told.checks == {"count": 3, "first_interval": 10, "last_interval": 10, **clips, "share": share / 10}
+    long = make_plan(data, max_steps=3000, num_replicas=1, accumulate=2, learning_rate=1e-4).checks
+    assert (long["first_interval"], long["last_interval"]) == (18, 72)  # 16 / (3 * 2 * 0.15); doubled at 720, 1440
+    assert long["count"] == 40 + 20 + 20
+    assert long["share"] == pytest.approx(share * long["count"] / 3000)
     assert plan.encode["clips"] == 12
     assert plan.encode["captions"] == 6
     elements = sum(math.prod(data.family.latent_shape(*clip.bucket)) for clip in data.plan.clips)
@@ -121,7 +124,7 @@ def test_a_demo_is_written_first(tmp_path, monkeypatch, capsys):
         (["--trainer.devices=auto"], {"num_replicas": max(1, torch.cuda.device_count())}, None),
         (["--trainer.val_check_interval=6", "--trainer.accumulate_grad_batches=2"], {"check_interval": 3}, None),
         (["--trainer.val_check_interval=0.5"], {"check_interval": None}, None),
-        (["--model={noise: {num_strata: 2}}", "--seed_everything=5", "--data.fps=8"], {"num_strata": 2}, None),
+        (["--model={noise: {num_strata: 3}}", "--seed_everything=5", "--data.fps=8"], {"num_strata": 3}, None),
     ],
 )
 def test_a_plan_reads_what_a_fit_reads(words, options, lr, quickstart, monkeypatch):
@@ -130,7 +133,7 @@ def test_a_plan_reads_what_a_fit_reads(words, options, lr, quickstart, monkeypat
     monkeypatch.setattr(forecast, "make_plan", lambda data, **given: asked.update(given, data=data))
     plan_of([*quickstart("plan"), *words])
     fit = ParseOnly([*quickstart("fit"), *words]).config.fit
-    expected = {"max_steps": 12, "num_replicas": 1, "accumulate": 1, "num_strata": 4, "check_interval": 4} | options
+    expected = {"max_steps": 12, "num_replicas": 1, "accumulate": 1, "num_strata": 2, "check_interval": 4} | options
     expected["accumulate"] = fit.trainer.accumulate_grad_batches
     data = asked.pop("data")
     assert asked.pop("learning_rate") == (lr or fit.model.optimizer.init_args.lr)

@@ -53,12 +53,12 @@ def test_the_loader_goes_on_where_the_state_says(make):
     assert rest == whole[4:]
 
 
-def test_validation_scores_each_held_out_clip_once_and_as_many_training_clips(make):
+def test_validation_scores_each_held_out_clip_once_and_some_training_clips(make):
     data = make(batches=Batching(3))
     for loader, clips in zip(data.val_dataloader(), (data.val_clips, data.train_eval_clips), strict=True):
         rows = [row for batch in loader for row in batch.indices.tolist()]
         assert sorted(rows) == list(range(len(clips)))
-    assert len(data.train_eval_clips) == len(data.val_clips)
+    assert len(data.train_eval_clips) == 4
     assert {clip.clip_id for clip in data.train_eval_clips} <= {clip.clip_id for clip in data.train_clips}
 
 

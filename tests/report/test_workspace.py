@@ -19,15 +19,15 @@ def config(tmp_path):
 
 def test_dry_run_prints_the_workspace(config, tmp_path, capsys):
     more = tmp_path / "more.yaml"
-    more.write_text("model: {num_strata: 2}")
+    more.write_text("model: {num_strata: 3}")
     assert main(["dashboard", "--config", str(config), f"--config={more}", "--dry-run"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["project"] == "films"
     sections = printed["spec"]["section"]["panel_bank_config"]["sections"]
     assert [section["name"] for section in sections[:4]] == list(SECTIONS)
     text = json.dumps(sections)
-    assert "val/log_ratio_bin_1" in text
-    assert "val/log_ratio_bin_2" not in text
+    assert "val/log_ratio_bin_2" in text
+    assert "val/log_ratio_bin_3" not in text
     assert "samples/audit_00" in text
 
 

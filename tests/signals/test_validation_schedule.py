@@ -1,14 +1,12 @@
-"""How often a run checks where nobody says, and what its checks really cost."""
+"""When a run checks where nobody says, and what its checks really cost."""
 
 import csv
-import json
 
 import pytest
 import torch
 
 from vidlit.__main__ import main
-from vidlit.signals.divergence_monitor import DivergenceMonitor
-from vidlit.stopping.schedule import check_schedule
+from vidlit.stopping.schedule import CheckSchedule, check_schedule
 
 
 def column(run, name):
@@ -17,11 +15,12 @@ def column(run, name):
 
 
 @pytest.fixture
-def unset(quickstart):
-    """The words of a fit without an interval: Lightning's default, as the class has it."""
+def unset(quickstart, monkeypatch):
+    """The words of a fit without an interval: Lightning's default, as the class has it. Spacings double after 4."""
+    monkeypatch.setattr("vidlit.stopping.schedule.MAX_ROWS", 4)
 
     def words(**options):
-        made = quickstart(**options)
+        made = quickstart(**{"data__split__val_fraction": 0.67, "data__buckets": "[5x48x48]", **options})
         return [word for word in made if not word.startswith("--trainer.val_check_interval")] + [
             "--trainer.val_check_interval=null"
         ]
@@ -29,50 +28,49 @@ def unset(quickstart):
     return words
 
 
-@pytest.mark.slow
-def test_a_run_that_is_told_nothing_chooses_and_a_resumed_one_keeps_it(unset, tmp_path, monkeypatch):
-    kept = []
-    setup = DivergenceMonitor.on_validation_epoch_end
-
-    def remember(self, trainer, pl_module):
-        kept.append(len(trainer.datamodule.scored_clips))
-        return setup(self, trainer, pl_module)
-
-    monkeypatch.setattr(DivergenceMonitor, "on_validation_epoch_end", remember)
-    options = {"trainer__max_steps": 34, "trainer__accumulate_grad_batches": 2, "model__noise__num_strata": 1}
-    options |= {"data__split__val_fraction": 0.67, "data__buckets": "[5x48x48]", "data__batches__size": 1}
-    assert main(unset(**options)) == 0
-    run = tmp_path / "runs" / "quickstart" / "0"
-    num_clips = json.loads((run / "summary.json").read_text())["num_clips"]["val"]
-    expected = check_schedule(34, 2, num_clips, 1)
-    assert expected.num_clips == 8 < num_clips
-    steps = list(column(run, "val/log_ratio"))
-    assert steps == [0, *range(expected.interval, 35, expected.interval)]
-    assert len(steps) > 16
-    assert set(kept) == {8}
-    shares = column(run, "perf/validation_share")
-    assert list(shares) == steps[1:]
-    assert all(0 < share < 1 for share in shares.values())
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    state = torch.load(checkpoint, weights_only=True)["callbacks"]["ValidationSchedule"]
-    assert state["interval"] == expected.interval
-
-    # With many more steps planned another interval would be chosen: a curve with two would be no curve.
-    options["trainer__max_steps"] = 40
-    assert check_schedule(400, 2, num_clips, 1).interval != expected.interval
-    monkeypatch.setattr(
-        "vidlit.signals.validation_schedule.check_schedule", lambda *_: check_schedule(400, 2, num_clips, 1)
+@pytest.mark.parametrize("accumulate", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_resumed_run_checks_at_the_same_steps_with_the_same_results(unset, tmp_path, accumulate):
+    """Interrupted at a doubling, then between two checks."""
+    shared = {"trainer__accumulate_grad_batches": accumulate, "data__batches__size": 1}
+    assert main(unset(**shared, trainer__max_steps=26)) == 0
+    runs = tmp_path / "runs" / "quickstart"
+    whole = {name: column(runs / "0", name) for name in ("val/log_ratio", "train_eval/log_ratio", "val/score")}
+    assert list(whole["val/log_ratio"]) == [0, 1, 2, 3, 4, 6, 8, 12, 16, 24] == [0, *CheckSchedule(1).checks(26)]
+    assert (
+        list(whole["val/score"]) == list(column(runs / "0", "perf/validation_share")) == [1, 2, 3, 4, 6, 8, 12, 16, 24]
     )
-    assert main([*unset(**options), f"--ckpt_path={checkpoint}"]) == 0
-    assert list(column(run, "val/log_ratio")) == [0, *range(expected.interval, 41, expected.interval)]
+    state = torch.load(runs / "0" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    assert state["ValidationSchedule"] == {"first": 1}
+    last = f"--ckpt_path={runs / '1' / 'checkpoints' / 'last.ckpt'}"
+    for steps, again in ((4, []), (10, [last]), (26, [last])):
+        assert main([*unset(**shared, trainer__max_steps=steps), *again]) == 0
+    assert {name: column(runs / "1", name) for name in whole} == whole
+
+
+def test_the_first_spacing_follows_from_counts_and_outlives_another_plan(unset, tmp_path, capsys):
+    words = unset(trainer__max_steps=70, model__noise__num_strata=1, data__batches__size=1)
+    assert main([*words, "--trainer.limit_val_batches=1.0"]) == 0
+    run = tmp_path / "runs" / "quickstart" / "0"
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    num_clips = sum(state["DivergenceMonitor"][f"{name}_curves"].shape[1] for name in ("val", "train_eval"))
+    assert num_clips == 8 + 4
+    expected = check_schedule(70, 1, num_clips)
+    assert expected.first == 2
+    assert list(column(run, "val/log_ratio")) == [0, *expected.checks(70)]
+    assert "add about" in capsys.readouterr().err  # they cost more than their share
+    more = unset(trainer__max_steps=1000, model__noise__num_strata=1, data__batches__size=1)
+    assert check_schedule(1000, 1, num_clips).first > 2
+    assert main([*more, "--trainer.max_steps=100", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
+    assert list(column(run, "val/log_ratio")) == [0, *expected.checks(100)]
 
 
 def test_what_the_user_says_holds(quickstart, tmp_path):
-    assert main(quickstart(data__split__max_val_clips=2)) == 0
+    assert main(quickstart(data__split__max_val_clips=2, model__noise__num_strata=4)) == 0
     run = tmp_path / "runs" / "quickstart" / "0"
     assert list(column(run, "val/log_ratio")) == [0, 4, 8, 12]
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     assert state["DivergenceMonitor"]["val_curves"].shape == (4, 2)
+    assert state["DivergenceMonitor"]["val_reference"].shape == (2, 4)
     assert "ValidationSchedule" not in state
 
 

@@ -57,7 +57,7 @@ def test_the_rule_in_bulk_is_the_rule_one_by_one():
             history = DivergenceHistory(
                 np.arange(check + 1), runs.val_by_video[run, part], runs.probe_by_video[run, part], names, names
             )
-            if judge_divergence(history, planned_checks=24, warmup_checks=2).action == "stop":
+            if judge_divergence(history, warmup_steps=2).action == "stop":
                 break
         else:
             check = 24

@@ -11,6 +11,7 @@ from vidlit.stopping.divergence import (
     conservative_check,
     judge_divergence,
 )
+from vidlit.stopping.schedule import CheckSchedule
 
 
 def history(val, train_eval, videos=6, clips=2, jitter=0.01, spread=0.25, seed=0):
@@ -38,18 +39,11 @@ def upto(full, check):
     )
 
 
-def replay(full, settings=None, warmup_checks=0, planned_checks=None):
+def replay(full, settings=None, warmup_steps=0):
     """All verdicts of a run up to the first stop."""
     verdicts = []
     for check in range(len(full.steps)):
-        verdicts.append(
-            judge_divergence(
-                upto(full, check),
-                settings,
-                planned_checks=planned_checks or len(full.steps) - 1,
-                warmup_checks=warmup_checks,
-            )
-        )
+        verdicts.append(judge_divergence(upto(full, check), settings, warmup_steps=warmup_steps))
         if verdicts[-1].action == "stop":
             break
     return verdicts
@@ -69,7 +63,7 @@ def falling(checks, depth=1.2, tau=12.0):
 def test_a_short_run_that_overfits_stops_soon_after_its_turn(turn, videos):
     for seed in range(4):
         full = history(overfitting(turn, 30), falling(30), videos=videos, seed=seed)
-        *before, last = replay(full, warmup_checks=2)
+        *before, last = replay(full, warmup_steps=20)
         check = len(before)
         assert last.action == "stop"
         assert turn < check <= turn + 10
@@ -97,14 +91,14 @@ def test_a_run_that_keeps_improving_is_never_stopped(checks):
     t = np.arange(checks + 1)
     val = -0.3 * np.log1p(20 * t / checks) / np.log(21)
     for seed in range(3):
-        verdicts = replay(history(val, 1.3 * val - 0.2 * t / checks, videos=10, seed=seed), warmup_checks=checks // 20)
+        verdicts = replay(history(val, 1.3 * val - 0.2 * t / checks, videos=10, seed=seed), warmup_steps=checks // 2)
         assert len(verdicts) == checks + 1
         assert not any(verdict.action == "stop" for verdict in verdicts)
 
 
 def test_nothing_is_decided_in_the_warm_up():
     full = history(np.linspace(0, 1, 31), falling(30))
-    verdicts = replay(full, warmup_checks=5)
+    verdicts = replay(full, warmup_steps=50)
     assert {verdict.evidence["case"] for verdict in verdicts[:15]} == {"warm-up"}
     assert verdicts[-1].action == "stop"
 
@@ -154,7 +148,7 @@ def test_an_early_rise_that_passes_is_not_no_gain():
     t = np.arange(61)
     hump = 0.2 * np.exp(-0.5 * ((t - 4) / 2.0) ** 2)
     val = hump - 0.5 * (1 - np.exp(-t / 40.0))
-    assert replay(history(val, val), warmup_checks=4)[-1].action != "stop"
+    assert replay(history(val, val), warmup_steps=40)[-1].action != "stop"
 
 
 def test_the_gap_is_warned_of_before_the_minimum():
@@ -196,10 +190,10 @@ def test_where_the_train_eval_rises_too_the_reason_says_unsteady():
 def test_a_loss_that_is_no_number_stops_at_once():
     full = history(overfitting(8, 10), falling(10))
     full.val[5, 3] = np.nan
-    verdict = judge_divergence(upto(full, 5), planned_checks=10)
+    verdict = judge_divergence(upto(full, 5))
     assert (verdict.action, verdict.evidence["case"]) == ("stop", "not finite")
     assert "step 50" in verdict.reason
-    later = judge_divergence(full, planned_checks=10)  # a user whose policy only warns goes on
+    later = judge_divergence(full)  # a user whose policy only warns goes on
     assert later.evidence["case"] != "not finite"
     assert math.isfinite(later.evidence["gain"])
 
@@ -207,7 +201,7 @@ def test_a_loss_that_is_no_number_stops_at_once():
 def test_the_verdict_depends_on_the_history_alone():
     full = history(overfitting(9, 30), falling(30))
     last = replay(full)[-1]
-    again = judge_divergence(upto(full, last.evidence["step"] // 10), planned_checks=30)
+    again = judge_divergence(upto(full, last.evidence["step"] // 10))
     assert again == last
     order = np.random.default_rng(0).permutation(len(full.val_videos))
     shuffled = DivergenceHistory(
@@ -217,9 +211,44 @@ def test_the_verdict_depends_on_the_history_alone():
         tuple(full.val_videos[k] for k in order),
         full.train_eval_videos,
     )
-    shuffled = judge_divergence(upto(shuffled, last.evidence["step"] // 10), planned_checks=30)
+    shuffled = judge_divergence(upto(shuffled, last.evidence["step"] // 10))
     assert shuffled.action == last.action
     assert shuffled.evidence["p_value"] == pytest.approx(last.evidence["p_value"])
+
+
+@pytest.mark.parametrize("first", [1, 10, 37])
+def test_a_turn_is_found_as_early_at_any_first_spacing(first):
+    """The schedule that ships, from a first spacing of a thousandth of the turn to a few of it."""
+    schedule = CheckSchedule(first)
+    steps = np.array([0, *schedule.checks(4000)])
+    turn = 400
+    val = -0.6 * (1 - np.exp(-3.0 * np.minimum(steps, turn) / turn)) + 0.0006 * np.maximum(steps - turn, 0)
+    full = history(val, -1.2 * (1 - np.exp(-steps / 500)), videos=8, jitter=0.006, spread=0.1)
+    full = DivergenceHistory(steps, full.val, full.train_eval, full.val_videos, full.train_eval_videos)
+    *before, last = replay(full, warmup_steps=40)
+    assert (last.action, last.evidence["case"]) == ("stop", "divergence")
+    assert turn < steps[len(before)] < 2 * turn
+    assert abs(last.evidence["best_step"] - turn) < 0.3 * turn
+    assert last.evidence["best_step"] in steps  # a check, not a mean of several
+
+
+def test_a_check_that_was_not_finite_leaves_the_rows_as_they_are():
+    full = history(overfitting(9, 30), falling(30), videos=8)
+    stop = len(replay(full)) - 1
+    full.val[4, 2] = np.nan
+    verdicts = [judge_divergence(upto(full, check)) for check in range(stop + 1)]
+    assert [check for check, verdict in enumerate(verdicts) if verdict.evidence["case"] == "not finite"] == [4]
+    assert abs(len(replay_from(full, 5)) - 1 - stop) <= 2
+
+
+def replay_from(full, check):
+    """Verdicts from a check on, to the first stop, with all before it left out."""
+    verdicts = [None] * check
+    for now in range(check, len(full.steps)):
+        verdicts.append(judge_divergence(upto(full, now)))
+        if verdicts[-1].action == "stop":
+            break
+    return verdicts
 
 
 def test_single_precision_histories_are_judged_alike():

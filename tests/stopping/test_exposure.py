@@ -10,7 +10,6 @@ from vidlit.stopping.exposure import (
     band,
     forecast,
     judge_exposure,
-    steps_to,
     video_exposures,
 )
 
@@ -66,8 +65,6 @@ def test_forecast_refuses_nothing():
 def test_adjusted_exposure_is_raw_exposure_at_the_reference_run():
     adjusted = adjusted_exposure(np.full(1000, 1e-4), batch_size=1, num_videos=100)
     assert adjusted[-1] == pytest.approx(10.0)
-    assert steps_to(5.0, adjusted) in (500, 501)
-    assert steps_to(11.0, adjusted) == 1001
 
 
 def test_adjusted_exposure_follows_the_schedule():

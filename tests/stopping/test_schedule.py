@@ -1,41 +1,59 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from vidlit.stopping.schedule import MIN_CHECKS, audit_evaluations, audit_interval, check_schedule
-
-
-@pytest.mark.parametrize("max_steps", [2000, 10_000, 200_000])
-@pytest.mark.parametrize("batch_size", [4, 8, 64])
-@pytest.mark.parametrize("num_clips", [1, 8, 20, 300])
-def test_long_runs_keep_checks_within_their_share(max_steps, batch_size, num_clips):
-    chosen = check_schedule(max_steps, batch_size, num_clips, 4)
-    assert chosen.share <= 0.05 * 1.01  # whole clips and steps
-    # 2NK / (3BM), as stated
-    assert chosen.share == pytest.approx(2 * chosen.num_clips * 4 / (3 * batch_size * chosen.interval))
-    assert max_steps // chosen.interval >= MIN_CHECKS
-    assert chosen.num_clips <= num_clips
-    if chosen.num_clips < num_clips:  # no more clips left out than need be
-        more = 2 * (chosen.num_clips + 1) * 4 / (3 * batch_size * (max_steps // MIN_CHECKS))
-        assert more > 0.05
+from vidlit.stopping.schedule import (
+    FIRST_SHARE,
+    CheckSchedule,
+    audit_evaluations,
+    audit_interval,
+    check_schedule,
+    scored_train_clips,
+    scored_val_clips,
+)
 
 
-def test_all_clips_are_scored_where_that_can_be_afforded():
-    assert check_schedule(20_000, 8, 20, 4).num_clips == 20
-    assert check_schedule(20_000, 8, 20, 4).interval == 134  # ceil(2 * 20 * 4 / (3 * 8 * 0.05))
+def test_forty_checks_then_twenty_for_every_doubling():
+    assert CheckSchedule(1).checks(40) == list(range(1, 41))
+    schedule = CheckSchedule(7)
+    assert schedule.checks(40 * 7) == list(range(7, 281, 7))
+    assert schedule.checks(80 * 7)[40:] == list(range(294, 561, 14))
+    assert [len(schedule.checks(7 * n)) for n in (40, 80, 160, 320)] == [40, 60, 80, 100]
+    assert [schedule.spacing(step) for step in (0, 279, 280, 559, 560, 1120)] == [7, 7, 14, 14, 28, 56]
+    assert CheckSchedule(7, doubles=False).checks(1000) == list(range(7, 1001, 7))
 
 
-@pytest.mark.parametrize("max_steps", [16, 100, 500, 1999])
-def test_short_runs_have_their_checks_first(max_steps):
-    chosen = check_schedule(max_steps, 1, 40, 4)
-    assert max_steps // chosen.interval >= MIN_CHECKS
-    assert chosen.num_clips == 8
-    assert chosen.share > 0.05
+@given(st.integers(1, 300), st.integers(0, 50_000))
+def test_every_check_is_a_multiple_of_the_spacing_before_it(first, until):
+    """So that Lightning, which asks for a remainder, finds it."""
+    schedule = CheckSchedule(first)
+    checks = set(schedule.checks(until))
+    assert checks == {step for step in range(1, until + 1) if step % schedule.spacing(step - 1) == 0}
 
 
-def test_the_shortest_and_the_endless_run():
-    assert check_schedule(5, 1, 2, 4).interval == 1
-    endless = check_schedule(-1, 2, 30, 4)
-    assert endless.num_clips == 30
-    assert endless.share <= 0.05
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize("evaluations", [2, 24, 40, 300])
+def test_checks_begin_at_their_share_and_fall_below_it(batch_size, evaluations):
+    endless = check_schedule(-1, batch_size, evaluations)
+    assert endless.share(evaluations, batch_size, -1) <= FIRST_SHARE + 1e-9
+    if endless.first > 1:
+        assert evaluations / (3 * batch_size * (endless.first - 1)) > FIRST_SHARE
+    shares = [endless.share(evaluations, batch_size, 40 * endless.first * n) for n in (1, 2, 4, 8)]
+    assert shares[0] <= FIRST_SHARE + 1e-9
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] < 0.5 * shares[0]
+
+
+def test_max_steps_matters_in_short_runs_only():
+    # c = 24 / 3 = 8 steps; 8 / 0.15 = 53.3
+    assert [check_schedule(steps, 1, 24).first for steps in (-1, 2000, 20_000, 10**6)] == [54] * 4
+    assert [check_schedule(steps, 1, 24).first for steps in (5, 320, 500, 1600)] == [1, 10, 15, 50]
+    assert check_schedule(500, 1, 24).share(24, 1, 500) == pytest.approx(8 * 33 / 500)
+
+
+def test_clips_are_scored_of_as_many_recordings_as_there_are():
+    assert [scored_val_clips(groups) for groups in (1, 8, 12, 16, 50)] == [8, 8, 12, 16, 16]
+    assert [scored_train_clips(clips) for clips in (1, 8, 16, 40)] == [4, 4, 4, 10]
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16])

@@ -38,7 +38,7 @@ ORDER = (
     Place(RunOverview, "says what there is to train on before the bar opens"),
     Place(StepProgress, "shows the samples of a step as soon as it is over"),
     Place(Throughput, "stops its clock before what others do at a validation is counted as training"),
-    Place(ValidationSchedule, "chooses a check's clips before the monitor lays out its tables; times it before audits"),
+    Place(ValidationSchedule, "times a check before audits add to it"),
     Place(BadSteps, "names the clips of a bad step before anything is saved or counted on"),
     Place(DivergenceMonitor, "its curves are what the others' verdicts and the kept weights go by"),
     Place(ExposureLedger, "counts a batch before the checkpoint that holds it is saved"),

@@ -255,9 +255,12 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
     )
     console.print(plan.advice, highlight=False, soft_wrap=True)
     checks = plan.checks
+    first, last = checks["first_interval"], checks["last_interval"]
+    every = f"every {first} steps" + (f" at first, every {last} in the end" if last > first else "")
     console.print(
-        f"checks: {checks['count']}, every {checks['interval']} steps, of {checks['held_out_clips']} validation clips: "
-        f"they add about {100 * checks['share']:.0f} % to the cost of training",
+        f"checks: {checks['count']}, {every}, of {checks['held_out_clips']} validation clips and "
+        f"{checks['train_eval_clips']} for training: they add about {100 * checks['share']:.0f} % to the cost of "
+        "training, should it go on to the end",
         highlight=False,
         soft_wrap=True,
     )

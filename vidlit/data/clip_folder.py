@@ -18,6 +18,7 @@ from vidlit.latents.encoding import Encoding
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
 from vidlit.latents.store import LatentStore
 from vidlit.models.family import open_family
+from vidlit.stopping.schedule import scored_train_clips, scored_val_clips
 from vidlit.video.buckets import Bucket, BucketBudget, BucketPolicy
 from vidlit.video.cut import Cutting, DatasetPlan, plan_clips
 from vidlit.video.sources import Clip
@@ -72,8 +73,6 @@ class ClipFolder:
         """Of each bucket, on one rank."""
         self.further_captions = further_captions or []
         self.seed = seed
-        self.affordable_val_clips: int | None = None
-        """Chosen together with the interval of checks; a resumed run keeps it."""
         if encoding.with_std and self.family.vae_is_deterministic:
             raise UserError(
                 f"data.encoding.posterior is sample, but the VAE of {base} gives each video one latent, without a "
@@ -146,15 +145,15 @@ class ClipFolder:
     @property
     def scored_clips(self) -> list[Clip]:
         """Validation clips that are scored at every check."""
-        most = self.splitting.max_val_clips or self.affordable_val_clips
-        if most is None or most >= len(self.split.val):
-            return self.split.val
-        return self.spread(self.split.val, most)
+        groups = len({clip.source.group for clip in self.split.val})
+        most = self.splitting.max_val_clips or scored_val_clips(groups)
+        return self.spread(self.split.val, most) if most < len(self.split.val) else self.split.val
 
     @property
     def train_eval_clips(self) -> list[Clip]:
         """Training clips that are scored as the validation ones are."""
-        return self.spread(self.split.train, len(self.scored_clips) or TRAIN_EVAL_ALONE)
+        num_val = len(self.scored_clips)
+        return self.spread(self.split.train, scored_train_clips(num_val) if num_val else TRAIN_EVAL_ALONE)
 
     def spread(self, clips: list[Clip], num_clips: int) -> list[Clip]:
         """Some of the clips, spread evenly over recordings; always the same."""

@@ -131,7 +131,6 @@ class LatentDataModule(ClipFolder, LightningDataModule):
         return {
             "position": self.trainer.fit_loop.epoch_loop.total_batch_idx + 1,
             "global_batch_sizes": self._global_batch_sizes(),
-            "affordable_val_clips": self.affordable_val_clips,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -147,4 +146,3 @@ class LatentDataModule(ClipFolder, LightningDataModule):
                 f"{here}: set --data.batches.size so that size x ranks is the same, with the same buckets."
             )
         self._position = state_dict["position"]
-        self.affordable_val_clips = state_dict.get("affordable_val_clips")

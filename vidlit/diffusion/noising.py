@@ -140,7 +140,7 @@ class Noise:
     """
 
     process: RectifiedFlow | None = None
-    num_strata: int = 4
+    num_strata: int = 2
     first_frame: float = 0.0
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ def _names(rows: Iterable[LoggedName], count: int) -> list[str]:
     return [row.at(number) for row in rows for number in range(count if row.is_numbered else 1)]
 
 
-def make_workspace(project: str, entity: str, num_levels: int = 4) -> Any:
+def make_workspace(project: str, entity: str, num_levels: int = 2) -> Any:
     """A ``wandb_workspaces`` workspace of one project.
 
     Args:
@@ -71,7 +71,7 @@ def read_target(configs: Sequence[Path]) -> tuple[str, str, int]:
     Raises:
         UserError: a file cannot be read, or none of them has a W&B logger with a project.
     """
-    project, entity, num_levels = "", "", 4
+    project, entity, num_levels = "", "", 2
     for path in configs:
         try:
             config = yaml.safe_load(path.read_text()) or {}

@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from vidlit.errors import UserError
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_name import LoggedName
-from vidlit.runs.logged_names import EXPOSURE_ADJUSTED, all_rows, read_rows
+from vidlit.runs.logged_names import all_rows, read_rows
 from vidlit.runs.redaction import redact
 from vidlit.runs.signal_words import SignalWords, read_signals
-from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, judge_run
-from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
+from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, judge_divergence
 from vidlit.stopping.verdict import Verdict
 
 _RENAMED = (("memorization/copies", "copies/count"), ("memorization/", "copies/"), ("probe", "train_eval"))
@@ -234,8 +233,6 @@ class RunRecord:
             A verdict for each check after step 0. A run that stopped has no later checks to judge.
         """
         history = self.history
-        model, trainer = self.config.get("model", {}), self.config.get("trainer", {})
-        adjusted = self.curve(EXPOSURE_ADJUSTED.name)
         verdicts = []
         for checks in range(2, len(history.steps) + 1):
             part = DivergenceHistory(
@@ -246,13 +243,7 @@ class RunRecord:
                 history.train_eval_videos,
             )
             verdicts.append(
-                judge_run(
-                    part,
-                    settings,
-                    planned_steps=int(trainer.get("max_steps", part.steps[-1])),
-                    warmup_steps=int(model.get("warmup_steps", 0)),
-                    seldom_seen_checks=int((adjusted.values[: checks - 1] < MIN_ADJUSTED_EXPOSURE).sum()),
-                )
+                judge_divergence(part, settings, warmup_steps=int(self.config.get("model", {}).get("warmup_steps", 0)))
             )
         return verdicts
 

@@ -25,10 +25,8 @@ from vidlit.runs.logged_names import (
     VAL_LOSS,
     VAL_SCORE,
 )
-from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.signal import Signal
-from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, check_scores, judge_run
-from vidlit.stopping.exposure import MIN_ADJUSTED_EXPOSURE
+from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, check_scores, judge_divergence
 from vidlit.stopping.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -163,13 +161,7 @@ class DivergenceMonitor(Signal):
         """Has validation turned, stalled or never gained?"""
         if "val" not in self.sets:
             return self._nothing_held_out()
-        verdict = judge_run(
-            self.history(),
-            self.settings,
-            planned_steps=self.trainer.max_steps,
-            warmup_steps=self.module.warmup_steps,
-            seldom_seen_checks=self._underexposed_checks(),
-        )
+        verdict = judge_divergence(self.history(), self.settings, warmup_steps=self.module.warmup_steps)
         tested = {"statistic": STATISTIC, "threshold": THRESHOLD}
         numbers = {row.name: float(verdict.evidence[key]) for key, row in tested.items() if key in verdict.evidence}
         for logger in self.trainer.loggers:
@@ -189,10 +181,6 @@ class DivergenceMonitor(Signal):
         evidence |= {"case": "nothing held out", "train_eval_log_ratio": train_eval}
         return Verdict("divergence", "continue", reason, evidence)
 
-    def _underexposed_checks(self) -> int:
-        """Checks before videos were seen often enough to say anything."""
-        return max((ledger.checks_below(MIN_ADJUSTED_EXPOSURE) for ledger in self.others(ExposureLedger)), default=0)
-
     # -- state: tensors and numbers only, so that checkpoints load with weights_only
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,7 +198,6 @@ class DivergenceMonitor(Signal):
         """Take up the history of a checkpoint; a test, which scores other clips, has no use for it."""
         if not state_dict or not self._keys:
             return
-        self._lay_out()  # the datamodule may have been told by its checkpoint to score fewer
         for name in SETS:
             there = state_dict.get(f"{name}_keys", torch.zeros(0, dtype=torch.int64))
             if not torch.equal(there, self._keys.get(name, torch.zeros(0, dtype=torch.int64))):
@@ -218,6 +205,12 @@ class DivergenceMonitor(Signal):
                     f"The checkpoint was made with other {name} clips ({len(there)} there, "
                     f"{len(self._keys.get(name, ()))} here, or others): its curve cannot be continued. Use the same "
                     "data and split options, or start a new run."
+                )
+            levels = state_dict[f"{name}_reference"].shape[1] if len(there) else self._num_strata
+            if levels != self._num_strata:
+                raise UserError(
+                    f"The checkpoint scored its {name} clips at {levels} noise levels, here it is {self._num_strata}: "
+                    f"its curve cannot be continued. Set --model.noise.num_strata={levels}, or start a new run."
                 )
         self.steps = list(state_dict["steps"])
         self.curves = {name: list(state_dict[f"{name}_curves"]) for name in self.sets}

@@ -101,10 +101,6 @@ class ExposureLedger(Signal):
         counts = np.array(list(self.per_video().values()))
         return {"min": int(counts.min()), "mean": float(counts.mean()), "max": int(counts.max())}
 
-    def checks_below(self, adjusted: float) -> int:
-        """Checks so far at which the adjusted exposure was below this."""
-        return sum(statistics["adjusted"] < adjusted for statistics in self._per_check.values())
-
     def statistics_at(self, step: int) -> dict[str, float]:
         """As :meth:`statistics`, at an earlier check."""
         return self._per_check.get(step, {"min": 0, "mean": 0.0, "max": 0})

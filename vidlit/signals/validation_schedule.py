@@ -1,4 +1,4 @@
-"""Chooses how often to check where the user does not say, and measures what checks cost."""
+"""Decides when to check where the user does not say, and measures what checks cost."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vidlit.errors import UserError
+from vidlit.lightning_internals import check_after_every
 from vidlit.runs.logged_names import VALIDATION_SHARE
-from vidlit.stopping.schedule import MAX_SHARE, MIN_CHECKS, CheckSchedule, check_schedule
+from vidlit.stopping.schedule import FIRST_SHARE, MIN_FIRST_CHECKS, CheckSchedule, check_schedule
 from vidlit.training.run_callback import RunCallback
 
 UNSET = 1.0
@@ -23,10 +24,11 @@ def is_left_to_choose(trainer: Trainer) -> bool:
 
 
 class ValidationSchedule(RunCallback):
-    """Sets ``trainer.val_check_interval`` where it is left out, and logs ``perf/validation_share``, as measured.
+    """Checks at a spacing that doubles, where ``trainer.val_check_interval`` is left out.
 
-    The choice follows from counts alone (:func:`vidlit.stopping.schedule.check_schedule`), and a resumed run keeps it.
-    It must come before what audits at the end of a validation, so that audits are not counted as checks.
+    The first spacing follows from counts alone (:func:`vidlit.stopping.schedule.check_schedule`), and a resumed run
+    keeps it; all later ones follow from the step. Logs ``perf/validation_share``, as measured. It must come before what
+    audits at the end of a validation, so that audits are not counted as checks.
     """
 
     def __init__(self) -> None:
@@ -35,7 +37,7 @@ class ValidationSchedule(RunCallback):
         self._seconds = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose, before the validation clips are laid out.
+        """Choose the first spacing.
 
         Raises:
             UserError: checks would fall into the middle of an optimizer step.
@@ -53,23 +55,27 @@ class ValidationSchedule(RunCallback):
         if not is_left_to_choose(trainer):
             return
         samples = self.data.samples_per_batch * accumulate
-        # A training subset that is scored alone counts as half as many validation clips with one of the same number.
-        num_clips = len(self.data.val_clips) or -(-len(self.data.train_eval_clips) // 2)
-        self.chosen = check_schedule(trainer.max_steps, samples, num_clips, self.module.num_strata)
-        self._apply()
-        if self.chosen.share > MAX_SHARE:
+        num_clips = len(self.data.scored_clips) + len(self.data.train_eval_clips)
+        evaluations = num_clips * self.module.num_strata
+        self.chosen = check_schedule(trainer.max_steps, samples, evaluations)
+        # A whole number, so that Lightning counts batches over all of the endless epoch.
+        trainer.val_check_interval = self.chosen.first * accumulate
+        share = self.chosen.share(evaluations, samples, trainer.max_steps)
+        if share > FIRST_SHARE:
             rank_zero_warn(
-                f"{MIN_CHECKS} checks of {self.chosen.num_clips} validation clips add about "
-                f"{100 * self.chosen.share:.0f} % to the cost of training, more than the {100 * MAX_SHARE:.0f} % "
-                "aimed at, because the batch is small or the run short. Fewer checks would be too few to decide by; to "
-                "check less all the same, set trainer.val_check_interval or data.split.max_val_clips."
+                f"checks of {num_clips} clips at {self.module.num_strata} noise levels add about {100 * share:.0f} % "
+                f"to the cost of training, because the run is short: there are {MIN_FIRST_CHECKS} at least, since "
+                "training on past the turn would cost more. To check less all the same, set "
+                "trainer.val_check_interval or data.split.max_val_clips."
             )
 
-    def _apply(self) -> None:
-        assert self.chosen is not None
-        # Lightning counts batches, the schedule optimizer steps.
-        self.trainer.val_check_interval = self.chosen.interval * self.trainer.accumulate_grad_batches
-        self.data.affordable_val_clips = self.chosen.num_clips
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Tell Lightning the present spacing: every check falls on a multiple of it."""
+        if self.chosen is not None:
+            # Lightning counts batches, the schedule optimizer steps; a batch whose gradient is thrown away counts.
+            accumulate = self.trainer.accumulate_grad_batches
+            steps = self.trainer.fit_loop.epoch_loop.total_batch_idx // accumulate
+            check_after_every(self.trainer, self.chosen.spacing(steps) * accumulate)
 
     # -- what checks really cost
 
@@ -99,11 +105,10 @@ class ValidationSchedule(RunCallback):
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """What was chosen; nothing where the user chose."""
-        return {} if self.chosen is None else dict(vars(self.chosen))
+        """The first spacing; nothing where the user chose."""
+        return {} if self.chosen is None else {"first": self.chosen.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what was chosen, though more steps may be planned by now."""
-        if self.chosen is not None and state_dict:
-            self.chosen = CheckSchedule(**state_dict)
-            self._apply()
+        """Keep the first spacing, though more steps may be planned by now."""
+        if self.chosen is not None and "first" in state_dict:
+            self.chosen = CheckSchedule(state_dict["first"])

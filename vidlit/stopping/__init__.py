@@ -2,16 +2,19 @@
 
 from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, best_check, judge_divergence
 from vidlit.stopping.exposure import band, video_exposures
+from vidlit.stopping.schedule import CheckSchedule, check_schedule
 from vidlit.stopping.stopper import Stopper
 from vidlit.stopping.verdict import Verdict
 
 __all__ = [
+    "CheckSchedule",
     "DivergenceHistory",
     "DivergenceSettings",
     "Stopper",
     "Verdict",
     "band",
     "best_check",
+    "check_schedule",
     "judge_divergence",
     "video_exposures",
 ]

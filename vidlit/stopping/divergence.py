@@ -10,7 +10,8 @@ The rule reads the validation log-ratios of all checks so far and asks, in this 
 - *plateau*: does it no longer improve while the training subset still falls?
 - *gap*: does it fall much slower than the training subset? Only ever a warning.
 
-Everything is a pure function of the history, so a resumed run decides as the uninterrupted one.
+The rule sees means of the checks over 20 to 40 even intervals (:mod:`vidlit.stopping.rows`); the best check is one of
+the checks themselves. Everything is a pure function of the history, so a resumed run decides as the uninterrupted one.
 
 Fewer than four validation recordings are too few to tell whether a rise holds for others. The rule then asks that all
 of them agree and that the rise lasts twice as long, and says so in its reason.
@@ -24,8 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlit.stopping import curves
+from vidlit.stopping import curves, rows
 from vidlit.stopping.rule import CASES, MIN_VIDEOS, DivergenceSettings, assess
+from vidlit.stopping.schedule import MAX_ROWS
 from vidlit.stopping.verdict import Action, Verdict
 
 __all__ = [
@@ -35,7 +37,6 @@ __all__ = [
     "check_scores",
     "conservative_check",
     "judge_divergence",
-    "judge_run",
 ]
 
 
@@ -104,16 +105,14 @@ def judge_divergence(
     history: DivergenceHistory,
     settings: DivergenceSettings | None = None,
     *,
-    planned_checks: int,
-    warmup_checks: int = 0,
+    warmup_steps: int = 0,
 ) -> Verdict:
-    """Judges the validation loss after the latest check.
+    """Judges the validation loss after the latest check. How many steps are planned changes nothing.
 
     Args:
-        history: Log-ratios of all checks so far, step 0 included.
+        history: Log-ratios of all checks so far, step 0 included, at any steps.
         settings: Numbers of the rule.
-        planned_checks: Checks after step 0 that the whole run is planned to have.
-        warmup_checks: Checks after step 0 until the learning-rate warm-up is over and 5 adjusted exposures are reached.
+        warmup_steps: Optimizer steps until the learning-rate warm-up is over.
 
     Returns:
         A verdict with evidence: case ("learning", "warm-up", "no gain", "divergence", "plateau", "gap", "not finite"),
@@ -134,13 +133,15 @@ def judge_divergence(
     usable = np.isfinite(history.val).all(axis=1) & np.isfinite(history.train_eval).all(axis=1)
     val = history.val[usable].astype(np.float64)
     train_eval = history.train_eval[usable].astype(np.float64)
+    row = rows.row_numbers(history.steps)[usable]
+    val_rows = rows.condense(val, row)
     findings = assess(
-        curves.by_video(val, history.val_videos)[None],
-        curves.by_video(train_eval, history.train_eval_videos)[None],
+        curves.by_video(val_rows, history.val_videos)[None],
+        curves.by_video(rows.condense(train_eval, row), history.train_eval_videos)[None],
         settings or DivergenceSettings(),
-        planned_checks=planned_checks,
-        warmup_checks=warmup_checks,
-        curve=val.mean(axis=1)[None],
+        planned_checks=MAX_ROWS,
+        warmup_checks=-(-warmup_steps // rows.row_length(history.steps)),
+        curve=val_rows.mean(axis=1)[None],
     )
     case, action = CASES[int(findings.case[0])]
     best = 0 if case == "no gain" else best_check(history)
@@ -159,35 +160,6 @@ def judge_divergence(
         **{name: float(values[0]) for name, values in findings.numbers.items()},
     }
     return Verdict("divergence", action, _reason(case, action, evidence), evidence)
-
-
-def judge_run(
-    history: DivergenceHistory,
-    settings: DivergenceSettings | None = None,
-    *,
-    planned_steps: int,
-    warmup_steps: int = 0,
-    seldom_seen_checks: int = 0,
-) -> Verdict:
-    """Judges the validation loss after the latest check, with the plan in optimizer steps.
-
-    Args:
-        history: Log-ratios of all checks so far, step 0 included.
-        settings: Numbers of the rule.
-        planned_steps: Optimizer steps of the whole run; where it has no end, the checks so far are all that count.
-        warmup_steps: Steps until the learning-rate warm-up is over.
-        seldom_seen_checks: Checks after step 0 until 5 adjusted exposures are reached, where they are counted.
-
-    Returns:
-        The verdict of :func:`judge_divergence`.
-    """
-    interval = max(1, int(history.steps[-1]) // max(1, len(history.steps) - 1))
-    return judge_divergence(
-        history,
-        settings,
-        planned_checks=max(1, planned_steps // interval),
-        warmup_checks=max(-(-warmup_steps // interval), seldom_seen_checks),
-    )
 
 
 def _reason(case: str, action: Action, evidence: dict[str, float | int | str]) -> str:

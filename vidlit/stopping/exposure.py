@@ -1,8 +1,8 @@
 """How often each training video is seen: bands, adjusted exposure, forecast, cap.
 
 An exposure of a video is one time that any of its clips was in a training batch, over all ranks and the whole life of
-the run. The bands read raw exposures only. The adjusted exposure is a prior on how far training has come: it sets the
-warm-up of the divergence rule, the density of checks and the remark on low learning rates, never the band.
+the run. The bands read raw exposures only. The adjusted exposure is a prior on how far training has come, by which runs
+can be compared; it never sets the band.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ MEANING: dict[Band, str] = {
 }
 
 CONSERVATIVE, MODERATE, RISKY = 10, 50, 100  # exposures per video: up to, up to, from
-
-MIN_ADJUSTED_EXPOSURE = 5.0
-"""The divergence rule decides nothing before each video was seen this often, in exposures of the reference run."""
 
 LOW_LEARNING_RATE = 4e-5
 LOW_LEARNING_RATE_SAFE = 30.0  # exposures that are still relatively safe at or below LOW_LEARNING_RATE
@@ -95,11 +92,6 @@ def adjusted_exposure(learning_rates: ArrayLike, batch_size: int, num_videos: in
 
 def _held(factor: ArrayLike) -> NDArray[np.float64]:
     return np.clip(np.asarray(factor, dtype=np.float64), 0.25, 4.0)
-
-
-def steps_to(target: float, adjusted: NDArray[np.float64]) -> int:
-    """First number of steps after which the adjusted exposure (S,) reaches ``target``; S + 1 if it never does."""
-    return int(np.searchsorted(adjusted, target)) + 1
 
 
 @dataclass(frozen=True)

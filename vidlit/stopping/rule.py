@@ -56,6 +56,8 @@ LEARNING, GAP, PLATEAU_WARNED, PLATEAU, DIVERGENCE, NO_GAIN, WARM_UP = range(len
 class DivergenceSettings:
     """Numbers of the divergence rule; one default serves all spacings of checks and levels of jitter.
 
+    Checks are counted as the rule sees them: means over at most 40 even stretches of the run so far.
+
     Args:
         alpha: chance of a false alarm over a run whose loss stays flat, and level of each test across recordings.
         min_excess: smallest rise that counts, as a share of the gain so far.
@@ -123,7 +125,7 @@ def assess(
         val: Validation log-ratios of each recording (R, J, V), step 0 first.
         train_eval: Log-ratios of the training subset, averaged by recording (R, J, P).
         settings: Numbers of the rule.
-        planned_checks: Checks after step 0 in the whole run.
+        planned_checks: Checks after step 0 in the whole run, as the rule sees them.
         warmup_checks: Checks after step 0 that belong to the warm-up. Nothing is decided before three times as many:
             what the first steps disturb takes that long to settle.
         curve: Mean validation log-ratios (R, J) where clips, not videos, count alike; the mean over videos by default.

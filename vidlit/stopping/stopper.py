@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidlit.stopping.divergence import DivergenceHistory, best_check, judge_run
+from vidlit.stopping.divergence import DivergenceHistory, best_check, judge_divergence
 from vidlit.stopping.rule import DivergenceSettings
 from vidlit.stopping.verdict import Verdict
 
@@ -20,12 +20,12 @@ class Stopper:
 
     A check is the log-ratio ``log(loss now / loss at step 0)`` of each validation clip and of as many training clips,
     each scored at noise and noise levels of its own that are the same at every check. Step 0 is known: every log-ratio
-    is zero there.
+    is zero there. Checks may come at any steps: the rule sees means over even intervals. :class:`CheckSchedule`
+    says when they serve it best.
 
     Args:
         val_groups: Recording of each validation clip (N,): clips of one recording say the same thing twice.
         train_eval_groups: The same of each scored training clip (M,).
-        planned_steps: Optimizer steps of the whole run, should nothing stop it.
         warmup_steps: Steps until the learning rate has reached its peak.
         settings: Numbers of the rule; ``None`` takes its defaults.
 
@@ -33,7 +33,7 @@ class Stopper:
         ValueError: If there is no validation clip, or no training clip.
 
     Example:
-        >>> stopper = Stopper(["a", "a", "b"], ["c", "d"], planned_steps=1000)
+        >>> stopper = Stopper(["a", "a", "b"], ["c", "d"])
         >>> stopper.update(100, val=[-0.02, -0.01, -0.03], train_eval=[-0.04, -0.05]).action
         'continue'
         >>> stopper.best_step
@@ -45,11 +45,9 @@ class Stopper:
         val_groups: Sequence[str],
         train_eval_groups: Sequence[str],
         *,
-        planned_steps: int,
         warmup_steps: int = 0,
         settings: DivergenceSettings | None = None,
     ) -> None:
-        self.planned_steps = planned_steps
         self.warmup_steps = warmup_steps
         self.settings = settings
         self.verdict: Verdict | None = None
@@ -81,9 +79,7 @@ class Stopper:
             val_videos=before.val_videos,
             train_eval_videos=before.train_eval_videos,
         )
-        self.verdict = judge_run(
-            self.history, self.settings, planned_steps=self.planned_steps, warmup_steps=self.warmup_steps
-        )
+        self.verdict = judge_divergence(self.history, self.settings, warmup_steps=self.warmup_steps)
         return self.verdict
 
     @property

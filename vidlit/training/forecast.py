@@ -13,7 +13,7 @@ from vidlit.errors import UserError
 from vidlit.latents.encoding import num_cores
 from vidlit.latents.recipe import PromptRecipe
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band, forecast, video_exposures
-from vidlit.stopping.schedule import check_schedule, check_share
+from vidlit.stopping.schedule import CheckSchedule, check_schedule
 from vidlit.video.isolation import IsolatedReader
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class RunPlan:
     """Lowest, mean and highest exposures of a recording at ``max_steps``."""
     band: str
     checks: dict[str, float]
-    """Steps between checks, their number, validation clips scored at each, and the share of the cost that they add."""
+    """Their number, steps between the first and between the last ones, validation and training clips scored at each,
+    and the share of the cost that they add."""
     advice: str
     conservative_max_steps: int
     moderate_max_steps: int
@@ -82,7 +83,7 @@ def make_plan(
     num_replicas: int,
     accumulate: int,
     learning_rate: float,
-    num_strata: int = 4,
+    num_strata: int = 2,
     check_interval: int | None = None,
 ) -> RunPlan:
     """Plan a run from file headers and the store's index alone.
@@ -138,14 +139,21 @@ def make_plan(
 def _checks(
     data: ClipFolder, max_steps: int, batch_size: float, num_strata: int, interval: int | None
 ) -> dict[str, float]:
-    num_clips = len(data.scored_clips) or -(-len(data.train_eval_clips) // 2)
+    held_out, train_eval = len(data.scored_clips), len(data.train_eval_clips)
+    evaluations = (held_out + train_eval) * num_strata
     if interval is None:
-        chosen = check_schedule(max_steps, batch_size, num_clips, num_strata)
-        interval, num_clips, share = chosen.interval, chosen.num_clips, chosen.share
+        schedule = check_schedule(max_steps, batch_size, evaluations)
     else:
-        share = check_share(interval, batch_size, num_clips, num_strata)
-    held_out = num_clips if data.scored_clips else 0
-    return {"interval": interval, "count": max(0, max_steps) // interval, "held_out_clips": held_out, "share": share}
+        schedule = CheckSchedule(interval, doubles=False)
+    steps = schedule.checks(max_steps)
+    return {
+        "count": len(steps),
+        "first_interval": schedule.first,
+        "last_interval": schedule.spacing(steps[-1] - 1 if steps else 0),
+        "held_out_clips": held_out,
+        "train_eval_clips": train_eval,
+        "share": schedule.share(evaluations, batch_size, max_steps),
+    }
 
 
 def _buckets(data: ClipFolder, num_replicas: int) -> list[BucketPlan]:
