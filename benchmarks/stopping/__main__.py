@@ -1,7 +1,9 @@
-"""``python -m benchmarks.stopping --quick|--full``: every rule on simulated and real runs; writes tables and plots.
+"""``python -m benchmarks.stopping --quick|--schedule|--full``: the stop on simulated and real runs; tables and plots.
 
-Quick: 60 runs a cell, under a minute. Full: 500 runs a cell and the runs with few source videos, under eight minutes.
-``--real`` leaves the simulated runs out: seconds. Real ones are made by ``python -m benchmarks.stopping.real --train``.
+Quick: the schedule that ships and what came before, 20 runs a cell, and the real runs: about a minute. ``--schedule``
+draws 100 runs a cell, and nothing else. Full: these and every rule at three constant spacings of checks, 500 runs a
+cell, and the runs with few source videos. ``--real`` leaves the simulated runs out: seconds. Real ones are made by
+``python -m benchmarks.stopping.real --train``.
 ``--tune`` draws the runs on which the rule's numbers were chosen; without it, runs that it has never seen.
 """
 
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.stopping import real_measure, report
+from benchmarks.stopping import real_measure, report, schedules
 from benchmarks.stopping.curves import CHECKS, JITTERS, SCENARIOS, simulate
 from benchmarks.stopping.measure import (
     WITH_ORACLE,
@@ -43,32 +45,46 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stopping", description=__doc__)
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--quick", action="store_true", help="60 runs a cell (the default)")
-    mode.add_argument("--full", action="store_true", help="500 runs a cell")
+    mode.add_argument("--quick", action="store_true", help="20 runs a cell at the schedule that ships (the default)")
+    mode.add_argument("--schedule", action="store_true", help="100 runs a cell, nothing else")
+    mode.add_argument("--full", action="store_true", help="the same, then every rule, 500 runs a cell")
     mode.add_argument("--real", action="store_true", help="the real runs alone")
+    parser.add_argument("--runs", type=int, help="runs a cell at the schedule that ships, instead")
     parser.add_argument("--tune", action="store_true", help="the seeds on which the rule was tuned")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    seed, tuned = (TUNE_SEED, "_tune") if args.tune else (TEST_SEED, "")
     if not args.real:
-        results = run(runs=500 if args.full else 60, seed=TUNE_SEED if args.tune else TEST_SEED, few_videos=args.full)
-        name = f"simulated_{'full' if args.full else 'quick'}{'_tune' if args.tune else ''}"
-        _write(args.out / name, results, report.table(results))
-        report.plot(results, args.out / f"{name}.png")
-    real = real_measure.measure_all()
-    _write(args.out / "real", real, report.real_table(real))
-    report.real_plot(*real_measure.shown(), args.out / "real.png")
+        at_schedules = run_schedules(args.runs or (100 if args.full or args.schedule else 20), seed)
+        name = f"schedule{'' if args.full or args.schedule else '_quick'}{tuned}"
+        _write(args.out / name, at_schedules, report.schedule_table(at_schedules))
+    if args.full:
+        results = run(runs=500, seed=seed)
+        _write(args.out / f"simulated_full{tuned}", results, report.table(results))
+        report.plot(results, args.out / f"simulated_full{tuned}.png")
+    if not args.schedule:
+        real = real_measure.measure_all()
+        _write(args.out / "real", real, report.real_table(real))
+        report.real_plot(*real_measure.shown(), args.out / "real.png")
 
 
 def _write(path: Path, results: dict[str, object], table: str) -> None:
     path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(table, encoding="utf-8")
     print(table)
-    print(f"written to {path}.md, .json and .png")
+    print(f"written to {path}.md and .json")
 
 
-def run(runs: int, seed: int, few_videos: bool) -> dict[str, object]:
-    """Every rule in every cell; plain numbers, ready for JSON."""
+def run_schedules(runs: int, seed: int) -> dict[str, object]:
+    """The rule at every way to check; plain numbers, ready for JSON."""
+    begun = time.perf_counter()
+    found = schedules.measure_all(runs, seed)
+    return {"runs_per_cell": runs, "seed": seed, "ways": found, "seconds": round(time.perf_counter() - begun, 1)}
+
+
+def run(runs: int, seed: int) -> dict[str, object]:
+    """Every rule in every cell of constant spacing; plain numbers, ready for JSON."""
     begun = time.perf_counter()
     outcomes: dict[str, dict[Cell, Outcome]] = {name: {} for name in RULES}
     ladder: dict[int, dict[Cell, Outcome]] = {p: {} for p in PATIENCES}
@@ -91,7 +107,7 @@ def run(runs: int, seed: int, few_videos: bool) -> dict[str, object]:
         "cells": by_scenario(outcomes[OURS]),
         "equal_overshoot": _equal_overshoot(outcomes[OURS], ladder, ()),
         "equal_overshoot_without_double_descent": _equal_overshoot(outcomes[OURS], ladder, AMBIGUOUS),
-        "few_videos": _few_videos(runs, seed) if few_videos else {},
+        "few_videos": _few_videos(runs, seed),
         "trade_off": _trade_off(min(runs, 100), seed),
         "seconds": round(time.perf_counter() - begun, 1),
     }

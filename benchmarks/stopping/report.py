@@ -8,11 +8,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.stopping import schedules
 from benchmarks.stopping.curves import SCENARIOS, simulate
 from benchmarks.stopping.rules import RULES, divergence
+from benchmarks.stopping.schedules import SHIPS, USERS
 
 if TYPE_CHECKING:
     from benchmarks.stopping.real_measure import Curves
+
+
+def schedule_table(results: dict[str, Any]) -> str:
+    """The rule at the schedule that ships and at others."""
+    return "\n".join(
+        [
+            f"# The schedule of checks, on simulated runs ({results['runs_per_cell']} a cell, seed {results['seed']})",
+            "",
+            "Cost of training and checks together, in per cent of training to the minimum of the noise-free curve"
+            " without a check; mean over cells / worst cell. Users: "
+            + "; ".join(f"batch {user.batch}, {user.steps:,} steps, {user.groups} recordings" for user in USERS)
+            + "; three levels of jitter.",
+            "",
+            *schedules.table(results["ways"]),
+            "",
+            *(
+                f"- worst {metric}, as it ships: {results['ways'][SHIPS][metric]['worst_cell']}"
+                for metric in ("cost", "missed overfit", "missed plateau", "premature", "regret")
+            ),
+            "",
+            f"{results['seconds']} s.",
+            "",
+        ]
+    )
 
 
 def table(results: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ def by_hand(data, state=None):
     module.eval()
     dataset = data.dataset(data.test_clips)
     rows = range(len(data.test_clips))
-    alone = [paired_losses(module, module.noising, collate([dataset[row]]), data.seed, 4) for row in rows]
+    alone = [paired_losses(module, module.noising, collate([dataset[row]]), data.seed, 2) for row in rows]
     return torch.cat([losses[LATENTS] for losses in alone])
 
 
@@ -62,7 +62,7 @@ def test_the_test_compares_with_the_base_and_audits(quickstart, demo, latents, t
     data = small_data(demo, latents)
     base, now = by_hand(data), by_hand(data, torch.load(checkpoint, weights_only=True)["state_dict"])
     keys = torch.tensor([clip_key(clip.clip_id) for clip in data.test_clips])
-    ratios = log_ratio(now, base, stratum_sigmas(RectifiedFlow(), keys, [1] * len(keys), 4))
+    ratios = log_ratio(now, base, stratum_sigmas(RectifiedFlow(), keys, [1] * len(keys), 2))
     assert results["step"] == 4
     assert (results["clips"], results["videos"]) == (len(data.test_clips), 2)
     assert results["reference"] == pytest.approx(float(base.mean()), rel=1e-4)
@@ -164,7 +164,7 @@ def test_a_base_whose_noise_depends_on_the_videos_size_is_scored_alike_by_every_
     assert len(set(sizes)) > 1
     sigmas = torch.cat(
         [
-            stratum_sigmas(RectifiedFlow(shift=line.at(size)), torch.tensor([clip_key(clip.clip_id)]), [size], 4)
+            stratum_sigmas(RectifiedFlow(shift=line.at(size)), torch.tensor([clip_key(clip.clip_id)]), [size], 2)
             for clip, size in zip(data.test_clips, sizes, strict=True)
         ]
     )

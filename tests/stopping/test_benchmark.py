@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.stopping import curves, real_measure, real_runs, report, rules, training
+from benchmarks.stopping import curves, real_measure, real_runs, report, rules, schedules, training
 from benchmarks.stopping.measure import measure
 from vidlit.stopping.divergence import DivergenceHistory, judge_divergence
 
@@ -62,6 +62,26 @@ def test_the_rule_in_bulk_is_the_rule_one_by_one():
         else:
             check = 24
         assert check == stops[run]
+
+
+def test_the_schedule_that_ships_costs_less_than_the_one_before():
+    cells = [
+        {
+            name: schedules.one_cell("overfit", user, 0.03, schedules.WAYS[name], runs=12, seed=9)
+            for name in (schedules.SHIPS, "16 checks, as before", "doubling, 10 times too high")
+        }
+        for user in schedules.USERS
+    ]
+    ours, before, too_high = ([cell[name] for cell in cells] for name in cells[0])
+    assert np.mean([cell["cost"] for cell in ours]) < np.mean([cell["cost"] for cell in before])
+    for one, other in zip(ours, too_high, strict=True):
+        assert one["premature"] == other["premature"] == one["missed overfit"] == 0.0
+    for one, other in list(zip(ours, too_high, strict=True))[1:]:  # 500 steps are short enough for max_steps to matter
+        assert other["cost"] < 1.1 * one["cost"]
+    improving = schedules.one_cell("still improving", schedules.USERS[1], 0.03, schedules.Way(), runs=12, seed=9)
+    assert improving["false"] == 0.0
+    found = {name: schedules._summary({"overfit": cells[0][schedules.SHIPS]}) for name in schedules.WAYS}
+    assert "| **doubling, as it ships** |" in "\n".join(schedules.table(found))
 
 
 def test_the_rule_on_the_stored_real_runs():

@@ -1,0 +1,220 @@
+"""The rule at the schedule that ships, on users' runs in optimizer steps: what it stops, and what that costs.
+
+The curves are those of :mod:`benchmarks.stopping.curves`, whose unit is the run that they were drawn for, ``steps`` of
+a user. Here checks fall where a schedule puts them, and
+
+- jitter is correlated in time: over ``MEMORY`` of the run;
+- a check costs its evaluations, and fewer of them are noisier: each recording's own jitter is that of 4 noise levels in
+  the frozen curves and has 1.5 times the variance at 2 (measured on real runs: 8 clips x 2 levels deviate 1.3 times as
+  much as 32 x 4);
+- ``max_steps`` may be set too high, 3 or 10 times.
+
+Reported are, beside the numbers of :mod:`benchmarks.stopping.measure`, the cost: training until the stop and all
+checks, over training until the minimum of the noise-free curve without any check, which only an oracle could do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.stopping.curves import (
+    _SHAPES,
+    COMMON_SHARE,
+    JITTERS,
+    SCENARIOS,
+    SHOWN_ONLY,
+    WARMUP,
+    Array,
+    _videos,
+)
+from benchmarks.stopping.measure import NEVER_RIGHT, WITH_ORACLE
+from benchmarks.stopping.rules import ask_at_every_check
+from vidlit.stopping.curves import without_jumps
+from vidlit.stopping.schedule import (
+    TRAINING_EVALUATIONS,
+    CheckSchedule,
+    check_schedule,
+    scored_train_clips,
+    scored_val_clips,
+)
+
+MEMORY = 0.005  # of the run: neighbours of 240 checks correlate by 0.43, of 80 by 0.08
+LONG_MEMORY = 0.02  # the same by 0.81 and 0.54, of 40 checks by 0.29: harder than any real run that was looked at
+FINE = 2000  # points on which the noise-free curve is known
+PLATEAU = "plateau, probe falls"
+METRICS = ("cost", "overshoot", "missed overfit", "missed plateau", "premature", "false", "regret")
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody's run.
+
+    Args:
+        batch: samples of a step.
+        steps: for which the curves were drawn; ``max_steps``, where it is not too high.
+        groups: recordings of the validation clips.
+    """
+
+    batch: int
+    steps: int
+    groups: int
+
+
+USERS = (User(1, 500, 6), User(1, 2000, 12), User(4, 2000, 8), User(8, 10_000, 50))
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to check.
+
+    Args:
+        ships: as `fit` does; else 16 checks of 8 + 8 clips at 4 noise levels, as it did before.
+        condensed: whether the rule sees evenly spaced means.
+        too_high: ``max_steps`` over the user's ``steps``.
+        memory: of the jitter.
+    """
+
+    ships: bool = True
+    condensed: bool = True
+    too_high: int = 1
+    memory: float = MEMORY
+
+    def schedule(self, user: User) -> tuple[list[int], int, int, int]:
+        """Steps of all checks with step 0, validation clips, training clips, noise levels."""
+        planned = user.steps * self.too_high
+        if not self.ships:
+            return [0, *CheckSchedule(planned // 16, doubles=False).checks(planned)], 8, 8, 4
+        val = scored_val_clips(user.groups)
+        train = scored_train_clips(val)
+        return [0, *check_schedule(planned, user.batch, 2 * (val + train)).checks(planned)], val, train, 2
+
+
+SHIPS = "**doubling, as it ships**"
+WAYS = {
+    "16 checks, as before": Way(ships=False, condensed=False),
+    SHIPS: Way(),
+    "the same on checks as they come": Way(condensed=False),
+    "the same, longer jitter": Way(memory=LONG_MEMORY),
+    "16 checks, `max_steps` 3 times too high": Way(ships=False, condensed=False, too_high=3),
+    "doubling, 3 times too high": Way(too_high=3),
+    "16 checks, 10 times too high": Way(ships=False, condensed=False, too_high=10),
+    "doubling, 10 times too high": Way(too_high=10),
+}
+
+
+def measure_all(runs: int, seed: int) -> dict[str, Any]:
+    """Mean over cells and worst cell of every number, by way to check."""
+    return {name: _summary(dict(_cells(way, runs, seed))) for name, way in WAYS.items()}
+
+
+def _cells(way: Way, runs: int, seed: int) -> Iterator[tuple[str, dict[str, float]]]:
+    for scenario in SCENARIOS:
+        if scenario in SHOWN_ONLY or (way.too_high > 1 and scenario not in (*WITH_ORACLE, PLATEAU)):
+            continue  # a curve that improves to the end of its run has no meaning beyond it
+        for user in USERS:
+            for jitter in JITTERS:
+                found = one_cell(scenario, user, jitter, way, runs, seed)
+                yield f"{scenario}, batch {user.batch}, {user.steps} steps, jitter {jitter:g}", found
+
+
+def one_cell(scenario: str, user: User, jitter: float, way: Way, runs: int, seed: int) -> dict[str, float]:
+    """Draws runs and stops them; means over them."""
+    key = [seed, SCENARIOS.index(scenario), USERS.index(user), round(1000 * jitter)]
+    checks, num_val, num_train, levels = way.schedule(user)
+    steps = np.array(checks)
+    fine = np.linspace(0.0, way.too_high, FINE * way.too_high + 1)
+    truth_fine = np.add(*_SHAPES[scenario](np.random.default_rng(key), runs, fine)[:2])
+    rng = np.random.default_rng(key)
+    u = steps / user.steps
+    fall, rise, probe_fall, probe_rise, loudness = _SHAPES[scenario](rng, runs, u)
+    lowest = truth_fine.min(axis=1)
+    gain = np.where(scenario == "nothing to learn", 1.0, -lowest)[:, None]
+    heavy = scenario.startswith("heavy")
+    level = jitter * gain * loudness
+    own = math.sqrt((1.0 - COMMON_SHARE) * 12 * (1.5 if levels == 2 else 1.0)) * level[..., None]
+    common = [math.sqrt(COMMON_SHARE) * level * _noise(rng, (runs, len(u)), u, way.memory, heavy) for _ in range(2)]
+    common[1] = 0.5 * common[0] + math.sqrt(0.75) * common[1]
+    sides = []
+    for (a, b), shared, videos in (
+        ((fall, rise), common[0], min(user.groups, num_val)),
+        ((probe_fall, probe_rise), common[1], num_train),
+    ):
+        noise = _noise(rng, (runs, len(u), videos), u, way.memory, heavy)
+        side = _videos(rng, a, b, videos) + shared[..., None] + own * noise
+        side[:, 0] = 0.0
+        sides.append(side)
+    population = fall + rise + common[0]
+    population[:, 0] = 0.0
+
+    size = np.exp(rng.uniform(np.log(0.005), np.log(0.5), (runs, 1, 1))) / gain[..., None]
+    val, probe = (side * size for side in sides)
+    stop = ask_at_every_check(steps, val, probe, warmup_steps=math.ceil(WARMUP * user.steps), condensed=way.condensed)
+    stopped = stop < len(steps) - 1
+    ranked = np.where(np.arange(len(steps)) <= stop[:, None], without_jumps(val.mean(axis=2), val), np.inf)
+    kept = population[np.arange(runs), ranked.argmin(axis=1)]
+    end = np.where(stopped, steps[stop], user.steps * way.too_high)
+
+    found = {"regret": float((np.maximum(kept - lowest, 0.0) / -lowest).mean())}
+    if scenario in NEVER_RIGHT:
+        return {**found, "false": float(stopped.mean())}
+    if scenario in WITH_ORACLE:
+        oracle = np.maximum(fine[truth_fine.argmin(axis=1)] * user.steps, 1.0)
+        right_from = oracle
+        each = (num_val + num_train) * levels / (TRAINING_EVALUATIONS * user.batch)
+        found["cost"] = float(((end + each * (stop + 1)) / oracle).mean())
+        found["overshoot"] = float((end / oracle - 1.0).mean())
+        found["missed overfit"] = float((~stopped).mean())
+    elif scenario == PLATEAU:
+        right_from = fine[(truth_fine <= 0.99 * lowest[:, None]).argmax(axis=1)] * user.steps
+        found["missed plateau"] = float((~stopped).mean())
+    else:  # double descent: no stop is right
+        right_from = np.full(runs, np.inf)
+    return {**found, "premature": float((stopped & (end < right_from)).mean())}
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], u: Array, memory: float, heavy: bool) -> Array:
+    """Jitter of unit scale at times ``u`` (J,), correlated along axis 1; heavy as in the frozen curves."""
+    white: Array = rng.standard_t(2.5, shape) / 1.2 if heavy else rng.standard_normal(shape)
+    if heavy:
+        white = white * np.where(rng.random(shape) < 0.02, 6.0, 1.0)
+    for j, rho in enumerate(np.exp(-np.diff(u) / memory), start=1):
+        white[:, j] = rho * white[:, j - 1] + math.sqrt(1.0 - rho * rho) * white[:, j]
+    return white
+
+
+def _summary(cells: dict[str, dict[str, float]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for metric in METRICS:
+        values: dict[str, float] = {cell: found[metric] for cell, found in cells.items() if metric in found}
+        if values:
+            worst = max(values, key=values.__getitem__)
+            mean = float(np.mean(list(values.values())))
+            summary[metric] = {"mean": mean, "worst": values[worst], "worst_cell": worst}
+    # A rise that passes cannot be told from the start of a lasting one: premature without it, too.
+    plain = {cell: found["premature"] for cell, found in cells.items() if "premature" in found and "double" not in cell}
+    summary["premature, no double descent"] = {
+        "mean": float(np.mean(list(plain.values()))),
+        "worst": max(plain.values()),
+    }
+    return summary
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """Markdown."""
+    columns = ("cost", "overshoot", "missed overfit", "missed plateau", "premature", "premature, no double descent",
+               "false", "regret")  # fmt: skip
+    lines = ["| checks | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, metrics in found.items():
+        cells = [_mean_and_worst(metrics[metric]) if metric in metrics else "" for metric in columns]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return lines
+
+
+def _mean_and_worst(metric: dict[str, float]) -> str:
+    digits = 0 if metric["worst"] > 1.0 else 1
+    return f"{metric['mean']:.{digits}%} / {metric['worst']:.{digits}%}"
