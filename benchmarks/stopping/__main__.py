@@ -1,6 +1,6 @@
 """``python -m benchmarks.stopping --quick|--schedule|--full``: the stop on simulated and real runs; tables and plots.
 
-Quick: the schedule that ships and what came before, 20 runs a cell, and the real runs: about a minute. ``--schedule``
+Quick: the schedule that ships and what came before, 20 runs a cell, and the real runs: two minutes. ``--schedule``
 draws 100 runs a cell, and nothing else. Full: these and every rule at three constant spacings of checks, 500 runs a
 cell, and the runs with few source videos. ``--real`` leaves the simulated runs out: seconds. Real ones are made by
 ``python -m benchmarks.stopping.real --train``.
