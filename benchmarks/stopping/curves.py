@@ -17,6 +17,15 @@ What each scenario calls right:
   run soon after its turn can wait for this second descent, because it has not happened yet; shown, not aimed at.
 - ``no gain``: the loss only rises; a stop is right at any time. ``nothing to learn``: it stays at the base model's;
   every stop is false.
+
+Added when checks came to be spaced by cost, drawn at that schedule alone (:mod:`benchmarks.stopping.schedules`):
+
+- ``late hump``: a rise of 10-20 % of the gain that passes within a tenth of the run, well before the minimum.
+- ``half improve, half worsen``: every second recording never rises, the others rise twice as much; their mean turns.
+- ``slow drift``: still improving, while the weights wander by 3 % of the gain over a tenth of the run. A stop is right
+  where 2 % of the final gain are left.
+- ``late fall``: flat from a fifth of the run on, while training clips fall on, until at half of it or later a quarter
+  more is learnt. As with deep double descent a stop before is premature, and nothing tells it; shown, not aimed at.
 """
 
 from __future__ import annotations
@@ -43,6 +52,7 @@ SCENARIOS = (
     "no gain",
     "nothing to learn",
 )
+ADDED = ("late hump", "half improve, half worsen", "slow drift", "late fall")
 SHOWN_ONLY = ("deep double descent", "no gain", "nothing to learn")  # no target of the issue speaks of these
 CHECKS = (24, 80, 240)  # checks in the planned run: the three spacings
 JITTERS = (0.01, 0.03, 0.08)  # standard deviation of the mean log-ratio between checks, in gains
@@ -226,6 +236,18 @@ def _deep_double_descent(rng, runs, u):
     return _double_descent(rng, runs, u, height=(0.2, 0.5), length=(0.5, 1.2))
 
 
+def _late_hump(rng, runs, u):
+    fall, rise, at = _turning(rng, runs, u, (0.25, 0.5), (1.5, 2.5), (1.5, 2.5))
+    hump = _uniform(rng, runs, 0.1, 0.2) * np.exp(-0.5 * ((u / at - _uniform(rng, runs, 0.3, 0.5)) / 0.06) ** 2)
+    return fall, rise + hump, _probe(rng, runs, u, fall), _flat(rng, runs, u), np.ones_like(u)
+
+
+def _late_fall(rng, runs, u):
+    fall, zero, _, _, loudness = _plateau(rng, runs, u)
+    fall = fall - 0.25 * (1.0 - np.exp(-np.maximum(u - _uniform(rng, runs, 0.5, 0.7), 0.0) / 0.08))
+    return fall, zero, _probe(rng, runs, u, fall), zero, loudness
+
+
 def _no_gain(rng, runs, u):
     rise = _uniform(rng, runs, 0.3, 2.0) * u ** _uniform(rng, runs, 0.5, 1.5)
     zero = _flat(rng, runs, u)
@@ -251,4 +273,8 @@ _SHAPES = {
     "deep double descent": _deep_double_descent,
     "no gain": _no_gain,
     "nothing to learn": _nothing,
+    "late hump": _late_hump,
+    "half improve, half worsen": _overfit,
+    "slow drift": _improving,
+    "late fall": _late_fall,
 }

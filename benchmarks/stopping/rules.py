@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.stopping.curves import WARMUP, Runs
-from vidlit.stopping.curves import without_jumps
+from vidlit.stopping.curves import jitter, without_jumps
 from vidlit.stopping.rows import condense, row_length, row_numbers
-from vidlit.stopping.rule import CASES, DivergenceSettings, assess
-from vidlit.stopping.schedule import MAX_ROWS
+from vidlit.stopping.rule import CASES, DIVERGENCE, LEARNING, DivergenceSettings, Findings, assess
 
 Stops = tuple[NDArray[np.int64], NDArray[np.int64]]  # check of the stop, restored check
 
@@ -36,11 +35,12 @@ def ask_at_every_check(
     *,
     warmup_steps: int,
     condensed: bool = True,
+    judge: Callable[..., Findings] = assess,
     cases: list[int] | None = None,
 ) -> NDArray[np.int64]:
     """Checks (R,) at which the rule stops runs (R, J, V) that are checked at these steps (J,); J - 1: never.
 
-    Where it is not ``condensed`` it sees the checks as they come, as it once did.
+    Where it is not ``condensed`` it sees the checks as they come, as it once did. ``judge``: another rule in its place.
     """
     stop = np.full(len(val), len(steps) - 1)
     going = np.arange(len(val))
@@ -49,12 +49,11 @@ def ask_at_every_check(
         seen = steps[: now + 1]
         rows = row_numbers(seen) if condensed else np.arange(now + 1)
         length = row_length(seen) if condensed else steps[1]
-        found = assess(
+        found = judge(
             condense(val[:, : now + 1], rows),
             condense(probe[:, : now + 1], rows),
             settings or DivergenceSettings(),
-            planned_checks=MAX_ROWS if condensed else len(steps) - 1,
-            warmup_checks=-(-warmup_steps // length),
+            warmup_rows=-(-warmup_steps // length),
         )
         over = stops[found.case]
         if over.any():
@@ -70,9 +69,32 @@ def ask_at_every_check(
 def patience(runs: Runs, checks: int, fresh: bool) -> Stops:
     """Lightning's EarlyStopping(patience=checks): that many checks without a new lowest value."""
     monitored = _fresh(runs) if fresh else runs.val
-    last = monitored.shape[1] - 1
-    best_at = _last_minimum(monitored)
-    return _first(np.arange(last + 1) - best_at >= checks, monitored)
+    return _first(_waited(monitored) >= checks, monitored)
+
+
+def scaled_patience(steps: NDArray[np.int64], curve: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+    """Where a curve (R, J) has had no new lowest value for a share of the steps so far."""
+    last = len(steps) - 1
+    over: NDArray[np.bool_] = steps - steps[np.arange(last + 1) - _waited(curve)] >= share * steps
+    over[:, :8] = False
+    return over
+
+
+def twelve_lines(val: NDArray[np.float64], *_: object, **__: object) -> Findings:
+    """The shortest rule that does much of what ours does, in its place; what it is told beside the curves is unused.
+
+    Has the curve, averaged over max(3, J / 16) rows, had its lowest value 0.3 of the rows ago, and risen since by 1 %
+    of the gain and three jitters?
+    """
+    curve = val.mean(axis=2)
+    now = curve.shape[1] - 1
+    if now < 8:
+        return Findings(np.full(len(curve), LEARNING), {})
+    width = max(3, now // 16)
+    means = np.lib.stride_tricks.sliding_window_view(curve, width, axis=1).mean(axis=2)
+    lowest, since = means.min(axis=1), means.shape[1] - 1 - means.argmin(axis=1)
+    worth = 0.01 * np.maximum(-lowest, 0.0) + 3.0 * jitter(curve) * math.sqrt(2.0 / width)
+    return Findings(np.where((means[:, -1] - lowest > worth) & (since >= 0.3 * now), DIVERGENCE, LEARNING), {})
 
 
 def generalisation_loss(runs: Runs, percent: float) -> Stops:
@@ -90,13 +112,13 @@ def progress_quotient(runs: Runs, alpha: float, strip: int = 5) -> Stops:
     return _first(_gl(runs) / np.maximum(progress, 1e-9) > alpha, runs.val)
 
 
-def strips_up(runs: Runs, times: int, strip: int = 5) -> Stops:
-    """Prechelt's UP: the loss rose over each of the last ``times`` strips of checks."""
-    over = np.zeros(runs.val.shape, dtype=np.bool_)
-    for j in range(times * strip, runs.val.shape[1], strip):
-        ends = runs.val[:, j - times * strip : j + 1 : strip]
+def strips_up(curve: NDArray[np.float64], times: int, strip: int = 5) -> NDArray[np.bool_]:
+    """Prechelt's UP: where a curve (R, J) rose over each of the last ``times`` strips of checks."""
+    over = np.zeros(curve.shape, dtype=np.bool_)
+    for j in range(times * strip, curve.shape[1], strip):
+        ends = curve[:, j - times * strip : j + 1 : strip]
         over[:, j] = (np.diff(ends, axis=1) > 0).all(axis=1)
-    return _first(over, runs.val)
+    return over
 
 
 def fixed_share(runs: Runs, share: float) -> Stops:
@@ -118,12 +140,19 @@ RULES: dict[str, Callable[[Runs], Stops]] = {
     **{f"Prechelt GL {a}": lambda runs, a=a: generalisation_loss(runs, a) for a in (1, 2, 5)},
     "Prechelt PQ 0.5": lambda runs: progress_quotient(runs, 0.5),
     "Prechelt PQ 1": lambda runs: progress_quotient(runs, 1.0),
-    "Prechelt UP 2": lambda runs: strips_up(runs, 2),
-    "Prechelt UP 3": lambda runs: strips_up(runs, 3),
+    **{f"Prechelt UP {n}": lambda runs, n=n: _first(strips_up(runs.val, n), runs.val) for n in (2, 3)},
     "fixed exposures (1/4 of plan)": lambda runs: fixed_share(runs, 0.25),
     "fixed exposures (1/2 of plan)": lambda runs: fixed_share(runs, 0.5),
     "no stop": no_stop,
 }
+
+OTHERS: dict[str, Callable[[NDArray[np.int64], NDArray[np.float64]], NDArray[np.bool_]]] = {
+    **{f"patience {p}": lambda _, curve, p=p: _waited(curve) >= p for p in (5, 10, 20)},
+    "patience of 0.3 of the steps so far": lambda steps, curve: scaled_patience(steps, curve, 0.3),
+    "Prechelt UP 3": lambda _, curve: strips_up(curve, 3),
+    "no stop": lambda _, curve: np.zeros(curve.shape, dtype=np.bool_),
+}
+"""Other rules at any schedule: from steps (J,) and mean validation curves (R, J) to where each would stop (R, J)."""
 
 
 def _fresh(runs: Runs) -> NDArray[np.float64]:
@@ -138,6 +167,12 @@ def _gl(runs: Runs) -> NDArray[np.float64]:
     return 100.0 * np.expm1(runs.val - np.minimum.accumulate(runs.val, axis=1))
 
 
+def _waited(curve: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Checks since the lowest value so far (R, J)."""
+    waited: NDArray[np.int64] = np.arange(curve.shape[1]) - _last_minimum(curve)
+    return waited
+
+
 def _last_minimum(curve: NDArray[np.float64]) -> NDArray[np.int64]:
     """Check of the lowest value so far, at each check."""
     lower = np.concatenate(
@@ -146,9 +181,13 @@ def _last_minimum(curve: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.maximum.accumulate(np.where(lower, np.arange(curve.shape[1]), 0), axis=1)
 
 
+def first_of(over: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The first check (R,) that is over (R, J); J - 1 where none is."""
+    return np.where(over.any(axis=1), over.argmax(axis=1), over.shape[1] - 1)
+
+
 def _first(over: NDArray[np.bool_], monitored: NDArray[np.float64]) -> Stops:
-    last = over.shape[1] - 1
-    stop = np.where(over.any(axis=1), over.argmax(axis=1), last)
+    stop = first_of(over)
     return stop, _lowest(monitored, stop)
 
 

@@ -5,8 +5,7 @@ a user. Here checks fall where a schedule puts them, and
 
 - jitter is correlated in time: over ``MEMORY`` of the run;
 - a check costs its evaluations, and fewer of them are noisier: each recording's own jitter is that of 4 noise levels in
-  the frozen curves and has 1.5 times the variance at 2 (measured on real runs: 8 clips x 2 levels deviate 1.3 times as
-  much as 32 x 4);
+  the frozen curves and is taken to have 1.5 times the variance at 2;
 - ``max_steps`` may be set too high, 3 or 10 times.
 
 Reported are, beside the numbers of :mod:`benchmarks.stopping.measure`, the cost: training until the stop and all
@@ -24,6 +23,7 @@ import numpy as np
 
 from benchmarks.stopping.curves import (
     _SHAPES,
+    ADDED,
     COMMON_SHARE,
     JITTERS,
     SCENARIOS,
@@ -33,7 +33,7 @@ from benchmarks.stopping.curves import (
     _videos,
 )
 from benchmarks.stopping.measure import NEVER_RIGHT, WITH_ORACLE
-from benchmarks.stopping.rules import ask_at_every_check
+from benchmarks.stopping.rules import OTHERS, ask_at_every_check, first_of, twelve_lines
 from vidlit.stopping.curves import without_jumps
 from vidlit.stopping.schedule import (
     TRAINING_EVALUATIONS,
@@ -47,6 +47,12 @@ MEMORY = 0.005  # of the run: neighbours of 240 checks correlate by 0.43, of 80 
 LONG_MEMORY = 0.02  # the same by 0.81 and 0.54, of 40 checks by 0.29: harder than any real run that was looked at
 FINE = 2000  # points on which the noise-free curve is known
 PLATEAU = "plateau, probe falls"
+HALF, DRIFT = "half improve, half worsen", "slow drift"
+ALL = (*SCENARIOS, *ADDED)
+NOTHING = ("no gain", "nothing to learn")
+SHOWN = (*SHOWN_ONLY, "late fall")
+TURNING = (*WITH_ORACLE, "late hump", HALF)
+DRIFTS, DRIFT_MEMORY = 0.03, 0.1  # of the gain, of the run
 METRICS = ("cost", "overshoot", "missed overfit", "missed plateau", "premature", "false", "regret")
 
 
@@ -75,12 +81,14 @@ class Way:
     Args:
         ships: as `fit` does; else 16 checks of 8 + 8 clips at 4 noise levels, as it did before.
         condensed: whether the rule sees evenly spaced means.
+        rule: of :data:`benchmarks.stopping.rules.OTHERS`; ours by default.
         too_high: ``max_steps`` over the user's ``steps``.
         memory: of the jitter.
     """
 
     ships: bool = True
     condensed: bool = True
+    rule: str = ""
     too_high: int = 1
     memory: float = MEMORY
 
@@ -91,9 +99,10 @@ class Way:
             return [0, *CheckSchedule(planned // 16, doubles=False).checks(planned)], 8, 8, 4
         val = scored_val_clips(user.groups)
         train = scored_train_clips(val)
-        return [0, *check_schedule(planned, user.batch, 2 * (val + train)).checks(planned)], val, train, 2
+        return [0, *check_schedule(user.batch, 2 * (val + train)).checks(planned)], val, train, 2
 
 
+TWELVE = "twelve lines"
 SHIPS = "**doubling, as it ships**"
 WAYS = {
     "16 checks, as before": Way(ships=False, condensed=False),
@@ -104,6 +113,8 @@ WAYS = {
     "doubling, 3 times too high": Way(too_high=3),
     "16 checks, 10 times too high": Way(ships=False, condensed=False, too_high=10),
     "doubling, 10 times too high": Way(too_high=10),
+    "the twelve-line rule at the same checks": Way(rule=TWELVE),
+    **{f"{rule} at the same checks": Way(rule=rule) for rule in OTHERS},
 }
 
 
@@ -113,8 +124,8 @@ def measure_all(runs: int, seed: int) -> dict[str, Any]:
 
 
 def _cells(way: Way, runs: int, seed: int) -> Iterator[tuple[str, dict[str, float]]]:
-    for scenario in SCENARIOS:
-        if scenario in SHOWN_ONLY or (way.too_high > 1 and scenario not in (*WITH_ORACLE, PLATEAU)):
+    for scenario in ALL:
+        if scenario in SHOWN or (way.too_high > 1 and scenario not in (*TURNING, PLATEAU)):
             continue  # a curve that improves to the end of its run has no meaning beyond it
         for user in USERS:
             for jitter in JITTERS:
@@ -124,7 +135,7 @@ def _cells(way: Way, runs: int, seed: int) -> Iterator[tuple[str, dict[str, floa
 
 def one_cell(scenario: str, user: User, jitter: float, way: Way, runs: int, seed: int) -> dict[str, float]:
     """Draws runs and stops them; means over them."""
-    key = [seed, SCENARIOS.index(scenario), USERS.index(user), round(1000 * jitter)]
+    key = [seed, ALL.index(scenario), USERS.index(user), round(1000 * jitter)]
     checks, num_val, num_train, levels = way.schedule(user)
     steps = np.array(checks)
     fine = np.linspace(0.0, way.too_high, FINE * way.too_high + 1)
@@ -133,19 +144,25 @@ def one_cell(scenario: str, user: User, jitter: float, way: Way, runs: int, seed
     u = steps / user.steps
     fall, rise, probe_fall, probe_rise, loudness = _SHAPES[scenario](rng, runs, u)
     lowest = truth_fine.min(axis=1)
-    gain = np.where(scenario == "nothing to learn", 1.0, -lowest)[:, None]
+    gain = np.where(scenario in NOTHING, 1.0, -lowest)[:, None]
     heavy = scenario.startswith("heavy")
     level = jitter * gain * loudness
     own = math.sqrt((1.0 - COMMON_SHARE) * 12 * (1.5 if levels == 2 else 1.0)) * level[..., None]
     common = [math.sqrt(COMMON_SHARE) * level * _noise(rng, (runs, len(u)), u, way.memory, heavy) for _ in range(2)]
     common[1] = 0.5 * common[0] + math.sqrt(0.75) * common[1]
+    if scenario == DRIFT:
+        wander = DRIFTS * gain * _noise(rng, (runs, len(u)), u, DRIFT_MEMORY, heavy=False)
+        common = [each + wander - wander[:, :1] for each in common]
     sides = []
     for (a, b), shared, videos in (
         ((fall, rise), common[0], min(user.groups, num_val)),
         ((probe_fall, probe_rise), common[1], num_train),
     ):
         noise = _noise(rng, (runs, len(u), videos), u, way.memory, heavy)
-        side = _videos(rng, a, b, videos) + shared[..., None] + own * noise
+        of_each = _videos(rng, a, b, videos)
+        if scenario == HALF:
+            of_each += b[..., None] * (np.resize((2.0, 0.0), videos) * (videos / (2.0 * (-(-videos // 2)))) - 1.0)
+        side = of_each + shared[..., None] + own * noise
         side[:, 0] = 0.0
         sides.append(side)
     population = fall + rise + common[0]
@@ -153,16 +170,24 @@ def one_cell(scenario: str, user: User, jitter: float, way: Way, runs: int, seed
 
     size = np.exp(rng.uniform(np.log(0.005), np.log(0.5), (runs, 1, 1))) / gain[..., None]
     val, probe = (side * size for side in sides)
-    stop = ask_at_every_check(steps, val, probe, warmup_steps=math.ceil(WARMUP * user.steps), condensed=way.condensed)
+    if way.rule == TWELVE:
+        stop = ask_at_every_check(steps, val, probe, warmup_steps=0, judge=twelve_lines)
+    elif way.rule:
+        stop = first_of(OTHERS[way.rule](steps, val.mean(axis=2)))
+    else:
+        warmup = math.ceil(WARMUP * user.steps)
+        stop = ask_at_every_check(steps, val, probe, warmup_steps=warmup, condensed=way.condensed)
     stopped = stop < len(steps) - 1
     ranked = np.where(np.arange(len(steps)) <= stop[:, None], without_jumps(val.mean(axis=2), val), np.inf)
     kept = population[np.arange(runs), ranked.argmin(axis=1)]
     end = np.where(stopped, steps[stop], user.steps * way.too_high)
 
+    if scenario == "no gain":
+        return {"stop": float((end / user.steps).mean())}
     found = {"regret": float((np.maximum(kept - lowest, 0.0) / -lowest).mean())}
     if scenario in NEVER_RIGHT:
         return {**found, "false": float(stopped.mean())}
-    if scenario in WITH_ORACLE:
+    if scenario in TURNING:
         oracle = np.maximum(fine[truth_fine.argmin(axis=1)] * user.steps, 1.0)
         right_from = oracle
         each = (num_val + num_train) * levels / (TRAINING_EVALUATIONS * user.batch)
@@ -172,7 +197,9 @@ def one_cell(scenario: str, user: User, jitter: float, way: Way, runs: int, seed
     elif scenario == PLATEAU:
         right_from = fine[(truth_fine <= 0.99 * lowest[:, None]).argmax(axis=1)] * user.steps
         found["missed plateau"] = float((~stopped).mean())
-    else:  # double descent: no stop is right
+    elif scenario == DRIFT:
+        right_from = fine[(truth_fine <= 0.98 * lowest[:, None]).argmax(axis=1)] * user.steps
+    else:  # double descent, late fall: no stop is right
         right_from = np.full(runs, np.inf)
     return {**found, "premature": float((stopped & (end < right_from)).mean())}
 

@@ -17,9 +17,9 @@ def by_hand(steps, values, length):
 
 
 @pytest.mark.parametrize("first", [1, 7])
-def test_the_schedule_is_seen_as_twenty_to_forty_even_rows(first):
+def test_the_schedule_is_seen_as_sixteen_to_thirty_two_even_rows(first):
     schedule = CheckSchedule(first)
-    checks = [0, *schedule.checks(400 * first)]
+    checks = [0, *schedule.checks(512 * first)]
     rng = np.random.default_rng(0)
     values = rng.normal(size=(2, len(checks), 3))
     for now in range(1, len(checks)):
@@ -29,11 +29,11 @@ def test_the_schedule_is_seen_as_twenty_to_forty_even_rows(first):
         for run in range(2):
             np.testing.assert_allclose(rows[run], by_hand(steps, values[run, : now + 1], row_length(steps)))
         assert rows.shape[1] - 1 == min(now, steps[-1] // row_length(steps))
-        assert now < 40 or 20 <= rows.shape[1] - 1 <= MAX_ROWS
+        assert now < 32 or 16 <= rows.shape[1] - 1 <= MAX_ROWS
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=200))
-def test_any_steps_give_at_most_forty_rows_and_none_empty(gaps):
+def test_any_steps_give_at_most_thirty_two_rows_and_none_empty(gaps):
     steps = np.concatenate([[0], np.cumsum(gaps)])
     numbers = row_numbers(steps)
     assert numbers[-1] <= MAX_ROWS

@@ -3,7 +3,7 @@ from dataclasses import asdict
 
 import pytest
 
-from vidlit.stopping.verdict import Verdict, join_verdicts
+from vidlit.stopping.verdict import Verdict, join_parts, join_verdicts
 
 STOP = dict.fromkeys(("divergence", "copies", "exposure", "diversity"), "stop")
 
@@ -52,3 +52,33 @@ def test_decisions_can_be_written_as_json():
 def test_a_signal_without_a_mode_is_refused():
     with pytest.raises(ValueError, match="no mode for signal 'loss'"):
         join_verdicts([verdict("loss", "stop")], STOP)
+
+
+def test_no_mode_but_off_makes_less_of_a_run_that_has_broken_down():
+    broken = Verdict("divergence", "stop", "The loss is no longer a finite number.", fatal=True)
+    assert join_verdicts([broken], {"divergence": "warn"}).action == "stop"
+    assert join_verdicts([broken], {"divergence": "off"}).action == "continue"
+
+
+def test_a_run_of_one_part_has_its_verdict():
+    alone = verdict("divergence", "warn")
+    assert join_parts({"all": alone}) is alone
+
+
+def test_parts_are_done_one_by_one():
+    parts = {"high": verdict("divergence", "stop"), "low": verdict("divergence", "continue")}
+    last, first = join_parts(parts), join_parts(parts, stop_at="first")
+    assert (last.action, first.action) == ("warn", "stop")
+    assert last.reason == first.reason == "high: divergence says stop."
+    assert last.evidence == {"high/number": 1.0, "low/number": 1.0}
+    both = join_parts(dict.fromkeys(("high", "low"), verdict("divergence", "stop")))
+    assert both.action == "stop"
+    assert "high: divergence says stop. low:" in both.reason
+
+
+def test_one_broken_part_ends_the_run():
+    broken = Verdict("divergence", "stop", "Broken.", fatal=True)
+    joined = join_parts({"video": verdict("divergence", "continue"), "sound": broken})
+    assert (joined.action, joined.fatal, joined.reason) == ("stop", True, "sound: Broken.")
+    with pytest.raises(ValueError, match="one part"):
+        join_parts({})

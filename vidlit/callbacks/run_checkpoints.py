@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vidlit.lightning_internals import save_as_best
 from vidlit.runs.logged_names import VAL_SCORE
+from vidlit.signals.divergence_monitor import DivergenceMonitor
+from vidlit.stopping.divergence import best_check
 from vidlit.training.run_callback import RunCallback
 
 
@@ -51,6 +53,11 @@ class RunCheckpoints(RunCallback, ModelCheckpoint):
         if self.data.val_clips and self.trainer.global_step == 0 and not self.best_model_path:
             start = {VAL_SCORE.name: torch.tensor(0.0), "step": torch.tensor(0), "epoch": torch.tensor(0)}
             save_as_best(self, self.trainer, start)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        """Whether the latest check is the best so far: the same judge that says which step is put back."""
+        history = self.others(DivergenceMonitor)[0].history()
+        return best_check(history) == len(history.steps) - 1
 
     def on_validation_end(self, *_: Any) -> None:
         """Save the best, then the last."""

@@ -27,7 +27,7 @@ from vidlit.runs.logged_names import (
 )
 from vidlit.signals.signal import Signal
 from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, check_scores, judge_divergence
-from vidlit.stopping.verdict import Verdict
+from vidlit.stopping.verdict import Verdict, join_parts
 
 if TYPE_CHECKING:
     from vidlit.video.sources import Clip
@@ -161,7 +161,8 @@ class DivergenceMonitor(Signal):
         """Has validation turned, stalled or never gained?"""
         if "val" not in self.sets:
             return self._nothing_held_out()
-        verdict = judge_divergence(self.history(), self.settings, warmup_steps=self.module.warmup_steps)
+        judged = judge_divergence(self.history(), self.settings, warmup_steps=self.module.warmup_steps)
+        verdict = join_parts({"all": judged})
         tested = {"statistic": STATISTIC, "threshold": THRESHOLD}
         numbers = {row.name: float(verdict.evidence[key]) for key, row in tested.items() if key in verdict.evidence}
         for logger in self.trainer.loggers:
@@ -176,7 +177,7 @@ class DivergenceMonitor(Signal):
                 f"At step {self.steps[-1]} the loss of a training clip is no longer a finite number: training has "
                 "broken down; lower the learning rate."
             )
-            return Verdict("divergence", "stop", reason, {"case": "not finite", **evidence})
+            return Verdict("divergence", "stop", reason, {"case": "not finite", **evidence}, fatal=True)
         reason = "There are no validation clips: overfitting cannot be detected from losses."
         evidence |= {"case": "nothing held out", "train_eval_log_ratio": train_eval}
         return Verdict("divergence", "continue", reason, evidence)

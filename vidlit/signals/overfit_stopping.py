@@ -104,6 +104,10 @@ class OverfitStopping(RunCallback):
         else:
             stopped_by = "max_steps"
             reason = f"All {self.trainer.max_steps} planned steps were trained; no signal asked to stop."
+            if self._is_improving():
+                reason += (
+                    " The last check is the best: the loss is still improving; go on with more --trainer.max_steps."
+                )
         kept = self._kept()
         self.kept_step = self.trainer.global_step if kept.check is None else self._monitor.steps[kept.check]
         if self.kept_step != self.trainer.global_step:
@@ -122,8 +126,14 @@ class OverfitStopping(RunCallback):
             self._write_summary("error", f"{type(exception).__name__}: {exception}")
 
     def _no_gain(self) -> bool:
+        return self._found("no gain")
+
+    def _is_improving(self) -> bool:
+        return self._found("still improving") and self._monitor.steps[-1] == self.trainer.global_step
+
+    def _found(self, case: str) -> bool:
         verdicts = self.decision.verdicts if self.decision is not None else ()
-        return any(verdict.evidence.get("case") == "no gain" for verdict in verdicts)
+        return any(verdict.evidence.get("case") == case for verdict in verdicts)
 
     def _kept(self) -> Kept:
         return self.kept_weights.choose(self.run, self.trainer.global_step, self._history(), self._no_gain())

@@ -6,12 +6,11 @@ import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
 from vidlit.errors import UserError
 from vidlit.lightning_internals import check_after_every
 from vidlit.runs.logged_names import VALIDATION_SHARE
-from vidlit.stopping.schedule import FIRST_SHARE, MIN_FIRST_CHECKS, CheckSchedule, check_schedule
+from vidlit.stopping.schedule import CheckSchedule, check_schedule
 from vidlit.training.run_callback import RunCallback
 
 UNSET = 1.0
@@ -24,7 +23,7 @@ def is_left_to_choose(trainer: Trainer) -> bool:
 
 
 class ValidationSchedule(RunCallback):
-    """Checks at a spacing that doubles, where ``trainer.val_check_interval`` is left out.
+    """Checks at a spacing that doubles, and at the last step, where ``trainer.val_check_interval`` is left out.
 
     The first spacing follows from counts alone (:func:`vidlit.stopping.schedule.check_schedule`), and a resumed run
     keeps it; all later ones follow from the step. Logs ``perf/validation_share``, as measured. It must come before what
@@ -56,26 +55,18 @@ class ValidationSchedule(RunCallback):
             return
         samples = self.data.samples_per_batch * accumulate
         num_clips = len(self.data.scored_clips) + len(self.data.train_eval_clips)
-        evaluations = num_clips * self.module.num_strata
-        self.chosen = check_schedule(trainer.max_steps, samples, evaluations)
+        self.chosen = check_schedule(samples, num_clips * self.module.num_strata)
         # A whole number, so that Lightning counts batches over all of the endless epoch.
         trainer.val_check_interval = self.chosen.first * accumulate
-        share = self.chosen.share(evaluations, samples, trainer.max_steps)
-        if share > FIRST_SHARE:
-            rank_zero_warn(
-                f"checks of {num_clips} clips at {self.module.num_strata} noise levels add about {100 * share:.0f} % "
-                f"to the cost of training, because the run is short: there are {MIN_FIRST_CHECKS} at least, since "
-                "training on past the turn would cost more. To check less all the same, set "
-                "trainer.val_check_interval or data.split.max_val_clips."
-            )
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Tell Lightning the present spacing: every check falls on a multiple of it."""
+        """Tell Lightning the present spacing: every check falls on a multiple of it, but that of the last step."""
         if self.chosen is not None:
             # Lightning counts batches, the schedule optimizer steps; a batch whose gradient is thrown away counts.
             accumulate = self.trainer.accumulate_grad_batches
             steps = self.trainer.fit_loop.epoch_loop.total_batch_idx // accumulate
-            check_after_every(self.trainer, self.chosen.spacing(steps) * accumulate)
+            is_last = steps + 1 == self.trainer.max_steps
+            check_after_every(self.trainer, (steps + 1 if is_last else self.chosen.spacing(steps)) * accumulate)
 
     # -- what checks really cost
 

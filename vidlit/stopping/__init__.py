@@ -4,7 +4,7 @@ from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, be
 from vidlit.stopping.exposure import band, video_exposures
 from vidlit.stopping.schedule import CheckSchedule, check_schedule
 from vidlit.stopping.stopper import Stopper
-from vidlit.stopping.verdict import Verdict
+from vidlit.stopping.verdict import Verdict, join_parts
 
 __all__ = [
     "CheckSchedule",
@@ -15,6 +15,7 @@ __all__ = [
     "band",
     "best_check",
     "check_schedule",
+    "join_parts",
     "judge_divergence",
     "video_exposures",
 ]

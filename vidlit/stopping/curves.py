@@ -10,47 +10,32 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def jitter(curve: Array, window: int = 96) -> Array:
+def jitter(curve: Array) -> Array:
     """Standard deviation of the noise between checks, estimated so that the trend does not count.
 
-    Robust lag-2 second differences; where these see more than twice the lag-1 ones they see the curve bend, not noise.
-    Where neighbouring checks move together, averages are noisier than independent checks would make them: means over a
-    sixteenth of the window raise the estimate accordingly, up to twice.
+    From third differences, which see neither slope nor bend (the variance of one is 20 times that of independent
+    checks). Where those at lag 2 are larger, neighbouring checks move together, and averages are noisier than
+    independent checks would make them: the larger counts, up to twice the other. A quarter is added, since the median
+    of few differences is itself uncertain.
 
     Args:
-        curve: Mean log-ratio at each check (..., J), J >= 5.
-        window: Latest checks to use.
+        curve: Mean log-ratio at each check (..., J), J >= 7.
 
     Returns:
         Standard deviation (...,), at least 1e-6.
     """
-    recent = curve[..., -window:]
-    sigma = np.minimum(_robust_scale(recent, 2), 2.0 * _robust_scale(recent, 1))
-    length = max(3, recent.shape[-1] // 16)
-    num_blocks = recent.shape[-1] // length
-    if num_blocks >= 6:
-        blocks = recent[..., -length * num_blocks :].reshape(*recent.shape[:-1], num_blocks, length).mean(axis=-1)
-        sigma = np.maximum(sigma, np.minimum(np.sqrt(length) * _robust_scale(blocks, 1), 2.0 * sigma))
-    else:
-        sigma = 1.25 * sigma  # few differences: the median of them is itself uncertain
-    result: Array = np.maximum(sigma, 1e-6)
+    near, far = (_robust_scale(curve, lag) for lag in (1, 2))
+    result: Array = np.maximum(1.25 * np.clip(far, near, 2.0 * near), 1e-6)
     return result
 
 
 def _robust_scale(curve: Array, lag: int) -> Array:
-    """Noise scale from the median absolute second difference at a lag; the variance of such a difference is 6."""
-    second = curve[..., 2 * lag :] - 2.0 * curve[..., lag:-lag] + curve[..., : -2 * lag]
-    scale: Array = 1.4826 * np.median(np.abs(second), axis=-1) / math.sqrt(6.0)
+    """Noise scale from the median absolute third difference at a lag."""
+    third = (
+        curve[..., 3 * lag :] - 3.0 * (curve[..., 2 * lag : -lag] - curve[..., lag : -2 * lag]) - curve[..., : -3 * lag]
+    )
+    scale: Array = 1.4826 * np.median(np.abs(third), axis=-1) / math.sqrt(20.0)
     return scale
-
-
-def without_spikes(curve: Array, sigma: Array) -> Array:
-    """The curve (..., J) with each check held within three ``sigma`` (...,) of the median of the five around it."""
-    padded = np.concatenate([curve[..., :1]] * 2 + [curve] + [curve[..., -1:]] * 2, axis=-1)
-    around = np.median(np.lib.stride_tricks.sliding_window_view(padded, 5, axis=-1), axis=-1)
-    bound = 3.0 * sigma[..., None]
-    held: Array = np.clip(curve, around - bound, around + bound)
-    return held
 
 
 def without_jumps(curve: Array, by_video: Array) -> Array:
@@ -79,19 +64,15 @@ def without_jumps(curve: Array, by_video: Array) -> Array:
     return scores
 
 
-def lowest_average(curve: Array, width: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
-    """Lowest moving average of a curve (..., J) over ``width`` (...,) checks.
+def lowest_average(curve: Array, width: int) -> tuple[Array, NDArray[np.int64]]:
+    """Lowest moving average of a curve (..., J) over ``width`` checks.
 
     Returns:
         The average (...,) and the index of the last check in it (...,).
     """
-    total = np.concatenate([np.zeros((*curve.shape[:-1], 1)), np.cumsum(curve, axis=-1)], axis=-1)
-    last = np.arange(curve.shape[-1])
-    first = last - width[..., None] + 1
-    average = (total[..., 1:] - np.take_along_axis(total, np.maximum(first, 0), axis=-1)) / width[..., None]
-    average = np.where(first >= 0, average, np.inf)
-    end = np.argmin(average, axis=-1)
-    return np.take_along_axis(average, end[..., None], axis=-1)[..., 0], end
+    averages = np.lib.stride_tricks.sliding_window_view(curve, width, axis=-1).mean(axis=-1)
+    first = np.argmin(averages, axis=-1)
+    return np.take_along_axis(averages, first[..., None], axis=-1)[..., 0], first + width - 1
 
 
 def window_mean(values: Array, first: NDArray[np.int64], last: NDArray[np.int64]) -> Array:

@@ -2,15 +2,13 @@
 
 The rule reads the validation log-ratios of all checks so far and asks, in this order:
 
-- *no gain*: never surely below the base model's loss, and by now above it;
-- *divergence*: has the loss left its lowest stretch for good? The rise since then, less what is not worth stopping for
-  (a share of the gain) and what the luckiest stretch of a flat curve would show, must be significant over all planned
-  checks; it must have lasted a share of the time that it took to get there, still grow, and hold across recordings,
-  since clips of one recording are not independent;
-- *plateau*: does it no longer improve while the training subset still falls?
-- *gap*: does it fall much slower than the training subset? Only ever a warning.
+- *no gain*: has it left step 0, the base model, without ever having surely fallen?
+- *divergence*: has it left its lowest stretch for good? The rise since then, less a share of the gain that is not worth
+  stopping for, must be significant over all rows; it must have lasted a share of the time that it took to get there,
+  still grow, and hold across recordings, since clips of one recording are not independent;
+- *plateau*: does it no longer improve while the training subset's still falls?
 
-The rule sees means of the checks over 20 to 40 even intervals (:mod:`vidlit.stopping.rows`); the best check is one of
+The rule sees means of the checks over 16 to 32 even intervals (:mod:`vidlit.stopping.rows`); the best check is one of
 the checks themselves. Everything is a pure function of the history, so a resumed run decides as the uninterrupted one.
 
 Fewer than four validation recordings are too few to tell whether a rise holds for others. The rule then asks that all
@@ -27,7 +25,6 @@ from numpy.typing import NDArray
 
 from vidlit.stopping import curves, rows
 from vidlit.stopping.rule import CASES, MIN_VIDEOS, DivergenceSettings, assess
-from vidlit.stopping.schedule import MAX_ROWS
 from vidlit.stopping.verdict import Action, Verdict
 
 __all__ = [
@@ -47,7 +44,7 @@ class DivergenceHistory:
     Args:
         steps: Optimizer steps of the checks (J,), starting with 0, increasing.
         val: Log-ratio of each validation clip (J, N); the first row is zeros; negative is better.
-        train_eval: Log-ratio of each scored training clip (J, M), scored alike.
+        train_eval: Log-ratio of each scored training clip (J, M), scored alike; with M = 0 no plateau can be told.
         val_videos: Recording of each validation clip (N,).
         train_eval_videos: Recording of each scored training clip (M,).
 
@@ -67,10 +64,10 @@ class DivergenceHistory:
             ("val", self.val, self.val_videos),
             ("train_eval", self.train_eval, self.train_eval_videos),
         ):
-            if values.shape != (checks, len(videos)) or not videos:
-                raise ValueError(
-                    f"{name} is {values.shape}, expected {checks} checks x {len(videos)} labelled clips, at least one"
-                )
+            if values.shape != (checks, len(videos)):
+                raise ValueError(f"{name} is {values.shape}, expected {checks} checks x {len(videos)} labelled clips")
+        if not self.val_videos:
+            raise ValueError("there is no validation clip: at least one is needed")
         if checks == 0 or self.steps[0] != 0 or np.any(self.val[0]) or np.any(self.train_eval[0]):
             raise ValueError("the first check must be step 0, where every log-ratio is zero")
         if np.any(np.diff(self.steps) <= 0):
@@ -115,9 +112,10 @@ def judge_divergence(
         warmup_steps: Optimizer steps until the learning-rate warm-up is over.
 
     Returns:
-        A verdict with evidence: case ("learning", "warm-up", "no gain", "divergence", "plateau", "gap", "not finite"),
-        statistic, threshold, best_step and best_check (0 for "no gain"), gain and gap (log-ratios), the numbers of
-        recordings and, after the warm-up, jitter, excess, train_eval_excess and p_value.
+        A verdict with evidence: case ("learning", "still improving" where the latest check is the best, "warm-up",
+        "no gain", "divergence", "plateau", or "not finite", which no mode hides), best_step and best_check (0 for "no
+        gain"), gain and gap (log-ratios), the numbers of recordings and, after the warm-up, statistic, threshold,
+        jitter, excess, train_eval_excess and p_value.
     """
     videos = len(set(history.val_videos))
     step = int(history.steps[-1])
@@ -128,6 +126,7 @@ def judge_divergence(
             f"At step {step} the loss of a validation clip, or of the training subset, is no longer a finite number: "
             "training has become unstable; lower the learning rate.",
             {"case": "not finite", "step": step, "held_out_videos": videos},
+            fatal=True,
         )
     # A check that was not finite (the user went on) says nothing about any trend.
     usable = np.isfinite(history.val).all(axis=1) & np.isfinite(history.train_eval).all(axis=1)
@@ -139,22 +138,26 @@ def judge_divergence(
         curves.by_video(val_rows, history.val_videos)[None],
         curves.by_video(rows.condense(train_eval, row), history.train_eval_videos)[None],
         settings or DivergenceSettings(),
-        planned_checks=MAX_ROWS,
-        warmup_checks=-(-warmup_steps // rows.row_length(history.steps)),
+        warmup_rows=-(-warmup_steps // rows.row_length(history.steps)),
         curve=val_rows.mean(axis=1)[None],
     )
     case, action = CASES[int(findings.case[0])]
     best = 0 if case == "no gain" else best_check(history)
-    now, now_train_eval = float(val[-1].mean()), float(train_eval[-1].mean())
+    if case == "learning" and best == len(history.steps) - 1 > 0:
+        case = "still improving"
+    now = float(val[-1].mean())
+    of_training: dict[str, float] = {}
+    if history.train_eval_videos:
+        now_train_eval = float(train_eval[-1].mean())
+        of_training = {"gap": now - now_train_eval, "train_eval_log_ratio": now_train_eval}
     evidence: dict[str, float | int | str] = {
         "case": case,
         "step": step,
         "best_step": int(history.steps[best]),
         "best_check": best,
         "gain": 0.0 - float(history.val[best].mean()),
-        "gap": now - now_train_eval,
         "val_log_ratio": now,
-        "train_eval_log_ratio": now_train_eval,
+        **of_training,
         "held_out_videos": videos,
         "train_eval_videos": len(set(history.train_eval_videos)),
         **{name: float(values[0]) for name, values in findings.numbers.items()},
@@ -165,9 +168,9 @@ def judge_divergence(
 def _reason(case: str, action: Action, evidence: dict[str, float | int | str]) -> str:
     """The sentence for the user: what happened, in the words and with the numbers of the report's first chart."""
     number = {name: float(value) for name, value in evidence.items() if name != "case"}
-    val, train_eval = (_percent(number[name]) for name in ("val_log_ratio", "train_eval_log_ratio"))
+    val = _percent(number["val_log_ratio"])
     lowest = f"its lowest at step {evidence['best_step']} ({_percent(-number['gain'])} against the base model)"
-    falls = f"the training subset's loss is still falling ({train_eval})"
+    train_eval = f"the training subset's loss {{}} ({_percent(number.get('train_eval_log_ratio', 0.0))})"
     videos = int(number["held_out_videos"])
     few = "" if videos >= MIN_VIDEOS else _few(videos, case)
     match case, action:
@@ -182,22 +185,30 @@ def _reason(case: str, action: Action, evidence: dict[str, float | int | str]) -
                 f"the validation loss has risen from {_percent(-number['gain'])} against the base model at step "
                 f"{evidence['best_step']} to {val}{across}"
             )
+            if "train_eval_log_ratio" not in number:
+                return f"Overfitting: {rise}.{few}"
             if number["train_eval_excess"] > 0.5 * number["excess"]:
                 return (
                     f"Unstable training: {rise}, and the training subset's loss rose with it; the learning rate may be "
                     f"too high.{few}"
                 )
-            return f"Overfitting: {rise}, while the training subset's loss did not rise ({train_eval}).{few}"
+            return f"Overfitting: {rise}, while {train_eval.format('did not rise')}.{few}"
         case "plateau", "stop":
-            return f"Plateau: the validation loss has stopped improving since {lowest}, while {falls}.{few}"
+            return (
+                f"Plateau: the validation loss has stopped improving since {lowest}, while "
+                f"{train_eval.format('is still falling')}: more steps would memorise, not teach.{few}"
+            )
         case "plateau", _:
-            return f"The validation loss may have stopped improving since {lowest}, while {falls}."
-        case "gap", _:
-            return f"Overfitting begins: {falls}, the validation loss has almost stopped ({val})."
+            return (
+                f"The validation loss may have stopped improving since {lowest}, while "
+                f"{train_eval.format('is still falling')}."
+            )
         case "warm-up", _:
             return f"Too early to judge the validation loss ({val} against the base model)."
+        case "still improving", _:
+            return f"Still improving: the validation loss is at its lowest, {val} against the base model."
         case _:
-            return f"Still learning: the validation loss is {val} against the base model."
+            return f"Still learning: the validation loss is {val} against the base model, {lowest}."
 
 
 def _few(videos: int, case: str) -> str:

@@ -1,4 +1,4 @@
-"""The history as the rule sees it: 20 to 40 evenly spaced means, whatever the spacing of the checks.
+"""The history as the rule sees it: 16 to 32 evenly spaced means, whatever the spacing of the checks.
 
 On checks as they come, dense at first and sparse later, the same rule misses a third of the simulated runs that
 overfit: what it calls jitter, half a run and a stretch must mean the same time everywhere.
@@ -14,7 +14,7 @@ from vidlit.stopping.schedule import MAX_ROWS
 
 
 def row_length(steps: NDArray[np.int64]) -> int:
-    """Steps d of a row: the largest spacing so far, doubled until 40 rows hold the run.
+    """Steps d of a row: the largest spacing so far, doubled until 32 rows hold the run.
 
     Where the spacing doubles by itself (:class:`vidlit.stopping.schedule.CheckSchedule`) it is the present spacing.
 

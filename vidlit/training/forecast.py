@@ -142,14 +142,14 @@ def _checks(
     held_out, train_eval = len(data.scored_clips), len(data.train_eval_clips)
     evaluations = (held_out + train_eval) * num_strata
     if interval is None:
-        schedule = check_schedule(max_steps, batch_size, evaluations)
+        schedule = check_schedule(batch_size, evaluations)
     else:
         schedule = CheckSchedule(interval, doubles=False)
     steps = schedule.checks(max_steps)
     return {
         "count": len(steps),
         "first_interval": schedule.first,
-        "last_interval": schedule.spacing(steps[-1] - 1 if steps else 0),
+        "last_interval": schedule.spacing(steps[-1] - 1),
         "held_out_clips": held_out,
         "train_eval_clips": train_eval,
         "share": schedule.share(evaluations, batch_size, max_steps),
