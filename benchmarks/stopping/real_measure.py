@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.stopping.curves import Runs
 from benchmarks.stopping.real_runs import BATCH_SIZE, VAL_TAKES, WARMUP_STEPS, Plan, plans, stored
-from benchmarks.stopping.rules import RULES, Stops
+from benchmarks.stopping.rules import RULES, Runs, Stops
 from vidlit.metrics.paired_loss import log_ratio
 
 Array = NDArray[np.float64]
@@ -78,7 +77,6 @@ def _curves(plan: Plan, arrays: dict[str, Array], every: int, videos: int) -> Cu
         val_by_video=by_video[None],
         probe_by_video=probe_by_video[None],
         truth=truth[None],
-        population=truth[None],
         oracle=np.array([truth.argmin()]),
         right_from=np.array([checks + 1 if plan.kind == "fresh" else right_from]),
         fresh=arrays["fresh"].astype(np.float64)[None, ::every],
@@ -95,7 +93,7 @@ def fixed_exposures(curves: Curves, exposures: float) -> Stops:
 
 def rules() -> dict[str, Callable[[Curves], Stops]]:
     """The rules of the simulated runs, with exposures counted instead of shares of a plan."""
-    seen = {name: rule for name, rule in RULES.items() if not name.startswith("fixed")}
+    seen = dict(RULES)
     found: dict[str, Callable[[Curves], Stops]] = {
         name: (lambda curves, rule=rule: rule(curves.runs)) for name, rule in seen.items()
     }

@@ -1,4 +1,4 @@
-"""The benchmark's table (markdown) and plot."""
+"""The benchmark's tables (markdown) and plot."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.stopping import schedules
-from benchmarks.stopping.curves import SCENARIOS, simulate
-from benchmarks.stopping.rules import RULES, divergence
 from benchmarks.stopping.schedules import SHIPS, USERS
 
 if TYPE_CHECKING:
     from benchmarks.stopping.real_measure import Curves
 
 
-def schedule_table(results: dict[str, Any]) -> str:
+def simulated_table(results: dict[str, Any]) -> str:
     """The rule at the schedule that ships and at others."""
     return "\n".join(
         [
-            f"# The schedule of checks, on simulated runs ({results['runs_per_cell']} a cell, seed {results['seed']})",
+            f"# Stopping on simulated runs ({results['runs_per_cell']} a cell, seed {results['seed']})",
             "",
             "Cost of training and checks together, in per cent of training to the minimum of the noise-free curve"
             " without a check; mean over cells / worst cell. Users: "
@@ -39,89 +37,6 @@ def schedule_table(results: dict[str, Any]) -> str:
             "",
         ]
     )
-
-
-def table(results: dict[str, Any]) -> str:
-    """All rules, then the rule cell by cell."""
-    lines = [
-        f"# Stopping on simulated runs ({results['runs_per_cell']} runs a cell, seed {results['seed']})",
-        "",
-        "Mean over cells / worst cell [95 % bootstrap interval of the worst cell]. Late: mean overshoot past the oracle"
-        " less what is allowed (60 % plus ten checks); above zero is a miss.",
-        "",
-        *_rules(results["summary"]),
-        "",
-        "Without double descent (a rise that passes cannot be told from the start of a lasting one):",
-        "",
-        *_rules({name: results["summary_without_double_descent"][name] for name in list(RULES)[:5]}),
-        "",
-    ]
-    for key, words in (("equal_overshoot", "all"), ("equal_overshoot_without_double_descent", "no double descent")):
-        e = results[key]
-        lines.append(
-            f"At equal mean overshoot ({e['overshoot']:.0%}; {words}): premature stops {e['premature']:.2%}, paired"
-            f" patience {e['patience_premature']:.2%}."
-        )
-    lines += ["", "## The divergence rule, cell by cell (checks/jitter in gains)", "", *_cells(results["cells"])]
-    lines += [
-        "",
-        "## What waiting longer costs (240 checks, jitter 0.03 and 0.08; a stop takes twice the window)",
-        "",
-        *_trade_off(results["trade_off"]),
-    ]
-    if results["few_videos"]:
-        lines += ["", "## Few held-out source videos (24 checks, jitter 0.03)", ""]
-        lines += [
-            f"- {name}: " + ", ".join(f"{metric} {value:.1%}" for metric, value in values.items())
-            for name, values in results["few_videos"].items()
-        ]
-    return "\n".join([*lines, "", f"{results['seconds']} s.", ""])
-
-
-def _rules(summary: dict[str, Any]) -> list[str]:
-    columns = ("premature", "false", "regret", "late", "missed", "saved")
-    lines = [
-        "| rule | premature | false stops | regret (of the gain) | overshoot, late | never stopped | saved |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, metrics in summary.items():
-        row = [name]
-        for metric in columns:
-            m = metrics[metric]
-            low, high = m["worst_interval"]
-            if metric == "late":
-                row.append(f"{metrics['overshoot']['mean']:.0%}, {m['worst']:+.0%} [{low:+.0%}, {high:+.0%}]")
-            elif metric == "saved":
-                row.append(f"{m['mean']:.0%}")
-            else:
-                row.append(f"{m['mean']:.1%} / {m['worst']:.1%} [{low:.1%}, {high:.1%}]")
-        lines.append("| " + " | ".join(row) + " |")
-    return lines
-
-
-def _trade_off(trade_off: dict[str, Any]) -> list[str]:
-    """The window over which a plateau must last, as a share of the run so far, against double descent."""
-    lines = [
-        "| `plateau_share` | mean overshoot | worst late | plateaus missed | premature, double descent | ... deep |",
-        "|---|---|---|---|---|---|",
-    ]
-    for share, found in trade_off.items():
-        lines.append(
-            f"| {share} | {found['overshoot']:.0%} | {found['late']:+.0%} | {found['missed']:.0%} |"
-            f" {found['double descent']:.0%} | {found['deep double descent']:.0%} |"
-        )
-    return lines
-
-
-def _cells(cells: dict[str, Any]) -> list[str]:
-    columns = list(next(iter(cells.values())))
-    lines = ["| scenario | what | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
-    for scenario, found in cells.items():
-        for metric in ("premature", "false", "late", "missed", "regret"):
-            if metric in found[columns[0]]:
-                values = (f"{found[column][metric]:{'+' if metric == 'late' else ''}.1%}" for column in columns)
-                lines.append(f"| {scenario} | {metric} | " + " | ".join(values) + " |")
-    return lines
 
 
 def real_table(results: dict[str, Any]) -> str:
@@ -208,47 +123,5 @@ def real_plot(all_curves: Sequence[Curves], stops: Sequence[tuple[int, int]], pa
         axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     axes[0, 0].set_ylabel("loss against the base model", fontsize=8)
     axes[0, 0].legend(fontsize=7)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    """Example curves with the rule's stop; premature stops against overshoot of every rule."""
-    import matplotlib  # only this benchmark needs it
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    shown = SCENARIOS[:10]
-    figure, axes = plt.subplots(3, 4, figsize=(15, 9), layout="constrained")
-    for axis, scenario in zip(axes.flat, shown, strict=False):
-        drawn = simulate(scenario, 80, 0.03, 8, seed=3)
-        stop, restored = divergence(drawn)
-        gain = -drawn.truth[0].min()
-        axis.plot(drawn.probe[0] / gain, color="tab:orange", lw=0.8, label="train probe")
-        axis.plot(drawn.val[0] / gain, color="tab:blue", lw=1.0, label="held out")
-        axis.plot(drawn.truth[0] / gain, color="black", lw=0.8, ls=":", label="noise-free")
-        if stop[0] < 80:
-            axis.axvline(stop[0], color="tab:red", label="stop")
-        axis.axvline(restored[0], color="tab:green", ls="--", label="restored")
-        axis.set_ylim(-2.2, 0.6)
-        axis.set_title(scenario, fontsize=9)
-        axis.set_xlabel("check", fontsize=8)
-    axes[0, 0].set_ylabel("log-ratio to step 0, in gains")
-    axes[0, 0].legend(fontsize=7)
-    for axis, metric in zip(axes.flat[len(shown) :], ("premature", "false"), strict=True):
-        for name, found in results["summary"].items():
-            x, y = found["overshoot"]["mean"], found[metric]["mean"]
-            ours = name.startswith("vidlit")
-            axis.scatter(
-                x, y, color="tab:red" if ours else "tab:gray", marker="*" if ours else "o", s=90 if ours else 15
-            )
-            if ours or name == "no stop" or name.endswith("paired"):
-                axis.annotate(name, (x, y), fontsize=7, xytext=(-4, 5), textcoords="offset points", ha="right")
-        axis.set_xlabel("mean overshoot past the oracle", fontsize=8)
-        axis.set_ylabel(f"mean {metric} stops", fontsize=8)
-        axis.set_xscale("symlog", linthresh=1.0)
-        axis.set_ylim(-0.05, 1.05)
-        axis.set_xticks([-1.0, 0.0, 1.0, 3.0], ["-100 %", "0", "100 %", "300 %"])
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

@@ -4,26 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.stopping.curves import WARMUP, Runs
 from vidlit.stopping.curves import jitter, without_jumps
 from vidlit.stopping.rows import condense, row_length, row_numbers
 from vidlit.stopping.rule import CASES, DIVERGENCE, LEARNING, DivergenceSettings, Findings, assess
 
+
+@dataclass(frozen=True)
+class Runs:
+    """R runs of J checks after step 0.
+
+    Args:
+        val: Mean validation log-ratios (R, J + 1).
+        probe: Mean log-ratios of the training subset (R, J + 1).
+        val_by_video: (R, J + 1, V).
+        probe_by_video: (R, J + 1, P).
+        truth: What clips that no rule sees measure (R, J + 1).
+        oracle: Check of its minimum (R,).
+        right_from: First check at which a stop is right (R,); J + 1 where it never is.
+        fresh: Validation loss with fresh draws (R, J + 1).
+        warmup_checks: Checks of the warm-up.
+    """
+
+    val: NDArray[np.float64]
+    probe: NDArray[np.float64]
+    val_by_video: NDArray[np.float64]
+    probe_by_video: NDArray[np.float64]
+    truth: NDArray[np.float64]
+    oracle: NDArray[np.int64]
+    right_from: NDArray[np.int64]
+    fresh: NDArray[np.float64]
+    warmup_checks: int
+
+
 Stops = tuple[NDArray[np.int64], NDArray[np.int64]]  # check of the stop, restored check
 
-FRESH_NOISE = 20.0  # standard deviation with fresh draws, in paired ones: the lower end (400x in variance) of the issue
 
-
-def divergence(runs: Runs, settings: DivergenceSettings | None = None, cases: list[int] | None = None) -> Stops:
-    """The rule as it ships, asked at every check; ``cases`` collects what it stopped for."""
-    checks = runs.val.shape[1] - 1
-    warmup = math.ceil(WARMUP * checks) if runs.warmup_checks is None else runs.warmup_checks
-    steps = np.arange(checks + 1)
-    stop = ask_at_every_check(steps, runs.val_by_video, runs.probe_by_video, settings, warmup_steps=warmup, cases=cases)
+def divergence(runs: Runs) -> Stops:
+    """The rule as it ships, asked at every check."""
+    steps = np.arange(runs.val.shape[1])
+    stop = ask_at_every_check(steps, runs.val_by_video, runs.probe_by_video, warmup_steps=runs.warmup_checks)
     return stop, _lowest(without_jumps(runs.val, runs.val_by_video), stop)
 
 
@@ -31,12 +55,10 @@ def ask_at_every_check(
     steps: NDArray[np.int64],
     val: NDArray[np.float64],
     probe: NDArray[np.float64],
-    settings: DivergenceSettings | None = None,
     *,
     warmup_steps: int,
     condensed: bool = True,
     judge: Callable[..., Findings] = assess,
-    cases: list[int] | None = None,
 ) -> NDArray[np.int64]:
     """Checks (R,) at which the rule stops runs (R, J, V) that are checked at these steps (J,); J - 1: never.
 
@@ -52,14 +74,12 @@ def ask_at_every_check(
         found = judge(
             condense(val[:, : now + 1], rows),
             condense(probe[:, : now + 1], rows),
-            settings or DivergenceSettings(),
+            DivergenceSettings(),
             warmup_rows=-(-warmup_steps // length),
         )
         over = stops[found.case]
         if over.any():
             stop[going[over]] = now
-            if cases is not None:
-                cases.extend(found.case[over].tolist())
             going, val, probe = going[~over], val[~over], probe[~over]
             if not len(going):
                 break
@@ -68,7 +88,7 @@ def ask_at_every_check(
 
 def patience(runs: Runs, checks: int, fresh: bool) -> Stops:
     """Lightning's EarlyStopping(patience=checks): that many checks without a new lowest value."""
-    monitored = _fresh(runs) if fresh else runs.val
+    monitored = runs.fresh if fresh else runs.val
     return _first(_waited(monitored) >= checks, monitored)
 
 
@@ -121,16 +141,10 @@ def strips_up(curve: NDArray[np.float64], times: int, strip: int = 5) -> NDArray
     return over
 
 
-def fixed_share(runs: Runs, share: float) -> Stops:
-    """A fixed number of exposures, as a share of the planned ones; the last weights are kept."""
-    last = runs.val.shape[1] - 1
-    stop = np.full(len(runs.val), round(share * last))
-    return stop, stop
-
-
 def no_stop(runs: Runs) -> Stops:
     """The whole plan, the last weights kept."""
-    return fixed_share(runs, 1.0)
+    last = np.full(len(runs.val), runs.val.shape[1] - 1)
+    return last, last
 
 
 RULES: dict[str, Callable[[Runs], Stops]] = {
@@ -141,8 +155,6 @@ RULES: dict[str, Callable[[Runs], Stops]] = {
     "Prechelt PQ 0.5": lambda runs: progress_quotient(runs, 0.5),
     "Prechelt PQ 1": lambda runs: progress_quotient(runs, 1.0),
     **{f"Prechelt UP {n}": lambda runs, n=n: _first(strips_up(runs.val, n), runs.val) for n in (2, 3)},
-    "fixed exposures (1/4 of plan)": lambda runs: fixed_share(runs, 0.25),
-    "fixed exposures (1/2 of plan)": lambda runs: fixed_share(runs, 0.5),
     "no stop": no_stop,
 }
 
@@ -153,14 +165,6 @@ OTHERS: dict[str, Callable[[NDArray[np.int64], NDArray[np.float64]], NDArray[np.
     "no stop": lambda _, curve: np.zeros(curve.shape, dtype=np.bool_),
 }
 """Other rules at any schedule: from steps (J,) and mean validation curves (R, J) to where each would stop (R, J)."""
-
-
-def _fresh(runs: Runs) -> NDArray[np.float64]:
-    """The same curve under fresh noise and timesteps at each check: measured, or simulated where it was not."""
-    if runs.fresh is not None:
-        return runs.fresh
-    scale = np.diff(runs.val - runs.truth, axis=1).std(axis=1, keepdims=True) / math.sqrt(2.0)
-    return runs.val + FRESH_NOISE * scale * np.random.default_rng(7).standard_normal(runs.val.shape)
 
 
 def _gl(runs: Runs) -> NDArray[np.float64]:

@@ -8,8 +8,14 @@ a user. Here checks fall where a schedule puts them, and
   the frozen curves and is taken to have 1.5 times the variance at 2;
 - ``max_steps`` may be set too high, 3 or 10 times.
 
-Reported are, beside the numbers of :mod:`benchmarks.stopping.measure`, the cost: training until the stop and all
-checks, over training until the minimum of the noise-free curve without any check, which only an oracle could do.
+Reported are
+
+- cost: training until the stop and all checks, over training until the minimum of the noise-free curve without any
+  check, which only an oracle could do; overshoot: the same without the checks, less one;
+- missed: runs that overfit, or lie on a plateau, and are not stopped within ``max_steps``;
+- premature: stopped before it was right; false: stopped where every stop is wrong;
+- regret: what the kept weights lose against the lowest point of the noise-free curve, as a share of the gain, on clips
+  that no rule sees (they share the common jitter, since the weights do).
 """
 
 from __future__ import annotations
@@ -22,17 +28,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.stopping.curves import (
-    _SHAPES,
     ADDED,
     COMMON_SHARE,
     JITTERS,
+    NEVER_RIGHT,
     SCENARIOS,
+    SHAPES,
     SHOWN_ONLY,
     WARMUP,
+    WITH_ORACLE,
     Array,
-    _videos,
+    videos_around,
 )
-from benchmarks.stopping.measure import NEVER_RIGHT, WITH_ORACLE
 from benchmarks.stopping.rules import OTHERS, ask_at_every_check, first_of, twelve_lines
 from vidlit.stopping.curves import without_jumps
 from vidlit.stopping.schedule import (
@@ -139,10 +146,10 @@ def one_cell(scenario: str, user: User, jitter: float, way: Way, runs: int, seed
     checks, num_val, num_train, levels = way.schedule(user)
     steps = np.array(checks)
     fine = np.linspace(0.0, way.too_high, FINE * way.too_high + 1)
-    truth_fine = np.add(*_SHAPES[scenario](np.random.default_rng(key), runs, fine)[:2])
+    truth_fine = np.add(*SHAPES[scenario](np.random.default_rng(key), runs, fine)[:2])
     rng = np.random.default_rng(key)
     u = steps / user.steps
-    fall, rise, probe_fall, probe_rise, loudness = _SHAPES[scenario](rng, runs, u)
+    fall, rise, probe_fall, probe_rise, loudness = SHAPES[scenario](rng, runs, u)
     lowest = truth_fine.min(axis=1)
     gain = np.where(scenario in NOTHING, 1.0, -lowest)[:, None]
     heavy = scenario.startswith("heavy")
@@ -159,7 +166,7 @@ def one_cell(scenario: str, user: User, jitter: float, way: Way, runs: int, seed
         ((probe_fall, probe_rise), common[1], num_train),
     ):
         noise = _noise(rng, (runs, len(u), videos), u, way.memory, heavy)
-        of_each = _videos(rng, a, b, videos)
+        of_each = videos_around(rng, a, b, videos)
         if scenario == HALF:
             of_each += b[..., None] * (np.resize((2.0, 0.0), videos) * (videos / (2.0 * (-(-videos // 2)))) - 1.0)
         side = of_each + shared[..., None] + own * noise
