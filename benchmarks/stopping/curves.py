@@ -1,10 +1,10 @@
 """Simulated fine-tuning runs with a known answer. Frozen before any rule was tuned on them: do not edit, add.
 
-Time ``u`` runs from 0 to 1 over the run that a curve was drawn for; curves are log-ratios to step 0 in units of the gain;
-:mod:`benchmarks.stopping.schedules` scales them and puts checks on them. A run has held-out and probe source videos
-whose curves differ (each has its own share of the fall and of the rise) and jitter between checks, most of it common to
-all videos (the weights really move), the rest of each video's own. Clips of one video are summed up in its mean: what
-they share is the video's jitter, what they do not share is averaged into it.
+Time ``u`` runs from 0 to 1 over the run that a curve was drawn for; curves are log-ratios to step 0 in units of the
+gain; :mod:`benchmarks.stopping.schedules` scales them and puts checks on them. A run has held-out and probe source
+videos whose curves differ (each has its own share of the fall and of the rise) and jitter between checks, most of it
+common to all videos (the weights really move), the rest of each video's own. Clips of one video are summed up in its
+mean: what they share is the video's jitter, what they do not share is averaged into it.
 
 What each scenario calls right:
 

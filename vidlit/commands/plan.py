@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from vidlit.commands.cli.checking import read_words
 from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports
 from vidlit.commands.cli.old_keys import rename_config
 from vidlit.commands.cli.option_list import option_lists
-from vidlit.commands.cli.plain_parser import PlainParser
+from vidlit.commands.cli.plain_parser import PlainParser, true_or_false
 from vidlit.commands.cli.run_lightning import loading
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def run(words: list[str]) -> None:
 def parser() -> PlainParser:
     """The options beside those of ``fit``."""
     made = PlainParser(prog="vidlit plan", description="Dry run of a fit.", allow_abbrev=False)
-    made.add_argument("--json", type=_true_or_false, default=False, help="print one JSON object")
+    made.add_argument("--json", type=true_or_false, default=False, help="print one JSON object")
     return made
 
 
@@ -97,12 +96,6 @@ def plan_of(words: list[str]) -> RunPlan:
         num_strata=made.model.noise.num_strata,
         check_interval=max(1, interval // trainer.accumulate_grad_batches) if isinstance(interval, int) else None,
     )
-
-
-def _true_or_false(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ArgumentTypeError(f"expected true or false, not {text!r}")
-    return text == "true"
 
 
 def _reader() -> ArgumentParser:

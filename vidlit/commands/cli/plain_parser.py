@@ -14,3 +14,10 @@ class PlainParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing how the command is used."""
         raise UserError(f"{message}; see `{self.prog} --help`.")
+
+
+def true_or_false(text: str) -> bool:
+    """The value of a flag: the command line hands ``--json`` on as ``--json=true``."""
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, not {text!r}")
+    return text == "true"
