@@ -18,20 +18,15 @@ from typing import Any
 
 from benchmarks.audits.table import run_line, summary_table
 
-RESULTS = Path(__file__).parent / "results"
-STORED = RESULTS / "runs.json"
+STORED = Path(__file__).parent / "results" / "runs.json"
+TABLE = STORED.with_name("table.md")
 
 
 def main(words: list[str] | None = None) -> None:
     """Train, or read what is stored; print a line for each run and the table."""
     options = _parse(words)
-    rows: list[dict[str, Any]] = json.loads(STORED.read_text()) if options.stored else []
-    if not options.stored:
-        rows = _train(options)
-    table = summary_table(rows)
-    print(table)
-    if options.stored:
-        (RESULTS / "table.md").write_text(table, encoding="utf-8")
+    rows = json.loads(STORED.read_text()) if options.stored else _train(options)
+    print(summary_table(rows))
 
 
 def _parse(words: list[str] | None) -> argparse.Namespace:

@@ -182,7 +182,7 @@ def _aims(rows: Sequence[Row]) -> str:
     line("runs without collapse: stopped", others("diversity", stopped))
     line("... warned", others("diversity", warned))
     line("audits on plenty of data or up to the best step: stopped by diversity (2 %)", _sound_audits("stop"))
-    line("... warned or stopped", _sound_audits("warn", "stop"))
+    line("... or warned", _sound_audits("warn", "stop"))
     return "\n".join(lines) + "\n"
 
 
