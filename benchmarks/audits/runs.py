@@ -13,7 +13,6 @@ import csv
 import random
 import shutil
 import statistics
-import time
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -170,7 +169,6 @@ def run(name: str, seed: int, source: Path | None, folder: Path) -> dict[str, An
     Returns:
         What the signals saw and what was true, as plain numbers for JSON.
     """
-    began = time.monotonic()
     kind, truth = KINDS[name], Truth()
     base = trained_base(folder) if kind.rank else untrained_base(folder)
     where = folder / f"{name} {seed} {'real' if source else 'procedural'}".replace(", ", "-").replace(" ", "-")
@@ -182,7 +180,6 @@ def run(name: str, seed: int, source: Path | None, folder: Path) -> dict[str, An
         "seed": seed,
         "clips": "real" if source else "procedural",
         "best_step": result.summary["best_step"],
-        "seconds": round(time.monotonic() - began),
         **truth.prompts,
         "audits": truth.audits,
     }

@@ -96,6 +96,16 @@ def test_with_few_held_out_recordings_one_audit_stops():
     assert "gap" not in alone.evidence
 
 
+def test_a_gap_that_chance_explains_less_surely_warns_but_does_not_stop():
+    groups = (*(f"film_{k % 4}" for k in range(8)), *(f"film_{8 + k % 2}" for k in range(8)))
+    nearer = 1.2 * np.exp(-np.array([0.35, 0.65, 0.95, 1.25] * 2))
+    told = history(START, audit(nearer, 1.2, seed=1), groups=groups, others=0.2)
+    gap, p_value = told.gap()
+    assert gap[1] > 0.7
+    assert 0.01 < p_value[1] < 0.05
+    assert judge_copies(told, SAMPLES, CLIPS).action == "warn"
+
+
 def test_what_the_base_model_already_made_is_no_copy():
     near = np.array([0.1, 0.2, 0.1, 1, 1, 1, 1, 1])
     verdict = judge(audit(near, 1.2), audit(near, 1.2))

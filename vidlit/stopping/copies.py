@@ -29,8 +29,9 @@ MIN_COPIES, COPIED_SHARE = 2, 0.25
 GAP, STRONG_GAP = 0.4, 0.7
 """Of ``G``: an alarm, and what stops where held-out recordings are few. Of 58 runs (docs/science.md) the first was
 reached by all that copied, and with plenty of data by none; there ``G`` has a standard deviation of 0.08."""
-ALPHA = 0.01
-"""Level of the test across recordings; the size of the gap decides, and this keeps chance out where they are few."""
+ALPHA, STRONG_ALPHA = 0.05, 0.01
+"""Levels of the test across recordings, of an alarm and of a stop: the size of the gap decides, and this keeps chance
+out. Where recordings are few, an alarm at 0.01 came after the copies (``python -m benchmarks.audits``)."""
 FEW_RECORDINGS = 4
 """Held-out recordings below which one audit is enough to stop: nothing else tells in time there."""
 
@@ -121,7 +122,7 @@ def judge_copies(history: AuditHistory, samples: tuple[str, ...], clips: tuple[s
     alarms = (count >= MIN_COPIES) | ((gap >= GAP) & (p_value < ALPHA) & (held_out > 1))
     stops = count >= max(MIN_COPIES, COPIED_SHARE * prompts)
     few = held_out < FEW_RECORDINGS
-    strong = few and held_out > 1 and bool(gap[-1] >= STRONG_GAP and p_value[-1] < ALPHA)
+    strong = few and held_out > 1 and bool(gap[-1] >= STRONG_GAP and p_value[-1] < STRONG_ALPHA)
     stop = bool(stops[-1] and (few or stops[-2:].sum() == 2)) or strong
     action: Action = "stop" if stop else "warn" if alarms.any() else "continue"
 
