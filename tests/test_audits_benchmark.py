@@ -56,19 +56,19 @@ def test_what_is_true_is_told_by_shares():
 
 def test_a_stop_comes_one_audit_after_the_first_copies():
     found = outcome(COPYING, "copies")
-    assert found == Outcome(shown=200, warned=100, stopped=300)
+    assert found == Outcome(shown=200, warned=100, stopped=300, last=300)
     assert found.in_time
     assert not found.early
 
 
 def test_a_warning_after_the_first_audit_is_not_in_time():
-    assert not Outcome(shown=200, warned=300, stopped=None).in_time
-    assert not Outcome(shown=200, warned=None, stopped=None).in_time
+    assert not Outcome(shown=200, warned=300, stopped=None, last=300).in_time
+    assert not Outcome(shown=200, warned=None, stopped=None, last=300).in_time
 
 
 @pytest.mark.parametrize("shown", [None, 200])
 def test_a_stop_before_the_sign_is_early(shown):
-    assert Outcome(shown, 100, 100).early
+    assert Outcome(shown, 100, 100, 300).early
 
 
 def cell(table, name, column):
@@ -98,5 +98,7 @@ def test_a_run_is_a_line():
 def test_the_stored_table_is_what_the_signals_say_of_the_stored_runs(capsys):
     audits.main(["--stored"])
     assert capsys.readouterr().out.strip() == audits.TABLE.read_text().strip()
+    documented = (audits.TABLE.parents[3] / "docs" / "science.md").read_text()
+    assert audits.TABLE.read_text().split("\n\n")[1].strip() in documented
     rows = json.loads(audits.STORED.read_text())
     assert {row["seed"] % 2 for row in rows} == {0, 1}

@@ -18,11 +18,12 @@ PLENTY = "honest"
 
 
 class Outcome(NamedTuple):
-    """Steps at which one run first showed a sign, and at which its signal first warned and first stopped."""
+    """Steps at which one run first showed a sign, and at which its signal first warned and first stopped; its last."""
 
     shown: int | None
     warned: int | None
     stopped: int | None
+    last: int
 
     @property
     def in_time(self) -> bool:
@@ -100,6 +101,7 @@ def outcome(row: Row, sign: str) -> Outcome:
         first(at, shown(row)),
         first(at, (action != "continue" for action in said)),
         first(at, (action == "stop" for action in said)),
+        at[-1],
     )
 
 
@@ -107,7 +109,7 @@ def run_line(row: Row) -> str:
     """One run, for the eye."""
     told = [f"{row['kind']}, {row['clips']}, seed {row['seed']}: best loss at {row['best_step']}"]
     for sign in SIGNS:
-        shown, warned, stopped = ("-" if step is None else step for step in outcome(row, sign))
+        shown, warned, stopped = ("-" if step is None else step for step in outcome(row, sign)[:3])
         told.append(f"{sign} shown {shown}, warned {warned}, stopped {stopped}")
     return "; ".join(told)
 
@@ -156,6 +158,11 @@ def _aims(rows: Sequence[Row]) -> str:
             what(each) for each in _sides([outcome(row, sign) for row in mine if row["kind"] in kinds or not kinds])[0]
         ]
 
+    def going_on(sign: str) -> Callable[[list[Row]], list[bool]]:
+        return lambda mine: [
+            stopped(each) for each in _sides([outcome(row, sign) for row in mine])[0] if each.shown != each.last
+        ]
+
     def others(sign: str, what: Callable[[Outcome], bool]) -> Callable[[list[Row]], list[bool]]:
         return lambda mine: [what(each) for each in _sides([outcome(row, sign) for row in mine])[1]]
 
@@ -170,6 +177,7 @@ def _aims(rows: Sequence[Row]) -> str:
 
     line("copies: runs warned by the first audit that shows them (90 %)", shown("copies", in_time))
     line("... stopped (75 %)", shown("copies", stopped))
+    line("... of those that went on after that audit", going_on("copies"))
     line("... stopped before they showed", shown("copies", lambda each: each.early))
     for motion in ("still", "moving"):
         line(f"... {motion} clips: warned in time", shown("copies", in_time, f"copying, {motion}"))
@@ -178,6 +186,7 @@ def _aims(rows: Sequence[Row]) -> str:
     line("... warned", others("copies", warned))
     line("collapse: runs warned by the first audit that shows it", shown("diversity", in_time))
     line("... stopped", shown("diversity", stopped))
+    line("... of those that went on after that audit", going_on("diversity"))
     line("... stopped before it showed", shown("diversity", lambda each: each.early))
     line("runs without collapse: stopped", others("diversity", stopped))
     line("... warned", others("diversity", warned))
