@@ -1,10 +1,11 @@
-"""What the table of audited runs counts: no run is trained here."""
+"""The runs whose audits are known: what the table counts, and which clips they take. No run is trained here."""
 
 import json
 
 import pytest
 
 from benchmarks.audits import __main__ as audits
+from benchmarks.audits.runs import Kind, copy_real, mean_motion, write_procedural
 from benchmarks.audits.table import Outcome, collapsed, copied, first, outcome, run_line, summary_table
 
 STEPS = (0, 100, 200, 300)
@@ -102,3 +103,13 @@ def test_the_stored_table_is_what_the_signals_say_of_the_stored_runs(capsys):
     assert audits.TABLE.read_text().split("\n\n")[1].strip() in documented
     rows = json.loads(audits.STORED.read_text())
     assert {row["seed"] % 2 for row in rows} == {0, 1}
+
+
+def test_still_clips_are_chosen_by_how_much_they_move(tmp_path):
+    clips = write_procedural(Kind(4, held_out=2), 0, tmp_path / "clips")
+    motion = {path.name: mean_motion(path) for path in clips.glob("*.mp4")}
+    chosen = copy_real(Kind(1, held_out=1, motion="still"), 0, clips, tmp_path / "chosen")
+    assert {path.name for path in chosen.glob("*.mp4")} == set(sorted(motion, key=lambda name: motion[name])[:2])
+    frozen = write_procedural(Kind(1, held_out=1, motion="still", one_caption=True), 0, tmp_path / "frozen")
+    assert max(map(mean_motion, frozen.glob("*.mp4"))) < 0.5 < min(motion.values())
+    assert (frozen / "metadata.csv").read_text().count("A video.") == 2

@@ -40,8 +40,11 @@ def assert_stopped_by(signal: str, result, decisions):
     evidence = verdict["evidence"]
     match signal:
         case "divergence":
-            assert evidence["case"] == "divergence"
-            assert summary["best_step"] < summary["stop_step"]
+            # The loss rises, or stands while the training subset's falls on: the same sign, which says first is chance.
+            assert evidence["case"] in ("divergence", "plateau")
+            assert 0 < summary["best_step"] < summary["stop_step"]
+            assert evidence["val_log_ratio"] > -evidence["gain"]
+            assert evidence["train_eval_log_ratio"] < evidence["val_log_ratio"] - 0.4
         case "copies":
             assert evidence["copies"] >= max(2, COPIED_SHARE * evidence["clips"])
             assert evidence["base_copies"] == 0
