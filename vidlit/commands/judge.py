@@ -1,4 +1,4 @@
-"""What the stop would have done on the loss curves of any trainer, from a CSV file."""
+"""What the stop would have done on the loss curves of any trainer (CSV)."""
 
 from __future__ import annotations
 
