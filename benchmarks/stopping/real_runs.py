@@ -1,7 +1,9 @@
-"""Which real runs there are, and the file that holds their curves.
+"""Which real runs there are, and the files that hold their curves.
 
-The curves in the repository were scored before neighbouring strata mirrored their noise: runs trained anew have the
-same weights and slightly less jitter.
+Two sets, on procedural clips (`plans`) and on real clips from a folder (`folder_plans`).
+
+The procedural curves in the repository were scored before neighbouring strata mirrored their noise: runs trained anew
+have the same weights and slightly less jitter.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from pathlib import Path
 import numpy as np
 
 CURVES = Path(__file__).parent / "results" / "real_curves.npz"
+FOLDER_CURVES = CURVES.with_name("real_clip_curves.npz")
 VIDEOS = {8: 4, 32: 8, 128: 16}  # source videos of a training set by its clips
 BATCH_SIZE = 4
 WARMUP_STEPS = 20
 VAL_VIDEOS, VAL_TAKES = 16, 2
 FRESH_CLIPS = 1920
+CHECKS = 240  # of a run on real clips, after step 0
+LORA_RANK = 16
 # Steps and spacing by number of clips, and how much longer by learning rate: slower rates turn later in small sets.
 LENGTHS = {8: (160, 4), 32: (480, 12), 128: (1280, 32)}
 RATES = {3e-3: 1.0, 1.5e-3: 1.0, 7e-4: 1.5}
@@ -41,6 +46,8 @@ class Plan:
     seed: int
     steps: int
     every: int
+    batch_size = BATCH_SIZE
+    rank = 0
 
     @property
     def name(self) -> str:
@@ -51,6 +58,62 @@ class Plan:
     def videos(self) -> int:
         """Source videos of the training set."""
         return FRESH_CLIPS if self.kind == "fresh" else VIDEOS[self.clips]
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """One run on real clips from a folder.
+
+    Args:
+        kind: "scratch" from the untrained base, "lora" on a base trained on other recordings of the folder, "plenty"
+            from scratch on all that is not held out, still improving at its end.
+        recordings: in the training set.
+        takes: excerpts of each of them.
+        motion: "all" recordings, the "still" half of them, or the "moving" one.
+        batch_size: samples of a step.
+        lr: learning rate, constant after the warm-up.
+        seed: of the choice of recordings, their order, noise and sigmas.
+        every: steps between checks; there are 240 checks after step 0, evenly spaced.
+    """
+
+    kind: str
+    recordings: int
+    takes: int
+    motion: str
+    batch_size: int
+    lr: float
+    seed: int
+    every: int
+
+    @property
+    def name(self) -> str:
+        """Key of the run in the data file."""
+        return (
+            f"{self.kind}-{self.recordings}x{self.takes}-{self.motion}-batch{self.batch_size}-{self.lr:g}-{self.seed}"
+        )
+
+    @property
+    def steps(self) -> int:
+        """Planned, all of them trained."""
+        return CHECKS * self.every
+
+    @property
+    def rank(self) -> int:
+        """Of the LoRA; 0 where the weights themselves are trained."""
+        return LORA_RANK if self.kind == "lora" else 0
+
+    @property
+    def val_recordings(self) -> int:
+        """Held out, one clip of each."""
+        return 8 if self.motion != "all" else 16 if self.recordings >= 24 else 12
+
+    @property
+    def four_levels(self) -> bool:
+        """Whether validation clips are also scored at four noise levels: in a few runs, as it doubles their checks."""
+        return self.seed == 0 and (self.recordings, self.takes) == (12, 3)
+
+
+AnyPlan = Plan | FolderPlan
 
 
 def plans() -> list[Plan]:
@@ -77,6 +140,30 @@ def plans() -> list[Plan]:
         *clips(1, 128),
         *clips(2, 128),
     ]
+
+
+def folder_plans() -> list[FolderPlan]:
+    """Every run on real clips, in the order in which they are trained: seed by seed, short ones first."""
+    each = (
+        ("scratch", 6, 1, "still", 1, 1e-3, 2),
+        ("scratch", 12, 3, "all", 4, 2e-3, 1),
+        ("lora", 12, 3, "all", 4, 3e-3, 1),
+        ("lora", 6, 4, "moving", 4, 1e-3, 1),
+        ("scratch", 6, 4, "moving", 4, 1e-3, 1),
+        ("lora", 12, 1, "all", 8, 1e-3, 1),
+        ("scratch", 12, 1, "all", 8, 3e-3, 1),
+        ("scratch", 24, 1, "all", 4, 3e-3, 2),
+        ("lora", 6, 1, "all", 1, 3e-4, 3),
+        ("plenty", 45, 8, "all", 4, 3e-4, 2),
+        ("scratch", 45, 1, "all", 4, 3e-3, 3),
+        ("scratch", 12, 1, "still", 1, 5e-4, 4),
+        ("lora", 18, 4, "all", 1, 5e-4, 4),
+        ("lora", 18, 8, "all", 4, 3e-4, 2),
+        ("scratch", 24, 1, "all", 1, 1e-3, 6),
+    )
+    once = (("scratch", 24, 3, "all", 4, 1e-3, 2), ("lora", 6, 1, "all", 1, 1e-3, 4))
+    repeated = [FolderPlan(*one[:6], seed, one[6]) for seed in range(3) for one in each]
+    return [*repeated, *(FolderPlan(*one[:6], 0, one[6]) for one in once)]
 
 
 def stored(path: Path = CURVES) -> dict[str, dict[str, np.ndarray]]:

@@ -120,7 +120,7 @@ def main() -> None:
           " mirroring | squared difference to variance, times higher |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")
     for name, (before, rate) in REGIMES.items():
-        module = VideoDiffusionModule(str(world.base), noise=Noise(NOISING, num_strata=NUM_STRATA), fps=16)
+        module = VideoDiffusionModule(str(world.untrained), noise=Noise(NOISING, num_strata=NUM_STRATA), fps=16)
         module.load_base()
         for seed, (lr, steps) in enumerate(before):
             train(module, clips, lr, steps, seed)

@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 
-from benchmarks.stopping import curves, real_measure, real_runs, report, rules, schedules, training
+from benchmarks.stopping import (
+    curves,
+    folder_clips,
+    jitter,
+    real_clips,
+    real_measure,
+    real_runs,
+    report,
+    rules,
+    schedules,
+    training,
+)
+from vidlit.data.demo_folder import Demo
 from vidlit.stopping.divergence import DivergenceHistory, judge_divergence
 
 
@@ -131,3 +143,50 @@ def test_a_real_run_is_trained_scored_stored_and_measured(tmp_path, monkeypatch)
     fixed = real_measure.fixed_exposures(real_measure.read()[0], 10)
     assert int(fixed[0][0]) == 5  # a step shows each of the four videos once: ten exposures are ten steps, five checks
     assert plan.name in report.real_table(results)
+
+
+def test_a_run_on_clips_from_a_folder_is_trained_scored_stored_and_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(real_runs, "CHECKS", 48)
+    monkeypatch.setattr(folder_clips, "MIN_ORACLE_RECORDINGS", 2)
+    Demo(tmp_path / "demo", num_videos=28, clips_per_video=1, base=False).write()
+    (tmp_path / "work").mkdir()
+    source = folder_clips.FolderClips(tmp_path / "demo" / "clips", tmp_path / "work")
+    plan = real_runs.FolderPlan("scratch", 4, 2, "still", 2, 3e-3, 0, every=1)
+    shares = source.shares(plan)
+    assert [len(shares[name]) for name in ("val", "train", "oracle")] == [8, 4, 2]
+    assert len({k for share in shares.values() for k in share}) == 14
+    motion = [recording.motion for recording in source.recordings]
+    assert max(motion[k] for share in shares.values() for k in share) <= np.median(motion)
+    arrays = training.train(source, plan)
+    assert arrays["val"].shape == (49, 8, 2)
+    assert arrays["oracle"].shape == (25, 4)
+    path = tmp_path / "curves.npz"
+    real_runs.store({plan.name: arrays}, path)
+    (run,) = real_clips.read(path)
+    assert run.plan == plan
+    assert run.oracle[-1] < 0  # it learns
+    assert plan.name in "\n".join(real_clips.run_table([run], real_clips.Way()))
+    assert len(real_clips.table([run])) == 2 + 3 * len(real_clips.WAYS)
+    for made in (jitter.share_table, jitter.level_tables, jitter.estimate_table):
+        assert len(made([run])) >= 5
+
+
+def test_lora_runs_share_no_recording_with_their_base():
+    source = folder_clips.FolderClips(None, None)
+    source.recordings = [folder_clips.Recording([], float(k)) for k in range(75)]
+    for plan in real_runs.folder_plans():
+        shares = [set(share) for share in source.shares(plan).values()]
+        if plan.kind == "lora":
+            shares.append(set(source.base_recordings()))
+        assert len(set.union(*shares)) == sum(map(len, shares))
+    assert len({plan.name for plan in real_runs.folder_plans()}) == len(real_runs.folder_plans())
+
+
+@pytest.mark.parametrize("memory", [0.005, 0.02])
+@pytest.mark.parametrize("shape", ["exponential", "damped"])
+def test_a_memory_is_found_again(memory, shape):
+    apart = np.abs(np.subtract.outer(np.arange(241), np.arange(241))) / 240
+    noise = np.linalg.cholesky(jitter.SHAPES[shape](apart / memory)) @ np.random.default_rng(0).normal(size=(241, 200))
+    trend = np.linspace(0.0, 3.0, 241)[:, None] ** 2
+    found = jitter.correlations(jitter.residuals(noise + trend))
+    assert jitter.MemoryFit(241, real_clips.WINDOW)(found)[shape][0] == pytest.approx(memory, rel=0.15)
