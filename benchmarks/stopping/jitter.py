@@ -88,10 +88,10 @@ def time_table(runs: list[ClipRun]) -> list[str]:
     checks = len(runs[0].steps)
     fits = {window: MemoryFit(checks, window) for window in WINDOWS}
     lags = " | ".join(f"lag {lag}/{checks - 1}" for lag in LAGS)
+    shapes = " | ".join(f"{shape}: memory, of a run | in steps, by run | error" for shape in SHAPES)
     lines = [
-        f"| jitter of | trend over | runs | {lags} | memory, of a run | in steps, median (10-90 %) | error "
-        "| neighbours of 240 / 80 / 40 checks | damped: memory | error |",
-        "|---" * (len(LAGS) + 9) + "|",
+        f"| jitter of | trend over | runs | {lags} | {shapes} |",
+        "|---" * (3 + len(LAGS) + 3 * len(SHAPES)) + "|",
     ]
 
     def row(
@@ -99,15 +99,12 @@ def time_table(runs: list[ClipRun]) -> list[str]:
     ) -> None:
         each = np.array([correlations(residuals(curve(run), window), part) for run in chosen])
         found = each.mean(axis=0)
-        (memory, error), (damped, damped_error) = fits[window](found).values()
-        steps = [fits[window](one)["exponential"][0] * run.plan.steps for one, run in zip(each, chosen, strict=True)]
-        low, middle, high = np.percentile(steps, [10, 50, 90])
-        cells = " | ".join(f"{value:+.2f}" for value in found)
-        neighbours = " / ".join(f"{math.exp(-1 / spacing / memory):.2f}" for spacing in (240, 80, 40))
-        lines.append(
-            f"| {name} | {window} | {len(chosen)} | {cells} | {memory:.4f} | {middle:.0f} ({low:.0f}-{high:.0f}) "
-            f"| {error:.3f} | {neighbours} | {damped:.4f} | {damped_error:.3f} |"
-        )
+        cells = [f"{value:+.2f}" for value in found]
+        for shape, (memory, error) in fits[window](found).items():
+            steps = [fits[window](one)[shape][0] * run.plan.steps for one, run in zip(each, chosen, strict=True)]
+            low, middle, high = np.percentile(steps, [10, 50, 90])
+            cells += [f"{memory:.4f}", f"{middle:.0f} ({low:.0f}-{high:.0f})", f"{error:.3f}"]
+        lines.append(f"| {name} | {window} | {len(chosen)} | " + " | ".join(cells) + " |")
 
     def mean(run: ClipRun) -> Array:
         return run.val.mean(axis=1)
@@ -130,12 +127,8 @@ def groups(runs: list[ClipRun]) -> dict[str, list[ClipRun]]:
     found: dict[str, list[ClipRun]] = {}
     for run in runs:
         plan = run.plan
-        names = [
-            "scratch" if plan.rank == 0 else "LoRA",
-            f"batch {plan.batch_size}",
-            f"{plan.every} steps a check",
-            f"rate {plan.lr:g}",
-        ]
+        kind = "LoRA" if plan.rank else "scratch"
+        names = [kind, f"batch {plan.batch_size}", f"{kind}, {plan.every} steps a check"]
         names += ["still improving"] if run.is_improving else []
         for name in names:
             found.setdefault(name, []).append(run)
@@ -229,7 +222,7 @@ def level_tables(runs: list[ClipRun]) -> list[str]:
         "evaluation | rise / jitter | jitter of the mean over validation clips | rise / that |",
         "|---" * 8 + "|",
     ]
-    over = [run for run in runs if not run.is_improving]
+    over = [run for run in runs if run.has_turned]
     for kind, chosen in {"scratch": [r for r in over if not r.plan.rank], "LoRA": [r for r in over if r.plan.rank]}.items():  # fmt: skip  # noqa: E501
         for low, high in BINS:
             numbers = np.array([_level(run, low, high) for run in chosen])

@@ -7,9 +7,11 @@ levels. Its curve jitters as the weights do, so
 - its minimum is that of a smooth trend through it, `smoother`;
 - a stop is right from the step on at which the trend has come within 1 % of the gain there; where the gain is under
   1 % of the loss, at any time;
-- a run whose minimum lies in its last twentieth is still improving: every stop is false;
+- a run whose minimum lies in its last twentieth is still improving: every stop is false; one whose minimum lies before
+  three fifths of it has turned: only of these there are cost, overshoot and misses;
 - regret is the oracle's value at the check kept, less the trend's lowest, in gains: below 0 where luck kept a good one;
-- cost is training until the stop and all checks, in steps, over the steps to the minimum.
+- cost is training until the stop and all checks, in steps, over the steps to the minimum; where nothing stops, the
+  whole run's.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ Array = NDArray[np.float64]
 NEAR = 0.01  # of the gain: as good as the oracle
 NO_GAIN = 0.01  # in log-ratio: with less to win a stop is right at any time, and regret is counted in shares of this
 STILL_IMPROVING = 0.95  # of the run: a minimum after it is none yet
+TURNED = 0.6  # of the run: a minimum before it leaves enough of a rise to see
 WINDOW = 41  # checks of the local quadratic, a sixth of a run
 METRICS = ("cost", "overshoot", "premature", "false", "missed", "regret")
 
@@ -92,6 +95,11 @@ class ClipRun:
     def is_improving(self) -> bool:
         """Whether it still improves at its end."""
         return bool(self.trend.argmin() >= STILL_IMPROVING * (len(self.steps) - 1))
+
+    @property
+    def has_turned(self) -> bool:
+        """Whether its end is well past its minimum."""
+        return bool(self.trend.argmin() <= TURNED * (len(self.steps) - 1))
 
 
 def read(path: Path = FOLDER_CURVES) -> list[ClipRun]:
@@ -185,11 +193,10 @@ def outcome(run: ClipRun, way: Way) -> dict[str, float]:
     }
     if run.is_improving:
         return {**found, "false": float(stopped)}
-    found |= {
-        "cost": (end + each * (stop + 1)) / oracle,
-        "overshoot": end / oracle - 1.0,
-        "missed": float(not stopped),
-    }
+    if run.has_turned:
+        found["cost"] = (end + each * (stop + 1)) / oracle
+        found["overshoot"] = end / oracle - 1.0
+        found["missed"] = float(not stopped)
     right_from = run.steps[(trend <= (1.0 - NEAR) * trend.min()).argmax()] if gain > NO_GAIN else 0
     return {**found, "premature": float(stopped and end < right_from)}
 
@@ -217,7 +224,7 @@ def run_table(runs: list[ClipRun], way: Way) -> list[str]:
     for run in runs:
         found = outcome(run, way)
         words = [word for word in ("premature", "false", "missed") if found.get(word)]
-        words += ["improving"] * run.is_improving
+        words += ["improving"] * run.is_improving + ["not turned"] * (not run.is_improving and not run.has_turned)
         cost = f"{found['cost']:.0%}" if "cost" in found else ""
         stop = "never" if np.isnan(found["stop"]) else f"{found['stop']:.0f}"
         lines.append(
