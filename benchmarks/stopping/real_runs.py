@@ -170,8 +170,9 @@ def folder_plans() -> list[FolderPlan]:
         ("scratch", 24, 1, "all", 4, 3e-3, 4),
         ("scratch", 45, 1, "all", 4, 3e-3, 5),
     )
-    by_seed = [repeated + first, repeated + later, repeated + later]
-    return [FolderPlan(*one[:6], seed, one[6]) for seed, plans in enumerate(by_seed) for one in plans]
+    made = [(one, seed) for seed in range(3) for one in (*repeated, *(first if seed == 0 else ()))]
+    made += [(one, seed) for seed in (1, 2) for one in later]
+    return [FolderPlan(*one[:6], seed, one[6]) for one, seed in made]
 
 
 def stored(path: Path = CURVES) -> dict[str, dict[str, np.ndarray]]:
