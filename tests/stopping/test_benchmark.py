@@ -1,5 +1,7 @@
 """The simulated benchmark in small: what the README quotes is measured by `python -m benchmarks.stopping`."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -172,7 +174,7 @@ def test_a_run_on_clips_from_a_folder_is_trained_scored_stored_and_measured(tmp_
 
 
 def test_lora_runs_share_no_recording_with_their_base():
-    source = folder_clips.FolderClips(None, None)
+    source = folder_clips.FolderClips(Path(), Path())
     source.recordings = [folder_clips.Recording([], float(k)) for k in range(75)]
     for plan in real_runs.folder_plans():
         shares = [set(share) for share in source.shares(plan).values()]
