@@ -125,24 +125,21 @@ class Way:
     """When to check, and what stops.
 
     Args:
-        too_high: ``max_steps`` as told to the schedule, over the steps trained.
         sixteen: 16 checks of 8 + 8 clips at 4 levels, seen as they come, as before; else as shipped.
         patience: checks without a new lowest value that stop; ``None`` for the rule.
     """
 
-    too_high: int = 1
     sixteen: bool = False
     patience: int | None = None
 
     def checks(self, run: ClipRun) -> tuple[NDArray[np.int64], float]:
         """Indices of the checks (J',), step 0 first, and the steps that one costs."""
-        planned = run.plan.steps * self.too_high
         clips = run.val.shape[1] + run.train_eval.shape[1]
         evaluations = 64 if self.sixteen else 2 * clips
         schedule = (
-            CheckSchedule(max(1, planned // 16), doubles=False)
+            CheckSchedule(max(1, run.plan.steps // 16), doubles=False)
             if self.sixteen
-            else check_schedule(planned, run.plan.batch_size, evaluations)
+            else check_schedule(run.plan.batch_size, evaluations)
         )
         nearest = np.round(np.array([0, *schedule.checks(run.plan.steps)]) / run.plan.every).astype(np.int64)
         return np.unique(nearest), evaluations / (TRAINING_EVALUATIONS * run.plan.batch_size)
@@ -167,7 +164,6 @@ class Way:
 
 WAYS = {
     "**as it ships**": Way(),
-    "`max_steps` 3 times too high": Way(too_high=3),
     "16 checks, as before": Way(sixteen=True),
     **{f"patience {p}, paired, same checks": Way(patience=p) for p in (5, 10, 20)},
     "patience 5, paired, 16 checks": Way(sixteen=True, patience=5),
