@@ -9,7 +9,7 @@ leaves more: where the memory grows with it, the weights wander, and no line div
    as an optimizer with momentum makes it, ``(1 + 2 distance / memory) exp(-2 distance / memory)``.
 2. What of it all recordings have in common, and what two noise levels a clip cost against four.
 3. Noise levels: where curves jitter, where overfitting shows, and what weight levels above 0.7 should have.
-4. Estimates of jitter from the 20 to 40 rows that the rule sees, against the jitter of those rows.
+4. Estimates of jitter from the 16 to 32 rows that the rule sees, against the jitter of those rows.
 """
 
 from __future__ import annotations
@@ -288,19 +288,12 @@ def difference_scale(curve: Array, order: int, lag: int) -> float:
     return float(1.4826 * np.median(np.abs(curve)) / math.sqrt(math.comb(2 * order, order)))
 
 
-def _as_ships(curve: Array, order: int) -> float:
-    """`vidlit.stopping.curves.jitter` of at most 47 rows with differences of another order."""
-    scales = difference_scale(curve, order, 2), 2.0 * difference_scale(curve, order, 1)
-    return 1.25 * min(scales)
-
-
 ESTIMATES: dict[str, Callable[[Array], float]] = {
     "as it ships": lambda curve: float(curves.jitter(curve)),
     "second differences, lag 1": lambda curve: difference_scale(curve, 2, 1),
     "second differences, lag 2": lambda curve: difference_scale(curve, 2, 2),
     "third differences, lag 1": lambda curve: difference_scale(curve, 3, 1),
     "third differences, lag 2": lambda curve: difference_scale(curve, 3, 2),
-    "as it ships, of third differences": lambda curve: _as_ships(curve, 3),
 }
 
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.stopping.real_clips``: the rule that ships, at the schedule that ships, on runs on real clips.
+"""``python -m benchmarks.stopping.real_clips [--out FILE]``: the rule and the schedule that ship, on runs on real clips.
 
 The runs (``benchmarks.stopping.real --source``) are checked 240 times, and a schedule is read from them: of each of its
 steps the nearest check. What no rule sees is the oracle, 14 recordings or so, in the package's weights of the noise
@@ -242,8 +242,26 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--curves", type=Path, default=FOLDER_CURVES, help="file of the stored runs")
-    runs = read(parser.parse_args().curves)
-    print("\n".join([*run_table(runs, Way()), "", *table(runs)]))
+    parser.add_argument("--out", type=Path, help="file to write the tables to, too")
+    options = parser.parse_args()
+    runs = read(options.curves)
+    text = "\n".join(
+        [
+            f"# Stopping on {len(runs)} runs on real clips (`python -m benchmarks.stopping.real_clips`)",
+            "",
+            "Mean over runs / worst run; what the columns mean is said in the command's file.",
+            "",
+            *table(runs),
+            "",
+            "## As it ships, run by run (steps)",
+            "",
+            *run_table(runs, Way()),
+            "",
+        ]
+    )
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
