@@ -1,4 +1,4 @@
-"""``python -m benchmarks.stopping.real_clips [--out FILE]``: the rule and the schedule that ship, on runs on real clips.
+"""``python -m benchmarks.stopping.real_clips``: the rule and the schedule that ship, on runs on real clips.
 
 The runs (``benchmarks.stopping.real --source``) are checked 240 times, and a schedule is read from them: of each of its
 steps the nearest check. What no rule sees is the oracle, 14 recordings or so, in the package's weights of the noise

@@ -48,12 +48,14 @@ def test_plan_foretells_what_the_sampler_does(data):
     # 4 held-out clips and 4 of the training subset, at 2 noise levels each
     share = (4 + 4) * 2 / (3 * 2)
     clips = {"held_out_clips": 4, "train_eval_clips": 4}
-    assert plan.checks == {"count": 30, "first_interval": 1, "last_interval": 1, **clips, "share": share}
+    # 16 / (3 * 2 * 0.3) = 8.9: checks at 9, 18, 27 and 30
+    expected = {"count": 4, "first_interval": 9, "last_interval": 9, **clips, "share": pytest.approx(share * 4 / 30)}
+    assert plan.checks == expected
     told = make_plan(data, max_steps=30, num_replicas=1, accumulate=2, learning_rate=1e-4, check_interval=10)
     assert told.checks == {"count": 3, "first_interval": 10, "last_interval": 10, **clips, "share": share / 10}
     long = make_plan(data, max_steps=3000, num_replicas=1, accumulate=2, learning_rate=1e-4).checks
-    assert (long["first_interval"], long["last_interval"]) == (18, 72)  # 16 / (3 * 2 * 0.15); doubled at 720, 1440
-    assert long["count"] == 40 + 20 + 20
+    assert (long["first_interval"], long["last_interval"]) == (9, 144)  # doubled at 288, 576, 1152 and 2304
+    assert long["count"] == 32 + 16 + 16 + 16 + 5
     assert long["share"] == pytest.approx(share * long["count"] / 3000)
     assert plan.encode["clips"] == 12
     assert plan.encode["captions"] == 6

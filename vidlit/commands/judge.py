@@ -1,4 +1,4 @@
-"""What the stop would have done on the loss curves of any trainer (CSV)."""
+"""What the stop would have done on any trainer's loss curves, from a CSV file."""
 
 from __future__ import annotations
 

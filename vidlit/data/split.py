@@ -53,7 +53,7 @@ class Splitting:
         fold: part of the recordings for validation instead of ``val_fraction``; set by ``vidlit kfold``.
         train_on_val: whether to train on the validation clips, too; set by ``--refit`` for its second phase.
         max_val_clips: largest number of validation clips scored at a check, spread over recordings; ``None`` for one of
-            each recording, from 8 to 16. A quarter as many training clips are scored beside them, at least 4.
+            each recording, from 4 to 16. A quarter as many training clips are scored beside them, at least 4.
         tie_near_duplicates: whether to find videos that show the same and keep them on one side of the split. Identical
             files always stay together.
 
@@ -77,7 +77,7 @@ class Splitting:
             )
         if self.max_val_clips is not None and self.max_val_clips < 1:
             raise UserError(
-                f"data.split.max_val_clips is {self.max_val_clips}: it must be at least 1, or null for 8 to 16."
+                f"data.split.max_val_clips is {self.max_val_clips}: it must be at least 1, or null for 4 to 16."
             )
 
 
