@@ -1,4 +1,4 @@
-"""What the stop would have done on any trainer's loss curves, from a CSV file."""
+"""What the stop would have done on other trainers' loss curves (CSV)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from torchmetrics import Metric
 
 HIGH_SIGMA = 0.7
 HIGH_SIGMA_WEIGHT = 0.25
-"""Above ``HIGH_SIGMA`` a prediction is nearly the mean of all videos: it says little of a clip and turns last.
+"""Of levels above ``HIGH_SIGMA``. On 40 runs on real clips (``python -m benchmarks.stopping.jitter``) the best check of
+training from scratch is found best without them, that of LoRA at half their weight and badly without: between the two.
 
 Weights do not follow the variances that a run shows. On real tiny runs (``python -m benchmarks.stopping.strata``) the
 regret of the best check was that of even weights, the jitter a little lower in fine-tuning and no lower elsewhere: too
