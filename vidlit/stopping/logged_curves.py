@@ -52,6 +52,8 @@ def read_history(
     for line, row in enumerate(rows, start=2):
         at = _number(path, line, step, row[step])
         if at is not None:
+            if not (math.isfinite(at) and at >= 0):
+                raise UserError(f"{path}, line {line}: {step} is {row[step]!r}, which is no number of steps.")
             known = merged.setdefault(int(at), {})
             known |= {
                 name: value
