@@ -309,6 +309,13 @@ def test_histories_and_settings_are_checked():
         DivergenceHistory(np.arange(3), zeros + 1.0, zeros, names, names)
     with pytest.raises(ValueError, match="increase"):
         DivergenceHistory(np.array([0, 2, 2]), zeros, zeros, names, names)
-    for wrong in ({"alpha": 0.7}, {"min_excess": 0.0}, {"confirm": -1.0}, {"min_checks": 3}, {"plateau_share": 1.0}):
+    for wrong in (
+        {"alpha": 0.7},
+        {"min_excess": 0.0},
+        {"confirm": -1.0},
+        {"min_checks": 3},
+        {"plateau_share": 1.0},
+        {"plateau_checks": 8},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             DivergenceSettings(**wrong)

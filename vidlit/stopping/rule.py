@@ -88,10 +88,13 @@ class DivergenceSettings:
                 raise UserError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
         if self.confirm < 0:
             raise UserError(f"confirm must not be negative, got {self.confirm}")
-        if self.min_checks < 6 or self.plateau_checks < 2 * PARTS:
+        if self.min_checks < 6:
+            raise UserError(f"min_checks must be at least 6, got {self.min_checks}")
+        if self.plateau_checks < 2 * PARTS:
             raise UserError(
-                f"min_checks must be at least 6 and plateau_checks at least {2 * PARTS}, got {self.min_checks} and "
-                f"{self.plateau_checks}"
+                f"plateau_checks must be at least {2 * PARTS}, got {self.plateau_checks}: it counts the checks that "
+                "stop a run, half of which warn (in older configs it counted those that warn; leave it out there, and "
+                "plateau_share with it)"
             )
 
 
