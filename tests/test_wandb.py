@@ -137,7 +137,7 @@ def test_a_run_without_an_account(
 
     # every chart and picture of the workspace has something to show, but for what only an option logs
     optional = {row.name for row in OWN if row.needs == "samples.metrics"}
-    for charts in chart_names(4).values():
+    for charts in chart_names(2).values():
         for title, names in charts.items():
             for name in set(names) - optional:
                 assert name in logged, f"{name} of {title!r}"

@@ -155,7 +155,9 @@ def test_training_adds_the_losses_by_their_weights_and_every_one_has_a_gradient(
 def test_validation_goes_by_the_picture(module, batch):
     module.eval()
     scored = module.validation_step(batch, 0)
-    assert torch.equal(scored, paired_losses(module, module.noising, batch, 0, 4, streams=STREAMS)["latents"])
+    assert torch.equal(
+        scored, paired_losses(module, module.noising, batch, 0, module.num_strata, streams=STREAMS)["latents"]
+    )
 
 
 @torch.no_grad()

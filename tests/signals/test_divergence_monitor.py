@@ -58,7 +58,7 @@ def test_curves_are_what_a_loop_over_single_clips_gives(quickstart, demo, tmp_pa
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     check = monitor.steps.index(step := best["global_step"])
     assert check > 0
-    for name, clips in (("val", data.val_clips), ("train_eval", data.train_eval_clips)):
+    for name, clips in (("val", data.scored_clips), ("train_eval", data.train_eval_clips)):
         before = losses_by_hand(demo, data, clips)
         torch.testing.assert_close(monitor.references[name].float(), before, rtol=1e-5, atol=0)
         assert column(run, f"{name}/loss")[0] == pytest.approx(float(before.mean()), rel=1e-5)

@@ -176,7 +176,9 @@ def write_hdr(path, code, transfer, matrix="bt2020nc"):
         stream.width, stream.height, stream.pix_fmt = len(values), 64, "yuv420p10le"
         screen = "G(8500,39850)B(6550,2300)R(35400,14600)WP(15635,16450)L(10000000,1)"  # peak: 1,000 nits
         stream.options = {
-            "x265-params": f"log-level=none:qp=4:colorprim=bt2020:transfer={transfer}:colormatrix={matrix}:"
+            # No reordering, one thread: the muxer sometimes refused the last packet for its times.
+            "x265-params": f"log-level=none:bframes=0:frame-threads=1:pools=none:qp=4:colorprim=bt2020:"
+            f"transfer={transfer}:colormatrix={matrix}:"
             f"master-display={screen}:max-cll=1000,400"
         }
         for index in range(2):
