@@ -47,6 +47,17 @@ def test_fit_leaves_a_complete_run_directory(quickstart, tmp_path, capsys):
     assert str(run) in printed
 
 
+@pytest.mark.parametrize("lr", [1e-3, 1.0])
+def test_a_run_that_still_improves_at_its_end_is_told_to_train_on(quickstart, tmp_path, lr):
+    """Also one that is too short to be judged; not one that got worse."""
+    assert main(quickstart(model__optimizer__init_args__lr=lr)) == 0
+    summary = json.loads((tmp_path / "runs" / "quickstart" / "0" / "summary.json").read_text())
+    assert summary["stopped_by"] == "max_steps"
+    improving = summary["best_step"] == summary["stop_step"]
+    assert improving == (lr < 1.0)
+    assert ("go on with more --trainer.max_steps" in summary["reason"]) == improving
+
+
 def test_exported_weights_are_those_of_the_best_check(quickstart, tmp_path):
     assert main(quickstart()) == 0
     run = tmp_path / "runs" / "quickstart" / "0"

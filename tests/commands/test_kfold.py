@@ -5,7 +5,7 @@ import pytest
 
 from vidlit.__main__ import main
 from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
-from vidlit.commands.kfold import summarise_folds
+from vidlit.commands.kfold import print_folds, summarise_folds
 from vidlit.training.module import VideoDiffusionModule
 
 
@@ -74,3 +74,15 @@ def test_the_median_fold_decides():
     assert told["gain"]["mean"] == pytest.approx(0.2)
     assert told["gain"]["standard_error"] == pytest.approx(0.1 / 3**0.5)
     assert summarise_folds([fold(0, 0.0), fold(0, 0.0), fold(100, 0.1)])["steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "kept", "told"),
+    [("max_steps", 300, "in 2 of 3 folds the last step was the best"), ("max_steps", 100, ""), ("copies", 300, "")],
+)
+def test_folds_whose_last_step_was_the_best_are_told(capsys, tmp_path, stopped_by, kept, told):
+    """Not those that another signal stopped there: more steps would change nothing."""
+    late = [{**fold(kept, 0.1), "stopped_by": stopped_by} for _ in range(2)]
+    print_folds(summarise_folds([*late, fold(100, 0.1)]), [], tmp_path / "folds.json")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (told in printed) if told else ("the last step was the best" not in printed)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from vidlit.commands.cli.plain_parser import PlainParser, true_or_false
+from vidlit.runs.logged_names import VAL_LOG_RATIO
 
 
 def run(words: list[str]) -> None:
@@ -71,7 +71,7 @@ def judge(history: Any, warmup_steps: int = 0) -> dict[str, Any]:
 
 
 def _ending(told: dict[str, Any]) -> str:
-    kept, lowest = f"{100.0 * math.expm1(told['kept']):+.1f} %", told["lowest"]
+    kept, lowest = VAL_LOG_RATIO.text(told["kept"]), told["lowest"]
     if told["stop_step"] is None:
         return f"Not stopped by step {told['last_step']}; the best is step {told['best_step']} ({kept} against step 0)."
     text = (
@@ -80,8 +80,7 @@ def _ending(told: dict[str, Any]) -> str:
     )
     if lowest["step"] == told["best_step"]:
         return f"{text}, which is the lowest of the whole file."
-    loss = f"{100.0 * math.expm1(lowest['log_ratio']):+.1f} %"
-    return f"{text}; the lowest of the whole file is step {lowest['step']} ({loss})."
+    return f"{text}; the lowest of the whole file is step {lowest['step']} ({VAL_LOG_RATIO.text(lowest['log_ratio'])})."
 
 
 def parser() -> PlainParser:

@@ -174,7 +174,9 @@ def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console:
             f"best on all clips: {told['steps']} steps, about {told['exposures']:.0f} exposures of each video:",
             f"  vidlit fit {options} --data.split.val_fraction 0 --trainer.max_steps {told['steps']}",
         ]
-        late = sum(fold["kept_step"] == fold["stop_step"] for fold in told["folds"])
+        late = sum(
+            fold["stopped_by"] == "max_steps" and fold["best_step"] == fold["stop_step"] for fold in told["folds"]
+        )
         if late:
             lines.append(
                 f"in {late} of {len(told['folds'])} folds the last step was the best, so the loss was still improving: "

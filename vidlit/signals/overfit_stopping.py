@@ -126,14 +126,13 @@ class OverfitStopping(RunCallback):
             self._write_summary("error", f"{type(exception).__name__}: {exception}")
 
     def _no_gain(self) -> bool:
-        return self._found("no gain")
+        verdicts = self.decision.verdicts if self.decision is not None else ()
+        return any(verdict.evidence.get("case") == "no gain" for verdict in verdicts)
 
     def _is_improving(self) -> bool:
-        return self._found("still improving") and self._monitor.steps[-1] == self.trainer.global_step
-
-    def _found(self, case: str) -> bool:
-        verdicts = self.decision.verdicts if self.decision is not None else ()
-        return any(verdict.evidence.get("case") == case for verdict in verdicts)
+        """Whether the last step is the best, in a run too short to be judged, too."""
+        history = self._history()
+        return history is not None and history.steps[best_check(history)] == self.trainer.global_step > 0
 
     def _kept(self) -> Kept:
         return self.kept_weights.choose(self.run, self.trainer.global_step, self._history(), self._no_gain())

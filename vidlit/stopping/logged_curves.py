@@ -63,8 +63,9 @@ def read_history(
     steps = [at for at in sorted(merged) if all(name in merged[at] for name in val)]
     if len(steps) < 2:
         raise UserError(f"{path} has {len(steps)} rows with a validation loss ({', '.join(val)}): two are needed.")
-    train_eval = [name for name in train_eval if any(name in row for row in merged.values())]
-    columns = {name: _at(merged, steps, name) for name in (*val, *train_eval)}
+    train_eval = [name for name in train_eval if any(name in merged[at] for at in merged if at <= steps[-1])]
+    columns = {name: np.array([merged[at][name] for at in steps]) for name in val}
+    columns |= {name: _means(merged, steps, name) for name in train_eval}
     for name, values in columns.items():
         if not values[0] > 0.0:
             raise UserError(f"{path}, step {steps[0]}: {name} is {values[0]:g}; a first loss above 0 is needed.")
@@ -104,13 +105,17 @@ def _number(path: Path, line: int, name: str, cell: str | None) -> float | None:
         raise UserError(f"{path}, line {line}: {name} is {cell!r}, which is no number.") from None
 
 
-def _at(merged: dict[int, dict[str, float]], steps: list[int], name: str) -> np.ndarray:
-    """A column's values at these steps: the mean of what was logged since the step before, or the value before."""
-    found: list[float] = []
-    before = -math.inf
-    for at in steps:
-        since = [row[name] for step, row in merged.items() if before < step <= at and name in row]
-        found.append(float(np.mean(since)) if since else (found[-1] if found else math.nan))
-        before = at
-    first = next((value for value in found if not math.isnan(value)), math.nan)
-    return np.array([first if math.isnan(value) and k == 0 else value for k, value in enumerate(found)])
+def _means(merged: dict[int, dict[str, float]], steps: list[int], name: str) -> np.ndarray:
+    """A column's values at these steps: the mean of what was logged since the step before, or the nearest before.
+
+    Where nothing was logged by the first step, the first value that was stands for it.
+    """
+    logged = [(at, row[name]) for at, row in sorted(merged.items()) if name in row and at <= steps[-1]]
+    check = np.searchsorted(steps, [at for at, _ in logged])
+    total, count = (
+        np.bincount(check, weights, minlength=len(steps)) for weights in ([value for _, value in logged], None)
+    )
+    known = np.flatnonzero(count)
+    latest = np.searchsorted(known, np.arange(len(steps)), side="right") - 1
+    means: np.ndarray = (total[known] / count[known])[np.maximum(latest, 0)]
+    return means

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from vidlit.__main__ import main
 from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
-from vidlit.commands.cli.refit import finished, full_steps, no_refit_because
+from vidlit.commands.cli.refit import announcement, finished, full_steps, no_refit_because
 from vidlit.training.module import VideoDiffusionModule
 
 OPTIONS = {"trainer__max_steps": 8, "data__split__test_fraction": 0.2, "refit": "true"}
@@ -98,3 +98,10 @@ def test_when_a_phase_is_over_and_what_follows():
     assert no_refit_because({**over, "kept_step": 40}) is None
     assert full_steps({**over, "kept_step": 40}) == 60
     assert "no validation clips" in no_refit_because({**over, "num_clips": {"train": 6, "val": 0}})
+
+
+@pytest.mark.parametrize(("best", "kept", "improving"), [(40, 40, True), (20, 20, False), (20, 40, False)])
+def test_it_says_where_the_best_step_was_the_last(best, kept, improving):
+    """Of the best step: where the last weights are kept by wish, the loss may well have risen."""
+    summary = {"best_step": best, "kept_step": kept, "stop_step": 40, "num_clips": {"train": 6, "val": 3}}
+    assert ("still improving" in announcement(summary)) == improving

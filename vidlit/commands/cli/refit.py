@@ -68,7 +68,11 @@ def refit_words(summary: dict[str, Any], directory: RunDirectory) -> list[str]:
 def announcement(summary: dict[str, Any]) -> str:
     """What the second phase is about to do, for the user."""
     clips = summary["num_clips"]
-    late = " It was the last: the loss was still improving." if summary["kept_step"] == summary["stop_step"] else ""
+    late = (
+        " The last step was the best: the loss was still improving."
+        if summary["best_step"] == summary["stop_step"]
+        else ""
+    )
     return (
         f"Refit: again from the base model, on all {clips['train'] + clips['val']} clips, for {full_steps(summary)} "
         f"steps: each clip is seen as often as at step {summary['kept_step']}, which was kept.{late}"
