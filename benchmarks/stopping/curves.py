@@ -57,7 +57,6 @@ NEVER_RIGHT = (
     "heavy tails, improving",
     "plateau, probe flat",
     "learning-rate bend",
-    "nothing to learn",
 )
 ADDED = ("late hump", "half improve, half worsen", "slow drift", "late fall")
 SHOWN_ONLY = ("deep double descent", "no gain", "nothing to learn")  # no target of the issue speaks of these

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.stopping.jitter``: how validation curves jitter, on runs on real clips.
+"""How validation curves jitter, on runs on real clips.
 
 Jitter is what is left of a curve of 240 checks after a smooth trend (`benchmarks.stopping.real_clips.smoother`), from a
 tenth of the run on. A trend takes some of the jitter with it and leaves neighbours that seem to move against each
@@ -14,17 +14,14 @@ leaves more: where the memory grows with it, the weights wander, and no line div
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.stopping.real_clips import WINDOW, ClipRun, Way, read, smoother, weighted
-from benchmarks.stopping.real_runs import FOLDER_CURVES
+from benchmarks.stopping.real_clips import WINDOW, ClipRun, Way, smoother, weighted
 from vidlit.stopping import curves
 from vidlit.stopping.curves import without_jumps
 from vidlit.stopping.rows import condense, row_numbers
@@ -223,7 +220,11 @@ def level_tables(runs: list[ClipRun]) -> list[str]:
         "|---" * 8 + "|",
     ]
     over = [run for run in runs if run.has_turned]
-    for kind, chosen in {"scratch": [r for r in over if not r.plan.rank], "LoRA": [r for r in over if r.plan.rank]}.items():  # fmt: skip  # noqa: E501
+    kinds = {
+        kind: [run for run in over if (run.plan.rank > 0) == lora]
+        for kind, lora in (("scratch", False), ("LoRA", True))
+    }
+    for kind, chosen in kinds.items():
         for low, high in BINS:
             numbers = np.array([_level(run, low, high) for run in chosen])
             if not len(numbers):
@@ -240,8 +241,7 @@ def level_tables(runs: list[ClipRun]) -> list[str]:
         "weights | all levels alike | mean loss |",
         "|---" * 6 + "|",
     ]
-    for kind in ("scratch", "LoRA"):
-        chosen = [run for run in over if (run.plan.rank > 0) == (kind == "LoRA")]
+    for kind, chosen in kinds.items():
         for high in HIGH_WEIGHTS:
             numbers = np.array([_weighting(run, high) for run in chosen])
             if len(numbers):
@@ -273,7 +273,8 @@ def _weighting(run: ClipRun, high: float) -> tuple[float, float, float, float]:
     trend = trend_of(len(curve)) @ curve
     checks, _ = Way().checks(run)
     best = int(checks[without_jumps(curve[checks], by_clip[checks]).argmin()])
-    oracles = run.oracle, run.arrays["oracle"].mean(axis=1), np.log(run.arrays["oracle_loss"] / run.arrays["oracle_loss"][0])  # fmt: skip  # noqa: E501
+    loss = run.arrays["oracle_loss"]
+    oracles = run.oracle, run.arrays["oracle"].mean(axis=1), np.log(loss / loss[0])
     regrets = []
     for oracle in oracles:
         lowest = float((trend_of(len(curve)) @ oracle)[1:].min())
@@ -299,7 +300,11 @@ ESTIMATES: dict[str, Callable[[Array], float]] = {
 
 def estimate_table(runs: list[ClipRun]) -> list[str]:
     """4: estimates of jitter over its true deviation, on rows of the first half of a run and of all of it."""
-    lines = ["| estimate / true deviation of the rows | median | 10 % | 90 % | deviation of its logarithm | half of the run, median | scratch | LoRA |", "|---" * 8 + "|"]  # fmt: skip  # noqa: E501
+    lines = [
+        "| estimate / true deviation of the rows | median | 10 % | 90 % | deviation of its logarithm "
+        "| half of the run, median | scratch | LoRA |",
+        "|---" * 8 + "|",
+    ]
     for name, estimate in ESTIMATES.items():
         whole = np.array([_ratio(run, estimate, 1.0) for run in runs])
         half = np.array([_ratio(run, estimate, 0.5) for run in runs])
@@ -324,19 +329,9 @@ def _ratio(run: ClipRun, estimate: Callable[[Array], float], part: float) -> flo
     return estimate(seen) / max(float(np.sqrt(np.mean(jitter[settled] ** 2))), 1e-9)
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.stopping.jitter",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--curves", type=Path, default=FOLDER_CURVES, help="file of the stored runs")
-    runs = read(parser.parse_args().curves)
+def report(runs: list[ClipRun]) -> str:
+    """The tables."""
+    lines = [f"# Jitter of checks, on {len(runs)} runs on real clips (`benchmarks/stopping/jitter.py`)", ""]
     for number, made in enumerate((time_table, share_table, level_tables, estimate_table), start=1):
-        print(f"\n{number}.\n")
-        print("\n".join(made(runs)))
-
-
-if __name__ == "__main__":
-    main()
+        lines += [f"## {number}", "", *made(runs), ""]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.stopping.real_clips``: the rule and the schedule that ship, on runs on real clips.
+"""The rule and the schedule that ship, on runs on real clips.
 
 The runs (``benchmarks.stopping.real --source``) are checked 240 times, and a schedule is read from them: of each of its
 steps the nearest check. What no rule sees is the oracle, 14 recordings or so, in the package's weights of the noise
@@ -16,7 +16,6 @@ levels. Its curve jitters as the weights do, so
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.stopping.real_runs import FOLDER_CURVES, WARMUP_STEPS, FolderPlan, stored
-from benchmarks.stopping.rules import ask_at_every_check
+from benchmarks.stopping.rules import OTHERS, ask_at_every_check, first_of
 from vidlit.metrics.paired_loss import HIGH_SIGMA, HIGH_SIGMA_WEIGHT
 from vidlit.stopping.curves import without_jumps
 from vidlit.stopping.schedule import TRAINING_EVALUATIONS, CheckSchedule, check_schedule
@@ -126,11 +125,11 @@ class Way:
 
     Args:
         sixteen: 16 checks of 8 + 8 clips at 4 levels, seen as they come, as before; else as shipped.
-        patience: checks without a new lowest value that stop; ``None`` for the rule.
+        rule: of :data:`benchmarks.stopping.rules.OTHERS`; ours by default.
     """
 
     sixteen: bool = False
-    patience: int | None = None
+    rule: str = ""
 
     def checks(self, run: ClipRun) -> tuple[NDArray[np.int64], float]:
         """Indices of the checks (J',), step 0 first, and the steps that one costs."""
@@ -146,27 +145,19 @@ class Way:
 
     def stop(self, run: ClipRun, checks: NDArray[np.int64]) -> tuple[int, bool]:
         """Which of the checks it stops at, the last one where it does not; and whether it stops."""
-        val, train_eval, last = run.val[checks], run.train_eval[checks], len(checks) - 1
-        if self.patience is None:
-            stop = ask_at_every_check(
-                run.steps[checks],
-                val[None],
-                train_eval[None],
-                warmup_steps=WARMUP_STEPS,
-                condensed=not self.sixteen,
-            )
-            return int(stop[0]), bool(stop[0] < last)
-        curve = val.mean(axis=1)
-        best_at = np.array([curve[: j + 1].argmin() for j in range(len(curve))])
-        over = np.flatnonzero(np.arange(len(curve)) - best_at >= self.patience)
-        return (int(over[0]), True) if len(over) else (last, False)
+        steps, val, train_eval = run.steps[checks], run.val[checks][None], run.train_eval[checks][None]
+        if self.rule:
+            stop = first_of(OTHERS[self.rule](steps, val.mean(axis=2)))
+        else:
+            stop = ask_at_every_check(steps, val, train_eval, warmup_steps=WARMUP_STEPS, condensed=not self.sixteen)
+        return int(stop[0]), bool(stop[0] < len(checks) - 1)
 
 
 WAYS = {
     "**as it ships**": Way(),
     "16 checks, as before": Way(sixteen=True),
-    **{f"patience {p}, paired, same checks": Way(patience=p) for p in (5, 10, 20)},
-    "patience 5, paired, 16 checks": Way(sixteen=True, patience=5),
+    **{f"{rule} at the same checks": Way(rule=rule) for rule in OTHERS},
+    "patience 5, 16 checks": Way(sixteen=True, rule="patience 5"),
 }
 
 
@@ -234,22 +225,13 @@ def _mean_and_worst(values: list[float]) -> str:
     return f"{np.mean(values):.1%} / {max(values):.0%}" if values else ""
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.stopping.real_clips",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--curves", type=Path, default=FOLDER_CURVES, help="file of the stored runs")
-    parser.add_argument("--out", type=Path, help="file to write the tables to, too")
-    options = parser.parse_args()
-    runs = read(options.curves)
-    text = "\n".join(
+def report(runs: list[ClipRun]) -> str:
+    """The tables."""
+    return "\n".join(
         [
-            f"# Stopping on {len(runs)} runs on real clips (`python -m benchmarks.stopping.real_clips`)",
+            f"# Stopping on {len(runs)} runs on real clips",
             "",
-            "Mean over runs / worst run; what the columns mean is said in the command's file.",
+            "Mean over runs / worst run; what the columns mean is said in `benchmarks/stopping/real_clips.py`.",
             "",
             *table(runs),
             "",
@@ -259,10 +241,3 @@ def main() -> None:
             "",
         ]
     )
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

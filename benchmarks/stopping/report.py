@@ -33,6 +33,25 @@ def simulated_table(results: dict[str, Any]) -> str:
                 for metric in ("cost", "missed overfit", "missed plateau", "premature", "regret")
             ),
             "",
+            "Scenarios for which nothing was aimed at, as it ships:",
+            "",
+            *schedules.table(results["shown"], "scenario"),
+            "",
+            f"{results['seconds']} s.",
+            "",
+        ]
+    )
+
+
+def constants_table(results: dict[str, Any]) -> str:
+    """What other values of the constants would do."""
+    return "\n".join(
+        [
+            f"# Other values of the rule's constants ({results['runs_per_cell']} runs a cell, seed {results['seed']},"
+            " on which they were chosen)",
+            "",
+            *schedules.table(results["constants"], "constant"),
+            "",
             f"{results['seconds']} s.",
             "",
         ]

@@ -6,7 +6,7 @@ a user. Here checks fall where a schedule puts them, and
 - jitter is correlated in time, over ``MEMORY`` optimizer steps;
 - a check costs its evaluations, and fewer of them are noisier: each recording's own jitter is that of 4 noise levels in
   the frozen curves and has ``TWO_LEVELS`` times the variance at 2;
-- ``max_steps`` may be set too high, 3 or 10 times.
+- ``max_steps`` may be set too high, 10 times.
 
 Reported are
 
@@ -16,14 +16,18 @@ Reported are
 - premature: stopped before it was right; false: stopped where every stop is wrong;
 - regret: what the kept weights lose against the lowest point of the noise-free curve, as a share of the gain, on clips
   that no rule sees (they share the common jitter, since the weights do).
+
+Scenarios for which nothing was aimed at are shown apart: premature or false stops, and where runs without gain end.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -41,6 +45,7 @@ from benchmarks.stopping.curves import (
     videos_around,
 )
 from benchmarks.stopping.rules import OTHERS, ask_at_every_check, first_of, twelve_lines
+from vidlit.stopping import rows, rule, schedule
 from vidlit.stopping.curves import without_jumps
 from vidlit.stopping.schedule import (
     TRAINING_EVALUATIONS,
@@ -60,10 +65,22 @@ PLATEAU = "plateau, probe falls"
 HALF, DRIFT = "half improve, half worsen", "slow drift"
 ALL = (*SCENARIOS, *ADDED)
 NOTHING = ("no gain", "nothing to learn")
-SHOWN = (*SHOWN_ONLY, "late fall")
+SHOWN = (*SHOWN_ONLY, "late fall")  # apart: nothing was aimed at
 TURNING = (*WITH_ORACLE, "late hump", HALF)
+AIMED_AT = tuple(scenario for scenario in ALL if scenario not in SHOWN)
+WITH_NOTHING = (*AIMED_AT, "nothing to learn")
+CONSTANTS = {  # other values of the rule's and the schedule's
+    "SETTLING": (1, 2),
+    "SURE": (2.0,),
+    "STRETCH": (2, 5),
+    "PLATEAU_PACE": (0.1, 0.25),
+    "PLATEAU_Z": (1.0, 2.0),
+    "PLATEAU_TOLERANCE": (0.01, 0.1),
+    "FIRST_SHARE": (0.15, 0.6),
+    "MAX_ROWS": (24, 48),
+}
 DRIFTS, DRIFT_MEMORY = 0.03, 0.1  # of the gain, of the run
-METRICS = ("cost", "overshoot", "missed overfit", "missed plateau", "premature", "false", "regret")
+METRICS = ("cost", "overshoot", "missed overfit", "missed plateau", "premature", "false", "nothing", "end", "regret")
 
 
 @dataclass(frozen=True)
@@ -131,9 +148,29 @@ def measure_all(runs: int, seed: int) -> dict[str, Any]:
     return {name: _summary(dict(_cells(way, runs, seed))) for name, way in WAYS.items()}
 
 
-def _cells(way: Way, runs: int, seed: int) -> Iterator[tuple[str, dict[str, float]]]:
-    for scenario in ALL:
-        if scenario in SHOWN or (way.too_high > 1 and scenario not in (*TURNING, PLATEAU)):
+def measure_shown(runs: int, seed: int) -> dict[str, Any]:
+    """Mean over cells and worst cell of what each scenario apart has, as it ships."""
+    return {scenario: _summary(dict(_cells(Way(), runs, seed, (scenario,)))) for scenario in SHOWN}
+
+
+def measure_constants(runs: int, seed: int) -> dict[str, Any]:
+    """The same for other values of the rule's constants, one at a time."""
+    found = {"as they ship": _summary(dict(_cells(Way(), runs, seed, WITH_NOTHING)))}
+    for name, values in CONSTANTS.items():
+        for value in values:
+            with ExitStack() as stack:
+                for module in (rule, schedule, rows):
+                    if hasattr(module, name):
+                        stack.enter_context(patch.object(module, name, value))
+                found[f"`{name}` {value:g}"] = _summary(dict(_cells(Way(), runs, seed, WITH_NOTHING)))
+    return found
+
+
+def _cells(
+    way: Way, runs: int, seed: int, scenarios: tuple[str, ...] = AIMED_AT
+) -> Iterator[tuple[str, dict[str, float]]]:
+    for scenario in scenarios:
+        if way.too_high > 1 and scenario not in (*TURNING, PLATEAU):
             continue  # a curve that improves to the end of its run has no meaning beyond it
         for user in USERS:
             for jitter in JITTERS:
@@ -192,7 +229,9 @@ def one_cell(scenario: str, user: User, jitter: float, way: Way, runs: int, seed
     end = np.where(stopped, steps[stop], user.steps * way.too_high)
 
     if scenario == "no gain":
-        return {"stop": float((end / user.steps).mean())}
+        return {"end": float((end / user.steps).mean())}
+    if scenario == "nothing to learn":
+        return {"nothing": float(stopped.mean())}
     found = {"regret": float((np.maximum(kept - lowest, 0.0) / -lowest).mean())}
     if scenario in NEVER_RIGHT:
         return {**found, "false": float(stopped.mean())}
@@ -233,20 +272,32 @@ def _summary(cells: dict[str, dict[str, float]]) -> dict[str, Any]:
             summary[metric] = {"mean": mean, "worst": values[worst], "worst_cell": worst}
     # A rise that passes cannot be told from the start of a lasting one: premature without it, too.
     plain = {cell: found["premature"] for cell, found in cells.items() if "premature" in found and "double" not in cell}
-    summary["premature, no double descent"] = {
-        "mean": float(np.mean(list(plain.values()))),
-        "worst": max(plain.values()),
-    }
+    if plain:
+        mean = float(np.mean(list(plain.values())))
+        summary["premature, no double descent"] = {"mean": mean, "worst": max(plain.values())}
     return summary
 
 
-def table(found: dict[str, Any]) -> list[str]:
-    """Markdown."""
-    columns = ("cost", "overshoot", "missed overfit", "missed plateau", "premature", "premature, no double descent",
-               "false", "regret")  # fmt: skip
-    lines = ["| checks | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+COLUMNS = {
+    "cost": "cost",
+    "overshoot": "overshoot",
+    "missed overfit": "missed overfit",
+    "missed plateau": "missed plateau",
+    "premature": "premature",
+    "premature, no double descent": "premature, no double descent",
+    "false": "false",
+    "nothing": "stopped, nothing to learn",
+    "end": "stopped at, of the run, no gain",
+    "regret": "regret",
+}
+
+
+def table(found: dict[str, Any], what: str = "checks") -> list[str]:
+    """Markdown: a row for each of what was measured; columns that none has are left out."""
+    shown = {metric: head for metric, head in COLUMNS.items() if any(metric in metrics for metrics in found.values())}
+    lines = [f"| {what} | " + " | ".join(shown.values()) + " |", "|---" * (len(shown) + 1) + "|"]
     for name, metrics in found.items():
-        cells = [_mean_and_worst(metrics[metric]) if metric in metrics else "" for metric in columns]
+        cells = [_mean_and_worst(metrics[metric]) if metric in metrics else "" for metric in shown]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return lines
 
