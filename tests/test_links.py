@@ -47,8 +47,8 @@ def test_files_of_the_map_are_there():
     assert named <= {path.name for path in Path(vidlit.__file__).parent.rglob("*.py")}
 
 
-def test_the_map_in_the_readme_has_every_room():
-    tree = (ROOT / "README.md").read_text().partition("## Where things are")[2]
+def test_the_tree_has_every_room():
+    tree = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where things are")[2].partition("\n## ")[0]
     tree = {name.rstrip("/") for indent, name in TREE.findall(tree) if indent}
     assert tree == {path.parent.name for path in Path(vidlit.__file__).parent.glob("*/__init__.py")}
 

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.stopping import jitter, real_clips, real_measure, report, schedules
 
 TUNE_SEED, TEST_SEED = 1, 2
+PLOT = Path(__file__).parents[2] / "docs" / "images" / "real_runs.png"
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
         _write(args.out / "simulated.md", report.simulated_table(found))
     if not args.simulated:
         _write(args.out / "real.md", report.real_table(real_measure.measure_all()))
-        report.real_plot(*real_measure.shown(), args.out / "real.png")
+        report.real_plot(*real_measure.shown(), PLOT)
         runs = real_clips.read()
         _write(args.out / "real_clips.md", real_clips.report(runs))
         _write(args.out / "jitter.md", jitter.report(runs))

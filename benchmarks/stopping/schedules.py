@@ -57,7 +57,7 @@ from vidlit.stopping.schedule import (
 
 MEMORY, LONG_MEMORY = 6.0, 20.0
 """Optimizer steps over which jitter is correlated: of training from scratch, and of LoRA, as measured on real clips
-(``python -m benchmarks.stopping.jitter``)."""
+(``python -m benchmarks.stopping --real``)."""
 TWO_LEVELS = 1.16
 """Variance of a recording's own jitter at 2 noise levels over that at 4, measured there, too."""
 FINE = 2000  # points on which the noise-free curve is known

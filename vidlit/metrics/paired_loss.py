@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 HIGH_SIGMA = 0.7
 HIGH_SIGMA_WEIGHT = 0.25
-"""Of levels above ``HIGH_SIGMA``. On 40 runs on real clips (``python -m benchmarks.stopping.jitter``) the best check of
+"""Of levels above ``HIGH_SIGMA``. On 40 runs on real clips (``python -m benchmarks.stopping --real``) the best check of
 training from scratch is found best without them, that of LoRA at half their weight and badly without: between the two.
 
 Weights do not follow the variances that a run shows. On real tiny runs (``python -m benchmarks.stopping.strata``) the

@@ -1,6 +1,6 @@
 """The history as the rule sees it: 16 to 32 evenly spaced means, whatever the spacing of the checks.
 
-On checks as they come, dense at first and sparse later, the same rule misses a third of the simulated runs that
+On checks as they come, dense at first and sparse later, the same rule misses nearly half of the simulated runs that
 overfit: what it calls jitter, half a run and a stretch must mean the same time everywhere.
 """
 
