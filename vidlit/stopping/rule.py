@@ -1,8 +1,8 @@
 """The divergence rule as arithmetic: curves of many runs in, a case and its numbers out.
 
 Written for R runs at once, so that the very code that stops a run can be measured on thousands of simulated ones
-(benchmarks/stopping). Its numbers were chosen there, on other seeds than those reported; docs/science.md says what each
-is worth.
+(benchmarks/stopping). Its numbers were chosen there, on other seeds than those reported; ``python -m
+benchmarks.stopping --constants`` prints what other values would do.
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ Flags = NDArray[np.bool_]
 MIN_VIDEOS = 4
 """Recordings from which a t-test across them is used; with fewer, all must agree."""
 STRETCH = 3
-"""Rows of the lowest stretch: the shortest mean that one lucky row does not decide. Longer ones change no table."""
+"""Rows of the lowest stretch: of two one lucky row is half; five see a turn later and cost 6 points more."""
 SETTLING = 3
-"""Nothing is decided before so many times the warm-up: humps of early steps pass by then. Twice stops 0.2 % more of the
-runs too early, once 2 %."""
+"""Nothing is decided before so many times the warm-up: humps of early steps pass by then. Once stops 1.6 % of the runs
+too early, a third in the worst cell; twice, twice as many as this in the worst."""
 SURE = 3.0
-"""Jitters below the base model at which a loss has surely fallen. At 2 twice as many flat curves are called no gain."""
+"""Jitters below the base model at which a loss has surely fallen. At 2 twice as many flat curves are stopped."""
 PLATEAU_PACE = 0.2
 """Share of the training subset's fall under which the validation loss no longer improves. At 0.1 twice as many plateaus
 are missed, at 0.25 more double descents are cut off."""
 PLATEAU_Z = 1.5
-"""Standard errors by which a plateau's fall must stay below that share, and the training subset's be above none."""
+"""Standard errors by which a plateau's fall must stay below that share, and the training subset's be above none. At 1
+five times as many flat curves with nothing to learn are stopped, at 2 half as many overfit runs again are missed."""
 PLATEAU_TOLERANCE = 0.03
-"""Share of the gain by which the validation loss may fall within a plateau; the training subset's must fall more."""
+"""Share of the gain by which the validation loss may fall within a plateau; the training subset's must fall more. At
+0.01 plateaus are missed as at a pace of 0.1; at 0.1 four times as many humps are taken for one in the worst cell."""
 PARTS = 6
 """Of a plateau's window, none of which may lie above a later one: the way down from a hump is no plateau. The tip of
-a rise is the last of as many parts, too."""
+a rise is the last of as many parts, too. Two rows and more each, in a window that stops."""
 
 CASES: tuple[tuple[str, Action], ...] = (
     ("learning", "continue"),
