@@ -201,7 +201,7 @@ def test_a_broken_logger_changes_nothing(
     quickstart, tmp_path, logger_config, no_account, monkeypatch, capsys, broken, warning
 ):
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.log_metrics", broken)
-    monkeypatch.setattr("vidlit.runs.background_logger.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("vidlit.runs.loggers.background_logger.PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.experiment", property(broken))
     began = time.monotonic()
     assert main(quickstart(trainer__max_steps=4)) == 0

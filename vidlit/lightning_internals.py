@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-    from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.strategies import ModelParallelStrategy
     from torch import Tensor
 
@@ -60,11 +59,6 @@ def saves_shards(strategy: ModelParallelStrategy) -> bool:
 def save_as_best(checkpoints: ModelCheckpoint, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
     """Save with these metrics as the check to beat: Lightning itself only saves after validations."""
     checkpoints._save_topk_checkpoint(trainer, metrics)
-
-
-def has_opened_its_file(logger: CSVLogger) -> bool:
-    """Whether the logger has begun to write: asking for ``logger.experiment`` begins it."""
-    return logger._experiment is not None
 
 
 def parser_of(cli: LightningCLI, command: str) -> LightningArgumentParser:

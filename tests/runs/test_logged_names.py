@@ -10,7 +10,6 @@ import pytest
 import vidlit
 from vidlit.errors import UserError
 from vidlit.runs import logged_names
-from vidlit.runs.csv_logger import RunCSVLogger
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import (
     AUDITS,
@@ -25,6 +24,7 @@ from vidlit.runs.logged_names import (
     read_rows,
     register,
 )
+from vidlit.runs.loggers.csv_logger import RunCSVLogger
 from vidlit.runs.record import RunRecord
 
 GRAIN = LoggedName("grain/strength_<k>", "Grain of the samples", "Grain", unit="grey levels", summary="max")
@@ -105,7 +105,9 @@ def test_a_row_from_outside_comes_once():
 
 def test_rows_from_outside_travel_with_the_run(tmp_path, monkeypatch):
     directory = RunDirectory(tmp_path)
-    RunCSVLogger(directory).experiment.log_metrics({"x": 1.0}, step=1)
+    earlier = RunCSVLogger(directory)
+    earlier.log_metrics({"x": 1.0}, step=1)
+    earlier.save()
     assert not directory.logged_names.exists()
     register(GRAIN)
     logger = RunCSVLogger(directory)

@@ -17,8 +17,8 @@ from vidlit.data.split import Splitting
 from vidlit.errors import UserError
 from vidlit.metrics.sample_distance import coarse, distance
 from vidlit.models.features import FeatureExtractor
-from vidlit.runs.csv_logger import RunCSVLogger
 from vidlit.runs.directory import RunDirectory
+from vidlit.runs.loggers.csv_logger import RunCSVLogger
 from vidlit.sampling.audit import _prompts
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger

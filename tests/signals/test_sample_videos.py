@@ -14,7 +14,7 @@ from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Splitting
 from vidlit.diffusion.noising import Noise, keyed_generator
 from vidlit.errors import UserError
-from vidlit.runs.background_logger import BackgroundLogger
+from vidlit.runs.loggers.background_logger import BackgroundLogger
 from vidlit.sampling.rendering import Sample, log_samples, to_frames, write_samples
 from vidlit.sampling.sampler import Sampling, sample_clips
 from vidlit.training.module import VideoDiffusionModule

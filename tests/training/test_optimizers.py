@@ -6,10 +6,12 @@ import prodigyopt
 import pytest
 import schedulefree
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torchao.optim import AdamW8bit
 
-from vidlit.training.optimizers import MuonAdamW, is_schedule_free, with_warmup
+from vidlit.training.optimizers import MuonAdamW, apply_changes, hyperparameters, is_schedule_free, with_warmup
 
 OPTIMIZERS = {
     "fused AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=True),
@@ -120,3 +122,62 @@ def test_schedule_free_ones_are_recognised():
     assert is_schedule_free(OPTIMIZERS["schedule-free AdamW"])
     assert not any(is_schedule_free(make) for name, make in OPTIMIZERS.items() if "schedule" not in name)
     assert not is_schedule_free(torch.optim.Muon)
+
+
+SCHEDULES = {
+    "constant": lambda optimizer: None,
+    "cosine": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40),
+    "lambda": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+    "step": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5),
+}
+
+
+def trained(rate, schedule, warmup_steps, num_steps, **numbers):
+    """An optimizer and its schedule after some steps, the rate of each, and its numbers when it was made."""
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(3))], rate, **numbers)
+    asked = hyperparameters(optimizer)
+    made = SCHEDULES[schedule]
+    schedule = with_warmup(optimizer, warmup_steps, None if made(optimizer) is None else made)
+    return optimizer, schedule, steps(optimizer, schedule, num_steps), asked
+
+
+def steps(optimizer, schedule, count):
+    rates = []
+    for _ in range(count):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    return rates
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+@settings(deadline=None, max_examples=40)
+@given(
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    warmup_steps=st.sampled_from([0, 2, 5]),
+    num_steps=st.integers(1, 12),
+    rates=st.tuples(st.floats(1e-6, 1e-2), st.floats(1e-6, 1e-2)),
+)
+def test_a_changed_rate_goes_on_as_if_it_had_been_so_from_the_start(schedule, warmup_steps, num_steps, rates):
+    before, after = rates
+    old, old_schedule, _, had = trained(before, schedule, warmup_steps, num_steps)
+    new, new_schedule, _, asked = trained(after, schedule, warmup_steps, 0, weight_decay=0.3)
+    new.load_state_dict(old.state_dict())
+    if new_schedule is not None:
+        new_schedule.load_state_dict(old_schedule.state_dict())
+    apply_changes(new, [new_schedule] if new_schedule is not None else [], had, asked)
+    assert new.param_groups[0]["weight_decay"] == 0.3
+    *_, whole, _ = trained(after, schedule, warmup_steps, num_steps + 8)
+    assert steps(new, new_schedule, 8) == pytest.approx(whole[num_steps:], rel=1e-6)
+
+
+def test_nothing_that_was_not_changed_is_touched():
+    """A rate that a schedule, or the optimizer itself, has changed meanwhile is the checkpoint's."""
+    old, schedule, _, had = trained(1e-3, "cosine", 0, 7)
+    group = dict(old.param_groups[0])
+    apply_changes(old, [schedule], had, [dict(each) for each in had])
+    assert {k: v for k, v in old.param_groups[0].items() if k != "params"} == {
+        k: v for k, v in group.items() if k != "params"
+    }

@@ -9,15 +9,16 @@ from lightning.pytorch import Callback
 
 from vidlit.callbacks.averaged_validation import AveragedValidation
 from vidlit.callbacks.bad_steps import BadSteps
+from vidlit.callbacks.continuation import Continuation
 from vidlit.callbacks.evaluation import Evaluation, ValidationTable
 from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
-from vidlit.callbacks.rewind import Rewind
 from vidlit.callbacks.run_checkpoints import RunCheckpoints
 from vidlit.callbacks.run_overview import RunOverview
 from vidlit.callbacks.step_progress import StepProgress
 from vidlit.callbacks.throughput import Throughput
 from vidlit.callbacks.wandb_record import WandbRecord
-from vidlit.callbacks.weight_export import WeightExport
+from vidlit.callbacks.weight_export import ModelCard, WeightExport
+from vidlit.runs.resumes import Change
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.overfit_stopping import OverfitStopping
@@ -44,13 +45,14 @@ ORDER = (
     Place(ExposureLedger, "counts a batch before the checkpoint that holds it is saved"),
     Place(Signal, "all signals, a plugin's too, hold their check when it is decided"),
     Place(OverfitStopping, "decides when all have judged, and puts the kept weights back before these are used"),
+    Place(WeightExport, "exports these weights before anything else that can fail"),
     Place(SampleVideos, "samples with the weights that were put back"),
-    Place(WeightExport, "exports these weights, and shows their samples on the model card"),
+    Place(ModelCard, "shows their samples, and uploads card and weights"),
     Place(ValidationTable, "prints what the monitor has scored"),
     Place(Evaluation, "audits once the losses are there"),
     Place(Callback, "a plugin's: they find decision, samples and weights made"),
     Place(WandbRecord, "sends decision, samples and weights as they are in the end"),
-    Place(Rewind, "cuts files back when whatever was said at the start of training has been said"),
+    Place(Continuation, "cuts files back when whatever was said at the start of training has been said"),
     Place(GracefulInterrupt, "saves at the end of a step when all callbacks have counted it"),
     Place(RunCheckpoints, "saves a check when all callbacks hold it; Lightning puts it here in any case"),
 )  # fmt: skip
@@ -63,12 +65,13 @@ def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
     return sorted(callbacks, key=lambda callback: next(places[k] for k in type(callback).__mro__ if k in places))
 
 
-def callbacks_for(command: str, configured: Sequence[Callback]) -> list[Callback]:
+def callbacks_for(command: str, configured: Sequence[Callback], changes: Sequence[Change] = ()) -> list[Callback]:
     """All callbacks of a command, in order, besides those that the Trainer is given by name.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or another, which needs none.
         configured: those with a section in the config; what judges, keeps or exports is for fits alone.
+        changes: options of a fit that goes on that were changed since.
     """
     samples = [callback for callback in configured if isinstance(callback, SampleVideos)]
     monitors = [callback for callback in configured if isinstance(callback, DivergenceMonitor)]
@@ -81,11 +84,13 @@ def callbacks_for(command: str, configured: Sequence[Callback]) -> list[Callback
                 Throughput(),
                 ValidationSchedule(),
                 BadSteps(),
-                Rewind(),
+                Continuation(changes),
                 GracefulInterrupt(),
                 RunCheckpoints(),
             )
-            return in_order([*always, *configured, *(signal for each in samples for signal in each.signals())])
+            exports = [callback for callback in configured if isinstance(callback, WeightExport)]
+            signals = [signal for each in samples for signal in each.signals()]
+            return in_order([*always, *configured, *signals, *map(ModelCard, exports)])
         case "validate":
             return in_order([AveragedValidation(), *monitors, *map(ValidationTable, monitors)])
         case "test":

@@ -14,7 +14,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from vidlit import __version__
-from vidlit.runs.background_logger import BackgroundLogger
 from vidlit.runs.logged_names import (
     AUDIT_VIDEO,
     EXPOSURE_HISTOGRAM,
@@ -24,6 +23,7 @@ from vidlit.runs.logged_names import (
     VAL_LOG_RATIO,
     all_rows,
 )
+from vidlit.runs.loggers.background_logger import BackgroundLogger
 from vidlit.runs.redaction import redact, redact_text
 from vidlit.runs.signal_words import titles
 from vidlit.signals.exposure_ledger import ExposureLedger

@@ -39,16 +39,34 @@ class WeightExport(RunCallback):
             check_hub_name(push_to_hub)
 
     def on_fit_end(self, *_: Any) -> None:
-        """Export, describe and, where asked for, upload."""
+        """Export, before samples are made: whatever fails after this, the weights are there."""
         if self.module.transformer is None:
             return
         self.module.export(self.run.weights)  # gathers what is sharded, so all ranks are here
-        if not self.trainer.is_global_zero:
-            return
-        is_lora = bool(getattr(self.module.transformer, "peft_config", None))
-        if not is_lora and self.base_parts != "none":
+        if self.trainer.is_global_zero and not self.is_lora and self.base_parts != "none":
             trained = list(self.module.transformers)
             add_base_parts(self.module.family.base, self.run.weights, trained, copy=self.base_parts == "copy")
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether an adapter is what was trained."""
+        return bool(getattr(self.module.transformer, "peft_config", None))
+
+
+class ModelCard(RunCallback):
+    """Describes exported weights, with their samples, and uploads both where that is asked for.
+
+    Args:
+        export: what wrote the weights.
+    """
+
+    def __init__(self, export: WeightExport) -> None:
+        self.export = export
+
+    def on_fit_end(self, *_: Any) -> None:
+        """Describe and upload."""
+        if self.module.transformer is None or not self.trainer.is_global_zero:
+            return
         if not any("num_clips" in each.summary for each in self.others(OverfitStopping)):
             return  # the run ended before its first check
         for logger in self.trainer.loggers:
@@ -60,11 +78,11 @@ class WeightExport(RunCallback):
             pipeline_class=family.pipeline_class,
             transformer_class=family.transformer_class,
             takes_image=self.module.first_frame > 0 or bool(family.image_extras),
-            is_lora=is_lora,
+            is_lora=self.export.is_lora,
         )
         write_model_card(RunRecord(self.run.path), facts)
-        if self.push_to_hub is not None:
-            self._push(self.run.weights, self.push_to_hub)
+        if self.export.push_to_hub is not None:
+            self._push(self.run.weights, self.export.push_to_hub)
 
     def _push(self, folder: Path, name: str) -> None:
         """Upload; whatever goes wrong, the weights are here."""

@@ -19,7 +19,7 @@ from vidlit.commands.cli.plain_parser import PlainParser
 from vidlit.commands.cli.refit import finished, full_steps
 from vidlit.commands.cli.run_lightning import loading, run_lightning
 from vidlit.errors import Interrupted, UserError
-from vidlit.runs.directory import RunDirectory, write_text
+from vidlit.runs.directory import FOLDS, RunDirectory, write_text
 from vidlit.runs.rank import rank_from_environment
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run(words: list[str]) -> None:
     config = ParseOnly(["fit", *fit_words]).config.fit
     if config.get("ckpt_path") is not None:
         raise UserError("kfold resumes by itself where it was interrupted: leave out --ckpt_path.")
-    root = config.run.dir / config.run.name / f"kfold_{options.folds}"
+    root = config.run.dir / config.run.name / f"{FOLDS}{options.folds}"
     _same_config(root / "config.json", config)
     folds = [RunDirectory(root / f"fold_{number}") for number in range(options.folds)]
     shows = rank_from_environment() == 0

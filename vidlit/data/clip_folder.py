@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vidlit.data.batch_sampler import ResolutionBatchSampler
 from vidlit.data.batching import Batching
+from vidlit.data.identity import DataIdentity
 from vidlit.data.split import Split, Splitting, split_by_video, spread_over_videos
 from vidlit.diffusion.batch import Conditioning
 from vidlit.errors import UserError
@@ -126,6 +127,21 @@ class ClipFolder:
         clips = zip(self.plan.clips, self.latent_recipes(), strict=True)
         usable = [clip for clip, recipe in clips if recipe.key not in quarantined]
         return split_by_video(usable, self.splitting, self.seed)
+
+    @cached_property
+    def clip_identity(self) -> DataIdentity:
+        """Every clip of the split, with what makes it the one it is."""
+        encoding, identity = self.encoding, self.family.identity
+        sides = ((side, clip) for side, clips in self.split._asdict().items() for clip in clips)
+        return DataIdentity.of(
+            (
+                side,
+                clip,
+                LatentRecipe.of(clip, identity, encoding.dtype, encoding.background, encoding.with_std),
+                PromptRecipe.of(clip.source.caption, identity, encoding.dtype),
+            )
+            for side, clip in sides
+        )
 
     @property
     def train_clips(self) -> list[Clip]:

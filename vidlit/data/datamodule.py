@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from vidlit.data.batch_sampler import BucketSequence
 from vidlit.data.clip_folder import ClipFolder
+from vidlit.data.identity import TABLE, check_clips
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch, as_is
 from vidlit.errors import UserError
@@ -131,16 +133,24 @@ class LatentDataModule(ClipFolder, LightningDataModule):
         return {
             "position": self.trainer.fit_loop.epoch_loop.total_batch_idx + 1,
             "global_batch_sizes": self._global_batch_sizes(),
+            "clips": self.clip_identity.digests,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the last batch of a checkpoint.
 
         Raises:
-            UserError: the global batch is another one, so that the number would point elsewhere.
+            UserError: the clips are not those that the checkpoint was made with, or the global batch is another one,
+                so that the position would point elsewhere.
         """
+        if self.trainer is None:
+            return
+        assert self.trainer.state.fn is not None
+        command = self.trainer.state.fn.value
+        table = Path(str(self.trainer.ckpt_path)).absolute().parents[1] / TABLE
+        check_clips(self.clip_identity, state_dict.get("clips"), command, table)
         here, there = self._global_batch_sizes(), state_dict["global_batch_sizes"]
-        if self.trainer is not None and self.trainer.state.fn == "fit" and here != there:
+        if command == "fit" and here != there:
             raise UserError(
                 f"the checkpoint was trained with {there} samples a micro-batch over all ranks (by bucket), here it is "
                 f"{here}: set --data.batches.size so that size x ranks is the same, with the same buckets."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +14,12 @@ from typing import Any
 
 from vidlit.errors import UserError
 
+_UNFINISHED = re.compile(r"\.?.+\.\d+\.(tmp|part)")  # as write_text, and whoever writes videos, call theirs
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # set by torchrun: how often it has started these processes again
+
+
+FOLDS = "kfold_"
+"""How the name of a folder of folds begins."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,38 @@ class RunDirectory:
         return self.path / "summary.json"
 
     @property
+    def clips(self) -> Path:
+        """Which clips the run was begun with; see :mod:`vidlit.data.identity`."""
+        return self.path / "clips.csv"
+
+    @property
+    def resumes(self) -> Path:
+        """One JSON line for each time that the run went on: its step, and the options that were changed."""
+        return self.path / "resumes.jsonl"
+
+    @property
+    def loggers(self) -> Path:
+        """What W&B, TensorBoard and MLflow call the run."""
+        return self.path / "loggers.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains here."""
+        return self.path / ".lock"
+
+    @property
+    def lock_holder(self) -> Path:
+        """Which process that is."""
+        return self.path / ".lock_holder"
+
+    @property
+    def whole(self) -> RunDirectory | None:
+        """What this run is a part of: the first phase of a refit, or the folder of all folds."""
+        here, above = self.path.name, self.path.parent.name
+        is_fold = here.startswith("fold_") and above.startswith(FOLDS)
+        return RunDirectory(self.path.parent) if here == self.refit.path.name or is_fold else None
+
+    @property
     def launcher(self) -> Path:
         """Which torchrun began the run: when it restarts its processes, they go on here."""
         return self.path / ".launcher"
@@ -124,9 +163,7 @@ class RunDirectory:
 
     def append_decision(self, decision: dict[str, Any]) -> None:
         """Add one line to :attr:`decisions`."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.decisions.open("a") as file:
-            file.write(json.dumps(decision) + "\n")
+        append_text(self.decisions, json.dumps(decision) + "\n")
 
     def read_decisions(self) -> list[dict[str, Any]]:
         """All lines of :attr:`decisions`; a last line cut short by a kill is left out."""
@@ -161,8 +198,10 @@ class RunDirectory:
     def discard_if_empty(self) -> None:
         """Remove the folder of a run that never began."""
         with suppress(OSError):
-            if not set(self.path.iterdir()) - {self.launcher}:
-                self.launcher.unlink(missing_ok=True)
+            ours = {self.launcher, self.lock, self.lock_holder}
+            if not set(self.path.iterdir()) - ours:
+                for path in ours:
+                    path.unlink(missing_ok=True)
                 self.path.rmdir()
 
 
@@ -223,8 +262,37 @@ def _launcher() -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a reader, or a kill, never meets half of it."""
+    """Write a whole file or nothing: a reader, or a kill, never meets half of it.
+
+    Raises:
+        OSError: the disk is full or refuses; nothing of the new file stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    try:
+        unfinished.write_bytes(text.encode())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add whole lines to a file in one act: no kill leaves half of them.
+
+    Raises:
+        OSError: the disk is full or refuses; the file is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        before, data = file.tell(), text.encode()
+        if file.write(data) != len(data):  # only a disk that is full takes a part
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing; only where no other process writes."""
+    for path in folder.rglob("*"):
+        if _UNFINISHED.fullmatch(path.name) and not path.is_symlink() and path.is_file():
+            path.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vidlit.runs.background_logger import BackgroundLogger
 from vidlit.runs.directory import write_text
+from vidlit.runs.loggers.background_logger import BackgroundLogger
 from vidlit.video.mp4 import write_mp4
 
 CONTACT_SHEET = "contact_sheet.png"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from vidlit.diffusion.batch import LatentBatch
+from vidlit.diffusion.batch import LatentBatch, clip_key
 from vidlit.runs.directory import write_text
 from vidlit.runs.logged_names import EXPOSURE_ADJUSTED, EXPOSURE_MAX, EXPOSURE_MEAN
 from vidlit.signals.signal import Signal
@@ -35,6 +35,7 @@ class ExposureLedger(Signal):
 
     def __init__(self, hard_cap: float | None = None) -> None:
         self.hard_cap = hard_cap
+        self._keys = torch.zeros(0, dtype=torch.int64)  # what the clips of the rows are known by
         self._counted = torch.zeros(0, dtype=torch.int64)  # agreed on by all ranks
         self._pending = torch.zeros(0, dtype=torch.int64)  # this rank's since then
         self._num_videos = 1
@@ -48,6 +49,7 @@ class ExposureLedger(Signal):
         if stage == "fit":
             num_clips = len(self.data.train_clips)
             self._num_videos = len({clip.source.group for clip in self.data.train_clips})
+            self._keys = torch.tensor([clip_key(clip.clip_id) for clip in self.data.train_clips], dtype=torch.int64)
             self._counted = torch.zeros(num_clips, dtype=torch.int64)
             self._pending = torch.zeros(num_clips, dtype=torch.int64)
 
@@ -114,7 +116,7 @@ class ExposureLedger(Signal):
         if not self.trainer.is_global_zero:
             return
         table = io.StringIO()
-        rows = csv.writer(table, lineterminator="\n")
+        rows = csv.writer(table)  # whose line ends have names with a carriage return quoted
         rows.writerow(("clip_id", "video", "split", "exposures"))
         counts = dict(zip((clip.clip_id for clip in self.data.train_clips), self._counted.tolist(), strict=True))
         for side, clips in self.data.split._asdict().items():
@@ -128,6 +130,7 @@ class ExposureLedger(Signal):
         """Store the counts of all ranks."""
         self._agree()
         checkpoint["vidlit_exposure"] = {
+            "keys": self._keys,
             "counted": self._counted,
             "adjusted": self._adjusted,
             "peak_learning_rate": self._peak_learning_rate,
@@ -135,10 +138,11 @@ class ExposureLedger(Signal):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Go on counting: counts follow their clips, not their rows."""
         state = checkpoint.get("vidlit_exposure")
         if state is not None and self.trainer.state.fn == "fit":
-            self._counted = state["counted"].clone()
+            counted = dict(zip(state.get("keys", self._keys).tolist(), state["counted"].tolist(), strict=True))
+            self._counted = torch.tensor([counted.get(key, 0) for key in self._keys.tolist()], dtype=torch.int64)
             self._adjusted = state["adjusted"]
             self._peak_learning_rate = state["peak_learning_rate"]
             self._per_check = dict(state["per_check"])

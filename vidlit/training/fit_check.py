@@ -17,12 +17,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def describe(family: Family, adapter: LoRA | LoRAFile | None, layers: str | None, ema: EMA | None) -> dict[str, str]:
-    """What decides which weights a checkpoint holds, by the option that sets it."""
+    """What decides which weights a checkpoint holds and what they mean, by the option that sets it."""
     rank, alpha, targets = ("no adapter",) * 3 if adapter is None else ("from a file",) * 3
     if isinstance(adapter, LoRA):
         rank, alpha, targets = str(adapter.rank), str(adapter.alpha), adapter.targets or family.lora_targets
     return {
         "transformer": family.transformer_class,
+        "base": family.transformer_fingerprint,
         "adapter.rank": rank,
         "adapter.alpha": alpha,
         "adapter.targets": targets,
@@ -45,11 +46,17 @@ def check_fits(wanted: Shapes, stored: Shapes, here: Mapping[str, str], there: M
     """
     wrong = sorted(name for name, shape in wanted.items() if stored.get(name) != shape)
     extra = sorted(name for name in stored if name not in wanted)
-    if not wrong and not extra:
-        return
     options = [
         f"model.{key}: {there[key]} there, {here[key]} here" for key in here if there.get(key, here[key]) != here[key]
     ]
+    if not wrong and not extra:
+        # An average's decay says how the weights came about; all else, such as a LoRA's alpha, what they mean.
+        options = [option for option in options if not option.startswith("model.ema")]
+        if options:
+            raise UserError(
+                f"The checkpoint is of another model: {'; '.join(options)}. Use the options it was made with."
+            )
+        return
     raise UserError(
         f"The checkpoint does not fit this model: {len(wrong)} of {len(wanted)} trained weights are missing or "
         f"of another shape ({', '.join(wrong[:3]) or 'none'}), {len(extra)} are unknown here "

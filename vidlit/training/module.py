@@ -31,7 +31,7 @@ from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
 from vidlit.training.fit_check import check_fits, describe
 from vidlit.training.gradients import BadStepPolicy, clip_gradients
 from vidlit.training.memory import Memory, shard, whole
-from vidlit.training.optimizers import is_schedule_free, with_warmup
+from vidlit.training.optimizers import apply_changes, hyperparameters, is_schedule_free, with_warmup
 from vidlit.training.posterior import draw_latents
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ class VideoDiffusionModule(LightningModule):
             setattr(self, expert.name, None)
         self.averaged: AveragedWeights | None = None
         self._empty_prompt: Conditioning | None = None
+        self._asked_numbers: list[dict[str, Any]] = []
+        self._restored_numbers: list[dict[str, Any]] | None = None
         self.step_was_bad = False
         self.grad_norm = torch.zeros(())
         self.strict_loading = False  # a frozen base is not in the checkpoint; on_load_checkpoint checks the rest
@@ -280,6 +282,7 @@ class VideoDiffusionModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over trainable parameters, with linear warm-up before the schedule."""
         optimizer = self.optimizer(list(self.trainable_state().items()))
+        self._asked_numbers = hyperparameters(optimizer)
         schedule = with_warmup(optimizer, self.warmup_steps, self.lr_scheduler)
         if schedule is None:
             return optimizer
@@ -296,6 +299,13 @@ class VideoDiffusionModule(LightningModule):
         self.grad_norm, self.step_was_bad = clip_gradients(
             optimizer, gradient_clip_val, gradient_clip_algorithm, drop_bad=not scaled
         )
+
+    def on_train_start(self) -> None:
+        """Apply numbers of the optimizer that were changed since the checkpoint, which has brought its own along."""
+        if self._restored_numbers is not None:
+            schedules = [each.scheduler for each in self.trainer.lr_scheduler_configs]
+            apply_changes(self.trainer.optimizers[0], schedules, self._restored_numbers, self._asked_numbers)
+            self._restored_numbers = None
 
     @property
     def schedule_free(self) -> Any:
@@ -351,13 +361,21 @@ class VideoDiffusionModule(LightningModule):
         return {name: value for name, value in state.items() if name not in frozen}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what was trained, for when it does not fit."""
+        """Say what was trained, for when it does not fit, and with which numbers."""
         checkpoint["vidlit_model"] = describe(self.family, self.adapter, self.layers, self.ema)
+        checkpoint["vidlit_optimizer"] = self._asked_numbers
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which weights do not fit before anything is loaded."""
         if self.transformer is None:
             self.configure_model()
+        self._restored_numbers = checkpoint.get("vidlit_optimizer")
+        step = int(checkpoint.get("global_step", 0))
+        if is_attached(self) and self.trainer.state.fn == "fit" and 0 <= self.trainer.max_steps < step:
+            raise UserError(
+                f"the checkpoint is at step {step}, beyond trainer.max_steps {self.trainer.max_steps}: raise that to "
+                "go on."
+            )
         if "state_dict" not in checkpoint:  # sharded: configure_model has looked
             return
         state: dict[str, Tensor] = checkpoint["state_dict"]

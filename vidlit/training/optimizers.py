@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
 import torch
@@ -102,3 +102,46 @@ def with_warmup(optimizer: Optimizer, warmup_steps: int, schedule: Callable[[Opt
     if len(schedules) == 2:
         return torch.optim.lr_scheduler.SequentialLR(optimizer, schedules, milestones=[warmup_steps])
     return schedules[0] if schedules else None
+
+
+def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The numbers of each group of parameters, as an optimizer that was just made has them."""
+    return [
+        {name: value for name, value in group.items() if name not in _NO_NUMBERS} for group in optimizer.param_groups
+    ]
+
+
+_NO_NUMBERS = ("params", "param_names", "initial_lr")
+
+
+def apply_changes(
+    optimizer: Optimizer, schedules: Sequence[Any], before: list[dict[str, Any]], asked: list[dict[str, Any]]
+) -> None:
+    """Bring what was restored from a checkpoint to other numbers: a restored optimizer has those of the checkpoint.
+
+    A learning rate is scaled, and with it what its schedules start from, so that a schedule goes on where it was.
+
+    Args:
+        optimizer: restored.
+        schedules: restored learning-rate schedules.
+        before: :func:`hyperparameters` of the optimizer that the checkpoint is of.
+        asked: those of this one, when it was made.
+    """
+    for group, had, wanted in zip(optimizer.param_groups, before, asked, strict=True):
+        changed = {name: value for name, value in wanted.items() if name in had and had[name] != value}
+        if "lr" in changed:
+            rate = changed.pop("lr")
+            scale = rate / had["lr"] if had["lr"] else 0.0
+            group["lr"] = group["lr"] * scale if scale else rate
+            if "initial_lr" in group:
+                group["initial_lr"] = rate
+        group.update(changed)
+    for schedule in schedules:
+        _set_base_rates(schedule, [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups])
+
+
+def _set_base_rates(schedule: Any, rates: list[float]) -> None:
+    if hasattr(schedule, "base_lrs"):
+        schedule.base_lrs = list(rates)
+    for part in getattr(schedule, "_schedulers", ()):  # SequentialLR and ChainedScheduler show theirs to nobody
+        _set_base_rates(part, rates)

@@ -26,15 +26,15 @@ from vidlit.callbacks.run_overview import closing_facts, print_facts
 from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports
 from vidlit.commands.cli.old_keys import rename_configs_when_read, rename_words
 from vidlit.commands.cli.refit import finished
+from vidlit.commands.cli.resumed_options import changed_options
 from vidlit.commands.cli.trainer import VidlitTrainer
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
+from vidlit.data.identity import DataIdentity
 from vidlit.errors import UserError
-from vidlit.lightning_internals import callbacks_of
-from vidlit.runs.background_logger import finish_loggers, in_background, prepare_wandb
+from vidlit.lightning_internals import callbacks_of, parser_of
 from vidlit.runs.checkpoint_files import AtomicCheckpointIO, is_sharded
 from vidlit.runs.closing import closing_paragraph
-from vidlit.runs.csv_logger import RunCSVLogger
 from vidlit.runs.directory import (
     RunDirectory,
     latest_run_directory,
@@ -43,7 +43,13 @@ from vidlit.runs.directory import (
     write_text,
 )
 from vidlit.runs.launch import Launch
+from vidlit.runs.lock import RunLock
+from vidlit.runs.loggers.background_logger import finish_loggers, in_background, prepare_wandb
+from vidlit.runs.loggers.continued_loggers import continued, remember
+from vidlit.runs.loggers.csv_logger import RunCSVLogger
+from vidlit.runs.rank import rank_from_environment
 from vidlit.runs.redaction import redact
+from vidlit.runs.resumes import Change
 from vidlit.sampling.prediction import Predict
 from vidlit.training.memory_advice import is_out_of_memory, memory_use
 from vidlit.training.module import VideoDiffusionModule
@@ -54,14 +60,25 @@ RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the config into the run directory, also on resume, whichever loggers there are (Lightning #7679)."""
+    """Saves the config into the run directory, also on resume, whichever loggers there are (Lightning #7679).
+
+    When a run begins, and when one goes on: not before all of its checkpoint has been taken up, so that the file tells
+    what was run, not what was refused.
+    """
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Save when a fit starts."""
-        if stage == "fit" and trainer.is_global_zero:
-            text = self.parser.dump(self.config, skip_unset=False)
+        """Save where nothing is saved yet."""
+        if stage == "fit" and not RunDirectory(Path(trainer.default_root_dir)).config.is_file():
+            self._save(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Save what the run goes on with."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
             directory = RunDirectory(Path(trainer.default_root_dir))
-            write_text(directory.config, _without_secrets(text))
+            write_text(directory.config, config_text(self.parser, self.config))
             plugins.save(directory)
 
 
@@ -74,6 +91,10 @@ class VidlitCLI(LightningCLI):
     """
 
     run_directory: RunDirectory
+    lock: RunLock | None = None
+    """Of the run, while a fit is at it; on the process that decides for all."""
+    changes: Sequence[Change] = ()
+    """Options that were changed since a run that goes on was saved."""
     predicted: list[Path]
     """Videos that ``predict`` made."""
 
@@ -84,18 +105,22 @@ class VidlitCLI(LightningCLI):
         self.subcommands = lambda: asked  # type: ignore[method-assign]  # as Lightning calls it
         allow_imports()
         rename_configs_when_read()
-        super().__init__(
-            VideoDiffusionModule,
-            LatentDataModule,
-            SaveRunConfig,
-            trainer_class=VidlitTrainer,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "vidlit"},
-            args=rename_words(args),
-        )
+        try:
+            super().__init__(
+                VideoDiffusionModule,
+                LatentDataModule,
+                SaveRunConfig,
+                trainer_class=VidlitTrainer,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={"prog": "vidlit"},
+                args=rename_words(args),
+            )
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are raised, so that they can be told in one line."""
@@ -176,6 +201,8 @@ class VidlitCLI(LightningCLI):
     def _inherit(self, config: Namespace) -> tuple[str | None, str | None]:
         directory = RunDirectory(Path(os.environ[RUN_DIRECTORY_VARIABLE]))
         checkpoint = config.get("ckpt_path")
+        if self.subcommand == "fit" and rank_from_environment() == 0:  # a fold, or a refit, in a folder of its own
+            self._take_up(directory, goes_on=checkpoint is not None)
         named = {"last": str(directory.last_checkpoint), "best": str(directory.best_checkpoint)}
         return str(directory.path), named.get(checkpoint, checkpoint)
 
@@ -198,8 +225,23 @@ class VidlitCLI(LightningCLI):
         else:
             return None, None
         if self.subcommand == "fit":
-            plugins.require(directory)
+            self._take_up(directory, goes_on=checkpoint is not None)
         return str(directory.path), checkpoint
+
+    def _take_up(self, directory: RunDirectory, *, goes_on: bool) -> None:
+        """Make the run this process's own, if nobody else is at it and it can go on as it is asked to."""
+        plugins.require(directory)
+        self.lock = RunLock(directory)
+        if goes_on:
+            text = config_text(parser_of(self, "fit"), self.config.fit)
+            self.changes = changed_options(directory, text)
+
+    def instantiate_classes(self) -> None:
+        """Make Trainer, model and data; loggers of a run go on in what they had begun for it."""
+        if self.subcommand != "fit":
+            return super().instantiate_classes()
+        with continued(self.config.fit.trainer.logger, self.run_directory):
+            return super().instantiate_classes()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         loggers = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
@@ -214,8 +256,10 @@ class VidlitCLI(LightningCLI):
         if config["precision"] == "bf16-true":
             config["precision"] = None
             config["plugins"].append(BFloat16Weights())
-        config["logger"] = [*in_background(kept), RunCSVLogger(self.run_directory)] if training else False
-        acting = callbacks_for(str(self.subcommand), [*callbacks, *self.given_callbacks])
+        patient = in_background(kept) if training else []
+        remember(patient, self.run_directory)
+        config["logger"] = [*patient, RunCSVLogger(self.run_directory)] if training else False
+        acting = callbacks_for(str(self.subcommand), [*callbacks, *self.given_callbacks], self.changes)
         if config["enable_progress_bar"] is False:  # Lightning refuses a bar then
             acting = [callback for callback in acting if not isinstance(callback, ProgressBar)]
         return super()._instantiate_trainer(config, acting)
@@ -243,8 +287,20 @@ class VidlitCLI(LightningCLI):
             finish_loggers(getattr(self, "trainer", None))
 
     def before_fit(self) -> None:
-        """Encode what is missing, and say what there is to train on."""
+        """Encode what is missing, and make sure that a fold, or a refit, has the clips of the whole."""
         self._encode()
+        whole = self.run_directory.whole
+        if whole is None:
+            return
+        here, there = self.datamodule.clip_identity, DataIdentity.read(whole.clips)
+        if there is None and self.trainer.is_global_zero:
+            write_text(whole.clips, here.as_table())
+        differences = here.differences(there, sides=False) if there is not None else []
+        if differences:
+            raise UserError(
+                f"{whole.path} was begun with other clips: {'; '.join(differences)}. Use the same files, captions and "
+                "options of data as then, or start anew under another --run.name."
+            )
 
     def before_validate(self) -> None:
         """Encode what is missing."""
@@ -301,11 +357,12 @@ def _run_of(config: Namespace) -> RunDirectory:
     return own if own.last_checkpoint.is_file() else latest_run_directory(config.run.dir, config.run.name)
 
 
-def _without_secrets(text: str) -> str:
-    """A config without keys; word for word where there are none."""
-    config = yaml.safe_load(text)
-    kept = redact(config)
-    return text if kept == config else yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+def config_text(parser: LightningArgumentParser, config: Namespace) -> str:
+    """A config as it is saved beside a run: without keys; word for word where there are none."""
+    text = parser.dump(config, skip_unset=False)
+    whole = yaml.safe_load(text)
+    kept = redact(whole)
+    return text if kept == whole else yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
 
 
 def _report(directory: RunDirectory) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import Logger
 
-from vidlit.runs.background_logger import MAX_WAITING, BackgroundLogger
+from vidlit.runs.loggers.background_logger import MAX_WAITING, BackgroundLogger
 
 
 class Recorder(Logger):

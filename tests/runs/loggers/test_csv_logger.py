@@ -1,7 +1,7 @@
 import csv
 
-from vidlit.runs.csv_logger import RunCSVLogger
 from vidlit.runs.directory import RunDirectory
+from vidlit.runs.loggers.csv_logger import RunCSVLogger
 
 
 def rows(directory):

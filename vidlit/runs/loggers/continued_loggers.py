@@ -1,0 +1,90 @@
+"""What W&B, TensorBoard and MLflow call a run, so that one that goes on does so in the same place there."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import string
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from vidlit.runs.directory import RunDirectory, write_text
+from vidlit.runs.loggers.background_logger import BackgroundLogger
+from vidlit.runs.rank import rank_from_environment
+
+_OPTIONS = {"WandbLogger": "id", "TensorBoardLogger": "version", "MLFlowLogger": "run_id"}
+"""The argument by which each takes the name of a run, by the end of its class's name."""
+_ATTRIBUTES = {"TensorBoardLogger": "version", "MLFlowLogger": "run_id"}
+"""Where those that choose a name themselves say it."""
+_LETTERS = string.ascii_lowercase + string.digits
+
+
+@contextmanager
+def continued(loggers: Any, directory: RunDirectory) -> Iterator[None]:
+    """Have loggers made inside go on in what they had begun for a run.
+
+    The config is as it was afterwards: a run that is begun with its copy is another run.
+
+    Args:
+        loggers: of the Trainer, as the config names them: one, a list or none.
+        directory: of the run.
+    """
+    known = _read(directory)
+    set_here = []
+    for number, logger in enumerate(loggers if isinstance(loggers, list) else [loggers]):
+        arguments, kind = getattr(logger, "init_args", None), _kind(getattr(logger, "class_path", ""))
+        option = _OPTIONS.get(kind)
+        if arguments is None or option is None or arguments.get(option) is not None:
+            continue
+        name = known.get(f"{number}.{kind}")
+        if name is None and kind == "WandbLogger" and "WANDB_RUN_ID" not in os.environ:
+            name = "".join(secrets.choice(_LETTERS) for _ in range(8))  # as W&B's own
+            _remember(directory, f"{number}.{kind}", name)
+        if name is not None:
+            arguments[option] = name
+            set_here.append((arguments, option))
+    try:
+        yield
+    finally:
+        for arguments, option in set_here:
+            arguments[option] = None
+
+
+def remember(loggers: Sequence[Logger], directory: RunDirectory) -> None:
+    """Keep the names that loggers choose for themselves, as soon as they have: MLflow asks its server.
+
+    Args:
+        loggers: of the Trainer, in the order of the config.
+        directory: of the run.
+    """
+    for number, logger in enumerate(loggers):
+        if isinstance(logger, BackgroundLogger) and (kind := type(logger.logger).__name__) in _ATTRIBUTES:
+            logger.submit(partial(_keep, directory, f"{number}.{kind}"))
+
+
+def _keep(directory: RunDirectory, key: str, logger: Any) -> None:
+    name = getattr(logger, _ATTRIBUTES[_kind(key)])
+    if _read(directory).get(key) != name:
+        _remember(directory, key, name)
+
+
+def _kind(class_path: str) -> str:
+    return class_path.rpartition(".")[2]
+
+
+def _remember(directory: RunDirectory, key: str, name: str | int) -> None:
+    if rank_from_environment() == 0:
+        write_text(directory.loggers, json.dumps({**_read(directory), key: name}, indent=2) + "\n")
+
+
+def _read(directory: RunDirectory) -> dict[str, str | int]:
+    try:
+        found = json.loads(directory.loggers.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
