@@ -12,6 +12,7 @@ from tests.conftest import quickstart_words
 from vidlit.__main__ import main
 from vidlit.data.demo_folder import Demo
 from vidlit.runs.directory import RunDirectory
+from vidlit.runs.lock import RunLock
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,8 @@ def test_a_resumed_run_says_so_and_records_what_was_changed(run, capsys):
     assert main([*resumed(exposure__hard_cap=1000), *options]) == 0
     said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed"))
     assert said.startswith(f"resumed from step 4 of {directory.path}; ")
-    assert "; exposure.hard_cap None -> 1000; model.optimizer.init_args.lr 0.002 -> 1e-05; " in said
+    assert "; exposure.hard_cap None -> 1000; " in said
+    assert "; model.optimizer.init_args.lr 0.002 -> 1e-05; " in said
     for group in groups_of(directory):
         assert {name: group[name] for name in asked} == asked
     (line,) = map(json.loads, directory.resumes.read_text().splitlines())
@@ -81,6 +83,14 @@ def test_what_cannot_be_changed_is_refused_and_leaves_the_run_as_it_was(run, cap
     assert told in capsys.readouterr().err
     assert (directory.config.read_text(), directory.metrics.read_text()) == before
     assert not directory.resumes.exists()
+
+
+def test_a_run_that_another_process_trains_is_left_alone(run, capsys):
+    resumed, directory, _ = run
+    lock = RunLock(directory)
+    assert main(resumed()) == 2
+    assert "is training in" in capsys.readouterr().err
+    lock.release()
 
 
 def clips_of(directory, side):
@@ -150,7 +160,7 @@ def test_weights_are_there_when_samples_fail(run, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_tensorboard_and_mlflow_go_on_where_they_were(run, tmp_path, monkeypatch):
+def test_wandb_tensorboard_and_mlflow_go_on_where_they_were(run, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a server would be more than a test needs
@@ -162,10 +172,17 @@ def test_tensorboard_and_mlflow_go_on_where_they_were(run, tmp_path, monkeypatch
             "class_path": "lightning.pytorch.loggers.MLFlowLogger",
             "init_args": {"tracking_uri": f"file:{tmp_path / 'mlruns'}"},
         },
+        {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "p", "offline": True}},
     ]
     for steps in (6, 8):
         assert main([*resumed(trainer__max_steps=steps), f"--trainer.logger={json.dumps(loggers)}"]) == 0
     assert [path.name for path in (place / "lightning_logs").iterdir()] == ["version_0"]
     client = mlflow.MlflowClient(f"file:{tmp_path / 'mlruns'}")
     assert len(client.search_runs([each.experiment_id for each in client.search_experiments()])) == 1
-    assert set(json.loads(directory.loggers.read_text())) == {"0.TensorBoardLogger", "1.MLFlowLogger"}
+    names = json.loads(directory.loggers.read_text())
+    assert set(names) == {"0.TensorBoardLogger", "1.MLFlowLogger", "2.WandbLogger"}
+    files = list(directory.path.rglob("*.wandb"))
+    assert len(files) == 2
+    assert {path.stem.removeprefix("run-") for path in files} == {names["2.WandbLogger"]}
+    config = yaml.safe_load(directory.config.read_text())  # a run that is begun with its copy is another one
+    assert [logger["init_args"].get("id") for logger in config["trainer"]["logger"]] == [None] * 3

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -47,6 +48,14 @@ def test_each_video_is_held_out_once_and_folds_that_are_over_are_left_out(quicks
     assert trained == []
     assert main([*words, "--model.warmup_steps=3"]) == 2
     assert "folds made with other options" in capsys.readouterr().err
+
+    shutil.rmtree(root / "fold_2")
+    table = root / "clips.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:1] + lines[2:]))  # as if the first clip had come since
+    assert main(words) == 2
+    assert f"was begun with other clips: 1 clip is new ({lines[1].partition(',')[0]})" in capsys.readouterr().err
+    assert trained == []
 
 
 def test_more_folds_than_videos_is_one_line(quickstart, capsys):
