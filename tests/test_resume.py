@@ -54,7 +54,7 @@ def test_a_resumed_run_says_so_and_records_what_was_changed(run, capsys):
     assert main([*resumed(exposure__hard_cap=1000), *options]) == 0
     said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed"))
     assert said.startswith(f"resumed from step 4 of {directory.path}; ")
-    assert "; exposure.hard_cap None -> 1000; " in said
+    assert "; exposure.hard_cap None -> 1000.0; " in said
     assert "; model.optimizer.init_args.lr 0.002 -> 1e-05; " in said
     for group in groups_of(directory):
         assert {name: group[name] for name in asked} == asked
