@@ -42,7 +42,10 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".ts"})
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .qt .3gp .3g2 .f4v .webm .mkv .avi .gif .ts .mts .m2ts .mpg .mpeg .vob .wmv .asf .flv .ogv "
+    ".mxf".split()
+)
 
 
 @dataclass(frozen=True, slots=True)

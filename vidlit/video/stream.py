@@ -15,11 +15,13 @@ from vidlit.video.pixels import MAX_PIXELS, VideoError, check_size
 
 # FFmpeg looks at the content, not at the name: without these a playlist called .mp4 opens other files.
 _OPEN_OPTIONS = {
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,asf,flv,ogg,mxf",
     "protocol_whitelist": "file",
     "max_pixels": str(MAX_PIXELS),
 }
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop the alpha plane
+_GUESSED_ENDS = ("mpeg", "flv")  # FFmpeg estimates how long they are, up to some frames too short or too long
+_GUESSED_TIMES = ("mpeg",)  # a seek lands amid a packet, whose time another frame gets then: read from the beginning
 _SEEK_BACK = (0.0, 2.0, 20.0)  # seconds: some containers land after the wanted time
 _READ_AHEAD = 4.0  # seconds that are decoded and passed over rather than sought over
 _MAX_LATE_START = 0.5  # seconds without a picture at a clip's beginning that its first frame may cover
@@ -90,7 +92,7 @@ class Cursor:
 
     def _frames_from(self, start: float) -> Iterator[tuple[float, Any]]:
         for back in _SEEK_BACK:
-            if start - back <= 0:
+            if start - back <= 0 or self._container.format.name in _GUESSED_TIMES:
                 break
             offset = int((start - back) / self._stream.time_base) + (self._stream.start_time or 0)
             try:
@@ -139,7 +141,8 @@ def open_stream(path: Path) -> tuple[Any, Any]:
         container = av.open(f"file:{path}", options=_OPEN_OPTIONS, metadata_errors="replace")
     except (av.InvalidDataError, av.ArgumentError) as error:
         raise VideoError(
-            "is not a video of an accepted format (mp4, mov, mkv, webm, avi, gif, ts), or it is cut off or damaged"
+            "is not a video of an accepted format (mp4, mov, mkv, webm, avi, gif, ts, mpg, wmv, flv, ogv, mxf), or it "
+            "is cut off or damaged"
         ) from error
     try:
         return container, _best_stream(container)
@@ -180,7 +183,8 @@ def frame_rate_of(stream: Any) -> float:
 
 def duration_of(container: Any, stream: Any, size: int, end: float) -> float:
     """Seconds of the video stream, which may be shorter than the sound and than a cut-off file's header says."""
-    if stream.duration:
+    is_told = container.format.name not in _GUESSED_ENDS
+    if stream.duration and is_told:
         entries = stream.index_entries
         if len(entries) and entries[-1].pos + entries[-1].size > size:
             lost = next(entry.timestamp for entry in entries if entry.pos + entry.size > size)
@@ -192,7 +196,7 @@ def duration_of(container: Any, stream: Any, size: int, end: float) -> float:
             return int(tag[0]) * 3600 + int(tag[1]) * 60 + float(tag[2])
         except ValueError:
             pass
-    if container.duration and len(container.streams) == 1:
+    if container.duration and len(container.streams) == 1 and is_told:
         return float(container.duration / av.time_base)
     for packet in container.demux(stream):  # reads the rest of the file, decodes nothing
         if packet.pts is not None:
