@@ -1,11 +1,21 @@
+import csv
 import json
+import math
 import os
+import sys
+import tempfile
+import unicodedata
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vidlit.errors import UserError
+from vidlit.video.layouts.cells import printable
+from vidlit.video.layouts.source_folder import is_media, is_utf8
 from vidlit.video.sources import read_sources
 
 
@@ -33,6 +43,16 @@ def write_csv(path, rows):
     path.write_text("\n".join(lines) + "\n", "utf-8")
 
 
+def write_tsv(path, rows):
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([columns, *([row.get(c, "") for c in columns] for row in rows)])
+
+
+def write_json(path, rows):
+    path.write_text(json.dumps(rows), "utf-8")
+
+
 def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
@@ -41,10 +61,12 @@ def write_parquet(path, rows):
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [("metadata.csv", write_csv), ("metadata.jsonl", write_jsonl), ("metadata.parquet", write_parquet)],
-)
+METADATA = [("metadata.csv", write_csv), ("metadata.tsv", write_tsv)]
+METADATA += [("metadata.jsonl", write_jsonl), ("metadata.parquet", write_parquet)]
+TABLES = [*METADATA, ("set.json", write_json)]
+
+
+@pytest.mark.parametrize(("name", "write"), METADATA)
 def test_metadata(folder, name, write):
     write(folder / name, ROWS)
     sources = read_sources(folder)
@@ -192,7 +214,8 @@ def test_hostile_and_broken_rows_cost_themselves_only(folder, tmp_path):
         ({"file_name": "", "caption": "x"}, "names no video"),
         ({"file_name": "a.mp4", "caption": "x", "start": "soon"}, "start is 'soon'"),
         ({"file_name": "a.mp4", "caption": "x", "start": "-1"}, "from 0 up"),
-        ({"file_name": "a.mp4", "caption": "x", "end": "nan"}, "from 0 up"),
+        ({"file_name": "a.mp4", "caption": "x", "end": "inf"}, "from 0 up"),
+        ({"file_name": "a.mp4", "caption": "x", "start_frame": "1.5"}, "whole numbers"),
         ({"file_name": "a.mp4", "caption": "x", "start": "3", "end": "2"}, "before it starts"),
         ({"file_name": "a.mp4", "caption": "x", "start": "3", "end_frame": "9"}, "keep one"),
     ],
@@ -226,3 +249,246 @@ def test_nothing_usable_names_the_first_reasons(folder):
     write_csv(folder / "metadata.csv", [{"file_name": "missing.mp4", "caption": "x"}])
     with pytest.raises(UserError, match=r"no usable video.*missing\.mp4: does not exist"):
         read_sources(folder)
+
+
+@pytest.mark.parametrize(("name", "write"), TABLES)
+def test_zero_is_a_value_and_nan_is_none(folder, name, write):
+    """As pandas writes them: numbers for groups, floats for whole numbers, NaN for what is missing."""
+    rows = [
+        {"file_name": "a.mp4", "caption": "x", "group": 0.0, "start": 0.0, "end": 1.0},
+        {"file_name": "b.webm", "caption": "y", "group": 1.0, "start": math.nan, "end": math.nan},
+        {"file_name": "sub/c.mov", "caption": "z", "group": math.nan, "start": 2.0, "end": math.nan},
+        {"file_name": "d.png", "caption": "nan", "group": 1.0, "start": 0.0, "end": math.nan},
+    ]
+    write(folder / name, rows)
+    sources = read_sources(folder)
+    assert [(v.group, v.start, v.end) for v in sources.videos] == [
+        ("0", 0.0, 1.0),
+        ("1", None, None),
+        ("sub/c.mov", 2.0, None),
+    ]
+    assert [(bad.video, "no caption" in bad.reason) for bad in sources.quarantined] == [("d.png", True)]
+
+
+@pytest.mark.parametrize(("name", "write"), TABLES)
+def test_of_several_captions_the_first_is_used_and_the_others_are_counted(folder, name, write):
+    write(folder / name, [{"file_name": "a.mp4", "caption": ["", "one", "two", "three"]}])
+    sources = read_sources(folder)
+    assert [video.caption for video in sources.videos] == ["one"]
+    assert list(sources.further_captions.values()) == [2]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"file_name": "a.mp4", "caption": {"en": "x"}}', "caption is a dict"),
+        ('{"file_name": ["a.mp4"], "caption": "x"}', "file_name is a list"),
+        ('{"file_name": "a.mp4", "caption": "\\ud800"}', "half a character"),
+        ('{"file_name": "a\\udce9.mp4", "caption": "x"}', "half a character"),
+        ('{"file_name": "a.mp4", "caption": "x", "caption": "y"}', "names a key twice"),
+        ('{"file_name": "a.mp4", "caption": "x", "start": true}', "start is True"),
+    ],
+)
+def test_what_is_no_text_or_number_costs_its_row(folder, row, reason):
+    (folder / "metadata.jsonl").write_text(f'{row}\n{{"file_name": "b.webm", "caption": "good"}}\n')
+    sources = read_sources(folder)
+    assert [video.video for video in sources.videos] == ["b.webm"]
+    assert reason in sources.quarantined[0].reason
+
+
+def test_bytes_in_parquet(folder):
+    table = pa.table({"file_name": [b"a.mp4", b"b.webm"], "caption": ["B\u00e4r".encode(), b"\xff"]})
+    pq.write_table(table, folder / "metadata.parquet")
+    sources = read_sources(folder)
+    assert [video.caption for video in sources.videos] == ["B\u00e4r"]
+    assert "no UTF-8" in sources.quarantined[0].reason
+
+
+def test_other_columns_are_kept_as_text(folder):
+    row = {"file_name": "a.mp4", "caption": "x", "tags": ["a", "b"], "score": 1.0, "none": None, "nan": math.nan}
+    write_jsonl(folder / "metadata.jsonl", [row])
+    assert read_sources(folder).videos[0].extra == {"tags": '["a", "b"]', "score": "1"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_tables_and_captions_as_windows_writes_them(folder, encoding):
+    (folder / "metadata.csv").write_bytes("file_name;caption\r\nsub\\c.mov;B\u00e4r, gro\u00df\r\n".encode(encoding))
+    assert [(v.video, v.caption) for v in read_sources(folder).videos] == [("sub/c.mov", "B\u00e4r, gro\u00df")]
+    (folder / "metadata.csv").unlink()
+    (folder / "a.txt").write_bytes("B\u00e4r\r\n".encode(encoding))
+    assert [v.caption for v in read_sources(folder).videos] == ["B\u00e4r"]
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_both_spellings_of_accents_find_a_file(folder, on_disk, in_table):
+    name = "sub/B\u00e4r.mp4"
+    stored = unicodedata.normalize(on_disk, name)
+    (folder / stored).write_bytes(b"never opened")
+    write_csv(folder / "metadata.csv", [{"file_name": unicodedata.normalize(in_table, name), "caption": "x"}])
+    sources = read_sources(folder)
+    assert [video.video for video in sources.videos] == [stored]
+    assert stored not in sources.unlisted
+    (folder / "metadata.csv").unlink()
+    (folder / unicodedata.normalize(in_table, "sub/B\u00e4r.txt")).write_text("a bear")
+    assert [video.caption for video in read_sources(folder).videos] == ["a bear"]
+
+
+def test_a_colon_is_no_drive(folder):
+    (folder / "a:b.mp4").write_bytes(b"never opened")
+    rows = [{"file_name": name, "caption": "x"} for name in ("a:b.mp4", "C:\\a.mp4", "c:/a.mp4", "\\\\host\\a.mp4")]
+    write_csv(folder / "metadata.csv", rows)
+    sources = read_sources(folder)
+    assert [video.video for video in sources.videos] == ["a:b.mp4"]
+    assert ["absolute" in bad.reason for bad in sources.quarantined] == [True] * 3
+
+
+def test_caption_files_of_either_name_and_in_any_case(folder):
+    for name in ("a.TXT", "b.webm.txt", "b.txt", "sub/c.Txt", "notes.txt"):
+        (folder / name).write_text(f"caption in {name}")
+    (folder / "E.MP4").write_bytes(b"never opened")
+    (folder / "E.txt").write_text("loud")
+    sources = read_sources(folder)
+    assert {video.video: video.caption for video in sources.videos} == {
+        "E.MP4": "loud",
+        "a.mp4": "caption in a.TXT",
+        "b.webm": "caption in b.webm.txt",
+        "sub/c.mov": "caption in sub/c.Txt",
+    }
+    assert sources.skipped == {".txt files that belong to no video": ("b.txt", "notes.txt")}
+
+
+def test_caption_files_that_cannot_be_read_cost_their_video(folder, tmp_path):
+    (folder / "a.txt").write_text("good")
+    (folder / "b.txt").write_bytes(b"\xff")
+    (folder / "d.txt").symlink_to(tmp_path / "outside.mp4")
+    os.mkfifo(folder / "sub" / "c.txt")
+    sources = read_sources(folder)
+    assert [video.video for video in sources.videos] == ["a.mp4"]
+    reasons = {bad.video: bad.reason for bad in sources.quarantined}
+    assert "not UTF-8" in reasons["b.webm"]
+    assert "leads out" in reasons["d.png"]
+    assert "not a regular file" in reasons["sub/c.mov"]
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_names_that_are_no_utf8_are_quarantined_and_can_be_printed(folder, table):
+    (folder / os.fsdecode(b"xy\xe9.mp4")).write_bytes(b"never opened")
+    (folder / os.fsdecode(b"xy\xe9.txt")).write_text("a xy\u00e9")
+    (folder / "a.txt").write_text("a boat")
+    if table:
+        write_csv(folder / "metadata.csv", ROWS[:1])
+    sources = read_sources(folder)
+    assert [bad.video for bad in sources.quarantined if "UTF-8" in bad.reason] == [r"xy\xe9.mp4"]
+    if table:
+        assert r"xy\xe9.txt" in sources.skipped[".txt files that belong to no video"]
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_sources(folder / os.fsdecode(b"xy\xe9.txt"))
+
+
+def test_links_to_folders(folder, tmp_path):
+    """Inside they lead to files that have names of their own; outside is never looked at; hidden ones are followed."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "e.mp4").write_bytes(b"not ours")
+    (folder / ".data" / "deep").mkdir(parents=True)
+    (folder / ".data" / "deep" / "h.mp4").write_bytes(b"never opened")
+    for link, target in (("out", tmp_path / "elsewhere"), ("again", folder / "sub"), ("loop", folder), ("in", ".data")):
+        (folder / link).symlink_to(target)
+    (folder / "sub" / "deep").symlink_to("../.data/deep")
+    write_csv(folder / "metadata.csv", [{"file_name": name, "caption": "x"} for name in ("a.mp4", "again/c.mov")])
+    sources = read_sources(folder)
+    assert [video.video for video in sources.videos] == ["a.mp4", "again/c.mov"]
+    assert sources.unlisted == ("b.webm", "d.png", "in/deep/h.mp4")
+    assert sources.skipped == {"links to folders outside of the source": ("out",)}
+
+
+def test_files_of_a_hugging_face_cache(tmp_path):
+    repository = tmp_path / "hub" / "datasets--who--what"
+    snapshot = repository / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for name, content in (("a.mp4", "1"), ("metadata.csv", "file_name,caption\na.mp4,x\nb.mp4,x\nc.mp4,x\n")):
+        (repository / "blobs" / name.replace(".", "")).write_text(content)
+        (snapshot / name).symlink_to(f"../../blobs/{name.replace('.', '')}")
+    other = tmp_path / "hub" / "datasets--who--other" / "blobs"
+    other.mkdir(parents=True)
+    (other / "b").write_text("another's")
+    (snapshot / "b.mp4").symlink_to(other / "b")
+    (repository / "token").write_text("secret")
+    (snapshot / "c.mp4").symlink_to("../../token")
+    sources = read_sources(snapshot)
+    assert [video.path for video in sources.videos] == [repository / "blobs" / "amp4"]
+    assert ["leads out" in bad.reason for bad in sources.quarantined] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "prompts.txt", "train/metadata.csv"])
+def test_what_is_read_of_a_folder_lies_in_it(folder, tmp_path, name):
+    (tmp_path / "secret.csv").write_text("file_name,caption\na.mp4,secret\n")
+    (folder / "videos.txt").write_text("a.mp4\nb.webm\n")
+    (folder / "train").mkdir()
+    (folder / name).symlink_to(tmp_path / "secret.csv")
+    with pytest.raises(UserError, match="leads out of the folder"):
+        read_sources(folder)
+
+
+def test_a_table_of_videos_that_cannot_be_read_is_named(folder):
+    (folder / "captions.csv").write_bytes(b"file_name,caption\na.mp4,xy\xe9\n")
+    with pytest.raises(UserError, match=r"no captions; .*captions\.csv is not UTF-8 text"):
+        read_sources(folder)
+
+
+def test_a_broken_first_row_hides_no_table(folder):
+    (folder / "set.jsonl").write_text('{"media\n{"media_path": "a.mp4", "caption": "x"}\n')
+    sources = read_sources(folder)
+    assert [video.video for video in sources.videos] == ["a.mp4"]
+    assert [bad.video for bad in sources.quarantined] == ["set.jsonl line 1"]
+
+
+NAMES = st.sampled_from(
+    ["a", "b", "B\u00e4r", unicodedata.normalize("NFD", "B\u00e4r"), "a:b", "x.y"]
+    + ["\udce9"] * (sys.platform == "linux")
+)
+SUFFIXES = st.sampled_from([".mp4", ".MOV", ".txt", ".TXT", ".mp4.txt", ".mts", ".png", ".pdf", ""])
+FOLDERS = st.sampled_from(["", "sub", "sub/deep", "train", "link", "out"])
+CELLS = st.none() | st.sampled_from(["", "x", "a.mp4", "sub/a.MOV", "../a.mp4", "nan", "\ud800"]) | st.integers(0, 2)
+CELLS |= st.floats() | st.booleans() | st.lists(st.text(max_size=3), max_size=2)
+TABLE_ROWS = st.fixed_dictionaries({}, optional={c: CELLS for c in ("file_name", "caption", "text", "group", "end")})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(FOLDERS, NAMES, SUFFIXES), max_size=10),
+    st.lists(TABLE_ROWS, max_size=6),
+    st.sampled_from([None, "metadata.jsonl", "train/metadata.jsonl", "set.jsonl"]),
+)
+def test_every_row_and_every_file_is_accounted_for(files, rows, table):
+    with tempfile.TemporaryDirectory() as above:
+        folder = Path(above).resolve() / "clips"
+        for name in ("clips/sub/deep", "clips/train", "outside"):
+            (folder.parent / name).mkdir(parents=True)
+        (folder / "link").symlink_to("sub")
+        (folder / "out").symlink_to("../outside")
+        for name in ["good.mp4", "good.txt", *(f"{where}/{name}{suffix}" for where, name, suffix in files)]:
+            (folder / name.lstrip("/")).write_text("x")
+        rows = [*rows, {"file_name": "../good.mp4", "caption": "x"}, {"file_name": "good.mp4", "caption": "x"}]
+        (folder / "train" / "good.mp4").write_text("x")
+        if table is not None:
+            write_jsonl(folder / table, rows)
+        sources = read_sources(folder)
+
+        by_name = [bad for bad in sources.quarantined if "name is not UTF-8" in bad.reason]
+        num_rows = len(rows) if table else sum(is_media(name) and is_utf8(name) for name in names_in(folder))
+        assert len(sources.videos) + len(sources.quarantined) - len(by_name) == num_rows
+        rejected = {bad.video for bad in sources.quarantined}
+        left_alone = [name for names in sources.skipped.values() for name in names]
+        used = {video.path for video in sources.videos} | {(folder / name).resolve() for name in rejected}
+        read = {table} if table else {name for name in names_in(folder) if name.lower().endswith(".txt")}
+        for name in names_in(folder):
+            is_named = (folder / name).resolve() in used or printable(name) in rejected
+            places = [is_named, name in sources.unlisted, printable(name) in left_alone]
+            assert places.count(True) == 1 or (name in read and places.count(True) == 0), (name, places)
+        assert sources.skipped["links to folders outside of the source"] == ("out",)
+
+
+def names_in(folder):
+    """Every file below a folder by its own name, links to folders not followed."""
+    return [os.path.relpath(os.path.join(above, file), folder) for above, _, files in os.walk(folder) for file in files]

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from vidlit.errors import UserError
 from vidlit.video.buckets import Bucket
 from vidlit.video.frames import BLACK, ClipRequest, Color
-from vidlit.video.layouts import PATH_COLUMNS, Rejected, find_layout, media_files
+from vidlit.video.layouts.cells import (
+    CellError,
+    printable,
+    read_name,
+    read_note,
+    read_number,
+    read_text,
+    read_texts,
+    shown,
+)
+from vidlit.video.layouts.finding import find_layout
+from vidlit.video.layouts.layout import CAPTION_COLUMNS, PATH_COLUMNS, Rejected
+from vidlit.video.layouts.source_folder import SourceFolder, is_media, is_utf8, refuse_name
 
 __all__ = ["Clip", "Rejected", "SourceVideo", "Sources", "read_sources"]
 
-_CAPTION_COLUMNS = ("caption", "text", "prompt")
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +75,34 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What a folder holds, before any video is opened."""
+    """What a folder holds, before any video is opened.
+
+    Every row is in ``videos`` or ``quarantined``. Every file that is not hidden was read (a table, a caption), is named
+    by a row, or is in ``quarantined``, ``unlisted`` or ``skipped``.
+    """
 
     folder: Path
     layout: str
     """The file, or the pattern, that was read."""
     videos: tuple[SourceVideo, ...]
     quarantined: tuple[Rejected, ...]
+    """Bad rows, and videos whose names are no UTF-8."""
     unlisted: tuple[str, ...]
     """Videos and images that lie in the folder and that no row names."""
+    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What else is left alone, by reason: other files by their suffix, links to folders outside. Their names."""
+    further_captions: Mapping[str, int] = field(default_factory=dict)
+    """Where a row has several captions, and how many of them are not used: the first one is."""
+    notes: tuple[str, ...] = ()
+    """What the layout has to say, a line each: options of another trainer that have no counterpart, other splits."""
 
 
 def read_sources(folder: Path) -> Sources:
     """Read the rows of a folder, or of one table file.
 
     Args:
-        folder: a folder in one of the accepted layouts (:mod:`vidlit.video.layouts`), or a table whose paths are
-            relative to its own folder.
+        folder: a folder in one of the accepted layouts (:mod:`vidlit.video.layouts`), or a table or another trainer's
+            config whose paths are relative to its own folder.
 
     Returns:
         Good rows in the order of the file, bad ones with their reasons.
@@ -87,89 +111,106 @@ def read_sources(folder: Path) -> Sources:
         UserError: no such folder, no accepted or an ambiguous layout, an unreadable table, or no good row at all.
     """
     source = Path(folder)
-    layout, rows = find_layout(source)
-    folder = source.parent if source.is_file() else source
-    root = folder.resolve()
-    videos, quarantined = [], []
-    for place, row in rows:
-        result = row if isinstance(row, Rejected) else _read_row(root, place, row)
-        if isinstance(result, SourceVideo):
-            videos.append(result)
-        else:
-            quarantined.append(result)
+    if not is_utf8(f"{source}"):
+        raise UserError(f"{printable(str(source))}: the name of this folder is not UTF-8; rename it")
+    listing = find_layout(source)
+    files = SourceFolder(source.parent if source.is_file() else source)
+    videos: list[SourceVideo] = []
+    quarantined: list[Rejected] = []
+    further: dict[str, int] = {}
+    named: set[str] = set()
+    for place, row in listing.rows:
+        try:
+            if isinstance(row, Rejected):
+                raise _RowError(row.video, row.reason)
+            video, num_further = _read_row(files, listing.base, place, row)
+        except _RowError as bad:
+            named.add(bad.video)
+            quarantined.append(Rejected(printable(bad.video), bad.reason))
+            continue
+        named.add(video.video)
+        videos.append(video)
+        if num_further:
+            further[place] = num_further
     if not videos:
-        reasons = "; ".join(f"{bad.video}: {bad.reason}" for bad in quarantined[:3]) or "it lists none"
-        raise UserError(f"no usable video in {folder} ({layout}): {reasons}")
-    named = {video.video for video in videos} | {bad.video for bad in quarantined}
-    unlisted = tuple(video for video in media_files(folder) if video not in named)
-    return Sources(folder, layout, tuple(videos), tuple(quarantined), unlisted)
+        reasons = "; ".join(f"{shown(bad.video)[1:-1]}: {bad.reason}" for bad in quarantined[:3]) or "it lists none"
+        raise UserError(f"no usable video in {files.path} ({listing.name}): {reasons}")
+    if any(video.path != files.root / video.video for video in videos):  # some are links: to files with other names
+        reached = {str(video.path) for video in videos}
+        named |= {name for name in files.media if os.path.realpath(files.root / name) in reached}
+    named |= set(listing.files)
+    left = [name for name in files.files if name not in named]
+    unnamed = [printable(name) for name in left if is_media(name) and not is_utf8(name)]
+    return Sources(
+        folder=files.path,
+        layout=listing.name,
+        videos=tuple(videos),
+        quarantined=(*quarantined, *(Rejected(name, "its name is not UTF-8: rename it") for name in unnamed)),
+        unlisted=tuple(name for name in left if is_media(name) and is_utf8(name)),
+        skipped=_by_suffix(name for name in left if not is_media(name))
+        | {reason: tuple(map(printable, names)) for reason, names in files.skipped.items()},
+        further_captions=further,
+        notes=listing.notes,
+    )
 
 
-def _read_row(root: Path, place: str, row: Mapping[str, Any]) -> SourceVideo | Rejected:
-    """Check one row; a bad one costs itself only."""
-    fields = {str(key): value for key, value in row.items() if value is not None and value != ""}
+class _RowError(Exception):
+    """A row that is left out; costs itself only."""
 
-    def take(*columns: str) -> Any:
-        found = [fields.pop(column) for column in columns if column in fields]
-        return found[0] if found else None
+    def __init__(self, video: str, reason: str) -> None:
+        super().__init__(reason)
+        self.video, self.reason = video, reason
 
-    path_column = next((column for column in PATH_COLUMNS if column in fields), None)
-    if path_column is None:
-        return Rejected(place, f"names no video: none of the columns {', '.join(PATH_COLUMNS)} is filled")
-    video = str(fields.pop(path_column)).strip()
-    reason = _refuse_path(root, video)
-    if reason:
-        return Rejected(video, f"{reason} ({place})")
-    video = PurePosixPath(video).as_posix()
-    caption_column = next((column for column in _CAPTION_COLUMNS if column in fields), "caption")
-    caption = str(fields.pop(caption_column, "")).strip()
-    if not caption:
-        return Rejected(video, f"has no caption ({place})")
-    group = str(take("group") or video)
-    try:
-        start, end = (_number(take(column), column) for column in ("start", "end"))
-        first, last = (_number(take(column), column) for column in ("start_frame", "end_frame"))
-    except ValueError as error:
-        return Rejected(video, f"{error} ({place})")
+
+def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any]) -> tuple[SourceVideo, int]:
+    """A row, checked, and the number of captions it has beside the one that is used."""
+    cells = {f"{column}": cell for column, cell in row.items()}
+    video = place  # until it is known
+
+    def take(column: str, read: Callable[[Any], _Read]) -> _Read:
+        try:
+            return read(cells.pop(column, None))
+        except CellError as error:
+            raise _RowError(video, f"{column} {error} ({place})") from error
+
+    def take_first(columns: Iterable[str], read: Callable[[Any], _Read]) -> _Read | None:
+        return next((found for column in columns if column in cells and (found := take(column, read))), None)
+
+    name = take_first(PATH_COLUMNS, read_text)
+    if name is None:
+        raise _RowError(place, f"names no video: none of the columns {', '.join(PATH_COLUMNS)} is filled")
+    video = name
+    reason = refuse_name(name)
+    if reason is None:
+        video = files.find(f"{base}/{name}" if base else name)
+        reason = files.why_not(video)
+    if reason is not None:
+        raise _RowError(video, f"{reason} ({place})")
+    captions = take_first(CAPTION_COLUMNS, lambda cell: read_texts(cell) or None)
+    if captions is None:
+        raise _RowError(video, f"has no caption ({place})")
+    group = take("group", read_name)
+    start, end, first, last = (take(each, read_number) for each in ("start", "end", "start_frame", "end_frame"))
     frames = first is not None or last is not None
     if frames and (start is not None or end is not None):
-        return Rejected(video, f"gives a span in seconds and one in frames: keep one of them ({place})")
+        raise _RowError(video, f"gives a span in seconds and one in frames: keep one of them ({place})")
+    if any(number is not None and not number.is_integer() for number in (first, last)):
+        raise _RowError(video, f"gives a span in parts of a frame: frames are whole numbers ({place})")
     low, high = (first, last) if frames else (start, end)
     if high is not None and high <= (low or 0):
-        return Rejected(video, f"its span ends at {high:g}, before it starts ({place})")
+        raise _RowError(video, f"its span ends at {high:g}, before it starts ({place})")
     frame_span = (int(first or 0), None if last is None else int(last)) if frames else None
-    extra = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in fields.items()}
-    return SourceVideo((root / video).resolve(), video, caption, group, start, end, frame_span, extra)
+    notes = {column: note for column, cell in cells.items() if (note := read_note(cell)) is not None}
+    path = (files.root / video).resolve()
+    found = SourceVideo(path, video, captions[0], group or video, start, end, frame_span, notes)
+    return found, len(captions) - 1
 
 
-def _number(value: Any, column: str) -> float | None:
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{column} is {value!r}, not a number from 0 up")
-    return number
-
-
-def _refuse_path(root: Path, video: str) -> str | None:
-    """Why a row may not name this path; nothing outside the folder is ever touched."""
-    if "://" in video or "\0" in video:
-        return "is not a path: URLs are not fetched"
-    if PurePosixPath(video).is_absolute() or PureWindowsPath(video).is_absolute() or PureWindowsPath(video).drive:
-        return "is an absolute path: paths are relative to the folder"
-    if ".." in PurePosixPath(video).parts or ".." in PureWindowsPath(video).parts:
-        return "leads out of the folder with '..'"
-    path = root / video
-    try:
-        if not path.resolve().is_relative_to(root):
-            return "is a link that leads out of the folder: copy the file, or use its folder as the source"
-        if not path.exists():
-            return "does not exist"
-        if not path.is_file():
-            return "is not a regular file"
-    except (OSError, RuntimeError) as error:  # a name too long, a loop of links, no permission
-        return f"cannot be opened: {error}"
-    return None
+def _by_suffix(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Files that no row and no layout has use for, by what they are."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        suffix = PurePosixPath(name).suffix.lower()
+        kind = suffix if re.fullmatch(r"\.[a-z]\w{0,9}", suffix) else "other"  # .00001 is a number, not a kind
+        kinds[f"{kind} files that belong to no video"].append(printable(name))
+    return {kind: tuple(kinds[kind]) for kind in sorted(kinds)}
