@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,12 +18,18 @@ from vidlit.errors import UserError
 from vidlit.models.encoders import BaseEncoders
 from vidlit.video.buckets import Bucket
 from vidlit.video.frames import ClipRequest, read_clip
+from vidlit.video.layouts.cells import printable
+from vidlit.video.layouts.delimited import read_delimited
+from vidlit.video.layouts.layout import Rejected
+from vidlit.video.layouts.source_folder import is_utf8
+from vidlit.video.layouts.table_files import read_text_file
 
 if TYPE_CHECKING:
     from vidlit.models.family import Family
 
 COLUMNS = ("prompt", "seed", "resolution", "num_frames", "image")
 _PROMPTS_PER_BATCH = 16
+_OTHER_FILES = tuple(".csv.gz .htm .html .json .jsonl .md .ods .parquet .tsv .xls .xlsx .yaml .yml".split())
 
 
 class Prompt(NamedTuple):
@@ -60,32 +66,50 @@ def read_prompts(sources: Sequence[str], seed: int, size: Bucket) -> list[Prompt
 def _read(source: str, seed: int, size: Bucket) -> Iterator[tuple[str, int, Bucket, Path | None]]:
     path = Path(source)
     if path.suffix.lower() not in (".txt", ".csv"):
+        _refuse_file(source)
         yield source.strip(), seed, size, None
         return
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"--prompts {source}: no such file.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {source} cannot be read as UTF-8 text: {error}") from error
+        text = read_text_file(path)
+    except UserError as error:
+        if not path.exists():
+            raise UserError(f"--prompts {source}: no such file.") from error
+        raise UserError(f"--prompts: {error}") from error
     if path.suffix.lower() == ".txt":
-        yield from ((line.strip(), seed, size, None) for line in text.splitlines() if line.strip())
+        yield from ((line.strip(), seed, size, None) for line in text.split("\n") if line.strip())
         return
-    table = csv.DictReader(text.splitlines())
-    names = table.fieldnames or []
-    if "prompt" not in names or set(names) - set(COLUMNS):
+    for where, row in read_delimited(path, text, COLUMNS[:1]):
+        place = f"{path.parent / where}"
+        if isinstance(row, Rejected):
+            raise UserError(f"{place}: the row {row.reason}.")
+        if "prompt" not in row or set(row) - set(COLUMNS):
+            raise UserError(
+                f"{source}: its columns are {', '.join(row)}; `prompt` is needed, optional are "
+                f"{', '.join(COLUMNS[1:])}."
+            )
+        yield _read_row(row, path, place, seed, size)
+
+
+def _refuse_file(source: str) -> None:
+    """Refuse a file of another kind: its name would be taken for the prompt."""
+    if not is_utf8(source):
+        raise UserError(f"--prompts {printable(source)} is not UTF-8 text.")
+    is_name = not re.search(r"\s", source) and source.lower().endswith(_OTHER_FILES)
+    try:
+        is_file = Path(source).is_file()
+    except OSError:  # a prompt longer than a name may be
+        is_file = False
+    if is_name or is_file:
         raise UserError(
-            f"{source}: its columns are {', '.join(names) or 'none'}; `prompt` is needed, optional are "
-            f"{', '.join(COLUMNS[1:])}."
+            f"--prompts {source} is a file of a kind that is not read: give a text file (.txt), a CSV file (.csv), or "
+            "a prompt in quotes."
         )
-    for row in table:
-        yield _read_row(row, path, f"{source}, line {table.line_num}", seed, size)
 
 
 def _read_row(
-    row: dict[str, Any], path: Path, where: str, seed: int, size: Bucket
+    row: Mapping[str, Any], path: Path, where: str, seed: int, size: Bucket
 ) -> tuple[str, int, Bucket, Path | None]:
-    if None in row or None in row.values():
+    if None in row.values():
         raise UserError(f"{where}: the row has other columns than the header; put texts with commas in quotes.")
     if not row["prompt"].strip():
         raise UserError(f"{where}: the prompt is empty.")

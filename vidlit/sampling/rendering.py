@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from vidlit.video.mp4 import write_mp4
 CONTACT_SHEET = "contact_sheet.png"
 SHEET_FRAMES = 5
 _CAPTION_HEIGHT = 14
+_MOST_NAME_BYTES = 160  # a name has at most 255, and a file that is being written a longer one
 
 
 class Sample(NamedTuple):
@@ -41,9 +42,11 @@ def to_frames(video: Tensor) -> NDArray[np.uint8]:
 
 
 def sample_name(number: int, caption: str, prefix: str = "") -> str:
-    """File name of a sample, by number and caption."""
-    words = re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:48]
-    return f"{prefix}{number:02d}_{words}.mp4"
+    """File name of a sample: its number, and the letters and digits of its caption, of any script."""
+    spelled = unicodedata.normalize("NFC", caption.lower())
+    kept = [char if unicodedata.category(char)[0] in "LMN" else " " for char in spelled]
+    words = "_".join("".join(kept).split())[:48].encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
+    return f"{prefix}{number:02d}_{words}.mp4" if words else f"{prefix}{number:02d}.mp4"
 
 
 def write_sample(path: Path, sample: Sample, fps: float) -> None:
