@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import EXPOSURE_MEAN
@@ -39,14 +40,14 @@ def print_facts(facts: Facts, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal:
         for name, fact in facts:
-            console.print(f"{name}: {fact}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"{name}: {fact}", highlight=False, soft_wrap=True, markup=False, emoji=False)
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, fact in facts:
-        table.add_row(name, fact)
-    console.print(table, highlight=False, markup=False)
+        table.add_row(name, Text(fact))  # never markup: it names folders of the user
+    console.print(table, highlight=False)
 
 
 def dataset_facts(trainer: Trainer, data: LatentDataModule) -> Facts:

@@ -147,6 +147,7 @@ def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console:
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = console or Console()
     table = Table("fold")
@@ -157,7 +158,7 @@ def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console:
             str(fold["fold"]),
             str(fold["num_clips"]["val"]),
             str(fold["stop_step"]),
-            fold["stopped_by"],
+            Text(fold["stopped_by"]),  # a plugin may have named it
             str(fold["kept_step"]),
             _change(fold["kept_gain"]),
             f"{fold['exposures_at_kept']:.0f}",
@@ -185,7 +186,7 @@ def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console:
     else:
         lines.append("in most folds no step was better than the base model: try a lower learning rate, or more videos")
     for line in [*lines, f"written to {path}"]:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(line, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def _change(gain: float) -> str:

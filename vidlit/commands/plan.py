@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ _READ = (
 _LAUNCHERS = ("TORCHELASTIC_", "SLURM_", "LSB_", "OMPI_", "PMI_")
 """How the environment variables begin of what starts a process for each device."""
 _LISTED = 8  # reasons shown of each kind; --json has them all
+_MOST_CHARACTERS = 400  # of one of them: a name may be as long as its system allows
 
 
 def run(words: list[str]) -> None:
@@ -206,8 +208,11 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from vidlit.video.layouts.cells import printable
+
     console = console or Console()
-    console.print(f"{plan.source} ({plan.layout}): {plan.clips} clips of {plan.videos} recordings", highlight=False)
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are the user's
+    say(f"{plan.source} ({plan.layout}): {plan.clips} clips of {plan.videos} recordings")
     table = Table("bucket")
     for name in ("clips", "train", "tokens each", "repeats a batch"):
         table.add_column(name, justify="right")
@@ -225,42 +230,34 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
         ("in the folder but not in the table", [{"video": video} for video in plan.unlisted], "{video}"),
     ):
         if rows:
-            console.print(f"{len(rows)} {name}:", highlight=False)
+            say(f"{len(rows)} {name}:")
             for row_ in rows[:_LISTED]:
-                console.print("  " + line.format(**row_), highlight=False, soft_wrap=True, markup=False)
+                say(f"  {printable(line.format(**row_))[:_MOST_CHARACTERS]}")
             if len(rows) > _LISTED:
-                console.print(f"  ... {len(rows) - _LISTED} more (--json lists all)", highlight=False)
+                say(f"  ... {len(rows) - _LISTED} more (--json lists all)")
     sides = [f"{side} {n['clips']} clips of {n['videos']} recordings" for side, n in plan.split.items() if n["clips"]]
-    console.print(f"split by recording (group): {', '.join(sides)}", highlight=False, soft_wrap=True)
-    console.print(
+    say(f"split by recording (group): {', '.join(sides)}")
+    say(
         f"{plan.max_steps:,} steps of {plan.batch_size:g} samples ({plan.tokens_per_step:,.0f} tokens), one pass over "
-        f"the clips every {plan.steps_per_pass:.1f} steps",
-        highlight=False,
-        soft_wrap=True,
+        f"the clips every {plan.steps_per_pass:.1f} steps"
     )
     seen = plan.exposures
-    console.print(
+    say(
         f"exposures of each recording at the end: {seen['mean']:.1f} on average ({seen['min']} to {seen['max']}): "
         f"{plan.band}. Conservative up to {plan.conservative_max_steps:,} steps, moderate up to "
-        f"{plan.moderate_max_steps:,}.",
-        highlight=False,
-        soft_wrap=True,
+        f"{plan.moderate_max_steps:,}."
     )
-    console.print(plan.advice, highlight=False, soft_wrap=True)
+    say(plan.advice)
     checks = plan.checks
     first, last = checks["first_interval"], checks["last_interval"]
     every = f"every {first} steps" + (f" at first, every {last} in the end" if last > first else "")
-    console.print(
+    say(
         f"checks: {checks['count']}, {every}, of {checks['held_out_clips']} validation clips and "
         f"{checks['train_eval_clips']} for training: they add about {100 * checks['share']:.0f} % to the cost of "
-        "training, should it go on to the end",
-        highlight=False,
-        soft_wrap=True,
+        "training, should it go on to the end"
     )
     todo = plan.encode
-    console.print(
+    say(
         f"to encode: {todo['clips']} clips and {todo['captions']} captions, {todo['gigabytes']:.3f} GB; decoding takes "
-        f"about {todo['decode_seconds']:.0f} s here, encoding with the VAE not counted",
-        highlight=False,
-        soft_wrap=True,
+        f"about {todo['decode_seconds']:.0f} s here, encoding with the VAE not counted"
     )
