@@ -55,7 +55,7 @@ def console(terminal):
 
 
 @TERMINALS
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(NAMES)
 @example("v[/x]")
 def test_in_a_plan(terminal, name):
@@ -65,7 +65,7 @@ def test_in_a_plan(terminal, name):
 
 
 @TERMINALS
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(NAMES)
 @example("v[/x]")
 def test_in_a_run_and_its_folds(terminal, name):

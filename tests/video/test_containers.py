@@ -1,11 +1,13 @@
 """Every suffix that a source may have is one that can be read: real files of those beside the usual ones."""
 
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
 from tests.video.films import HEIGHT, WIDTH, number_of, numbered, write_film
-from vidlit.video.frames import VIDEO_SUFFIXES, ClipRequest, probe, read_clip
+from vidlit.video.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ClipRequest, probe, read_clip
 
 MPEG_OPTIONS = {"g": "15", "bf": "2", "b": "2000000"}
 CONTAINERS = {
@@ -29,6 +31,12 @@ USUAL = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".ts"}  # test
 
 def test_every_suffix_is_tried():
     assert VIDEO_SUFFIXES == USUAL | set(CONTAINERS)
+
+
+def test_the_guide_names_every_suffix():
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "datasets.md").read_text()
+    named = {f".{word}" for word in re.findall(r"(?<=[` \n])\.(\w+)(?=[` \n])", page)}
+    assert named >= VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)

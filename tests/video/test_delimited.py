@@ -68,6 +68,7 @@ def test_more_cells_than_columns():
         ("metadata.csv", "sep=;\nfile_name;caption\n1.mp4;one, two\n"),
         ("metadata.csv", 'caption\tfile_name\n"one, two"\t1.mp4\n'),
         ("metadata.csv", '"file_name" , "caption"\n1.mp4,"one, two"\n'.replace(" , ", ",")),
+        ("metadata.csv", "\n\nfile_name|caption\n1.mp4|one, two\n"),
         ("metadata.tsv", "file_name\tcaption\n1.mp4\tone, two\n"),
         ("metadata.tsv", 'file_name,caption\n1.mp4,"one, two"\n'),
     ],

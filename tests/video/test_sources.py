@@ -304,6 +304,24 @@ def test_bytes_in_parquet(folder):
     assert "no UTF-8" in sources.quarantined[0].reason
 
 
+def test_times_that_python_has_not_cost_no_table(folder):
+    times = pa.array([123456789, None], pa.timestamp("ns", "UTC"))
+    lengths = pa.array([1500000001, None], pa.duration("ns"))
+    table = pa.table({"file_name": ["a.mp4", "b.webm"], "caption": ["x", "y"], "made": times, "end": lengths})
+    pq.write_table(table, folder / "metadata.parquet")
+    first, second = read_sources(folder).videos
+    assert (first.end, second.end) == (1.5, None)
+    assert first.extra == {"made": "1970-01-01T00:00:00.123456+00:00"}
+    assert second.extra == {}
+
+
+def test_a_pipe_that_is_called_a_table_is_not_opened(folder):
+    os.mkfifo(folder / "metadata.csv")
+    os.mkfifo(folder / "set.jsonl")
+    (folder / "a.txt").write_text("a boat")
+    assert [video.video for video in read_sources(folder).videos] == ["a.mp4"]
+
+
 def test_other_columns_are_kept_as_text(folder):
     row = {"file_name": "a.mp4", "caption": "x", "tags": ["a", "b"], "score": 1.0, "none": None, "nan": math.nan}
     write_jsonl(folder / "metadata.jsonl", [row])
@@ -444,7 +462,7 @@ def test_a_broken_first_row_hides_no_table(folder):
 
 
 NAMES = st.sampled_from(
-    ["a", "b", "B\u00e4r", unicodedata.normalize("NFD", "B\u00e4r"), "a:b", "x.y"]
+    ["a", "b", "B\u00e4r", unicodedata.normalize("NFD", "B\u00e4r"), "a:b", "x.y", " a", "\n"]
     + ["\udce9"] * (sys.platform == "linux")
 )
 SUFFIXES = st.sampled_from([".mp4", ".MOV", ".txt", ".TXT", ".mp4.txt", ".mts", ".png", ".pdf", ""])

@@ -111,8 +111,8 @@ def read_sources(folder: Path) -> Sources:
         UserError: no such folder, no accepted or an ambiguous layout, an unreadable table, or no good row at all.
     """
     source = Path(folder)
-    if not is_utf8(f"{source}"):
-        raise UserError(f"{printable(str(source))}: the name of this folder is not UTF-8; rename it")
+    if not is_utf8(f"{source.resolve()}"):
+        raise UserError(f"{printable(str(source.resolve()))}: the name of this folder is not UTF-8; rename it")
     listing = find_layout(source)
     files = SourceFolder(source.parent if source.is_file() else source)
     videos: list[SourceVideo] = []
@@ -131,7 +131,7 @@ def read_sources(folder: Path) -> Sources:
         named.add(video.video)
         videos.append(video)
         if num_further:
-            further[place] = num_further
+            further[place] = further.get(place, 0) + num_further
     if not videos:
         reasons = "; ".join(f"{shown(bad.video)[1:-1]}: {bad.reason}" for bad in quarantined[:3]) or "it lists none"
         raise UserError(f"no usable video in {files.path} ({listing.name}): {reasons}")
@@ -176,21 +176,23 @@ def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any]
     def take_first(columns: Iterable[str], read: Callable[[Any], _Read]) -> _Read | None:
         return next((found for column in columns if column in cells and (found := take(column, read))), None)
 
-    name = take_first(PATH_COLUMNS, read_text)
+    name = take_first(PATH_COLUMNS, lambda cell: cell if files.has(cell) else read_text(cell))
     if name is None:
-        raise _RowError(place, f"names no video: none of the columns {', '.join(PATH_COLUMNS)} is filled")
-    video = name
+        has = shown(list(row))
+        raise _RowError(place, f"names no video: none of the columns {', '.join(PATH_COLUMNS)} is filled; it has {has}")
+    video, path = name, files.root
     reason = refuse_name(name)
     if reason is None:
         video = files.find(f"{base}/{name}" if base else name)
-        reason = files.why_not(video)
+        reason, path = files.locate(video)
     if reason is not None:
         raise _RowError(video, f"{reason} ({place})")
     captions = take_first(CAPTION_COLUMNS, lambda cell: read_texts(cell) or None)
     if captions is None:
         raise _RowError(video, f"has no caption ({place})")
     group = take("group", read_name)
-    start, end, first, last = (take(each, read_number) for each in ("start", "end", "start_frame", "end_frame"))
+    spans = ("start", "end", "start_frame", "end_frame")
+    start, end, first, last = (take(each, read_number) if each in cells else None for each in spans)
     frames = first is not None or last is not None
     if frames and (start is not None or end is not None):
         raise _RowError(video, f"gives a span in seconds and one in frames: keep one of them ({place})")
@@ -201,7 +203,6 @@ def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any]
         raise _RowError(video, f"its span ends at {high:g}, before it starts ({place})")
     frame_span = (int(first or 0), None if last is None else int(last)) if frames else None
     notes = {column: note for column, cell in cells.items() if (note := read_note(cell)) is not None}
-    path = (files.root / video).resolve()
     found = SourceVideo(path, video, captions[0], group or video, start, end, frame_span, notes)
     return found, len(captions) - 1
 

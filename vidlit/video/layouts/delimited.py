@@ -14,7 +14,7 @@ from vidlit.video.layouts.cells import shown
 from vidlit.video.layouts.layout import PATH_COLUMNS, Rejected, Row
 from vidlit.video.layouts.source_folder import is_media
 
-_DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;"}
+_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 """In the order in which they are tried: Excel writes semicolons where a comma is in numbers."""
 
 
@@ -34,9 +34,10 @@ def read_delimited(path: Path, text: str, known: Sequence[str] = PATH_COLUMNS) -
         UserError: the header cannot be read, or names a column twice.
     """
     lines = [f"{line}\n" for line in text.split("\n")]
-    first, delimiters = 0, _DELIMITERS[path.suffix.lower()]
-    if told := re.fullmatch(r'"?sep=(.)"?', lines[0].strip("\n ")):  # Excel's own first line
-        first, delimiters = 1, told[1]
+    first = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    delimiters = _DELIMITERS[path.suffix.lower()]
+    if first + 1 < len(lines) and (told := re.fullmatch(r'"?sep=(.)"?', lines[first].strip("\n "))):
+        first, delimiters = first + 1, told[1]  # Excel's own first line
     if "\0" in lines[first]:
         raise UserError(f"{path} is not UTF-8 text: save it as CSV UTF-8")
     delimiter = next((each for each in delimiters if _has_one(lines[first], each, known)), delimiters[0])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from vidlit.errors import UserError
 from vidlit.video.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -29,6 +31,7 @@ class SourceFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.root = path.resolve()
+        self._located: dict[str, tuple[str | None, Path]] = {}
         self.skipped: dict[str, list[str]] = defaultdict(list)
         """Names of folders that are not looked into, by reason."""
         self.files = tuple(sorted(self._walk()))
@@ -77,12 +80,18 @@ class SourceFolder:
             spellings[unicodedata.normalize("NFC", name)].append(name)
         return spellings
 
+    def has(self, name: Any) -> bool:
+        """Whether a file is called exactly so: names may begin with a blank."""
+        return isinstance(name, str) and name in self._names
+
     def find(self, name: str) -> str:
         """The name, as the system spells it, of the file that a row calls so; the row's own where there is none.
 
         Unicode has two spellings of letters with accents (NFC, NFD), and macOS changes one to the other; a table from
         Windows may have backslashes between folders.
         """
+        if name in self._names:
+            return name
         for spelling in (name, name.replace("\\", "/")):
             plain = PurePosixPath(spelling).as_posix()
             if plain in self._names:
@@ -92,28 +101,35 @@ class SourceFolder:
                 return alike[0]
         return PurePosixPath(name).as_posix()
 
-    def why_not(self, name: str) -> str | None:
-        """Why a path of the folder cannot be a row's video; nothing outside of the folder is ever touched."""
-        path = self.root / name
+    def locate(self, name: str) -> tuple[str | None, Path]:
+        """Why a path of the folder cannot be a row's video, or ``None``; and where it is, all links followed.
+
+        Nothing outside of the folder is ever touched.
+        """
+        if name not in self._located:
+            path = Path(os.path.realpath(self.root / name))
+            self._located[name] = self._refuse(path), path
+        return self._located[name]
+
+    def _refuse(self, path: Path) -> str | None:
+        if not (path.is_relative_to(self.root) or is_inside(self.root, path)):
+            return "is a link that leads out of the folder: copy the file, or use its folder as the source"
         try:
-            if not is_inside(self.root, path):
-                return "is a link that leads out of the folder: copy the file, or use its folder as the source"
-            if not path.exists():
-                return "does not exist"
-            if not path.is_file():
-                return "is not a regular file"
-        except OSError as error:  # a name too long, no permission
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return "does not exist"
+        except OSError as error:  # a name too long, a loop of links, no permission
             return f"cannot be opened: {error.strerror}"
-        return None
+        return None if stat.S_ISREG(mode) else "is not a regular file"
 
 
 def refuse_name(name: str) -> str | None:
     """Why what a row gives as its video is no path within a folder."""
     if "://" in name or "\0" in name:
         return "is not a path: URLs are not fetched"
-    if PurePosixPath(name).is_absolute() or re.match(r"[A-Za-z]:[\\/]|\\", name):
+    if re.match(r"/|\\|[A-Za-z]:[\\/]", name):
         return "is an absolute path: paths are relative to the folder"
-    if ".." in PurePosixPath(name).parts or ".." in PureWindowsPath(name).parts:
+    if ".." in re.split(r"[\\/]", name):
         return "leads out of the folder with '..'"
     return None
 

@@ -90,6 +90,19 @@ def _object(place: str, row: Any) -> Row:
     return Rejected(place, "names a key twice") if row.is_ambiguous else row
 
 
+def _readable(kind: Any) -> Any:
+    """A column's type as one that Python can hold whatever is in it."""
+    import pyarrow as pa
+
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_duration(kind):
+        return pa.duration("us")
+    return pa.time64("us") if pa.types.is_time64(kind) else kind
+
+
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     import pyarrow as pa  # a folder without parquet starts without it
     import pyarrow.parquet as pq
@@ -99,10 +112,9 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         refuse_twice(path, table.column_names)
         try:
             rows: list[dict[str, Any]] = table.to_pylist()
-        except UnicodeDecodeError:  # as bytes, such a text costs its own row
-            types = [pa.large_binary() if pa.types.is_large_string(t) else t for t in table.schema.types]
-            types = [pa.binary() if pa.types.is_string(t) else t for t in types]
-            rows = table.cast(pa.schema(list(zip(table.column_names, types, strict=True)))).to_pylist()
+        except ValueError:  # text that is no UTF-8 costs its own row as bytes; Python's times have no nanoseconds
+            schema = pa.schema([(column.name, _readable(column.type)) for column in table.schema])
+            rows = table.cast(schema, safe=False).to_pylist()
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:

@@ -72,7 +72,10 @@ def tables_in(source: Path) -> list[Path]:
     return [
         path
         for path in files
-        if path.suffix.lower() in TABLE_SUFFIXES and not path.name.startswith(".") and is_inside(source, path)
+        if path.suffix.lower() in TABLE_SUFFIXES
+        and path.is_file()  # opening a pipe would wait forever
+        and not path.name.startswith(".")
+        and is_inside(source, path)
     ]
 
 
