@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from vidlit.__main__ import main
+from vidlit.data.demo_clips import Scene
 from vidlit.diffusion.batch import Conditioning
 from vidlit.models.encoders import BaseEncoders
 from vidlit.training.module import VideoDiffusionModule
-from vidlit.video.demo_clips import Scene
 
 
 def fresh_clip(number, size):

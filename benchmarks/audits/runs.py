@@ -24,13 +24,13 @@ import torch
 from lightning.pytorch import Callback
 
 import vidlit
+from vidlit.data.demo_clips import FPS, FRAMINGS, Look, Scene
 from vidlit.data.demo_folder import codec_inputs
 from vidlit.metrics.sample_distance import coarse, distance, nearest_others
 from vidlit.models.demo_base import write_base
 from vidlit.sampling.sampler import sample_clips
 from vidlit.signals.sample_videos import SampleVideos
 from vidlit.stopping.copies import COPY_RATIO
-from vidlit.video.demo_clips import FPS, FRAMINGS, Look, Scene
 from vidlit.video.mp4 import write_mp4
 
 OTHER_SEED = 12345

@@ -41,6 +41,7 @@ from benchmarks.stopping.real_runs import (
     AnyPlan,
     Plan,
 )
+from vidlit.data.demo_clips import Scene
 from vidlit.data.demo_folder import codec_inputs
 from vidlit.data.passes import Passes
 from vidlit.diffusion.batch import LatentBatch, LatentSample, clip_key, collate
@@ -53,7 +54,6 @@ from vidlit.models.demo_base import write_base
 from vidlit.models.encoders import BaseEncoders
 from vidlit.models.family import open_family
 from vidlit.training.module import VideoDiffusionModule
-from vidlit.video.demo_clips import Scene
 
 FRAMES, SIZE = 5, 48  # two latent frames of 3 x 3: a step costs 30 ms on one core
 NOISING = RectifiedFlow()

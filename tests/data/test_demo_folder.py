@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
+from vidlit.data.demo_clips import FRAMINGS, Scene
 from vidlit.data.demo_folder import STATISTICS_VIDEOS, Demo
-from vidlit.video.demo_clips import FRAMINGS, Scene
 from vidlit.video.frames import ClipRequest, read_clip
 from vidlit.video.sources import read_sources
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from vidlit.data.demo_clips import Scene
 from vidlit.models.codec import PatchDCTCodec
-from vidlit.video.demo_clips import Scene
 
 
 def demo_video(number):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vidlit.video.demo_clips import FPS, Look, Scene
+from vidlit.data.demo_clips import FPS, Look, Scene
 from vidlit.video.mp4 import write_mp4
 
 if TYPE_CHECKING:
