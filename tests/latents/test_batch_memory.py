@@ -1,7 +1,10 @@
 import gc
 import multiprocessing
+import os
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -76,6 +79,20 @@ def test_a_worker_fills_a_block_again_when_the_batch_is_gone_and_not_before():
     for index, (block, made) in enumerate(loader):  # noqa: B007
         assert int(block.tensors()[0][0]) == index
     assert made <= 8  # those on their way and the one in use
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux alone limits shared memory, and has another kind")
+def test_batches_need_nothing_of_dev_shm():
+    """Of which Docker gives 64 MB, less than one clip may take."""
+    for block, _ in DataLoader(Blocks(), batch_size=None, collate_fn=as_is, num_workers=1):
+        address = block.tensors()[0].data_ptr()
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            first, last = (int(each, 16) for each in line.split(maxsplit=1)[0].split("-"))
+            if first <= address < last:
+                assert "/memfd:batch" in line
+                break
+        else:
+            pytest.fail("mapped nowhere")
 
 
 def test_a_forked_copy_of_a_batch_hands_nothing_back():

@@ -146,7 +146,13 @@ def _take_shared(size: int) -> Tensor:
 
 
 def _new_shared(size: int) -> Tensor:
-    storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]  # torch has no types for it
+    if hasattr(os, "memfd_create"):  # torch would take it from /dev/shm, of which a container may have a few MB
+        descriptor = os.memfd_create("batch")
+        os.ftruncate(descriptor, size)
+        storage = torch.UntypedStorage._new_shared_fd_cpu(descriptor, size)  # type: ignore[attr-defined]  # no types
+        os.close(descriptor)  # the storage has its own
+    else:
+        storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]  # torch has no types for it
     return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
