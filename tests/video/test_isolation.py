@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import pickle
@@ -10,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,8 +29,9 @@ from tests.video.films import (
     quadrants,
     write_film,
 )
-from vidlit.video.frames import ClipRequest, VideoError, probe, read_clip
-from vidlit.video.isolation import IsolatedReader
+from vidlit.video import isolation
+from vidlit.video.frames import ClipRequest, TransientVideoError, VideoError, VideoReader, probe, read_clip
+from vidlit.video.isolation import IsolatedReader, SharedFile
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +81,78 @@ def test_a_crash_costs_one_clip(film, reader):
     assert reader._child.pid != child.pid
 
 
+def test_what_the_system_does_to_a_reader_is_worth_another_try(film, reader):
+    for number, transient in ((signal.SIGKILL, True), (signal.SIGSEGV, False)):
+        reader.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32))
+        reader._child.send_signal(signal.SIGSTOP)
+        threading.Timer(0.1, reader._child.send_signal, [number]).start()
+        threading.Timer(0.15, reader._child.send_signal, [signal.SIGCONT]).start()
+        with pytest.raises(VideoError, match=number.name) as raised:
+            reader.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32))
+        assert raised.value.transient is transient
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENOSPC, errno.ESTALE])
+def test_a_failing_system_is_asked_twice(film, monkeypatch, number):
+    monkeypatch.setattr(isolation, "_PAUSE", 0.01)
+    request = {"task": "read_clip", "path": str(film), "start": 0.4, "num_frames": 2, "fps": 25.0}
+    request |= {"height": HEIGHT, "width": WIDTH}
+    opened = []
+
+    def failing(times):
+        def open_file(*arguments, **options):
+            opened.append(arguments)
+            if len(opened) <= times:
+                av.error.err_check(-number)
+            return av_open(*arguments, **options)
+
+        opened.clear()
+        return open_file
+
+    av_open, shared = av.open, SharedFile.create()
+    monkeypatch.setattr(av, "open", failing(1))
+    assert isolation._answer(dict(request), VideoReader(), shared) == {"result": None}
+    clip = np.empty((2, HEIGHT, WIDTH, 3), np.uint8)
+    shared.read(clip)
+    assert [number_of(frame) for frame in clip] == [10, 11]
+    monkeypatch.setattr(av, "open", failing(99))
+    answer = isolation._answer(dict(request), VideoReader(), shared)
+    assert answer["transient"]
+    assert len(opened) == 2
+    shared.close()
+
+
+def test_a_broken_file_is_not_asked_twice(film, tmp_path, monkeypatch):
+    monkeypatch.setattr(isolation.time, "sleep", lambda seconds: pytest.fail("waited"))
+    (tmp_path / "a.mp4").write_bytes(film.read_bytes()[:300])
+    answer = isolation._answer({"task": "frame_times", "path": tmp_path / "a.mp4", "numbers": [1]}, VideoReader(), None)
+    assert answer["transient"] is False
+
+
+def test_no_process_to_be_had_is_nobodys_fault(film, monkeypatch):
+    def refuse(*arguments, **options):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with IsolatedReader() as reader, pytest.raises(VideoError, match="Resource temporarily") as raised:
+        reader.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32))
+    assert raised.value.transient
+
+
+def test_large_files_are_given_longer(film, monkeypatch):
+    asked = []
+    monkeypatch.setattr(IsolatedReader, "_ask", lambda self, task, path, patience, **rest: asked.append(patience) or [])
+    monkeypatch.setattr(isolation, "_SLOWEST_DISK", film.stat().st_size / 1000)
+    IsolatedReader().frame_times(film, [1])
+    IsolatedReader().find_cuts(film, probe(film))
+    assert asked == [1000.0, 1002.0]
+
+
 def test_a_hang_ends_at_the_time_limit(tmp_path):
     slow = write_film(tmp_path / "slow.mp4", [quadrants(720, 1280)] * 80, codec_options={"preset": "ultrafast"})
     with IsolatedReader(time_limit=0.05) as reader:
         began = time.monotonic()
-        with pytest.raises(VideoError, match=r"longer than 0\.05 s"):
+        with pytest.raises(TransientVideoError, match=r"longer than 0\.05 s"):
             reader.read_clip(ClipRequest(slow, 0.0, 80, 25.0, 720, 1280))
         assert time.monotonic() - began < 5
         reader.time_limit = 60.0
@@ -91,7 +161,7 @@ def test_a_hang_ends_at_the_time_limit(tmp_path):
 
 def test_memory_is_bounded(film):
     with IsolatedReader(memory_limit=2**30) as reader:
-        with pytest.raises(VideoError, match="memory"):
+        with pytest.raises(TransientVideoError, match="memory"):
             reader._ask("read_clip", film, start=0.0, num_frames=1000, fps=1e9, height=2000, width=2000)
         assert reader.read_clip(ClipRequest(film, 0.0, 1, 25.0, 32, 32)).shape == (1, 32, 32, 3)
 

@@ -62,6 +62,19 @@ def test_grey_of_sixteen_bits_keeps_transparency_and_orientation(tmp_path):
     assert read_image(tmp_path / "b.tif", BLACK)[:, 0, 0].tolist() == [156] * 3 + [0] * 3
 
 
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_turned_tiff_is_turned_once(tmp_path, mode, compression):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned clockwise
+    values = np.asarray(Image.fromarray(quadrants()).convert("RGB" if mode == "RGB" else "L"))
+    picture = Image.fromarray(values.astype(np.uint16) * 257 if mode == "I;16" else values)
+    picture.save(tmp_path / "a.tif", exif=exif, compression=compression)
+    seen = read_image(tmp_path / "a.tif", BLACK)
+    expected = np.rot90(values if mode == "RGB" else values[..., None].repeat(3, axis=2), -1)
+    assert np.abs(seen - expected.astype(int)).max() <= 1
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
 def test_every_mode_of_eight_bits_shows_its_colours(tmp_path, mode):
     picture = Image.fromarray(quadrants()).convert(mode)

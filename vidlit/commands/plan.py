@@ -227,6 +227,11 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
         ("dropped", plan.dropped, "{video}: {reason}"),
         ("shortened", plan.shortened, "{video}: {used:.2f} of {total:.2f} s used"),
         ("near-duplicates, treated as one recording", plan.near_duplicates, "{first} = {second} (group {group})"),
+        (
+            "clips probably cross a cut; data.cutting.mode scenes would cut there",
+            [{"clip": clip} for clip in plan.crossing],
+            "{clip}",
+        ),
         ("in the folder but not in the table", [{"video": video} for video in plan.unlisted], "{video}"),
     ):
         if rows:

@@ -52,6 +52,8 @@ class RunPlan:
     shortened: list[dict[str, Any]]
     near_duplicates: list[dict[str, Any]]
     unlisted: list[str]
+    crossing: list[str]
+    """Clips that probably cross a cut."""
     split: dict[str, dict[str, int]]
     """Clips and recordings of each side."""
     batch_size: float
@@ -118,6 +120,7 @@ def make_plan(
         shortened=[asdict(short) for short in folder.shortened],
         near_duplicates=[asdict(pair) for pair in folder.near_duplicates],
         unlisted=list(folder.unlisted),
+        crossing=list(folder.crossing),
         split={
             side: {"clips": len(clips), "videos": len({clip.source.group for clip in clips})}
             for side, clips in split._asdict().items()

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from vidlit.errors import UserError
 from vidlit.video.buckets import Bucket, nearest_bucket
 from vidlit.video.duplicates import NearDuplicate, find_near_duplicates, tie_groups
 from vidlit.video.frames import VideoInfo
-from vidlit.video.inspection import Inspection, inspect_files
+from vidlit.video.inspection import Inspection, Wanted, inspect_files
 from vidlit.video.isolation import IsolatedReader
+from vidlit.video.scenes import probable_cuts, require_scene_detection
 from vidlit.video.sources import Clip, Rejected, SourceVideo, read_sources
 
-ClipMode = Literal["head", "chunk", "slide", "uniform"]
+ClipMode = Literal["head", "chunk", "slide", "uniform", "scenes"]
+MOST_CLIPS = 100_000
+"""Clips that one row may give without a limit being set: a day of film, in clips of a second."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class Cutting:
 
     Args:
         mode: way of cutting: ``head``, the first clip of a video; ``chunk``, clips end to end; ``slide``, overlapping
-            clips; ``uniform``, as many as ``chunk`` gives, spread evenly from the first to the last frame.
+            clips; ``uniform``, as many as ``chunk`` gives, spread evenly from the first to the last frame; ``scenes``,
+            clips end to end within each scene, so that none crosses a cut (needs ``pip install 'vidlit[scenes]'``, and
+            decodes every video once).
         max_clips_per_video: largest number of clips cut from one video; ``None`` for no limit.
         overlap: share of a clip that the next one repeats in ``slide`` mode, from 0 to below 1.
         upscale: whether to enlarge videos smaller than every bucket instead of dropping them.
@@ -84,6 +90,8 @@ class DatasetPlan:
     """Pairs tied into one group."""
     unlisted: tuple[str, ...]
     """Videos in the folder that no row names."""
+    crossing: tuple[str, ...] = ()
+    """Clips that probably cross a hard cut: of the first 20 seconds of each video, where those were hashed."""
 
     def clips_per_bucket(self) -> dict[Bucket, int]:
         """Number of clips of each bucket, in the order of the buckets; 0 for one that no clip fits."""
@@ -104,8 +112,8 @@ def plan_clips(
 ) -> DatasetPlan:
     """Cut the videos of a folder into clips.
 
-    Only headers, file contents (for their checksum) and four frames a video (for near-duplicates) are read, in child
-    processes, so that no file can stop the run.
+    File contents are read, for their checksum and the times of frames, and some frames decoded, for near-duplicates, in
+    child processes, so that no file can stop the run.
 
     Args:
         folder: in one of the layouts of :func:`~vidlit.video.sources.read_sources`.
@@ -129,7 +137,10 @@ def plan_clips(
         raise UserError(f"fps must be above 0, not {fps}")
     sources = read_sources(folder)
     files = {source.video: source.path for source in sources.videos}
-    inspected = inspect_files(files, tie_near_duplicates, cache, reader, on_progress)
+    wanted = Wanted(tie_near_duplicates, cutting.mode == "scenes", _frames_asked_for(sources.videos))
+    if wanted.cuts:
+        require_scene_detection()
+    inspected = inspect_files(files, wanted, cache, reader, on_progress)
     quarantined = list(sources.quarantined)
     quarantined += [Rejected(video, result) for video, result in inspected.items() if isinstance(result, str)]
     known = {video: result for video, result in inspected.items() if not isinstance(result, str)}
@@ -140,9 +151,8 @@ def plan_clips(
     dropped: list[Rejected] = []
     shortened: list[Shortened] = []
     for source in rows:
-        info, content = known[source.video].info, known[source.video].content
         grouped = replace(source, group=groups[source.video])
-        cut = _cut(grouped, info, content, buckets, fps, cutting)
+        cut = _cut(grouped, known[source.video], buckets, fps, cutting)
         if isinstance(cut, Rejected):
             dropped.append(cut)
             continue
@@ -160,7 +170,30 @@ def plan_clips(
         shortened=tuple(sorted(shortened, key=lambda short: (short.video, short.used, short.total))),
         near_duplicates=tuple(tied),
         unlisted=sources.unlisted,
+        crossing=() if cutting.mode == "scenes" else tuple(_crossing(clips, known)),
     )
+
+
+def _frames_asked_for(rows: Iterable[SourceVideo]) -> dict[str, frozenset[int]]:
+    """Frames by whose numbers rows give their spans."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        numbers[row.video] |= {number for number in row.frame_span or () if number is not None}
+    return {video: frozenset(asked) for video, asked in numbers.items() if asked}
+
+
+def _crossing(clips: Iterable[Clip], known: dict[str, Inspection]) -> list[str]:
+    """Names of clips that show frames of both sides of a probable cut."""
+    cuts: dict[str, list[tuple[float, float]]] = {}
+    found = []
+    for clip in clips:
+        video, fingerprint = clip.source.video, known[clip.source.video].fingerprint
+        if video not in cuts:
+            cuts[video] = probable_cuts(fingerprint.timeline) if fingerprint is not None else []
+        last = clip.start + (clip.bucket.num_frames - 1) / clip.fps
+        if any(clip.start <= before and after <= last for before, after in cuts[video]):
+            found.append(clip.clip_id)
+    return found
 
 
 def _tie(
@@ -183,69 +216,123 @@ def _tie(
     return groups, [NearDuplicate(*pair, distance, groups[pair[0]]) for pair, distance in sorted(distances.items())]
 
 
+class _Span(NamedTuple):
+    """Seconds of a video that clips are cut from, after its first frame."""
+
+    start: float
+    end: float
+    sharp: bool
+    """Whether the frame at its end is one of another scene, or one that a row excludes: it must never be shown."""
+
+    def num_frames(self, info: VideoInfo, fps: float) -> int:
+        """Frames at a rate: frame ``k`` is taken at ``k / fps``, which must lie before the end.
+
+        By as much as that time may be off, or the reader goes on to a next frame that is nearer.
+        """
+        frames = (self.end - self.start) * fps
+        if self.sharp:
+            return math.ceil(frames - 0.5 * fps / max(fps, info.fps))
+        return max(math.ceil(frames - max(min(info.rounding * fps, 0.5), 1e-3)), int(frames > 0))
+
+
 def _cut(
-    source: SourceVideo,
-    info: VideoInfo,
-    content: str,
-    buckets: Sequence[Bucket],
-    fps: float,
-    cutting: Cutting,
+    source: SourceVideo, found: Inspection, buckets: Sequence[Bucket], fps: float, cutting: Cutting
 ) -> tuple[list[Clip], Shortened | None] | Rejected:
     """The clips of one row. All arithmetic is in frames at the wanted rate, so it is exact everywhere."""
+    info = found.info
     if info.kind == "image":
-        start, seconds, available = 0.0, 0.0, 1
+        spans, available, seconds = [_Span(0.0, 0.0, False)], [1], 0.0
     else:
-        start, end = _span(source, info)
-        seconds = end - start
-        # Frame k is taken at k / fps, which must lie before the end; the fudge is for rounded durations.
-        available = math.ceil(seconds * fps - 1e-3)
-        if available < 1:
-            return Rejected(source.video, f"its span starts at {start:.3f} s, the video ends at {info.duration:.3f} s")
-    bucket = nearest_bucket(available, info.height, info.width, buckets, cutting.upscale)
-    if bucket is None:
+        whole = _span(source, found)
+        if whole.num_frames(info, fps) < 1:
+            return Rejected(
+                source.video, f"its span starts at {whole.start:.3f} s, the video ends at {info.duration:.3f} s"
+            )
+        spans = _scenes(whole, found.cuts or ()) if cutting.mode == "scenes" else [whole]
+        available = [span.num_frames(info, fps) for span in spans]
+        seconds = whole.end - whole.start
+    fitting = [nearest_bucket(frames, info.height, info.width, buckets, cutting.upscale) for frames in available]
+    if not any(fitting):
         return Rejected(source.video, _why_no_bucket(info, available, buckets, fps))
-    length = bucket.num_frames
-    offsets = _offsets(available, length, cutting)
-    clips = []
-    for offset in offsets:
-        begin = round(start + offset / fps, 6)
-        finish = begin + (0.0 if info.kind == "image" else length / fps)
-        clip_id = f"{source.video}@{begin:.3f}-{finish:.3f}"
-        clips.append(Clip(clip_id, source, begin, fps, bucket, content))
-    covered = len(set().union(*(range(offset, offset + length) for offset in offsets)))
-    if covered == available:
+    used = [
+        (span, frames, bucket)
+        for span, frames, bucket in zip(spans, available, fitting, strict=True)
+        if bucket is not None
+    ]
+    limit = cutting.max_clips_per_video
+    count = sum(_num_clips(frames, bucket.num_frames, cutting) for _, frames, bucket in used)
+    if min(count, limit or count) > MOST_CLIPS:
+        return Rejected(
+            source.video,
+            f"would give {min(count, limit or count):,} clips, more than {MOST_CLIPS:,} of one row are refused: lower "
+            "data.cutting.max_clips_per_video, or give spans of it in several rows",
+        )
+    clips: list[Clip] = []
+    covered = 0
+    for span, frames, bucket in used:
+        length = bucket.num_frames
+        offsets = _offsets(frames, length, cutting)[: None if limit is None else limit - len(clips)]
+        for offset in offsets:
+            begin = round(span.start + offset / fps, 6)
+            finish = begin + (0.0 if info.kind == "image" else length / fps)
+            clip_id = f"{source.video}@{begin:.3f}-{finish:.3f}"
+            clips.append(Clip(clip_id, source, begin, fps, bucket, found.content))
+        covered += sum(min(length, after - offset) for offset, after in itertools.pairwise(offsets))
+        covered += length if offsets else 0
+    if covered == sum(available):
         return clips, None
     return clips, Shortened(source.video, round(covered / fps, 6), round(seconds, 6))
 
 
-def _span(source: SourceVideo, info: VideoInfo) -> tuple[float, float]:
+def _span(source: SourceVideo, found: Inspection) -> _Span:
     """Seconds a row asks for, within what the video has."""
-    start, end = source.start or 0.0, source.end
-    if source.frame_span is not None:
-        first, last = source.frame_span
-        rate = info.fps or 1.0
-        start, end = first / rate, None if last is None else last / rate
-    return start, min(info.duration, math.inf if end is None else end)
+    duration = found.info.duration
+    if source.frame_span is None:
+        return _Span(source.start or 0.0, min(duration, math.inf if source.end is None else source.end), False)
+    first, last = source.frame_span
+    end = duration if last is None else found.frame_times[last]
+    return _Span(found.frame_times[first], end, end < duration)
+
+
+def _scenes(whole: _Span, cuts: Sequence[float]) -> list[_Span]:
+    """A span without the cuts within it."""
+    edges = [whole.start, *(cut for cut in cuts if whole.start < cut < whole.end)]
+    inner = [_Span(start, end, True) for start, end in itertools.pairwise(edges)]
+    return [*inner, _Span(edges[-1], whole.end, whole.sharp)]
+
+
+def _num_clips(available: int, length: int, cutting: Cutting) -> int:
+    """Clips that one span gives."""
+    if cutting.mode == "uniform":
+        count = available // length
+    else:
+        count = (available - length) // _step(available, length, cutting) + 1
+    return min(count, cutting.max_clips_per_video or count)
+
+
+def _step(available: int, length: int, cutting: Cutting) -> int:
+    """Frames from one clip to the next, where they are not spread."""
+    return {"head": available, "slide": max(1, round(length * (1 - cutting.overlap)))}.get(cutting.mode, length)
 
 
 def _offsets(available: int, length: int, cutting: Cutting) -> list[int]:
-    """First frames of the clips of one video."""
-    last = available - length
-    if cutting.mode == "uniform":
-        count = min(available // length, cutting.max_clips_per_video or available)
-        if count == 1:
-            return [last // 2]
-        return [round(index * last / (count - 1)) for index in range(count)]
-    step = {"head": available, "chunk": length, "slide": max(1, round(length * (1 - cutting.overlap)))}[cutting.mode]
-    return list(range(0, last + 1, step))[: cutting.max_clips_per_video]
+    """First frames of the clips of one span."""
+    last, count = available - length, _num_clips(available, length, cutting)
+    if cutting.mode != "uniform":
+        return list(range(0, last + 1, _step(available, length, cutting))[:count])
+    if count == 1:
+        return [last // 2]
+    return [round(index * last / (count - 1)) for index in range(count)]
 
 
-def _why_no_bucket(info: VideoInfo, available: int, buckets: Sequence[Bucket], fps: float) -> str:
-    shortest = min(buckets)
+def _why_no_bucket(info: VideoInfo, scenes: Sequence[int], buckets: Sequence[Bucket], fps: float) -> str:
+    shortest, available = min(buckets), max(scenes)
     if available < shortest.num_frames:
         what = (
             "is an image" if info.kind == "image" else f"has {available} frame{'s' * (available != 1)} at {fps:g} fps"
         )
+        if len(scenes) > 1:
+            what = f"the longest of its {len(scenes)} scenes {what}"
         return f"{what}, the shortest bucket ({shortest}) needs {shortest.num_frames}"
     smallest = min((b for b in buckets if b.num_frames <= available), key=lambda b: (b.height * b.width, b))
     return (

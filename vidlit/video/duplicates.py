@@ -5,6 +5,7 @@ Without it a near-copy of a training video can sit in the validation split and h
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,13 @@ MAX_IMAGE_DISTANCE = 4.0
 """The same for an image, which has one frame only to be sure by."""
 _MIN_CONTRAST = 6.0  # standard deviation of grey levels below which a hash sees nothing but noise
 _MIN_FRAMES = 2  # informative ones that two videos must have in common
+_MOST_ALIKE = 20  # videos that look alike of which excerpts are looked for
 _MOST_KEY_FRAMES = 600  # of one video: a few seconds of decoding
 
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicate:
-    """Two files that show the same, and the group both now belong to."""
+    """Two files that show the same, and the group both now belong to. Of many that do, not every pair is named."""
 
     first: str
     second: str
@@ -47,6 +49,13 @@ class Fingerprint(NamedTuple):
     """:data:`NUM_FRAMES` evenly spread over a video, one of an image; ``None`` for a flat, dark or damaged frame"""
     timeline: tuple[tuple[float, str | None], ...]
     """See :mod:`vidlit.video.excerpts`; empty for an image, and for a short video that is damaged"""
+
+    def tells_something(self) -> bool:
+        """Whether enough frames have a hash for two videos with the same ones to show the same."""
+        spread, timeline = (
+            sum(h is not None for h in hashes) for hashes in (self.spread, dict(self.timeline).values())
+        )
+        return spread >= min(_MIN_FRAMES, len(self.spread)) or timeline >= _MIN_FRAMES
 
 
 def fingerprint(path: Path, info: VideoInfo) -> Fingerprint:
@@ -110,27 +119,50 @@ def _hash(frame: NDArray[np.uint8]) -> str | None:
 
 
 def find_near_duplicates(fingerprints: Mapping[str, Fingerprint]) -> list[tuple[str, str, float]]:
-    """Pairs of videos whose frames look the same: at the same times of the video, or those of an excerpt.
+    """Videos whose frames look the same: at the same times of the video, or those of an excerpt.
 
     Args:
         fingerprints: those of :func:`fingerprint`, by video.
 
     Returns:
-        (first, second, mean distance in bits), sorted.
+        (first, second, mean distance in bits), sorted: enough pairs to tie each video to all that look like it, fewer
+        than there are videos.
     """
-    pairs = {(a, b): d for a, b, d in find_excerpts({video: found.timeline for video, found in fingerprints.items()})}
+    pairs: dict[tuple[str, str], float] = {}
+    first_with: dict[Fingerprint, str] = {}
+    for video in sorted(fingerprints):
+        first = first_with.setdefault(fingerprints[video], video)
+        if first != video and fingerprints[video].tells_something():
+            pairs[first, video] = 0.0
+    videos = sorted(first_with.values())
+    group = np.arange(len(videos))
+
+    def tie(first: int, second: int, distance: float) -> None:
+        if group[first] != group[second]:
+            pairs[videos[first], videos[second]] = distance
+            group[group == group[second]] = group[first]
+
     for length, least, limit in ((NUM_FRAMES, _MIN_FRAMES, MAX_DISTANCE), (1, 1, MAX_IMAGE_DISTANCE)):
-        videos = sorted(video for video, found in fingerprints.items() if len(found.spread) == length)
-        rows = [fingerprints[video].spread for video in videos]
-        known = np.array([[h is not None for h in row] for row in rows], bool).reshape(-1, length)
-        bits = np.array([[int(h or "0", 16) for h in row] for row in rows], np.uint64).reshape(-1, length)
-        for i in range(len(videos) - 1):
+        rows = np.array([row for row, video in enumerate(videos) if len(fingerprints[video].spread) == length], int)
+        spreads = [fingerprints[videos[row]].spread for row in rows]
+        known = np.array([[h is not None for h in spread] for spread in spreads], bool).reshape(-1, length)
+        bits = np.array([[int(h or "0", 16) for h in spread] for spread in spreads], np.uint64).reshape(-1, length)
+        for i in range(len(rows) - 1):
             both = known[i] & known[i + 1 :]
             differing = np.bitwise_count(bits[i] ^ bits[i + 1 :]) * both
             shared = both.sum(axis=1)
             distance = differing.sum(axis=1) / np.maximum(shared, 1)
-            for j in np.flatnonzero((shared >= least) & (distance <= limit)):
-                pairs[videos[i], videos[i + 1 + int(j)]] = float(distance[j])
+            near = (shared >= least) & (distance <= limit) & (group[rows[i + 1 :]] != group[rows[i]])
+            for j in np.flatnonzero(near):
+                tie(rows[i], rows[i + 1 + j], float(distance[j]))
+    # Of many that look alike, a few show what the others would: each pair of their frames would else be a candidate.
+    members: dict[int, list[str]] = defaultdict(list)
+    for video, label in zip(videos, group.tolist(), strict=True):
+        members[label].append(video)
+    shown = [video for alike in members.values() for video in alike[:_MOST_ALIKE]]
+    row_of = {video: row for row, video in enumerate(videos)}
+    for one, other, distance in find_excerpts({video: fingerprints[video].timeline for video in shown}):
+        tie(row_of[one], row_of[other], distance)
     return sorted((*pair, distance) for pair, distance in pairs.items())
 
 

@@ -9,20 +9,30 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlit.video.pixels import BLACK, Color, Orientation, Resizer, VideoError, is_hdr, read_image
+from vidlit.video.pixels import (
+    BLACK,
+    Color,
+    Orientation,
+    Resizer,
+    TransientVideoError,
+    VideoError,
+    is_hdr,
+    read_image,
+)
 from vidlit.video.stream import (
     Cursor,
     check_regular,
-    duration_of,
     ffmpeg_errors,
     frame_rate_of,
     open_stream,
+    packet_times,
+    rounding_of,
     sample_aspect_of,
     timed_frames,
 )
@@ -33,11 +43,14 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "ClipRequest",
     "Color",
+    "TransientVideoError",
     "VideoError",
     "VideoInfo",
     "VideoReader",
+    "frame_times",
     "probe",
     "read_clip",
+    "read_frames",
     "read_key_frames",
 ]
 
@@ -61,12 +74,14 @@ class VideoInfo:
     """Seconds from the first frame to the end of the last; 0 for an image."""
     fps: float
     """Average frames a second, which says little of a variable frame rate; 0 for an image."""
-    num_frames: int | None
-    """Frames according to the header, which can be wrong; ``None`` if it does not say."""
+    num_frames: int
+    """Frames that are displayed."""
+    rounding: float = 0.0
+    """Seconds by which times in the file may be off, where its clock is too coarse for its frame rate."""
 
 
 def probe(path: Path) -> VideoInfo:
-    """Read a file's header and its first frame.
+    """Read a file's header, its first frame, and the times of all.
 
     Raises:
         VideoError: not a regular file, not a video or image of a known format, too large, without a frame, or HDR that
@@ -79,17 +94,32 @@ def probe(path: Path) -> VideoInfo:
     with ffmpeg_errors():
         container, stream = open_stream(path)
         with closing(container):
-            first_time, frame = next(timed_frames(container, stream), (0.0, None))
+            _, frame = next(timed_frames(container, stream), (0.0, None))
             if frame is None:
                 raise VideoError("holds no frame that can be decoded")
             is_hdr(frame)
             width, height = max(1, round(frame.width * sample_aspect_of(stream))), frame.height
             if Orientation.of(frame).transpose:
                 width, height = height, width
-            duration = duration_of(container, stream, path.stat().st_size, first_time)
-            if duration <= 0:
-                raise VideoError("its duration is unknown or zero")
-            return VideoInfo("video", width, height, duration, frame_rate_of(stream), stream.frames or None)
+            fps, rounding = frame_rate_of(stream), rounding_of(stream)
+    times = frame_times(path)
+    return VideoInfo("video", width, height, float(times[-1]), fps, len(times) - 1, rounding)
+
+
+def frame_times(path: Path) -> NDArray[np.float64]:
+    """Seconds at which each frame of a video appears after the first one, then those at which the last one ends.
+
+    Returns:
+        (frames + 1,) ascending.
+
+    Raises:
+        VideoError: the file cannot be opened, holds no frame, or has times that no film has.
+    """
+    check_regular(path)
+    with ffmpeg_errors():
+        container, stream = open_stream(path)
+        with closing(container):
+            return packet_times(container, stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,17 +176,37 @@ def read_key_frames(
     Raises:
         VideoError: the file cannot be opened or decoded.
     """
+    due = start
+    for time, frame, resize in _all_frames(path, height, width, "NONKEY"):
+        if time >= due:
+            due = time + spacing
+            yield time, resize(frame)
+
+
+def read_frames(path: Path, height: int, width: int) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Every frame of a video: (seconds after the first, (H, W, 3) full-range RGB).
+
+    Args:
+        path: a video.
+        height: pixels.
+        width: pixels.
+
+    Raises:
+        VideoError: the file cannot be opened or decoded.
+    """
+    for time, frame, resize in _all_frames(path, height, width, "DEFAULT"):
+        yield time, resize(frame)
+
+
+def _all_frames(path: Path, height: int, width: int, skip: str) -> Iterator[tuple[float, Any, Resizer]]:
     check_regular(path)
     with ffmpeg_errors():
         container, stream = open_stream(path)
         with closing(container):
-            stream.codec_context.skip_frame = "NONKEY"
+            stream.codec_context.skip_frame = skip
             resize = Resizer(height, width, sample_aspect_of(stream), BLACK)
-            due = start
             for time, frame in timed_frames(container, stream):
-                if time >= due:
-                    due = time + spacing
-                    yield time, resize(frame)
+                yield time, frame, resize
 
 
 class VideoReader:

@@ -20,20 +20,33 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlit.video.frames import ClipRequest, VideoError, VideoInfo, VideoReader, probe
+from vidlit.video.frames import (
+    ClipRequest,
+    TransientVideoError,
+    VideoError,
+    VideoInfo,
+    VideoReader,
+    frame_times,
+    probe,
+)
+from vidlit.video.pixels import because
 
 TIME_LIMIT = 120.0
-"""Seconds for one clip or one file."""
+"""Seconds for one clip or one file; what reads all of a file may take longer if it is large or long."""
 MEMORY_LIMIT = 6 * 2**30
 """Bytes of address space of the child. An 8K frame needs about 50 MB, and decoders keep up to twenty."""
+_SLOWEST_DISK = 10e6  # bytes a second that a busy network disk gives at least
+_PAUSE = 0.5  # seconds before the second try, where the system failed and not the file
+_KILLED = ("SIGKILL", "SIGTERM", "SIGBUS")  # by the system, which needs memory, is going down, or lost the disk
 _READY = b"ready\n"
 _QUESTIONS_PER_COLLECTION = 8  # PyAV's containers and streams refer to each other: only a collection frees them
 
@@ -74,8 +87,32 @@ class IsolatedReader:
         Raises:
             VideoError: the file cannot be used.
         """
-        answer = self._ask("inspect", path, fingerprint=fingerprint)
+        answer = self._ask("inspect", path, patience=_seconds_to_read(path), fingerprint=fingerprint)
         return VideoInfo(**answer["info"]), answer["fingerprint"]
+
+    def frame_times(self, path: Path, numbers: Sequence[int]) -> list[float]:
+        """Seconds at which some frames appear: of :func:`vidlit.video.frames.frame_times`.
+
+        Args:
+            path: a video.
+            numbers: of frames in the order they are displayed, from 0; those beyond the last give the video's end.
+
+        Raises:
+            VideoError: the file cannot be used.
+        """
+        times: list[float] = self._ask("frame_times", path, patience=_seconds_to_read(path), numbers=list(numbers))
+        return times
+
+    def find_cuts(self, path: Path, info: VideoInfo) -> list[float]:
+        """:func:`vidlit.video.scenes.find_cuts`.
+
+        Raises:
+            VideoError: the file cannot be used.
+        """
+        # A decoder that is slower than a player is stuck.
+        patience = _seconds_to_read(path) + info.duration
+        cuts: list[float] = self._ask("find_cuts", path, patience=patience, width=info.width, height=info.height)
+        return cuts
 
     def close(self) -> None:
         """End the child, if there is one."""
@@ -103,9 +140,16 @@ class IsolatedReader:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_child": None, "_pixels": None}
 
-    def _ask(self, task: str, path: Path, pixels: NDArray[np.uint8] | None = None, **arguments: Any) -> Any:
-        child = self._running()
-        request = {"task": task, "path": os.fspath(path), "time_limit": self.time_limit, **arguments}
+    def _ask(
+        self, task: str, path: Path, pixels: NDArray[np.uint8] | None = None, patience: float = 0.0, **arguments: Any
+    ) -> Any:
+        """The child's answer; ``patience`` are seconds beyond the time limit."""
+        try:
+            child = self._running()
+        except OSError as error:  # too many processes or open files, too little memory
+            raise because(f"cannot be opened: no decoding process ({error.strerror})", error) from error
+        time_limit = self.time_limit + patience
+        request = {"task": task, "path": os.fspath(path), "time_limit": time_limit, **arguments}
         assert child.stdin is not None
         assert child.stdout is not None
         assert self._pixels is not None
@@ -123,10 +167,10 @@ class IsolatedReader:
             self.close()
             raise
         if answer is None:
-            raise VideoError(self._bury(child, time.monotonic() - began))
+            raise self._bury(child, time.monotonic() - began >= time_limit, time_limit)
         if "error" in answer:
-            raise VideoError(answer["error"])
-        return answer
+            raise (TransientVideoError if answer["transient"] else VideoError)(answer["error"])
+        return answer["result"]
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
@@ -159,14 +203,26 @@ class IsolatedReader:
             self._pixels.forget_name()
         return self._child
 
-    def _bury(self, child: subprocess.Popen[bytes], seconds: float) -> str:
+    def _bury(self, child: subprocess.Popen[bytes], timed_out: bool, time_limit: float) -> VideoError:
         """Wait for a lost child and say how it ended."""
         self._child = None
         self._end(child)
-        if seconds >= self.time_limit:
-            return f"took longer than {self.time_limit:g} s to decode"
-        how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
-        return f"crashed the decoder ({how})"
+        if timed_out:
+            return TransientVideoError(f"took longer than {time_limit:g} s to decode")
+        if child.returncode >= 0:
+            return VideoError(f"crashed the decoder (exit code {child.returncode})")
+        name = signal.Signals(-child.returncode).name
+        if name in _KILLED:
+            return TransientVideoError(f"was not read: the decoding process was killed ({name})")
+        return VideoError(f"crashed the decoder ({name})")
+
+
+def _seconds_to_read(path: Path) -> float:
+    """Of the whole file, at worst."""
+    try:
+        return path.stat().st_size / _SLOWEST_DISK
+    except OSError:  # which the child will find, too
+        return 0.0
 
 
 class SharedFile:
@@ -224,28 +280,45 @@ class SharedFile:
         self.forget_name()
 
 
-def _answer(request: dict[str, Any], reader: VideoReader, output: BinaryIO, shared: SharedFile) -> None:
-    """Do one task, in the child."""
-    task, path = request.pop("task"), Path(request.pop("path"))
-    try:
-        if task == "read_clip":
-            shared.write(reader.read_clip(ClipRequest(path, **request)))
-            output.write(b"{}\n")
-            return
-        info = probe(path)
-        hashes: list[Any] = []
-        if request["fingerprint"]:
-            from vidlit.video.duplicates import fingerprint  # imports what reading clips never needs
+def _do(task: str, path: Path, arguments: dict[str, Any], reader: VideoReader, shared: SharedFile) -> Any:
+    """One task, in the child; imports what reading clips never needs."""
+    if task == "read_clip":
+        shared.write(reader.read_clip(ClipRequest(path, **arguments)))
+        return None
+    if task == "frame_times":
+        times = frame_times(path)
+        return [float(times[min(number, len(times) - 1)]) for number in arguments["numbers"]]
+    if task == "find_cuts":
+        from vidlit.video.scenes import find_cuts
 
-            hashes = list(fingerprint(path, info))
-        answer = {"info": asdict(info), "fingerprint": hashes}
-    except VideoError as error:
-        answer = {"error": str(error)}
-    except MemoryError:
-        answer = {"error": "needs more memory than one clip may have"}
-    except Exception as error:  # whatever a hostile file provokes is its own fault, not the run's
-        answer = {"error": f"cannot be decoded: {type(error).__name__}: {error}"}
-    output.write(json.dumps(answer).encode() + b"\n")
+        return find_cuts(path, **arguments)
+    info = probe(path)
+    hashes: list[Any] = []
+    if arguments["fingerprint"]:
+        from vidlit.video.duplicates import fingerprint
+
+        hashes = list(fingerprint(path, info))
+    return {"info": asdict(info), "fingerprint": hashes}
+
+
+def _answer(request: dict[str, Any], reader: VideoReader, shared: SharedFile) -> dict[str, Any]:
+    """Do one task, in the child: a second time where the system failed, which a pause may mend."""
+    task, path = request.pop("task"), Path(request.pop("path"))
+    for last_try in (False, True):
+        try:
+            return {"result": _do(task, path, request, reader, shared)}
+        except VideoError as error:
+            failure = error
+        except MemoryError as error:
+            failure = because("needs more memory than one clip may have", error)
+        except Exception as error:  # whatever a hostile file provokes is its own fault, not the run's
+            failure = because(f"cannot be decoded: {type(error).__name__}: {error}", error)
+        if last_try or not failure.transient:
+            break
+        reader.close()
+        gc.collect()
+        time.sleep(_PAUSE)
+    return {"error": str(failure), "transient": failure.transient}
 
 
 def _limit_memory(size: int) -> None:
@@ -272,8 +345,9 @@ def _serve(memory_limit: int, shared: SharedFile) -> None:
         request = json.loads(line)
         # A thread that needs no interpreter: it ends the process also in the middle of a call into C.
         faulthandler.dump_traceback_later(request.pop("time_limit"), exit=True)
-        _answer(request, reader, output, shared)
+        answer = _answer(request, reader, shared)
         faulthandler.cancel_dump_traceback_later()
+        output.write(json.dumps(answer).encode() + b"\n")
         output.flush()
         if number % _QUESTIONS_PER_COLLECTION == 0:
             gc.collect()

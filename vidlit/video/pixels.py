@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 import av.filter
@@ -13,6 +14,9 @@ from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation
 from numpy.typing import NDArray
 
 from vidlit.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 MAX_PIXELS = 8192 * 4352  # 8K video; a header can claim a thousand times more
 
@@ -27,6 +31,29 @@ BLACK: Color = (0, 0, 0)
 
 class VideoError(UserError):
     """A file that cannot be used, and why. Ends in the table of quarantined clips."""
+
+    transient: bool = False
+    """Whether the system failed rather than the file, so that another try may succeed."""
+
+
+class TransientVideoError(VideoError):
+    """Too little memory, too many open files, a read error, a time-out, a reader that was killed."""
+
+    transient = True
+
+
+_PASSING = {errno.EAGAIN, errno.EBUSY, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_PASSING |= {errno.ENOSPC, errno.ESTALE, errno.ETIMEDOUT}
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an error is the system's, which may be over soon, and not the file's."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING
+
+
+def because(reason: str, error: BaseException) -> VideoError:
+    """The error to raise for another one."""
+    return TransientVideoError(reason) if is_transient(error) else VideoError(reason)
 
 
 class Orientation(NamedTuple):
@@ -191,23 +218,47 @@ def _colorspace(frame: Any) -> Colorspace | None:
 
 
 def read_image(path: Path, background: Color) -> NDArray[np.uint8]:
-    """An image, turned as its EXIF tag says and put on the background.
+    """An image, turned as its EXIF tag says, brought to 8 bits a channel and put on the background.
 
     Returns:
         (H, W, 3) RGB.
 
     Raises:
-        VideoError: not an image of a known format, or too large.
+        VideoError: not an image of a known format, too large, several in one file, or of values without a known range.
     """
     from PIL import Image, ImageOps  # only folders with images pay for it
 
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF")) as image:
+        # Pillow maps a file that it knows the path of into memory, and garbles a turned grey TIFF then.
+        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF")) as image:
             check_size(*image.size)
-            rgba = ImageOps.exif_transpose(image).convert("RGBA")
+            several = getattr(image, "n_frames", 1) > 1
+            if several and image.format in ("PNG", "WEBP"):
+                raise VideoError("is an animated image: convert it to a video, such as mp4")
+            if several and image.format == "TIFF":
+                raise VideoError("holds several pictures: save each as a file of its own")
+            rgba = ImageOps.exif_transpose(_to_eight_bits(image)).convert("RGBA")
     except VideoError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError(f"cannot be decoded: {error}") from error
+        raise because(f"cannot be decoded: {error}", error) from error
     canvas = Image.new("RGBA", rgba.size, (*background, 255))
     return np.asarray(Image.alpha_composite(canvas, rgba).convert("RGB"))
+
+
+def _to_eight_bits(image: PillowImage) -> PillowImage:
+    """Greys of 16 bits scaled, which Pillow would clip; colours of 16 bits come from it with 8 bits already."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # a PNG has 16 at most
+        raise VideoError("has 32 bits a channel, whose black and white are nowhere said: save it with 8 or 16")
+    from PIL import Image
+
+    image.load()  # which turns a TIFF
+    values = np.asarray(image, np.uint32)
+    made = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        made.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    made.getexif().update(image.getexif())
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
+from numpy.typing import NDArray
 
-from vidlit.video.pixels import MAX_PIXELS, VideoError, check_size
+from vidlit.video.pixels import MAX_PIXELS, VideoError, because, check_size, is_transient
 
 # FFmpeg looks at the content, not at the name: without these a playlist called .mp4 opens other files.
 _OPEN_OPTIONS = {
@@ -20,10 +23,11 @@ _OPEN_OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
 }
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop the alpha plane
-_GUESSED_ENDS = ("mpeg", "flv")  # FFmpeg estimates how long they are, up to some frames too short or too long
 _GUESSED_TIMES = ("mpeg",)  # a seek lands amid a packet, whose time another frame gets then: read from the beginning
 _SEEK_BACK = (0.0, 2.0, 20.0)  # seconds: some containers land after the wanted time
 _READ_AHEAD = 4.0  # seconds that are decoded and passed over rather than sought over
+MOST_SECONDS_OF_A_FRAME = 3600.0
+"""A frame displayed for longer has a time stamp that a broken or hostile file made up: slides do not stand so long."""
 _MAX_LATE_START = 0.5  # seconds without a picture at a clip's beginning that its first frame may cover
 
 
@@ -94,7 +98,7 @@ class Cursor:
         for back in _SEEK_BACK:
             if start - back <= 0 or self._container.format.name in _GUESSED_TIMES:
                 break
-            offset = int((start - back) / self._stream.time_base) + (self._stream.start_time or 0)
+            offset = int((start - back) / self._stream.time_base) + start_of(self._stream)
             try:
                 self._container.seek(offset, stream=self._stream)
                 frames = timed_frames(self._container, self._stream)
@@ -114,7 +118,7 @@ def check_regular(path: Path) -> tuple[object, ...]:
     try:
         status = path.stat()
     except OSError as error:
-        raise VideoError(f"cannot be opened: {error.strerror}") from error
+        raise because(f"cannot be opened: {error.strerror}", error) from error
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         raise VideoError("is not a regular file")
     if not status.st_size:
@@ -128,10 +132,10 @@ def ffmpeg_errors() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:  # FFmpeg's own is one, too
-        raise VideoError("needs more memory than one clip may have") from error
+        raise because("needs more memory than one clip may have", error) from error
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise VideoError(f"cannot be decoded: {reason}") from error
+        raise because(f"cannot be decoded: {reason}", error) from error
 
 
 def open_stream(path: Path) -> tuple[Any, Any]:
@@ -181,27 +185,63 @@ def frame_rate_of(stream: Any) -> float:
     return rate if 0 < rate < 1000 else 0.0
 
 
-def duration_of(container: Any, stream: Any, size: int, end: float) -> float:
-    """Seconds of the video stream, which may be shorter than the sound and than a cut-off file's header says."""
-    is_told = container.format.name not in _GUESSED_ENDS
-    if stream.duration and is_told:
-        entries = stream.index_entries
-        if len(entries) and entries[-1].pos + entries[-1].size > size:
-            lost = next(entry.timestamp for entry in entries if entry.pos + entry.size > size)
-            return float((lost - entries[0].timestamp) * stream.time_base)
-        return float(stream.duration * stream.time_base)
-    tag = stream.metadata.get("DURATION", "").split(":")  # Matroska: 00:00:05.000000000
-    if len(tag) == 3:
-        try:
-            return int(tag[0]) * 3600 + int(tag[1]) * 60 + float(tag[2])
-        except ValueError:
-            pass
-    if container.duration and len(container.streams) == 1 and is_told:
-        return float(container.duration / av.time_base)
-    for packet in container.demux(stream):  # reads the rest of the file, decodes nothing
-        if packet.pts is not None:
-            end = max(end, float((packet.pts + (packet.duration or 0) - (stream.start_time or 0)) * stream.time_base))
-    return end
+def start_of(stream: Any) -> int:
+    """Time stamp of its first frame, which the times of all are counted from."""
+    if stream.start_time is not None:
+        return int(stream.start_time)
+    entries = stream.index_entries  # FFmpeg is not sure of the start of a few frames: the first key frame knows
+    return int(entries[0].timestamp) if len(entries) else 0
+
+
+def packet_times(container: Any, stream: Any) -> NDArray[np.float64]:
+    """Seconds at which each frame appears, then those at which the last one ends: (frames + 1,), as in `timed_frames`.
+
+    Read from the packets to the end of the file, as far as it goes; decodes nothing. What headers and tags say of a
+    duration is not asked: they count from elsewhere, are rounded, made up, or those of a file that was cut off.
+
+    Raises:
+        VideoError: no packet, or times that no film has.
+    """
+    ticks, ends = array("q"), array("q")
+    hides_frames = stream.codec_context.name == "vp8"  # its packets of reference only, which are never displayed
+    try:
+        for packet in container.demux(stream):
+            if not packet.size or packet.is_discard or packet.is_corrupt:
+                continue
+            if hides_frames and not bytes(packet)[0] & 0x10:
+                continue
+            # AVI stores decoding order only, one tick a frame, and FFmpeg guesses the rest.
+            time = packet.dts if packet.pts is None or container.format.name == "avi" else packet.pts
+            ticks.append(time if time is not None else len(ticks))
+            ends.append(ticks[-1] + (packet.duration or 0))
+    except av.FFmpegError as error:  # what follows is damaged, or missing
+        if is_transient(error):
+            raise
+    if not ticks:
+        raise VideoError("holds no frame")
+    starts = np.unique(np.frombuffer(ticks, np.int64))
+    last_one = float(stream.time_base) * (max(ends) - int(starts[-1])) or 1 / (frame_rate_of(stream) or 1.0)
+    seconds = (starts - start_of(stream)) * float(stream.time_base)
+    times = np.append(seconds, seconds[-1] + last_one)
+    longest = int(np.argmax(np.diff(times)))
+    if times[longest + 1] - times[longest] > MOST_SECONDS_OF_A_FRAME:
+        raise VideoError(
+            f"shows one frame from {times[longest]:.0f} s to {times[longest + 1]:.3g} s: its time stamps are broken"
+        )
+    return times
+
+
+def rounding_of(stream: Any) -> float:
+    """Seconds by which times of frames may be off, because the file stores them in ticks they do not fit in.
+
+    Matroska's ticks are milliseconds: at 30 frames a second a film of 3.2 s may be one of 3.201 s there.
+    """
+    tick, rate = float(stream.time_base), frame_rate_of(stream)
+    if not rate:
+        return tick
+    ticks_per_frame = 1 / (rate * tick)
+    fits = abs(ticks_per_frame - round(ticks_per_frame)) < 1e-6 * ticks_per_frame
+    return 0.0 if fits else min(tick, 0.25 / rate)
 
 
 def timed_frames(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
@@ -220,7 +260,7 @@ def timed_frames(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
             delayed = (frame.dts or 0) - stream.codec_context.reorder_depth
             ticks = last = delayed if last is None else max(delayed, last + 1)
         if ticks is not None:
-            time = float((ticks - (stream.start_time or 0)) * stream.time_base)
+            time = float((ticks - start_of(stream)) * stream.time_base)
         else:  # no time stamps at all: count
             time = number / (frame_rate_of(stream) or 1.0)
         if frame.is_corrupt:

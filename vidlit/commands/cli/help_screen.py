@@ -14,7 +14,7 @@ CLIPS = {
     "data.fps": "frame rate clips are resampled to",
     "data.batches.size": "samples per device and micro-batch",
     "data.split.val_fraction": "share of videos for validation (0.2)",
-    "data.cutting.mode": "head, chunk, slide or uniform",
+    "data.cutting.mode": "head, chunk, slide, uniform or scenes",
 }
 MODEL = {"model.base": "diffusers folder or hub name"}
 TRAINING = {
