@@ -145,7 +145,7 @@ def test_the_config_of_musubi_tuner(clips):
     }
     told = reasons(sources)
     assert "no caption file b.txt" in told["one/b.mp4"]
-    assert "leads out of the config's folder" in told["dataset.toml [[datasets]] 5"]
+    assert "leads out of its folder" in told["dataset.toml [[datasets]] 5"]
     assert "is no folder" in told["dataset.toml [[datasets]] 6"]
     assert "names neither" in told["dataset.toml [[datasets]] 7"]
     assert "absolute path" in told["/etc/passwd"]
@@ -214,6 +214,8 @@ def test_the_config_of_simple_tuner(clips):
         ("dataset.toml", "[[directory]]\npath = 'one\\u0000'\n", "no usable video"),
         ("backend.json", '[{"instance_data_dir": null}, 3]', "no usable video"),
         ("backend.json", '[{"instance_data_dir": "one", "caption_strategy": ["a"]}]', "caption_strategy"),
+        ("backend.json", '[{"instance_data_dir": "one", "prepend_instance_prompt": true}]', "which is no text"),
+        ("backend.json", '[{"instance_data_dir": "one", "dataset_type": "eval"}]', "it lists none"),
     ],
 )
 def test_configs_that_say_nothing_are_one_clear_line(clips, name, text, reason):

@@ -23,7 +23,7 @@ from vidlit.video.layouts.table_files import read_json_file, read_table, read_te
 from vidlit.video.layouts.text_files import caption_files, caption_row
 
 _SHOWN_WITH_VALUE = ("resolution", "resolutions", "target_frames", "frame_buckets", "num_repeats", "repeats")
-_OTHER_DATASETS = ("text_embeds", "image_embeds", "conditioning_image_embeds", "conditioning", "audio")
+_OTHER_DATASETS = ("text_embeds", "image_embeds", "conditioning_image_embeds", "conditioning", "audio", "eval")
 
 
 @dataclass
@@ -68,8 +68,8 @@ class _Reading:
         """Add the media of a directory, in folders below, too, if it is ``deep``."""
         directory = self.within(path)
         if directory is None or not (self.folder.root / directory).is_dir():
-            what = "leads out of the config's folder" if directory is None else "is no folder"
-            self.refuse(place, f"{shown(path)} {what}: put {self.source.name} into a folder above its videos")
+            what = "is no folder" if directory is not None or not isinstance(path, str) else "leads out of its folder"
+            self.refuse(place, f"{shown(path)} {what}: put {self.source.name} above its videos")
             return
         above = "" if directory == "." else f"{directory}/"
         names = [name for name in self.folder.media if name.startswith(above) and is_utf8(name)]
@@ -177,7 +177,7 @@ class SimpleTuner(Layout):
         for place, entry in _entries(reading, config, "entry"):
             kind = entry.get("dataset_type", "image")
             if kind in _OTHER_DATASETS:
-                reading.notes.append(f"{place} is of type {kind}, which holds no clips: left out")
+                reading.notes.append(f"{place} is of type {kind}, which holds no clips to train on: left out")
             elif entry.get("disabled", entry.get("disable")) is True:
                 reading.notes.append(f"{place} is disabled: left out")
             elif entry.get("type", "local") != "local":
@@ -204,6 +204,8 @@ class SimpleTuner(Layout):
         reading.pass_over(entry, [*own, "instance_prompt", "prepend_instance_prompt", "only_instance_prompt"])
         if not isinstance(strategy, str) or strategy not in captions:
             reading.refuse(place, f"has caption_strategy {shown(strategy)}: {', '.join(captions)} are read")
+        elif entry.get("prepend_instance_prompt") is True and not isinstance(prompt, str):
+            reading.refuse(place, f"prepends {shown(prompt)} to captions, which is no text")
         elif reading.is_new(place, entry.get("instance_data_dir"), strategy, shown(prompt), prefix):
             reading.read_directory(place, entry.get("instance_data_dir"), captions[strategy], deep=True)
 
@@ -263,7 +265,7 @@ def _read_jsonl(reading: _Reading, place: str, path: Any, column: str) -> None:
     """Rows of a JSONL file, whose paths are seen from its own folder."""
     name = reading.within(path)
     if name is None or not (reading.folder.root / name).is_file():
-        what = "leads out of the config's folder" if name is None else "does not exist"
+        what = "leads out of its folder" if name is None else "does not exist"
         reading.refuse(place, f"{shown(path)} {what}")
         return
     reading.files.append(name)
