@@ -27,6 +27,7 @@ import torch
 
 from vidlit.latents.encode_missing import encode
 from vidlit.latents.store import LatentStore
+from vidlit.models.encoders import ReadTokens
 from vidlit.video.buckets import Bucket
 from vidlit.video.mp4 import write_mp4
 from vidlit.video.sources import Clip, SourceVideo
@@ -53,6 +54,10 @@ class FreeEncoders:
     def encode_captions(self, captions):
         """A vector each."""
         return [{"prompt_embeds": torch.zeros(1, 8)} for _ in captions]
+
+    def read_tokens(self, captions):
+        """All of them."""
+        return [ReadTokens(0, "") for _ in captions]
 
 
 def make_video(path: Path, num_frames: int) -> None:

@@ -14,10 +14,12 @@ from vidlit.errors import UserError
 from vidlit.latents.encode_missing import encode
 from vidlit.latents.encoding import Encoding
 from vidlit.latents.store import LatentStore
+from vidlit.models.encoders import ReadTokens
 from vidlit.video.buckets import Bucket
 from vidlit.video.sources import Clip, SourceVideo
 
 BUCKETS = (Bucket(5, 16, 16), Bucket(1, 16, 32))
+LETTERS = 16
 IDENTITY = {"vae": "pooling-1", "text": "letters-1"}
 
 
@@ -60,6 +62,10 @@ class PoolingEncoders:
             }
             for caption in captions
         ]
+
+    def read_tokens(self, captions):
+        """A letter is a token, and 16 are read: tests of cutting give longer captions."""
+        return [ReadTokens(max(0, len(caption) - LETTERS), caption[:LETTERS]) for caption in captions]
 
 
 class ColourReader:

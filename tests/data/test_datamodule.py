@@ -88,7 +88,7 @@ def test_near_duplicates_are_apart_where_they_are_not_tied(demo, tmp_path):
         (tmp_path / f"{name}.txt").write_text("A texture.")
     for tied in (True, False):
         split = Splitting(tie_near_duplicates=tied)
-        data = LatentDataModule(tmp_path, tmp_path, str(demo.dir / "base"), ["9x32x32"], fps=8, split=split)
+        data = LatentDataModule(tmp_path, tmp_path / "latents", str(demo.dir / "base"), ["9x32x32"], fps=8, split=split)
         assert len({clip.source.group for clip in data.plan.clips}) == (1 if tied else 2)
 
 

@@ -130,7 +130,7 @@ def test_a_full_disk_is_a_user_error_and_the_store_stays_readable(tmp_path, monk
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) > 9:
+        if len(calls) > 11:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 

@@ -211,9 +211,9 @@ def test_clean_takes_old_orphans_only(tmp_path):
     store = LatentStore(tmp_path)
     store.write([latent_item(0), prompt_item("a cat")])
     shard = next((tmp_path / "shards").iterdir())
-    orphan = shard.with_name("5x16x24-orphan.safetensors")
+    orphan = shard.with_name(f"5x16x24-{1:016x}-{2:08x}.safetensors")
     orphan.write_bytes(shard.read_bytes())
-    unfinished = tmp_path / "index" / ".x.parquet.1234.tmp"
+    unfinished = tmp_path / "index" / f".{1:016x}-{2:08x}.parquet.{3:08x}.tmp"
     unfinished.write_bytes(b"half")
     assert store.clean() == []
     for path in tmp_path.rglob("*"):

@@ -65,10 +65,8 @@ def dataset_facts(trainer: Trainer, data: LatentDataModule) -> Facts:
         ("clips", clips),
         ("buckets", ", ".join(f"{bucket} ({count})" for bucket, count in sorted(buckets.items()))),
     ]
-    counts = {"dropped": len(data.plan.dropped), "quarantined": len(data.plan.quarantined)}
-    left_out = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    if left_out:
-        facts.append(("videos left out", f"{left_out} (`vidlit plan` says why)"))
+    used, *left_out = data.usage.lines()
+    facts += [("used", used), *(("left out", line) for line in left_out)]
     if trainer.max_steps > 0:
         mean = trainer.max_steps * samples / videos
         limits = [max(1, int(limit * videos / samples)) for limit in (CONSERVATIVE, MODERATE)]

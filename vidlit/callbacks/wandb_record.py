@@ -81,8 +81,8 @@ class WandbRecord(RunCallback):
             "source_videos": {side: len({clip.source.group for clip in clips}) for side, clips in sides.items()},
             "captions": len({clip.source.caption for clips in sides.values() for clip in clips}),
             "buckets": dict(Counter(str(clip.bucket) for clips in sides.values() for clip in clips)),
-            "dropped": len(data.plan.dropped),
-            "quarantined": len(data.plan.quarantined),
+            "dropped": len(data.usage.dropped),
+            "quarantined": len(data.usage.quarantined),
         }
         if self.file_names:
             summary["files"] = {side: sorted({clip.source.video for clip in clips}) for side, clips in sides.items()}

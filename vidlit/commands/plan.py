@@ -208,11 +208,13 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from vidlit.data.usage import count_words
     from vidlit.video.layouts.cells import printable
 
     console = console or Console()
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are the user's
     say(f"{plan.source} ({plan.layout}): {plan.clips} clips of {plan.videos} recordings")
+    say(count_words(plan.counts))
     table = Table("bucket")
     for name in ("clips", "train", "tokens each", "repeats a batch"):
         table.add_column(name, justify="right")

@@ -12,10 +12,11 @@ from vidlit.data.batch_sampler import ResolutionBatchSampler
 from vidlit.data.batching import Batching
 from vidlit.data.identity import DataIdentity
 from vidlit.data.split import Split, Splitting, split_by_video, spread_over_videos
+from vidlit.data.usage import Usage
 from vidlit.diffusion.batch import Conditioning
 from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encoding import Encoding
+from vidlit.latents.encoding import Encoding, QuarantinedClip, first_three
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
 from vidlit.latents.store import LatentStore
 from vidlit.models.family import open_family
@@ -98,6 +99,7 @@ class ClipFolder:
     @cached_property
     def plan(self) -> DatasetPlan:
         """Which clips the folder gives, from file headers alone."""
+        self.store.check_folder()  # before anything is written into it
         plan = plan_clips(
             self.source,
             self.buckets,
@@ -108,8 +110,7 @@ class ClipFolder:
         )
         if not plan.clips:
             reasons = [f"{bad.video}: {bad.reason}" for bad in (*plan.quarantined, *plan.dropped)]
-            shown = "; ".join(reasons[:3]) + (" ..." if len(reasons) > 3 else "")
-            raise UserError(f"no clip of {self.source} can be used. {shown}")
+            raise UserError(f"no clip of {self.source} can be used. {first_three(reasons, '; ')}")
         return plan
 
     def latent_recipes(self) -> list[LatentRecipe]:
@@ -121,11 +122,19 @@ class ClipFolder:
         ]
 
     @cached_property
+    def _failed(self) -> dict[str, QuarantinedClip]:
+        """Clips that could not be encoded, by clip id."""
+        quarantined = self.store.quarantined()
+        return {
+            clip.clip_id: quarantined[recipe.key]._replace(clip_id=clip.clip_id, video=clip.source.video)
+            for clip, recipe in zip(self.plan.clips, self.latent_recipes(), strict=True)
+            if recipe.key in quarantined
+        }
+
+    @cached_property
     def split(self) -> Split:
         """The clips of each side, without those that could not be encoded."""
-        quarantined = self.store.keys("quarantined")
-        clips = zip(self.plan.clips, self.latent_recipes(), strict=True)
-        usable = [clip for clip, recipe in clips if recipe.key not in quarantined]
+        usable = [clip for clip in self.plan.clips if clip.clip_id not in self._failed]
         return split_by_video(usable, self.splitting, self.seed)
 
     @cached_property
@@ -142,6 +151,11 @@ class ClipFolder:
             )
             for side, clip in sides
         )
+
+    @cached_property
+    def usage(self) -> Usage:
+        """What becomes of every row and clip of the folder."""
+        return Usage.of(self.plan, self._failed)
 
     @property
     def train_clips(self) -> list[Clip]:

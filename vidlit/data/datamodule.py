@@ -34,14 +34,15 @@ class LatentDataModule(ClipFolder, LightningDataModule):
     _position = 0
     """Batches that are over."""
 
-    def encode(self, retry_quarantined: bool = False, **trainer_options: Any) -> EncodeReport:
+    def encode(self, retry_quarantined: bool = False, repair: bool = False, **trainer_options: Any) -> EncodeReport:
         """Encode what the store lacks.
 
         Args:
-            retry_quarantined: try clips again that could not be encoded before.
+            retry_quarantined: try clips again that could not be encoded before, whatever the reason.
+            repair: encode again what is damaged or gone, too.
             trainer_options: ``accelerator``, ``devices``, ``strategy`` ... of the Trainer that does it.
         """
-        return encode(
+        report = encode(
             self.plan.clips,
             self.store,
             self.family.identity,
@@ -49,8 +50,12 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             self.encoding,
             further_captions=self.further_captions,
             retry_quarantined=retry_quarantined,
+            repair=repair,
             trainer_options=trainer_options,
         )
+        for told in ("_failed", "split", "usage"):  # of what was stored before
+            self.__dict__.pop(told, None)
+        return report
 
     def setup(self, stage: str) -> None:
         """Make sure of the split and, before long training, of what the trainer must leave alone."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch.utils.data import DataLoader
 
 from vidlit.diffusion.batch import LatentBatch
+from vidlit.errors import UserError
 
 
 class TimedLoader(DataLoader[LatentBatch]):
@@ -35,5 +36,8 @@ class _Timed:
         began = time.monotonic()
         try:
             return next(self._batches)
+        except UserError as error:
+            # torch wraps the traceback of a worker around what its errors say.
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
         finally:
             self._loader.seconds_waited += time.monotonic() - began

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class LatentDataset(Dataset[LatentSample]):
-    """Map-style dataset over clips of a store: 56 bytes a clip in memory, one read for latents, one for the prompt.
+    """Map-style dataset over clips of a store: 74 bytes a clip in memory, one read for latents, one for the prompt.
 
     Tensors come in the dtype they were stored in (bfloat16 unless the store was written otherwise).
 
@@ -53,6 +53,9 @@ class LatentDataset(Dataset[LatentSample]):
         self._prompts = store.locate("prompt", "prompt_embeds", prompt_keys)
         self._extras = {name: store.locate("prompt", name, prompt_keys) for name in prompt_extras}
         self._extras |= {name: store.locate("latent", name, latent_keys) for name in clip_extras}
+        prompts = {(len(shape), shape[-1:], dtype) for shape, dtype in self._prompts.layouts}
+        if len(prompts) > 1 or {2, *(len(shape) for shape, _ in self._prompts.layouts)} != {2}:
+            raise UserError(f"the index of {store.root} gives prompts of several kinds: use another store folder")
         self.keys = np.fromiter((clip_key(clip_id) for clip_id in clip_ids), np.int64, len(clip_ids))
 
     @classmethod
@@ -129,14 +132,14 @@ class LatentDataset(Dataset[LatentSample]):
         block = Block([layout, ((len(rows), length, width), dtype), *(layout for _, _, layout in extras)])
         parts = block.parts()
         token = width * dtype.itemsize
-        for place, tokens, part in zip(prompts, lengths, _split(parts[1], len(rows)), strict=True):
-            self._prompts.read_into(place, part[: token * tokens])
+        for row, place, tokens, part in zip(rows, prompts, lengths, _split(parts[1], len(rows)), strict=True):
+            self._prompts.read_into(row, place, part[: token * tokens])
             if tokens < length:
                 np.frombuffer(part[token * tokens :], np.uint8).fill(0)
         stacked = [(self._latents, latents, layout), *extras]
         for (table, places, _), whole in zip(stacked, [parts[0], *parts[2:]], strict=True):
-            for place, part in zip(places, _split(whole, len(rows)), strict=True):
-                table.read_into(place, part)
+            for row, place, part in zip(rows, places, _split(whole, len(rows)), strict=True):
+                table.read_into(row, place, part)
         return _Packed(block, tuple(self._extras), lengths, list(rows), self.keys[rows])
 
     def batches(self, prompt_length: int | None = None) -> LatentBatches:

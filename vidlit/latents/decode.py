@@ -32,8 +32,8 @@ class DecodedClips(NamedTuple):
     frames: Tensor
     """(B, F, H, W, 3) uint8, the clips that could be read"""
     rows: list[int]
-    failed: dict[int, str]
-    """Row to reason."""
+    failed: dict[int, tuple[str, bool]]
+    """Row to the reason, and whether it may be gone at the next try: it is one of time, memory or the system."""
 
 
 class ClipBatches(Dataset[DecodedClips]):
@@ -67,12 +67,13 @@ class ClipBatches(Dataset[DecodedClips]):
         num_frames, height, width = clips[0].bucket
         frames = batch_memory((len(clips), num_frames, height, width, 3), torch.uint8)
         rows: list[int] = []
-        failed: dict[int, str] = {}
+        failed: dict[int, tuple[str, bool]] = {}
         for row, clip in zip(self.batches[index], clips, strict=True):
             try:
                 pixels = self._reader.read_clip(clip.request(self.background))
-            except (UserError, OSError) as error:
-                failed[row] = " ".join(str(error).split())
+            except (UserError, OSError, MemoryError) as error:
+                transient = getattr(error, "transient", not isinstance(error, UserError))
+                failed[row] = " ".join(str(error).split()), transient
             else:
                 frames[len(rows)] = torch.from_numpy(pixels)
                 rows.append(row)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
@@ -18,15 +19,17 @@ from torch.utils.data import DataLoader
 
 from vidlit.diffusion.batch import as_is
 from vidlit.errors import UserError
+from vidlit.latents.damage import Damage
 from vidlit.latents.decode import ClipBatches, ClipReader, DecodedClips
 from vidlit.latents.encode_progress import EncodeProgress
-from vidlit.latents.encoding import EncodeReport, Encoding, QuarantinedClip, num_cores
+from vidlit.latents.encoding import CutCaptions, EncodeReport, Encoding, num_cores
 from vidlit.latents.quiet_lightning import quiet_lightning
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
 from vidlit.latents.store import Item, LatentStore
 from vidlit.video.isolation import IsolatedReader
 
 if TYPE_CHECKING:
+    from vidlit.models.encoders import ReadTokens
     from vidlit.video.sources import Clip
 
 _CAPTIONS_PER_BATCH = 16
@@ -47,6 +50,9 @@ class Encoders(Protocol):
     def encode_captions(self, captions: list[str]) -> list[dict[str, Tensor]]:
         """For each caption its tensors without padding, at least ``prompt_embeds`` (L, D)."""
 
+    def read_tokens(self, captions: list[str]) -> list[ReadTokens]:
+        """How much of each caption the text encoder reads."""
+
 
 def encode(
     clips: Sequence[Clip],
@@ -57,14 +63,17 @@ def encode(
     *,
     further_captions: Sequence[str] = (),
     retry_quarantined: bool = False,
+    repair: bool = False,
     open_reader: Callable[[], ClipReader] = IsolatedReader,
     trainer_options: Mapping[str, Any] | None = None,
 ) -> EncodeReport:
     """Encode what the store lacks: each clip once, each distinct caption once, over all ranks.
 
     Killed at any instant, the next call goes on from what was committed: at most one shard per rank is redone.
-    A clip that cannot be read is quarantined in the store with its reason; it is tried again when its file
-    changes, or with ``retry_quarantined``.
+    A clip that cannot be read is quarantined in the store with its reason. Where that is one of time, memory or the
+    system, the next call tries it again; else it is tried again when its file changes, or with ``retry_quarantined``.
+    Of several processes that fill one store, each waits for the one before. Where nothing is missing, nothing is
+    written: the store may be on a disk that is read-only.
 
     Args:
         clips: what to encode, the same on all ranks.
@@ -73,7 +82,9 @@ def encode(
         load_encoders: called on each rank, only if something is missing.
         encoding: how. The encoders give ``latents_std``, too, where it is with a standard deviation.
         further_captions: to encode beside those of the clips.
-        retry_quarantined: try clips again that failed before.
+        retry_quarantined: try clips again that failed before, whatever the reason.
+        repair: compare all that is stored with its checksums first, and forget what is damaged or gone: of what
+            this call needs, it is encoded again, and nothing else is.
         open_reader: called in each worker for what reads its clips.
         trainer_options: ``accelerator``, ``devices``, ``num_nodes``, ``strategy`` ... of Lightning's Trainer.
 
@@ -81,49 +92,63 @@ def encode(
         UserError: the store cannot be written, or the encoders are not those of ``identity``.
     """
     began = time.monotonic()
-    store.clean()
     dtype, background = encoding.dtype, encoding.background
     recipes = [LatentRecipe.of(clip, identity, dtype, background, encoding.with_std) for clip in clips]
     captions = dict.fromkeys([*(clip.source.caption for clip in clips), *further_captions])
-    prompts = [PromptRecipe.of(caption, identity, dtype) for caption in captions]
-    before = store.keys("latent")
-    skip = before if retry_quarantined else before | store.keys("quarantined")
-    rows_of_key = {recipe.key: row for row, recipe in reversed(list(enumerate(recipes)))}  # the first of each
-    todo = [row for key, row in rows_of_key.items() if key not in skip]
-    todo.sort(key=lambda row: (clips[row].bucket, row))
-    stored_prompts = store.keys("prompt")
-    todo_prompts = [row for row, recipe in enumerate(prompts) if recipe.key not in stored_prompts]
-    if todo or todo_prompts:
-        work = _Work(clips, recipes, todo, prompts, todo_prompts)
-        decode = functools.partial(ClipBatches, clips, open_reader=open_reader, background=background)
-        module = _EncodingModule(work, decode, encoding, identity, load_encoders)
-        with quiet_lightning():
-            trainer = Trainer(
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-                callbacks=[_StoreWriter(store, encoding), EncodeProgress()],
-                **(trainer_options or {}),
-            )
-            trainer.predict(module, return_predictions=False)
-        trainer.strategy.barrier("encoded")  # what comes next reads what all ranks wrote
+    work = _Work(clips, recipes, [PromptRecipe.of(caption, identity, dtype) for caption in captions])
+    decode = functools.partial(ClipBatches, clips, open_reader=open_reader, background=background)
+    module = _EncodingModule(work, decode, encoding, identity, load_encoders)
+    damaged: list[Damage] = []
+    with contextlib.ExitStack() as held:
+        held.enter_context(quiet_lightning())
+        trainer = Trainer(
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=[_StoreWriter(store, encoding), EncodeProgress()],
+            **(trainer_options or {}),
+        )
         if trainer.is_global_zero:
-            store.compact()
-    after = store.keys("latent")
-    reasons = {row["key"]: row["reason"] for row in store.quarantined().to_pylist()}
+            if repair or work.look(store, retry_quarantined):
+                held.enter_context(store.encoding())
+                damaged = store.repair() if repair else []
+                work.look(store, retry_quarantined)  # another process may have encoded it all meanwhile
+        # Several ranks always meet: the first one's view of what is missing goes for all.
+        if work.is_missing or trainer.world_size > 1:
+            trainer.predict(module, return_predictions=False)
+            trainer.strategy.barrier("encoded")  # what comes next reads what all ranks wrote
+            if trainer.is_global_zero and work.is_missing:
+                store.compact()
+    after, quarantined = store.keys("latent"), store.quarantined()
     return EncodeReport(
-        encoded=sum(recipes[row].key in after for row in todo),
-        captions=len(todo_prompts),
-        stored=sum(recipe.key in before for recipe in recipes),
+        encoded=sum(recipes[row].key in after for row in work.todo),
+        captions=len(work.todo_prompts),
+        stored=work.num_stored,
+        damaged=len(damaged),
         quarantined=[
-            QuarantinedClip(clip.clip_id, clip.source.video, reasons[recipe.key])
+            quarantined[recipe.key]._replace(clip_id=clip.clip_id, video=clip.source.video)
             for clip, recipe in zip(clips, recipes, strict=True)
-            if recipe.key not in after and recipe.key in reasons
+            if recipe.key not in after and recipe.key in quarantined
         ],
+        cut=_cut_captions(store, clips, work.prompts),
         seconds=time.monotonic() - began,
     )
+
+
+def _cut_captions(store: LatentStore, clips: Sequence[Clip], prompts: Sequence[PromptRecipe]) -> CutCaptions:
+    """Which captions the text encoder did not read to their ends, as the store remembers it."""
+    clip_of = {clip.source.caption: clip.clip_id for clip in reversed(clips)}  # the first of each
+    read = store.read_tokens()
+    known = [(prompt.caption, *read[prompt.key]) for prompt in prompts if prompt.key in read]
+    names = {caption: clip_of.get(caption, repr(caption[:60])) for caption, _, _ in known}
+    alike: dict[str, list[str]] = {}
+    for caption, _, kept in known:
+        alike.setdefault(kept, []).append(names[caption])
+    cut = [(names[caption], num_cut) for caption, num_cut, _ in known if num_cut]
+    kept_of_cut = dict.fromkeys(kept for _, num_cut, kept in known if num_cut and kept)
+    return CutCaptions(cut, len(prompts), [alike[kept] for kept in kept_of_cut if len(alike[kept]) > 1])
 
 
 @dataclass
@@ -132,9 +157,27 @@ class _Work:
 
     clips: Sequence[Clip]
     recipes: list[LatentRecipe]
-    todo: list[int]
     prompts: list[PromptRecipe]
-    todo_prompts: list[int]
+    todo: list[int] = field(default_factory=list)
+    todo_prompts: list[int] = field(default_factory=list)
+    num_stored: int = 0
+
+    @property
+    def is_missing(self) -> bool:
+        return bool(self.todo or self.todo_prompts)
+
+    def look(self, store: LatentStore, retry_quarantined: bool) -> bool:
+        """See what the store lacks; is it anything?"""
+        stored, stored_prompts = store.keys("latent"), store.keys("prompt")
+        skip = set(stored)
+        if not retry_quarantined:
+            skip |= {key for key, clip in store.quarantined().items() if not clip.transient}
+        rows_of_key = {recipe.key: row for row, recipe in reversed(list(enumerate(self.recipes)))}  # the first of each
+        self.todo = [row for key, row in rows_of_key.items() if key not in skip]
+        self.todo.sort(key=lambda row: (self.clips[row].bucket, row))
+        self.todo_prompts = [row for row, recipe in enumerate(self.prompts) if recipe.key not in stored_prompts]
+        self.num_stored = sum(recipe.key in stored for recipe in self.recipes)
+        return self.is_missing
 
     def clip_batches(self, size: int) -> list[list[int]]:
         """Rows in batches of one bucket."""
@@ -143,9 +186,10 @@ class _Work:
             batches += _chunks(list(rows), size)
         return batches
 
-    def item(self, row: int, tensors: dict[str, Tensor], reason: str = "") -> Item:
+    def item(self, row: int, tensors: dict[str, Tensor], reason: str = "", transient: bool = False) -> Item:
         clip = self.clips[row]
-        return Item(self.recipes[row], tensors, clip.clip_id, clip.source.video, clip.source.group, reason)
+        source = clip.source
+        return Item(self.recipes[row], tensors, clip.clip_id, source.video, source.group, reason, transient)
 
 
 def _chunks(rows: list[int], size: int) -> list[list[int]]:
@@ -171,8 +215,8 @@ class _EncodingModule(LightningModule):
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         work = self.work
-        # Rank 0's view of what is missing goes for all: another run may be filling the same store.
-        work.todo, work.todo_prompts = self.trainer.strategy.broadcast((work.todo, work.todo_prompts))
+        seen = (work.todo, work.todo_prompts, work.num_stored)
+        work.todo, work.todo_prompts, work.num_stored = self.trainer.strategy.broadcast(seen)
         mine = slice(self.trainer.global_rank, None, self.trainer.world_size)
         captions = _chunks(work.todo_prompts, _CAPTIONS_PER_BATCH)[mine]
         clips = work.clip_batches(self.encoding.batch_size)[mine]
@@ -204,14 +248,20 @@ class _EncodingModule(LightningModule):
         if isinstance(batch, DecodedClips):
             return self._encode_clips(batch, self.encoders)
         recipes = [self.work.prompts[row] for row in batch]
-        prompts = self.encoders.encode_captions([recipe.caption for recipe in recipes])
+        captions = [recipe.caption for recipe in recipes]
+        prompts, read = self.encoders.encode_captions(captions), self.encoders.read_tokens(captions)
         return [
-            Item(recipe, {name: _to_store(tensor, recipe.dtype) for name, tensor in tensors.items()})
-            for recipe, tensors in zip(recipes, prompts, strict=True)
+            Item(
+                recipe,
+                {name: _to_store(tensor, recipe.dtype) for name, tensor in tensors.items()},
+                num_cut_tokens=tokens.num_cut,
+                kept_tokens=tokens.kept,
+            )
+            for recipe, tensors, tokens in zip(recipes, prompts, read, strict=True)
         ]
 
     def _encode_clips(self, batch: DecodedClips, encoders: Encoders) -> list[Item]:
-        items = [self.work.item(row, {}, reason) for row, reason in batch.failed.items()]
+        items = [self.work.item(row, {}, reason, transient) for row, (reason, transient) in batch.failed.items()]
         if not batch.rows:
             return items
         encoded = encoders.encode_video(batch.frames)

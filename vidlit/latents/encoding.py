@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from vidlit.errors import UserError
 from vidlit.video.frames import BLACK, Color
+
+SHOWN = 3
+"""Names, or reasons, in a message of as many as there may be."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,37 @@ class QuarantinedClip(NamedTuple):
     clip_id: str
     video: str
     reason: str
+    transient: bool = False
+    """For a reason of time, memory or the system: the next run tries it again."""
+
+    @property
+    def words(self) -> str:
+        """The reason, and whether it stands."""
+        return f"{self.reason} (the next run tries it again)" if self.transient else self.reason
+
+
+@dataclass(frozen=True)
+class CutCaptions:
+    """Captions that the text encoder does not read to their ends."""
+
+    cut: list[tuple[str, int]] = field(default_factory=list)
+    """The first clip that has it, and tokens that are not read."""
+    num_captions: int = 0
+    """Distinct captions in all."""
+    alike: list[list[str]] = field(default_factory=list)
+    """Clips whose captions are the same once they are cut."""
+
+    def __str__(self) -> str:
+        if not self.cut:
+            return ""
+        longest = [f"{name} ({number} tokens too many)" for name, number in self.cut]
+        lines = [
+            f"{len(self.cut)} of {self.num_captions} captions are longer than the text encoder reads, and cut off: "
+            + first_three(longest)
+        ]
+        if self.alike:
+            lines.append(f"  the same once cut: {first_three([first_three(names, ' = ') for names in self.alike])}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -71,8 +106,12 @@ class EncodeReport:
     """Distinct captions encoded now."""
     stored: int = 0
     """Clips that were there already."""
+    damaged: int = 0
+    """Stored tensors that were damaged or gone, and are forgotten."""
     quarantined: list[QuarantinedClip] = field(default_factory=list)
     """Clips without latents, now or since an earlier run."""
+    cut: CutCaptions = CutCaptions()
+    """Captions that are not read to their ends."""
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -80,7 +119,20 @@ class EncodeReport:
             f"{self.encoded} clips and {self.captions} captions encoded in {self.seconds:.0f} s, "
             f"{self.stored} clips were stored before, {len(self.quarantined)} quarantined"
         ]
-        return "\n".join(lines + [f"  {clip.clip_id}: {clip.reason}" for clip in self.quarantined])
+        if self.damaged:
+            lines.append(
+                f"{self.damaged} stored tensors were damaged or gone; of these, what is needed is encoded again"
+            )
+        lines += [f"  {clip.clip_id}: {clip.words}" for clip in self.quarantined[:SHOWN]]
+        if len(self.quarantined) > SHOWN:
+            lines.append(f"  ... {len(self.quarantined) - SHOWN} more (`vidlit plan` lists all)")
+        return "\n".join([*lines, *([str(self.cut)] if self.cut.cut else [])])
+
+
+def first_three(texts: Sequence[str], separator: str = ", ") -> str:
+    """Some of many, for a message that must not grow with the data: ``"a, b, c and 4 more"``."""
+    more = len(texts) - SHOWN
+    return separator.join(texts[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def num_cores() -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import threading
-import uuid
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +20,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vidlit.errors import UserError
+from vidlit.io_retry import retry_io
+from vidlit.latents.index import name_at
+from vidlit.latents.store_folder import inside, is_shard_name, open_regular, write_atomically
 
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows changes line ends without it
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.uint8, torch.int32, torch.int64)
+}
+_SHAPE = re.compile(r"(?:\d{1,10}(?:x\d{1,10}){0,7})?")
+CHANGED = "its bytes changed since they were written"
+GONE = "No such file: the shard is gone"
+TRUNCATED = "it was truncated: the shard ends before the index says"
 _one_reader = threading.Lock()
+
+
+class ShardError(UserError):
+    """Something stored that is damaged or gone: what is wrong with it, in words that follow its name."""
 
 
 class Place(NamedTuple):
@@ -55,13 +71,15 @@ def checksum(tensor: Tensor) -> int:
 
 
 class TensorTable:
-    """Where one tensor of many items lies: 24 bytes a row, read by row. Can be pickled and shared.
+    """Where one tensor of many items lies: 33 bytes a row, read by row. Can be pickled and shared.
+
+    A process compares the bytes of a row with their checksum when it reads them for the first time.
 
     Args:
         root: folder of the store.
         shards: names of shards.
         layouts: those of :class:`Place`.
-        places: (rows, 3) number of the shard, byte offset, number of the layout.
+        places: (rows, 4) number of the shard, byte offset, number of the layout, checksum.
     """
 
     def __init__(self, root: Path, shards: list[str], layouts: list[str], places: NDArray[np.int64]) -> None:
@@ -69,6 +87,7 @@ class TensorTable:
         self.layouts = [parse_layout(layout) for layout in layouts]
         self.places = places
         self._files = ShardFiles(root)
+        self._is_checked = bytearray(len(places))
 
     def __len__(self) -> int:
         return len(self.places)
@@ -81,20 +100,44 @@ class TensorTable:
         """The tensor of a row, in the dtype it was stored in.
 
         Raises:
-            UserError: the shard is gone or shorter than the index says.
+            UserError: it is damaged or gone; names the clip, the shard and what to do.
         """
         shape, dtype = self.layout(row)
         tensor = torch.empty(shape, dtype=dtype)
-        self.read_into(self.places[row].tolist(), as_bytes(tensor))
+        self.read_into(row, self.places[row].tolist(), as_bytes(tensor))
         return tensor
 
-    def read_into(self, place: Sequence[int], buffer: memoryview) -> None:
-        """Fill a buffer with the bytes at a place, one of :attr:`places`.
+    def read_into(self, row: int, place: Sequence[int], buffer: memoryview) -> None:
+        """Fill a buffer with the bytes of a row.
+
+        Args:
+            row: its number.
+            place: its row of :attr:`places`.
+            buffer: of the size of its tensor, or smaller: then it gets the tensor's beginning.
 
         Raises:
-            UserError: the shard is gone or shorter than the index says.
+            UserError: it is damaged or gone; names the clip, the shard and what to do.
         """
-        self._files.read_into(self.shards[place[0]], place[1], buffer)
+        try:
+            self._files.read_into(self.shards[place[0]], place[1], buffer)
+            if not self._is_checked[row]:
+                self._check(row, place, buffer)
+        except ShardError as error:
+            root, shard = self._files.root, self.shards[place[0]]
+            raise UserError(
+                f"{name_at(root, shard, place[1])} is damaged in {root / shard}: {error}. Run `vidlit encode --repair` "
+                "with the same configuration: it encodes again what is damaged or gone, and nothing else."
+            ) from error
+
+    def _check(self, row: int, place: Sequence[int], buffer: memoryview) -> None:
+        shape, dtype = self.layouts[place[2]]
+        size = math.prod(shape) * dtype.itemsize
+        if len(buffer) < size:
+            buffer = memoryview(bytearray(size))
+            self._files.read_into(self.shards[place[0]], place[1], buffer)
+        if zlib.crc32(buffer) != place[3]:
+            raise ShardError(CHANGED)
+        self._is_checked[row] = 1
 
 
 class ShardFiles:
@@ -114,24 +157,45 @@ class ShardFiles:
         return {"root": self.root, "_open": {}}
 
     def read_into(self, shard: str, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer from a byte offset."""
+        """Fill a buffer from a byte offset.
+
+        Raises:
+            ShardError: the shard is gone or too short, or no shard of this store.
+            UserError: the system refuses to read it.
+        """
         try:
-            descriptor = self._open.get(shard)
-            if descriptor is None:
-                descriptor = self._descriptor(shard)
+            self._read_into(shard, offset, buffer)
+        except OSError:
+            try:
+                retry_io(partial(self._read_into, shard, offset, buffer), f"reading {self.root / shard}")
+            except OSError as error:
+                raise UserError(f"cannot read {self.root / shard}: {error.strerror}") from error
+
+    def _read_into(self, shard: str, offset: int, buffer: memoryview) -> None:
+        descriptor = self._open.get(shard)
+        if descriptor is None:
+            descriptor = self._descriptor(shard)
+        try:
             done = read_at(descriptor, buffer, offset)
             while done < len(buffer):  # a signal came, or the file ends here
                 count = read_at(descriptor, buffer[done:], offset + done)
                 if not count:
-                    raise UserError(f"{self.root / shard} ends before the index says: it was truncated")
+                    raise ShardError(TRUNCATED)
                 done += count
-        except OSError as error:
-            raise UserError(f"cannot read {self.root / shard}: {error.strerror}") from error
+        except OSError:  # a network file system that comes back wants the file opened anew
+            os.close(self._open.pop(shard))
+            raise
 
     def _descriptor(self, shard: str) -> int:
+        if not is_shard_name(shard):
+            raise ShardError("the index names a file that is no shard of this store")
+        try:
+            descriptor = open_regular(inside(self.root, shard))
+        except FileNotFoundError as error:
+            raise ShardError(GONE) from error
         if len(self._open) >= self.limit:
             os.close(self._open.pop(next(iter(self._open))))  # opened first
-        descriptor = self._open[shard] = os.open(self.root / shard, os.O_RDONLY | _BINARY)
+        self._open[shard] = descriptor
         return descriptor
 
     def __del__(self) -> None:
@@ -156,28 +220,21 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 
 def parse_layout(text: str) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of a layout."""
-    dtype, shape = text.split(" ")
-    return tuple(int(size) for size in shape.split("x") if size), getattr(torch, dtype)
+    """Shape and dtype of a layout.
+
+    Raises:
+        ValueError: it is none.
+    """
+    dtype, _, shape = text.partition(" ")
+    if dtype not in _DTYPES or not _SHAPE.fullmatch(shape):
+        raise ValueError(f"{text[:80]!r} is no dtype and shape")
+    return tuple(int(size) for size in shape.split("x") if size), _DTYPES[dtype]
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that is whole, synced and under its name when this returns, or not there at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+def layout_bytes(text: str) -> int:
+    """Bytes of a tensor of this layout, at most 2**62; -1 for what is no layout."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if not hasattr(os, "O_DIRECTORY"):  # Windows, where folders cannot be opened
-        return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut before the index names the file
-    finally:
-        os.close(folder)
+        shape, dtype = parse_layout(text)
+    except ValueError:
+        return -1
+    return min(math.prod(shape) * dtype.itemsize, 2**62)

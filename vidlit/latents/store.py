@@ -1,5 +1,6 @@
 """A folder of encoded clips and captions: safetensors shards and one parquet index.
 
+    vidlit_store.json        marks the folder as a store
     index.parquet            one row per tensor: key, ingredients, shard, byte offset, shape, dtype, checksum
     index/<time>-<id>.parquet  rows not yet merged into it
     shards/<bucket>-<time>-<id>.safetensors
@@ -8,48 +9,51 @@
 Each file is written under another name, synced and renamed. A shard counts once the part of the index that
 names it is there, so a process may die at any instant: what it leaves is a whole store, or a whole store and
 an orphan that nobody reads. Any number of processes may write at once, because none writes another's files.
+An item whose shard is gone or too short does not count as stored: it is encoded again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vidlit.errors import UserError
-from vidlit.latents.recipe import INGREDIENTS, LatentRecipe, PromptRecipe, Recipe, RecipeT
-from vidlit.latents.shards import (
-    ShardFiles,
-    TensorTable,
-    as_bytes,
-    checksum,
-    parse_layout,
-    write_atomically,
-    write_shard,
+from vidlit.latents.damage import Damage, find_damage
+from vidlit.latents.encoding import QuarantinedClip
+from vidlit.latents.index import (
+    MERGED,
+    SCHEMA,
+    DamagedIndexError,
+    has_index,
+    part_names,
+    read_all,
+    read_index,
+    write_index,
+)
+from vidlit.latents.recipe import LatentRecipe, PromptRecipe, Recipe, RecipeT
+from vidlit.latents.shards import TensorTable, layout_bytes, write_shard
+from vidlit.latents.store_folder import (
+    encoding_lock,
+    foreign_names,
+    is_marked,
+    mark,
+    own_files,
+    shard_size,
+    unique_name,
 )
 
-VERSION = b"1"
-_SCHEMA = pa.schema(
-    [("kind", pa.string()), ("key", pa.string()), ("clip_id", pa.string()), ("video", pa.string())]
-    + [("group", pa.string())]
-    + [(name, pa.float64() if kind is float else pa.string()) for name, kind in INGREDIENTS.items()]
-    + [("tensor", pa.string()), ("shard", pa.string()), ("offset", pa.int64()), ("layout", pa.string())]
-    + [("checksum", pa.uint32()), ("reason", pa.string())],
-    metadata={b"vidlit_store": VERSION},
-)
 _ORPHAN_SECONDS = 3600.0  # a shard without a row is being written, or its writer is dead
 
 
@@ -64,6 +68,9 @@ class Item:
         video: name of its video, for people.
         group: videos that must stay on one side of a split.
         reason: why there are no tensors: the item is quarantined.
+        transient: the reason is one of time, memory or the system, and may be gone at the next try.
+        num_cut_tokens: tokens of a caption that the text encoder does not read; ``None`` where that is not known.
+        kept_tokens: what names the tokens of a caption that it does read.
     """
 
     recipe: Recipe
@@ -72,22 +79,14 @@ class Item:
     video: str = ""
     group: str = ""
     reason: str = ""
+    transient: bool = False
+    num_cut_tokens: int | None = None
+    kept_tokens: str = ""
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
-
-
-class Damage(NamedTuple):
-    """A stored tensor whose bytes are not what was written."""
-
-    kind: str
-    name: str
-    """Clip or caption."""
-    shard: str
-    problem: str
-    key: str
 
 
 class LatentStore:
@@ -100,13 +99,62 @@ class LatentStore:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
 
+    # -- the folder ----------------------------------------------------------------------------------------
+
+    def check_folder(self) -> None:
+        """Refuse a folder that holds other things and is no store.
+
+        Raises:
+            UserError: it is none, or one of another version.
+        """
+        try:
+            if is_marked(self.root):
+                return
+            foreign = foreign_names(self.root)
+        except OSError as error:
+            raise UserError(f"cannot use {self.root} as the latent store: {error.strerror}") from error
+        if foreign and not has_index(self.root):
+            raise UserError(
+                f"{self.root} is no latent store, and it holds other things ({', '.join(foreign)}): set data.store to "
+                "a new or empty folder."
+            )
+
+    @contextlib.contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Mark the folder as a store, clean it, and keep others from encoding into it meanwhile.
+
+        Raises:
+            UserError: it holds other things, or cannot be written to.
+        """
+        with contextlib.ExitStack() as held:
+            with self._writing():
+                self._claim()
+                held.enter_context(encoding_lock(self.root))
+                self.clean()
+            yield
+
+    def _claim(self) -> None:
+        self.check_folder()
+        if not is_marked(self.root):
+            mark(self.root)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the latent store {self.root}: {error.strerror or error}. What it held before is "
+                "intact; fix the cause (free space, permissions) and run again: encoding continues from there."
+            ) from error
+
     # -- writing -------------------------------------------------------------------------------------------
 
     def write(self, items: Sequence[Item]) -> None:
         """Store items for good, all or none of them: one shard per kind and bucket, one part of the index.
 
         Raises:
-            UserError: the disk is full or refuses; what was stored before stays readable.
+            UserError: the disk is full or refuses, or the folder is no store; what was stored before stays readable.
         """
         if not items:
             return
@@ -115,16 +163,19 @@ class LatentStore:
             if item.tensors:
                 shards.setdefault(_shard_prefix(item.recipe), []).append(item)
         rows = [_row(item) for item in items if not item.tensors]
-        unique = f"{time.time_ns():016x}-{uuid.uuid4().hex[:8]}"
-        try:
-            for prefix, members in shards.items():
-                rows += self._write_shard(f"{prefix}{unique}.safetensors", members)
-            self._write_index(self.root / "index" / f"{unique}.parquet", pa.Table.from_pylist(rows, _SCHEMA))
-        except OSError as error:
-            raise UserError(
-                f"cannot write to the latent store {self.root}: {error.strerror or error}. What it held before is "
-                "intact; fix the cause (free space, permissions) and run again: encoding continues from there."
-            ) from error
+        unique = unique_name()
+        part = self.root / "index" / f"{unique}.parquet"
+        with self._writing():
+            self._claim()
+            try:
+                for prefix, members in shards.items():
+                    rows += self._write_shard(f"{prefix}{unique}.safetensors", members)
+                write_index(part, pa.Table.from_pylist(rows, SCHEMA))
+            except OSError:  # a full disk stays full of what nobody reads; the part goes first, for it names the rest
+                with contextlib.suppress(OSError):
+                    for path in (part, *(self.root / f"{prefix}{unique}.safetensors" for prefix in shards)):
+                        path.unlink(missing_ok=True)
+                raise
 
     def _write_shard(self, name: str, items: list[Item]) -> list[dict[str, Any]]:
         tensors = {f"{item.recipe.key}.{tensor}": value for item in items for tensor, value in item.tensors.items()}
@@ -135,35 +186,57 @@ class LatentStore:
             for tensor in item.tensors
         ]
 
-    def _write_index(self, path: Path, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata(_SCHEMA.metadata), sink, compression="zstd")
-        write_atomically(path, memoryview(sink.getvalue()))
-
     def compact(self) -> None:
         """Merge the parts of the index into one file; nothing to do where another process is at it."""
-        parts = self._parts()
-        if not parts:
-            return
-        with contextlib.suppress(filelock.Timeout), filelock.FileLock(self.root / ".lock", timeout=0):
-            parts = self._parts()
-            table = self._read([*self._merged(), *parts], _SCHEMA.names, None)
-            self._write_index(self.root / "index.parquet", table)
+        if part_names(self.root):
+            with self._writing(), contextlib.suppress(filelock.Timeout):
+                self._merge(wait=False)
+
+    def repair(self) -> list[Damage]:
+        """Forget all that is damaged or gone, so that it counts as not stored and is encoded again.
+
+        Returns:
+            What was forgotten.
+
+        Raises:
+            UserError: the disk is full or refuses.
+        """
+        damaged = []
+        with self._writing():
+            for name in [MERGED, *part_names(self.root)]:
+                try:
+                    read_index(self.root, [name], SCHEMA.names)
+                except DamagedIndexError as error:
+                    error.path.unlink()
+                    damaged.append(Damage("index", name, name, "it could not be read", ""))
+            found = list(self.verify())
+            if found:
+                self._merge(wait=True, without={(damage.key, damage.shard) for damage in found})
+        return damaged + found
+
+    def _merge(self, wait: bool, without: Collection[tuple[str, str]] = ()) -> None:
+        with filelock.FileLock(self.root / ".lock", timeout=-1 if wait else 0):
+            parts = part_names(self.root)
+            table = read_index(self.root, [MERGED, *parts], SCHEMA.names)
+            keep = _latest_quarantines(table)
+            if without:
+                pairs = zip(table["key"].to_pylist(), table["shard"].to_pylist(), strict=True)
+                keep &= np.fromiter((pair not in without for pair in pairs), bool, len(table))
+            write_index(self.root / MERGED, table.filter(pa.array(keep)))
             for part in parts:
-                part.unlink(missing_ok=True)
+                (self.root / part).unlink(missing_ok=True)
 
     def clean(self, older_than_seconds: float = _ORPHAN_SECONDS) -> list[Path]:
-        """Delete what dead writers left behind: unfinished files, and shards that no row names."""
-        limit = time.time() - older_than_seconds
+        """Delete what dead writers left behind: unfinished files, and shards that no row names.
+
+        Only files whose names a store gives, in the folders where it puts them, are ever deleted.
+        """
         # Shards are listed before the index is read: one that is committed in between is then named by it.
-        files = [path for pattern in ("shards/*", "prompts/*", "**/*.tmp") for path in self.root.glob(pattern)]
-        named = set(pc.unique(self.rows(["shard"])["shard"]).to_pylist())
-        gone = []
-        for path in dict.fromkeys(files):
-            with contextlib.suppress(FileNotFoundError):
-                if path.relative_to(self.root).as_posix() not in named and path.stat().st_mtime < limit:
-                    path.unlink()
-                    gone.append(path)
+        files = own_files(self.root, older_than=time.time() - older_than_seconds)
+        named = set(pc.unique(self.rows(["shard"])["shard"]).to_pylist()) if files else set()
+        gone = [self.root / name for name in files if name not in named]
+        for path in gone:
+            path.unlink(missing_ok=True)
         return gone
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -174,52 +247,58 @@ class LatentStore:
         Raises:
             UserError: the index cannot be read, or was written by a newer version.
         """
-        parts = self._read(self._parts(), columns, kind)
-        # The merged index is read after the parts: a part that vanished meanwhile is in it.
-        return pa.concat_tables([self._read(self._merged(), columns, kind), parts])
+        return read_all(self.root, columns, kind)
 
-    def _parts(self) -> list[Path]:
-        return sorted((self.root / "index").glob("*.parquet"))
+    def stored(self, columns: Sequence[str], kind: str) -> pa.Table:
+        """Rows of items all of whose bytes are where the index says, as far as the sizes of shards tell.
 
-    def _merged(self) -> list[Path]:
-        path = self.root / "index.parquet"
-        return [path] if path.exists() else []
+        Args:
+            columns: names of columns of the index.
+            kind: ``latent`` or ``prompt``.
 
-    def _read(self, paths: Iterable[Path], columns: Sequence[str], kind: str | None) -> pa.Table:
-        tables = []
-        for path in paths:
-            try:
-                with path.open("rb") as file:
-                    schema = pq.read_schema(file)
-                    if (schema.metadata or {}).get(b"vidlit_store") != VERSION:
-                        raise UserError(f"{path} was written by another version of vidlit: use another store folder")
-                    filters = None if kind is None else [("kind", "=", kind)]
-                    written = [name for name in columns if name in schema.names]
-                    table = pq.read_table(file, columns=written, filters=filters)
-                    for field in (_SCHEMA.field(name) for name in columns if name not in schema.names):
-                        # an ingredient that came later
-                        table = table.append_column(field, pa.nulls(len(table), field.type))
-                    tables.append(table)
-            except FileNotFoundError:
-                continue
-            except pa.ArrowException as error:
-                raise UserError(
-                    f"{path} is damaged ({error}). Delete it: what it named is encoded again on the next run."
-                ) from error
-        empty = pa.schema([_SCHEMA.field(name) for name in columns]).empty_table()
-        return pa.concat_tables([empty, *(table.select(list(columns)) for table in tables)])
+        Raises:
+            UserError: the index or a shard cannot be read.
+        """
+        table = self.rows(list(dict.fromkeys([*columns, "key", "shard", "offset", "layout", "checksum"])), kind)
+        is_there = self._is_there(table)
+        if not is_there.all():
+            gone = table.filter(pa.array(~is_there))
+            pairs = set(zip(gone["key"].to_pylist(), gone["shard"].to_pylist(), strict=True))
+            every = zip(table["key"].to_pylist(), table["shard"].to_pylist(), strict=True)
+            table = table.filter(pa.array([pair not in pairs for pair in every], pa.bool_()))
+        return table.select(list(columns))
+
+    def _is_there(self, table: pa.Table) -> NDArray[np.bool_]:
+        names, layouts = (table[column].fill_null("") for column in ("shard", "layout"))
+        shard_codes, shards = _encode(names)
+        layout_codes, texts = _encode(layouts)
+        sizes = np.array([-1 if (size := shard_size(self.root, name)) is None else size for name in shards], np.int64)
+        lengths = np.array([layout_bytes(text) for text in texts], np.int64)
+        offsets = table["offset"].fill_null(-1).to_numpy()
+        size, length = sizes[shard_codes], lengths[layout_codes]
+        known = pc.and_(pc.is_valid(table["key"]), pc.is_valid(table["checksum"])).to_numpy()
+        is_there: NDArray[np.bool_] = known & (size >= 0) & (length >= 0) & (offsets >= 0) & (offsets <= size - length)
+        return is_there
 
     def keys(self, kind: str) -> set[str]:
         """Keys of all items of a kind: ``latent``, ``prompt``, or ``quarantined`` for what has a reason instead."""
-        rows = self.quarantined() if kind == "quarantined" else self.rows(["key"], kind)
-        return set(rows["key"].to_pylist())
+        return set(self.quarantined() if kind == "quarantined" else self.stored(["key"], kind)["key"].to_pylist())
 
-    def quarantined(self) -> pa.Table:
-        """Clips that could not be encoded, then or since: key, clip_id, video, reason."""
-        rows = self.rows(["key", "clip_id", "video", "reason"], "quarantined")
-        if not len(rows):
-            return rows
-        return rows.filter(pc.invert(pc.is_in(rows["key"], value_set=self.rows(["key"], "latent")["key"])))
+    def quarantined(self) -> dict[str, QuarantinedClip]:
+        """Clips that could not be encoded, then or since, by key, as their last try ended."""
+        rows = self.rows(["key", "clip_id", "video", "reason", "transient"], "quarantined").to_pylist()
+        found = {row.pop("key"): QuarantinedClip(**row | {"transient": bool(row["transient"])}) for row in rows}
+        if found:
+            for key in found.keys() & self.keys("latent"):
+                del found[key]
+        return found
+
+    def read_tokens(self) -> dict[str, tuple[int, str]]:
+        """How much the text encoder reads of captions, by key: tokens that it does not, and what names the others."""
+        rows = self.rows(["key", "num_cut_tokens", "kept_tokens"], "prompt")
+        rows = rows.filter(pc.is_valid(rows["num_cut_tokens"]))
+        keys, num_cut, kept = (rows[name].to_pylist() for name in rows.column_names)
+        return {key: (number, name or "") for key, number, name in zip(keys, num_cut, kept, strict=True)}
 
     def locate(self, kind: str, tensor: str, keys: Sequence[str] | pa.Array) -> TensorTable:
         """Find one tensor of many items.
@@ -227,7 +306,7 @@ class LatentStore:
         Raises:
             KeyError: with the positions of the keys that are not stored, as an array.
         """
-        table = self.rows(["key", "tensor", "shard", "offset", "layout"], kind)
+        table = self.stored(["key", "tensor", "shard", "offset", "layout", "checksum"], kind)
         table = table.filter(pc.equal(table["tensor"], tensor))
         keys = keys if isinstance(keys, pa.Array) else pa.array(keys, pa.string())
         rows = pc.index_in(keys, value_set=table["key"])  # the first of several
@@ -235,7 +314,8 @@ class LatentStore:
             raise KeyError(np.flatnonzero(rows.is_null().to_numpy(zero_copy_only=False)))
         shard_codes, shards = _encode(table["shard"].take(rows))
         layout_codes, layouts = _encode(table["layout"].take(rows))
-        places = np.stack([shard_codes, table["offset"].take(rows).to_numpy(), layout_codes], axis=1, dtype=np.int64)
+        numbers = [table[column].take(rows).to_numpy() for column in ("offset", "checksum")]
+        places = np.stack([shard_codes, numbers[0], layout_codes, numbers[1]], axis=1, dtype=np.int64)
         return TensorTable(self.root, shards, layouts, places)
 
     def require(self, wanted: Sequence[Recipe]) -> None:
@@ -259,15 +339,17 @@ class LatentStore:
         stored: dict[str, list[dict[str, Any]]] = {}
         for row in self.rows([*recipe.words], recipe.kind).to_pylist():
             stored.setdefault(row[subject], []).append(row)
-        refused = {row["key"]: row["reason"] for row in self.quarantined().to_pylist()}
+        refused = self.quarantined()
         reasons: Counter[str] = Counter()
         for recipe in missing:
-            differences = [recipe.differences(row) for row in stored.get(getattr(recipe, subject), [])]
+            differences: list[list[str]] = [recipe.differences(row) for row in stored.get(getattr(recipe, subject), [])]
             if recipe.key in refused:
-                reason = f"could not be encoded: {refused[recipe.key]}"
+                reason = f"could not be encoded: {refused[recipe.key].reason}"
+            elif not differences:
+                reason = f"nothing stored of this {subject}"
             else:
-                nearest = min(differences, key=len, default=[])
-                reason = "; ".join(nearest) or f"nothing stored of this {subject}"
+                nearest = min(differences, key=len)
+                reason = "; ".join(nearest) or "its shard is damaged or gone"
             reasons[reason] += 1
         what = "clips" if isinstance(recipe, LatentRecipe) else "captions"
         lines = [f"  {count} of them: {reason}" for reason, count in reasons.most_common(8)]
@@ -279,20 +361,7 @@ class LatentStore:
 
     def verify(self) -> Iterator[Damage]:
         """Compare every stored tensor with the checksum taken when it was written."""
-        columns = ["kind", "key", "clip_id", "caption", "shard", "offset", "layout", "checksum"]
-        table = self.rows(columns)
-        table = table.filter(pc.is_valid(table["shard"])).sort_by([("shard", "ascending"), ("offset", "ascending")])
-        files = ShardFiles(self.root)
-        for row in (row for batch in table.to_batches(max_chunksize=4096) for row in batch.to_pylist()):
-            try:
-                shape, dtype = parse_layout(row["layout"])
-                tensor = torch.empty(shape, dtype=dtype)
-                files.read_into(row["shard"], row["offset"], as_bytes(tensor))
-                problem = "" if checksum(tensor) == row["checksum"] else "its bytes changed since it was written"
-            except UserError as error:
-                problem = str(error)
-            if problem:
-                yield Damage(row["kind"], row["clip_id"] or row["caption"], row["shard"], problem, row["key"])
+        return find_damage(self.root)
 
 
 def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
@@ -300,6 +369,16 @@ def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     return array.indices.to_numpy(), array.dictionary.to_pylist()
+
+
+def _latest_quarantines(table: pa.Table) -> NDArray[np.bool_]:
+    """All rows but quarantines that a later try of the same clip replaced."""
+    rows = np.flatnonzero(pc.equal(table["kind"], "quarantined").fill_null(False).to_numpy())
+    last = dict(zip(table["key"].take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
+    keep = np.ones(len(table), bool)
+    keep[rows] = False
+    keep[list(last.values())] = True
+    return keep
 
 
 def _shard_prefix(recipe: Recipe) -> str:
@@ -314,5 +393,8 @@ def _row(item: Item) -> dict[str, Any]:
         "video": item.video,
         "group": item.group,
         "reason": item.reason or None,
+        "transient": item.transient or None,
+        "num_cut_tokens": item.num_cut_tokens,
+        "kept_tokens": item.kept_tokens or None,
         **item.recipe.ingredients,
     }

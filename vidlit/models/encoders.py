@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +45,15 @@ class VideoEncoder:
         return encoded
 
 
+class ReadTokens(NamedTuple):
+    """How much of a caption a text encoder reads."""
+
+    num_cut: int
+    """Tokens beyond its limit."""
+    kept: str
+    """Names the tokens that it reads: captions that are the same once cut have the same."""
+
+
 class PromptEncoder(ABC):
     """Captions to what the transformer reads."""
 
@@ -54,6 +64,26 @@ class PromptEncoder(ABC):
         L counts what the transformer reads: all of a prompt's fixed length where padding is part of it, the caption's
         tokens where it is masked or zeroed.
         """
+
+    def read_tokens(self, captions: list[str]) -> list[ReadTokens]:
+        """How much of each caption is read; all of it, where a family does not say otherwise."""
+        return [ReadTokens(0, "") for _ in captions]
+
+
+def count_tokens(tokenizer: Any, texts: list[str], max_tokens: int) -> list[ReadTokens]:
+    """How much of each text is left once it is cut at a number of tokens.
+
+    Args:
+        tokenizer: of transformers.
+        texts: as they are given to it.
+        max_tokens: that it keeps, with those that it adds.
+    """
+    whole = tokenizer(texts, verbose=False).input_ids
+    kept = tokenizer(texts, truncation=True, max_length=max_tokens).input_ids
+    return [
+        ReadTokens(len(all_ids) - len(ids), hashlib.blake2b(repr(ids).encode(), digest_size=16).hexdigest())
+        for all_ids, ids in zip(whole, kept, strict=True)
+    ]
 
 
 class T5PromptEncoder(PromptEncoder):
@@ -112,6 +142,10 @@ class T5PromptEncoder(PromptEncoder):
             lengths = [self.max_tokens] * len(captions)
         return [{"prompt_embeds": row[:length].float().cpu()} for row, length in zip(hidden, lengths, strict=True)]
 
+    def read_tokens(self, captions: list[str]) -> list[ReadTokens]:
+        """See :meth:`PromptEncoder.read_tokens`."""
+        return count_tokens(self.tokenizer, [self.clean(caption) for caption in captions], self.max_tokens)
+
 
 class BaseEncoders:
     """VAE and text encoder of a base, each loaded when first needed.
@@ -151,3 +185,7 @@ class BaseEncoders:
     def encode_captions(self, captions: list[str]) -> list[dict[str, Tensor]]:
         """For each caption its named tensors, float32 on the CPU."""
         return self._prompt_encoder(captions)
+
+    def read_tokens(self, captions: list[str]) -> list[ReadTokens]:
+        """How much of each caption the text encoder reads."""
+        return self._prompt_encoder.read_tokens(captions)

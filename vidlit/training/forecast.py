@@ -46,6 +46,8 @@ class RunPlan:
     layout: str
     videos: int
     clips: int
+    counts: dict[str, dict[str, int]]
+    """Rows and clips that are used, dropped, quarantined; see :class:`vidlit.data.usage.Usage`."""
     buckets: list[BucketPlan]
     quarantined: list[dict[str, Any]]
     dropped: list[dict[str, Any]]
@@ -115,7 +117,11 @@ def make_plan(
         videos=len({clip.source.group for clip in folder.clips}),
         clips=len(folder.clips),
         buckets=_buckets(data, num_replicas),
-        quarantined=[asdict(bad) for bad in folder.quarantined],
+        counts=data.usage.counts(),
+        quarantined=[
+            *(asdict(bad) for bad in folder.quarantined),
+            *({"video": clip.clip_id, "reason": clip.words} for clip in data.usage.quarantined_clips),
+        ],
         dropped=[asdict(bad) for bad in folder.dropped],
         shortened=[asdict(short) for short in folder.shortened],
         near_duplicates=[asdict(pair) for pair in folder.near_duplicates],

@@ -142,7 +142,8 @@ def plan_clips(
         require_scene_detection()
     inspected = inspect_files(files, wanted, cache, reader, on_progress)
     quarantined = list(sources.quarantined)
-    quarantined += [Rejected(video, result) for video, result in inspected.items() if isinstance(result, str)]
+    results = [(source.video, inspected[source.video]) for source in sources.videos]
+    quarantined += [Rejected(video, result) for video, result in results if isinstance(result, str)]  # one a row
     known = {video: result for video, result in inspected.items() if not isinstance(result, str)}
     rows = [source for source in sources.videos if source.video in known]
     groups, tied = _tie(rows, known, tie_near_duplicates)
@@ -342,12 +343,16 @@ def _why_no_bucket(info: VideoInfo, scenes: Sequence[int], buckets: Sequence[Buc
 
 
 def _distinct(clips: Iterable[Clip]) -> tuple[list[Clip], list[Rejected]]:
-    """Clips in the order they are best read in; several captions of one span get names of their own."""
+    """Clips in the order they are best read in; several captions of one span get names of their own.
+
+    Rows of which no clip is left are rejected; one that repeats a part of another goes on with the rest.
+    """
     spans: dict[str, dict[str, Clip]] = defaultdict(dict)
-    repeated = []
+    repeated: dict[int, Rejected] = {}
     for clip in clips:
         if clip.source.caption in spans[clip.clip_id]:
-            repeated.append(Rejected(clip.source.video, f"another row gives the same clip {clip.clip_id}"))
+            reason = f"another row gives the same clip {clip.clip_id}"
+            repeated.setdefault(id(clip.source), Rejected(clip.source.video, reason))
         else:
             spans[clip.clip_id][clip.source.caption] = clip
     distinct = []
@@ -355,4 +360,6 @@ def _distinct(clips: Iterable[Clip]) -> tuple[list[Clip], list[Rejected]]:
         for caption, clip in captions.items():
             mark = f"#{hashlib.sha256(caption.encode()).hexdigest()[:8]}" if len(captions) > 1 else ""
             distinct.append(replace(clip, clip_id=clip_id + mark))
-    return sorted(distinct, key=lambda clip: (clip.source.video, clip.start, clip.clip_id)), repeated
+    used = {id(clip.source) for clip in distinct}
+    rejected = [row for source, row in repeated.items() if source not in used]
+    return sorted(distinct, key=lambda clip: (clip.source.video, clip.start, clip.clip_id)), rejected

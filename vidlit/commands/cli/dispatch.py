@@ -19,7 +19,7 @@ from vidlit.latents.quiet_lightning import VERBOSE_VARIABLE
 SWITCHES = ("--debug", "-v", "--verbose")
 HELP_ALL = "--help-all"
 HELP = {"-h", "--help", HELP_ALL}
-FLAGS = ("--json", "--verify", "--refit", "--overwrite", "--retry_quarantined")
+FLAGS = ("--json", "--verify", "--repair", "--refit", "--overwrite", "--retry_quarantined")
 
 
 def dispatch(words: list[str]) -> int:
@@ -34,7 +34,8 @@ def dispatch(words: list[str]) -> int:
     debug = "--debug" in words
     verbose = "-v" in words or "--verbose" in words
     # jsonargparse wants a value for a bool; people type flags.
-    words = [f"{word}=true" if word in FLAGS else word for word in words if word not in SWITCHES]
+    words = [word.replace("--retry-quarantined", "--retry_quarantined") for word in words if word not in SWITCHES]
+    words = [f"{word}=true" if word in FLAGS else word for word in words]
     if verbose:
         os.environ[VERBOSE_VARIABLE] = "1"
     try:

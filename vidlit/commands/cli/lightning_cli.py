@@ -331,7 +331,7 @@ class VidlitCLI(LightningCLI):
         if trainer.is_global_zero:
             print(report)
             if self.subcommand != "fit":  # whose table says it
-                print(_used(self.datamodule))
+                print("\n".join([_used(self.datamodule), *self.datamodule.usage.lines()]))
 
     def after_fit(self) -> None:
         """Say how it ended, and make the page that shows it."""
@@ -389,6 +389,4 @@ def _used(data: LatentDataModule) -> str:
         for what, clips in sides.items()
         if clips
     ]
-    left_out = {"dropped": len(data.plan.dropped), "quarantined": len(data.plan.quarantined)}
-    parts += [f"{count} videos {what} (`vidlit plan` says why)" for what, count in left_out.items() if count]
     return ", ".join(parts)

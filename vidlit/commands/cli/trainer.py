@@ -13,6 +13,8 @@ from vidlit.latents.store import LatentStore
 from vidlit.runs.checkpoint_files import save_sharded, shards_weights
 from vidlit.training.module import VideoDiffusionModule
 
+_LISTED = 20  # damaged tensors that --verify names; the rest are counted
+
 
 class VidlitTrainer(Trainer):
     """Lightning's Trainer that also fills the store, and whose checkpoints are never half written."""
@@ -33,6 +35,7 @@ class VidlitTrainer(Trainer):
         datamodule: LatentDataModule,
         verify: bool = False,
         retry_quarantined: bool = False,
+        repair: bool = False,
     ) -> None:
         """Fill the latent store with what it lacks.
 
@@ -40,7 +43,8 @@ class VidlitTrainer(Trainer):
             model: not used.
             datamodule: the folder and the store.
             verify: encode nothing; read everything stored and compare it with its checksum.
-            retry_quarantined: try clips again that could not be encoded before.
+            retry_quarantined: try clips again that could not be encoded before, whatever the reason.
+            repair: compare everything stored with its checksum, and encode again what is damaged or gone.
 
         Raises:
             UserError: something stored is damaged.
@@ -49,7 +53,10 @@ class VidlitTrainer(Trainer):
             _verify(datamodule.store)
             return
         options = {"accelerator": self.accelerator_name, "devices": self.num_devices, "num_nodes": self.num_nodes}
-        print(datamodule.encode(retry_quarantined, **options))
+        report = datamodule.encode(retry_quarantined, repair, **options)
+        if self.is_global_zero:
+            print(report)
+            print("\n".join(datamodule.usage.lines()))
 
     @property
     def accelerator_name(self) -> str:
@@ -58,11 +65,15 @@ class VidlitTrainer(Trainer):
 
 
 def _verify(store: LatentStore) -> None:
-    damaged = list(store.verify())
-    for damage in damaged:
-        print(f"{damage.kind} {damage.name} ({damage.shard}): {damage.problem}")
+    damaged = 0
+    for damaged, damage in enumerate(store.verify(), 1):
+        if damaged <= _LISTED:
+            print(f"{damage.kind} {damage.name[:200]} ({damage.shard[:200]}): {damage.problem}")
+    if damaged > _LISTED:
+        print(f"... {damaged - _LISTED} more")
     if damaged:
         raise UserError(
-            f"{len(damaged)} items of {store.root} are damaged: delete the files named above, then encode again."
+            f"{damaged} tensors of {store.root} are damaged or gone. Run `vidlit encode --repair` with the same "
+            "configuration: it encodes them again, and nothing else."
         )
     print(f"{store.root}: all checksums match.")

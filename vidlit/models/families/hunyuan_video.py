@@ -13,7 +13,7 @@ from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.errors import UserError
 from vidlit.models.base_folder import read_config
 from vidlit.models.comfyui import Layers
-from vidlit.models.encoders import PromptEncoder
+from vidlit.models.encoders import PromptEncoder, ReadTokens, count_tokens
 from vidlit.models.family import Family
 
 if TYPE_CHECKING:
@@ -161,3 +161,8 @@ class HunyuanPromptEncoder(PromptEncoder):
             }
             for row, length, vector in zip(hidden, lengths, pooled, strict=True)
         ]
+
+    def read_tokens(self, captions: list[str]) -> list[ReadTokens]:
+        """What the language model reads. CLIP, which sums a caption up in one vector, reads its first 77 tokens."""
+        texts = [self.template.format(caption) for caption in captions]
+        return count_tokens(self.tokenizer, texts, MAX_PROMPT_TOKENS + self.template_tokens)
