@@ -98,19 +98,8 @@ def belongs(name):
 
 
 PIECES = st.sampled_from(
-    [
-        "shards/",
-        "prompts/",
-        "index/",
-        "deep/",
-        "5x16x24-",
-        "0123456789abcdef-01234567",
-        "0123456789abcdef",
-        "-",
-        ".",
-        "x",
-    ]
-    + [".safetensors", ".parquet", ".tmp", ".01234567.tmp", "index.parquet", "vidlit_store.json", "mine", "A", "٣"]
+    "shards/ prompts/ index/ deep/ 5x16x24- 0123456789abcdef-01234567 0123456789abcdef - . x .safetensors .parquet .tmp "
+    ".01234567.tmp index.parquet vidlit_store.json mine A ٣".split()
 )
 
 
@@ -129,8 +118,14 @@ def test_only_own_names_are_ever_deleted(tmp_path_factory, pieces):
 
 @pytest.mark.parametrize(
     "name",
-    ["shards/5x16x24-{}.safetensors", "prompts/{}.safetensors", "prompts/.{}.safetensors.01234567.tmp"]
-    + ["index/.{}.parquet.01234567.tmp", ".index.parquet.01234567.tmp", ".vidlit_store.json.01234567.tmp"],
+    [
+        "shards/5x16x24-{}.safetensors",
+        "prompts/{}.safetensors",
+        "prompts/.{}.safetensors.01234567.tmp",
+        "index/.{}.parquet.01234567.tmp",
+        ".index.parquet.01234567.tmp",
+        ".vidlit_store.json.01234567.tmp",
+    ],
 )
 def test_what_a_dead_process_leaves_is_deleted(tmp_path, name):
     """The property above would hold, too, where nothing is."""

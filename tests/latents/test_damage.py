@@ -1,0 +1,128 @@
+"""Bytes that are not what was written: noticed when they are first read, named, mended by the command that is named."""
+
+import os
+import re
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tests.data.stand_ins import IDENTITY, make_clips
+from tests.latents.test_encode_missing import never, run
+from vidlit.data.timed_loader import TimedLoader
+from vidlit.diffusion.batch import as_is
+from vidlit.errors import UserError
+from vidlit.latents.dataset import LatentDataset
+from vidlit.latents.encoding import Encoding
+from vidlit.latents.store import LatentStore
+
+SMALL_SHARDS = Encoding(num_workers=0, shard_bytes=1)
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A store with a shard for each clip."""
+    store, clips = LatentStore(tmp_path / "store"), make_clips(4)
+    run(clips, store, encoding=SMALL_SHARDS)
+    return store, clips
+
+
+def shard_of(store, clip):
+    rows = store.rows(["clip_id", "shard"]).to_pylist()
+    return store.root / next(row["shard"] for row in rows if row["clip_id"] == clip.clip_id)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE = {"flipped": flip, "truncated": lambda path: os.truncate(path, path.stat().st_size - 1), "gone": os.unlink}
+
+
+def contents(store):
+    return {path: path.read_bytes() for name in ("shards", "prompts") for path in (store.root / name).iterdir()}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_repair_encodes_what_is_damaged_and_nothing_else(filled, damage):
+    store, clips = filled
+    expected = [sample.latents for sample in LatentDataset.from_clips(store, clips, IDENTITY)]
+    broken = shard_of(store, clips[1])
+    DAMAGE[damage](broken)
+    others = {path: data for path, data in contents(store).items() if path != broken}
+    report = run(clips, store, repair=True)
+    assert (report.encoded, report.captions, report.stored) == (1, 0, 3)
+    assert report.damaged >= 1
+    assert others.items() <= contents(store).items()
+    assert not list(store.verify())
+    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    assert all(torch.equal(dataset[row].latents, latents) for row, latents in enumerate(expected))
+    assert run(clips, store, never, repair=True).damaged == 0
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone"])
+def test_what_is_gone_does_not_count_as_stored(filled, damage):
+    store, clips = filled
+    DAMAGE[damage](shard_of(store, clips[1]))
+    with pytest.raises(UserError, match="1 of them: its shard is damaged or gone"):
+        LatentDataset.from_clips(store, clips, IDENTITY)
+    report = run(clips, store)
+    assert (report.encoded, report.stored) == (1, 3)
+    assert len(LatentDataset.from_clips(store, clips, IDENTITY)) == 4
+
+
+def test_a_damaged_index_is_mended_too(filled):
+    store, clips = filled
+    path = store.root / "index.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="encode --repair"):
+        run(clips, store)
+    assert run(clips, store, repair=True).encoded == 4
+    assert not list(store.verify())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_flipped_bit_is_one_line_that_names_clip_shard_and_command(filled, num_workers):
+    store, clips = filled
+    broken = shard_of(store, clips[2])
+    flip(broken)
+    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    loader = TimedLoader(
+        dataset.batches(), sampler=[[0], [2]], batch_size=None, collate_fn=as_is, num_workers=num_workers
+    )
+    with pytest.raises(UserError) as error:
+        list(loader)
+    said = str(error.value)
+    assert re.fullmatch(
+        rf"{clips[2].clip_id} is damaged in {broken}: its bytes changed since they were written\. "
+        r"Run `vidlit encode --repair` .*",
+        said,
+    )
+
+
+def test_a_damaged_caption_is_named(filled):
+    store, clips = filled
+    flip(next((store.root / "prompts").iterdir()))
+    dataset = LatentDataset.from_clips(store, clips, IDENTITY, prompt_extras=("pooled_projections",))
+    with pytest.raises(UserError, match=r"caption 'caption \d' is damaged"):
+        [dataset[row] for row in range(4)]
+
+
+def test_a_prompt_that_is_cut_for_its_batch_is_checked_whole(filled):
+    store, clips = filled
+    dataset = LatentDataset.from_clips(store, clips[:1], IDENTITY)
+    assert dataset.read_batch([0], prompt_length=3).conditioning.prompt_embeds.shape[1] == 3
+
+
+def test_each_process_compares_a_tensor_once(filled, monkeypatch):
+    store, clips = filled
+    dataset, compared = LatentDataset.from_clips(store, clips, IDENTITY), []
+    check = type(dataset._latents)._check
+    monkeypatch.setattr(
+        type(dataset._latents), "_check", lambda table, row, *rest: compared.append(row) or check(table, row, *rest)
+    )
+    for _ in range(3):
+        list(DataLoader(dataset, batch_size=None))
+    assert len(compared) == 2 * len(clips)  # latents and prompts
