@@ -4,16 +4,29 @@ import functools
 import logging
 import multiprocessing
 import os
+import pathlib
 import random
 import signal
 import time
 import warnings
 from collections import Counter
 
+import filelock
+import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.data.stand_ins import IDENTITY, ColourReader, LoggingEncoders, PoolingEncoders, encode_logged, make_clips
+from tests.data.stand_ins import (
+    IDENTITY,
+    LETTERS,
+    ColourReader,
+    LoggingEncoders,
+    PoolingEncoders,
+    encode_logged,
+    make_clips,
+)
 from vidlit.errors import UserError
 from vidlit.latents import encode_progress as progress
 from vidlit.latents.dataset import LatentDataset
@@ -92,6 +105,122 @@ def test_a_bad_clip_is_quarantined_and_the_rest_goes_on(tmp_path):
     assert run(clips, store, retry_quarantined=True).encoded == 1
     assert store.keys("quarantined") == set()
     assert run(clips, store, never).quarantined == []
+
+
+class StuckReader(ColourReader):
+    """What failed in passing: the system, not the file."""
+
+    error = TimeoutError("took longer than 120 s")
+
+    def read_clip(self, request):
+        if request.path.name in self.bad:
+            raise self.error
+        return super().read_clip(request)
+
+
+class PassingError(UserError):
+    transient = True
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), MemoryError("no room"), PassingError("killed")]
+)
+def test_what_failed_in_passing_is_tried_again_by_the_next_run(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(StuckReader, "error", error)
+    store, clips = LatentStore(tmp_path), make_clips(3)
+    stuck = functools.partial(StuckReader, bad=("00001.mp4",))
+    for _ in range(2):  # tried each time, written down once
+        report = run(clips, store, open_reader=stuck)
+        assert [clip.transient for clip in report.quarantined] == [True]
+        assert "(the next run tries it again)" in str(report)
+    assert len(store.rows(["key"], "quarantined")) == 1
+    report = run(clips, store)
+    assert (report.encoded, report.stored, report.quarantined) == (1, 2, [])
+
+
+def test_the_last_try_says_whether_there_is_another(tmp_path):
+    store, clips = LatentStore(tmp_path), make_clips(2)
+    name = ("00001.mp4",)
+    run(clips, store, open_reader=functools.partial(StuckReader, bad=name))
+    run(clips, store, open_reader=functools.partial(ColourReader, bad=name))
+    assert run(clips, store, never).quarantined[0].reason == "00001.mp4: no frames"
+    run(clips, store, open_reader=functools.partial(StuckReader, bad=name), retry_quarantined=True)
+    assert run(clips, store).encoded == 1
+
+
+def test_a_report_does_not_grow_with_what_failed(tmp_path):
+    clips = make_clips(20)
+    bad = functools.partial(ColourReader, bad=[f"{number:05d}.mp4" for number in range(20)])
+    text = str(run(clips, LatentStore(tmp_path), open_reader=bad))
+    assert text.count("no frames") == 3
+    assert "... 17 more (`vidlit plan` lists all)" in text
+
+
+def with_captions(captions):
+    clips = make_clips(len(captions))
+    return [
+        dataclasses.replace(clip, source=dataclasses.replace(clip.source, caption=caption))
+        for clip, caption in zip(clips, captions, strict=True)
+    ]
+
+
+def test_captions_that_are_cut_are_counted_and_named_now_and_later(tmp_path):
+    store = LatentStore(tmp_path)
+    long = "A" * LETTERS
+    clips = with_captions(["short", f"{long} red", f"{long} blue", f"{long}", f"B{long}"])
+    for load in (PoolingEncoders, never):
+        text = str(run(clips, store, load))
+        assert (
+            "3 of 5 captions are longer than the text encoder reads, and cut off: 00001.mp4@0.000 (4 tokens too many), "
+            "00002.mp4@0.000 (5 tokens too many), 00004.mp4@0.000 (1 tokens too many)" in text
+        )
+        assert "the same once cut: 00001.mp4@0.000 = 00002.mp4@0.000 = 00003.mp4@0.000" in text
+    assert "cut off" not in str(run(clips[:1], store, never))
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.text("ab", max_size=40), min_size=1, max_size=6, unique=True))
+def test_every_caption_is_read_whole_or_counted(tmp_path_factory, captions):
+    report = run(with_captions(captions), LatentStore(tmp_path_factory.mktemp("store")))
+    assert sorted(number for _, number in report.cut.cut) == sorted(
+        len(caption) - LETTERS for caption in captions if len(caption) > LETTERS
+    )
+    groups = Counter(caption[:LETTERS] for caption in captions)
+    of_cut = {caption[:LETTERS] for caption in captions if len(caption) > LETTERS}
+    assert sorted(map(len, report.cut.alike)) == sorted(groups[kept] for kept in of_cut if groups[kept] > 1)
+
+
+def test_a_store_from_before_cuts_were_counted_says_nothing_of_them(tmp_path):
+    store, clips = LatentStore(tmp_path), with_captions(["x" * 40])
+    run(clips, store)
+    path = tmp_path / "index.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["num_cut_tokens", "kept_tokens", "transient"]), path)
+    assert "cut" not in str(run(clips, store, never))
+
+
+def test_a_complete_store_is_used_where_nothing_can_be_written(tmp_path, monkeypatch):
+    store, clips = LatentStore(tmp_path), make_clips(3)
+    run(clips, store, open_reader=functools.partial(ColourReader, bad=("00001.mp4",)))
+
+    def refuse(*args, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("open", "mkdir", "unlink", "replace", "rename", "write_text"):
+        real = getattr(pathlib.Path, name)
+        monkeypatch.setattr(
+            pathlib.Path,
+            name,
+            lambda path, *args, real=real, **options: (refuse if tmp_path in path.parents else real)(
+                path, *args, **options
+            ),
+        )
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    report = run(clips, store, never)
+    assert (report.stored, len(report.quarantined)) == (2, 1)
+    assert len(LatentDataset.from_clips(store, [clips[0], clips[2]], IDENTITY)) == 2
+    with pytest.raises(UserError, match=r"cannot write to the latent store .*: Read-only file system") as error:
+        run(make_clips(4), store)
+    assert "\n" not in str(error.value)
 
 
 def test_a_changed_file_is_tried_again(tmp_path):
@@ -214,7 +343,7 @@ def test_killed_at_random_moments_loses_at_most_a_shard_each_time(tmp_path, serv
     assert not list(store.verify())
 
 
-def test_two_runs_on_one_store_do_not_harm_each_other(tmp_path, server):
+def test_two_runs_on_one_store_encode_each_clip_once(tmp_path, server):
     clips = make_clips(30)
     runs = [
         server.Process(target=encode_logged, args=(tmp_path / "store", tmp_path / f"log-{number}", clips, 0.01, 500))
@@ -225,6 +354,8 @@ def test_two_runs_on_one_store_do_not_harm_each_other(tmp_path, server):
     for process in runs:
         process.join()
     assert [process.exitcode for process in runs] == [0, 0]
+    lines = [line for path in tmp_path.glob("log-*") for line in path.read_text().splitlines()]
+    assert max(Counter(lines).values()) == 1
     store = LatentStore(tmp_path / "store")
     dataset = LatentDataset.from_clips(store, clips, IDENTITY)
     values = [round(float(dataset[row].latents.float().mean() * 127.5 + 127.5)) for row in range(30)]

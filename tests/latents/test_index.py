@@ -1,6 +1,8 @@
 """An index is read without trust: it may come from a stranger, or from a disk that lies."""
 
 import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,9 +67,7 @@ CHANGES = st.one_of(
     st.fixed_dictionaries(
         {
             "layout": st.none()
-            | st.sampled_from(
-                ["load 1", "bfloat16 -1x3", f"bfloat16 {10**9}x{10**9}", "uint8 ", "float32 4x2", "x" * 99]
-            )
+            | st.sampled_from(["load 1", "bfloat16 -1x3", f"bfloat16 {10**9}x{10**9}", "uint8 ", "float32 4", "x" * 99])
             | st.text(max_size=20).filter(str.isprintable)
         }
     ),
@@ -143,6 +143,25 @@ def test_a_flipped_byte_of_the_index_is_noticed(tmp_path, place):
         tensor is None or torch.equal(tensor, item.tensors["latents"])
         for tensor, item in zip(found, ITEMS, strict=True)
     )
+
+
+READING = """
+import os, sys
+from pathlib import Path
+from vidlit.latents.index import read_all
+before = os.listdir("/proc/self/task")
+assert len(read_all(Path(sys.argv[1]), ["key"], "latent")) == 4
+sys.exit(os.listdir("/proc/self/task") != before)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted as Linux shows them")
+def test_reading_an_index_leaves_no_thread_for_the_end_of_the_process(tmp_path):
+    """One that holds a Python file then ends the process: "terminate called without an active exception", exit 134."""
+    store = LatentStore(tmp_path)
+    store.write(ITEMS)
+    store.compact()
+    assert subprocess.run([sys.executable, "-c", READING, str(tmp_path)], timeout=120).returncode == 0
 
 
 def test_an_index_that_is_no_file_is_refused(tmp_path):

@@ -2,6 +2,8 @@ import errno
 import multiprocessing
 import os
 import pickle
+import signal
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -298,3 +300,57 @@ def test_writers_readers_and_compaction_at_once(tmp_path):
     table = store.locate("latent", "latents", keys(*expected))
     assert all(torch.equal(table.read(row), item.tensors["latents"]) for row, item in enumerate(expected))
     assert not list(store.verify())
+
+
+def work_until(root, operation, made):
+    """Fill, merge and clean a store, and die at one of the operations on its files."""
+    count = 0
+
+    def hook(event, args):
+        nonlocal count
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.scandir") and str(args[0]).startswith(str(root)):
+            count += 1
+            if count == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    store = LatentStore(root)
+    with store.encoding():
+        for number in range(3):
+            store.write(
+                [latent_item(number, bucket="1x16x24"), latent_item(10 + number), prompt_item(f"caption {number}")]
+            )
+            os.write(made, bytes([number]))
+            store.compact()
+        store.repair()
+
+
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_each_operation_on_a_file_loses_nothing(tmp_path, stride):
+    context, kills = multiprocessing.get_context("fork"), 0
+    for operation in range(1, 1000, stride):
+        root = tmp_path / str(operation)
+        is_new = kills % 2
+        if not is_new:
+            LatentStore(root).write([latent_item(20)])
+        receiver, sender = os.pipe()
+        process = context.Process(target=work_until, args=(root, operation, sender))
+        process.start()
+        process.join()
+        os.close(sender)
+        done = os.read(receiver, 100)
+        os.close(receiver)
+        store = LatentStore(root)
+        promised = {
+            key for number in done for key in keys(latent_item(number, bucket="1x16x24"), latent_item(10 + number))
+        }
+        assert promised | set([] if is_new else keys(latent_item(20))) <= store.keys("latent")
+        assert not list(store.verify())
+        store.write([latent_item(30)])
+        store.clean(-1)
+        assert not list(root.rglob("*.tmp"))
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+    assert kills > 80 // stride

@@ -98,8 +98,8 @@ def belongs(name):
 
 
 PIECES = st.sampled_from(
-    "shards/ prompts/ index/ deep/ 5x16x24- 0123456789abcdef-01234567 0123456789abcdef - . x .safetensors .parquet .tmp "
-    ".01234567.tmp index.parquet vidlit_store.json mine A ٣".split()
+    "shards/ prompts/ index/ deep/ 5x16x24- 0123456789abcdef-01234567 0123456789abcdef - . x .safetensors .parquet "
+    ".tmp .01234567.tmp index.parquet vidlit_store.json mine A ٣".split()
 )
 
 

@@ -83,6 +83,19 @@ def test_prompts_of_different_lengths_in_a_batch_do_not_touch_each_other(family)
         torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_what_an_encoder_says_that_it_reads_is_what_it_reads(family):
+    encoder, long = family.load_prompt_encoder("cpu"), "A red disc moves. " * 300
+    captions = ["A red disc.", f"{long}It is blue.", f"{long}It is a large green one."]
+    short, blue, green = encoder.read_tokens(captions)
+    assert short.num_cut == 0
+    assert 0 < blue.num_cut < green.num_cut
+    assert blue.kept == green.kept != short.kept
+    embeds = [prompt["prompt_embeds"] for prompt in encoder(captions)]
+    torch.testing.assert_close(embeds[1], embeds[2])
+    assert embeds[0].shape != embeds[1].shape or not torch.allclose(embeds[0], embeds[1])
+
+
 def test_a_velocity_is_one_call_of_the_transformer_and_looks_at_no_value(family, batch):
     """On ``meta`` there are none; and a weight that is gathered twice a step would cost twice the traffic."""
     with torch.device("meta"):
