@@ -338,16 +338,24 @@ def test_what_could_not_be_encoded_is_tried_again_when_asked(quickstart, tmp_pat
     assert "0 quarantined" in capsys.readouterr().out
 
 
-def test_verify_names_a_damaged_shard(quickstart, tmp_path, capsys):
-    store = tmp_path / "store"
-    assert run_main(quickstart("encode", data__store=store)) == 0
-    assert run_main([*quickstart("encode", data__store=store), "--verify"]) == 0
+def test_the_advice_that_damage_gives_mends_it(quickstart, tmp_path, capsys):
+    options = {"data__store": tmp_path / "store", "trainer__max_steps": 2, "trainer__val_check_interval": 2}
+    encode = quickstart("encode", **options)
+    assert run_main(encode) == 0
+    assert run_main([*encode, "--verify"]) == 0
     assert "all checksums match" in capsys.readouterr().out
-    shard = next((store / "shards").iterdir())
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
-    assert run_main([*quickstart("encode", data__store=store), "--verify"]) == 2
+    before = {path: path.read_bytes() for path in (tmp_path / "store" / "shards").iterdir()}
+    shard, data = next(iter(before.items()))
+    shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert run_main([*encode, "--verify"]) == 2
     printed = capsys.readouterr()
     assert shard.name in printed.out
-    assert "1 items" in printed.err
+    (advice,) = re.findall("Run `vidlit (encode --[a-z]+)` with the same configuration", printed.err)
+    assert run_main(quickstart("fit", **options)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f" is damaged in {shard}: " in error
+    assert f"Run `vidlit {advice}` with the same configuration" in error
+    assert run_main([*advice.split()[:1], *encode[1:], *advice.split()[1:]]) == 0
+    assert re.search("^1 clips and 0 captions encoded .* 11 clips were stored before", capsys.readouterr().out)
+    assert all(path.read_bytes() == data for path, data in before.items() if path != shard)
+    assert run_main(quickstart("fit", **options)) == 0
