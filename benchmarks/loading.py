@@ -9,6 +9,11 @@ files, from a warm page cache; the median round counts, and shares and gains are
 Bare reads are what a person would write who knows where the bytes lie: open, seek, read, each sample into fresh memory,
 or with the shards open already and into memory that is used again. One process does them. The loaders run in the
 training process and, in the last columns, with two workers each.
+
+    python benchmarks/loading.py --checking
+
+What checksums cost instead: the same reads once each tensor has been compared with its checksum, as in all passes but
+the first, against reads that know of no checksums, and the first pass, which compares, against these.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from vidlit.diffusion.batch import LatentSample, collate
 from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
+from vidlit.latents.shards import TensorTable
 from vidlit.latents.store import Item, LatentStore
 
 TOKENS = 48  # of a caption, without padding
@@ -80,7 +86,7 @@ def places(dataset: LatentDataset, batches: list[list[int]]) -> list[list[tuple[
             (table.shards[shard], offset, 2 * math.prod(table.layouts[layout][0]))
             for row in batch
             for table in tables
-            for shard, offset, layout in [table.places[row].tolist()]
+            for shard, offset, layout, _ in [table.places[row].tolist()]
         ]
         for batch in batches
     ]
@@ -162,14 +168,61 @@ def compare(folder: Path, size: str, options: argparse.Namespace) -> str:
     return f"{size:<16}{megabytes:>6.2f}{cells}{shares[0]:>9.2f}{shares[1]:>9.2f}{shares[2]:>8.1f}x{shares[3]:>8.1f}x"
 
 
+class Unchecked(TensorTable):
+    """Reads that know of no checksums: what a table did before it had them."""
+
+    def read_into(self, row: int, place: Sequence[int], buffer: memoryview) -> None:
+        """Fill a buffer with the bytes of a row."""
+        self._files.read_into(self.shards[place[0]], place[1], buffer)
+
+
+def compare_checking(folder: Path, size: str, options: argparse.Namespace) -> str:
+    """What comparing with checksums costs, in the training process: one line of the table."""
+    shape, width = SIZES[size]
+    dataset = write(folder, options.samples, shape, width)
+    tables = (dataset._latents, dataset._prompts)
+    order = torch.randperm(options.samples, generator=torch.Generator().manual_seed(0)).tolist()
+    batches = [order[start : start + options.batch_size] for start in range(0, len(order), options.batch_size)]
+
+    def seconds(kind: type[TensorTable], is_checked: int) -> float:
+        for table in tables:
+            table.__class__ = kind
+            table._is_checked[:] = bytes([is_checked]) * len(table)
+        began = time.perf_counter()
+        for rows in batches:
+            dataset.read_batch(rows)
+        return time.perf_counter() - began
+
+    contenders = [(Unchecked, 1), (TensorTable, 1), (TensorTable, 0)]
+    ratios = []
+    for number in range(options.rounds + 1):
+        turn = {contender: 0.0 for contender in contenders}
+        for _ in range(max(1, round(200 / len(batches)))):  # long enough for the clock where samples are small
+            for contender in contenders if number % 2 else contenders[::-1]:
+                turn[contender] += seconds(*contender)
+        unchecked, later, first = (turn[contender] for contender in contenders)
+        if number:  # the first round warms the page cache
+            ratios.append((later / unchecked - 1, first / unchecked - 1))
+    costs = [100 * statistics.median(column) for column in zip(*ratios, strict=True)]
+    return f"{size:<16}{costs[0]:>+16.1f} %{costs[1]:>+16.0f} %"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--checking", action="store_true", help="what comparing with checksums costs")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.checking:
+        print(f"{options.samples} samples, batches of {options.batch_size}: time beyond that of unchecked reads")
+        print(f"{'sample':<16}{'later passes':>18}{'the first':>18}")
+        for size in SIZES:
+            with tempfile.TemporaryDirectory() as name:
+                print(compare_checking(Path(name), size, options), flush=True)
+        return
     print(f"{options.samples} samples in random order, batches of {options.batch_size}, MB/s; r: into reused memory,")
     print("2: two workers each; shares of both bare reads, gains over torch.load")
     names = ("bare reads", "bare r", "vidlit", "torch.load", "vidlit 2", "t.load 2")
