@@ -1,9 +1,38 @@
-"""The exceptions a user is meant to read."""
+"""The exceptions a user is meant to read, and what is said of those of other packages."""
 
 from __future__ import annotations
 
+import errno
+import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+
+MAX_LENGTH = 2000
+"""Characters of a message: what one screen holds."""
+_HEAD = 1400  # of these: what is wrong stands first, what to do about it last
+
+_EXTRAS = {
+    "torchao": "vidlit[quantize]",
+    "prodigyopt": "vidlit[optimizers]",
+    "schedulefree": "vidlit[optimizers]",
+    "wandb_workspaces": "vidlit[dashboard]",
+    "tensorboardX": "tensorboard",
+    "comet_ml": "comet-ml",
+    "google.protobuf": "protobuf",
+    "sklearn": "scikit-learn",
+    "scenedetect": "scenedetect opencv-python-headless",
+}
+"""What pip calls a module that has another name there."""
+_FULL = ("No space left on device", "Disk quota exceeded", "StorageFull")
+_WAYS_OUT = {
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "the disk is read-only",
+    errno.ENOENT: "no such file",
+    errno.EMFILE: "too many files are open: raise the limit (`ulimit -n 4096`)",
+    errno.ENFILE: "too many files are open on this machine",
+}
 
 
 class UserError(ValueError):
@@ -26,3 +55,112 @@ class Interrupted(Exception):  # noqa: N818 - says what happened, as KeyboardInt
         self.signal_number = signal_number
         self.checkpoint = checkpoint
         self.advice = f"Go on with --ckpt_path {checkpoint}"
+
+
+def explain_error(error: BaseException) -> str | None:
+    """What is wrong and what to do, where a user can mend it; ``None`` for an error of vidlit's own.
+
+    Other packages are known by name: none of them is imported to tell of it.
+
+    Args:
+        error: that ended a command.
+    """
+    text = _own_words(error)
+    if isinstance(error, UserError):
+        return printable(text)
+    line = " ".join(text.split())
+    names = {kind.__name__ for kind in type(error).__mro__}
+    told: str | None = None
+    if (full := disk_full(error)) is not None:
+        told = f"{full}. Free some space, or set --run.dir and --data.store elsewhere, then go on (--ckpt_path last)."
+    elif (module := _missing_module(error, line)) is not None:
+        told = f"this needs a package that is not installed: pip install '{_EXTRAS.get(module, module)}'."
+    elif denied := re.search(r"Importing '([^']+)' is not allowed", line):
+        key = re.search(r'Parser key "([^"]+)"', line)
+        told = (
+            f"{key[1] if key else 'the config'}: {denied[1]} is none of the classes that a config may name. Code of "
+            "your own takes part by --plugin FILE on the command line."
+        )
+    elif "ArgumentError" in names:
+        told = line
+    elif isinstance(error, OSError) and (error.filename is not None or error.errno in _WAYS_OUT):
+        reason = _WAYS_OUT.get(error.errno or 0, error.strerror or line)
+        told = f"{error.filename}: {reason}." if error.filename is not None else f"{reason}."
+    elif isinstance(error, MemoryError):
+        told = "out of memory: smaller batches, fewer workers or a smaller base need less."
+    elif "SafetensorError" in names:
+        told = f"a safetensors file cannot be read or written: {line}."
+    elif "MisconfigurationException" in names or _is_refusal(error):
+        told = f"Lightning refuses this: {line}"
+    return printable(told) if told is not None else None
+
+
+def explain_bug(error: BaseException) -> str:
+    """What is said of an error that nobody foresaw."""
+    frames = list(_files(error))
+    where = f" ({frames[-1][0]}, line {frames[-1][1]})" if frames else ""
+    line = " ".join(str(error).split())[:500]
+    return printable(
+        f"this is a bug in vidlit: {type(error).__name__}: {line}{where}. Run again with --debug for the traceback, "
+        "and please report it."
+    )
+
+
+def disk_full(error: BaseException) -> str | None:
+    """What is full, where that is what an error, or one that it came from, says; ``None`` otherwise."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return (
+                f"no space is left on the disk of {seen.filename}" if seen.filename else "no space is left on the disk"
+            )
+        if any(each in str(seen) for each in _FULL):
+            return "no space is left on the disk"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def printable(text: str) -> str:
+    """A text as a terminal can show it: no control characters, no half characters, no more than a screen."""
+    shown = "".join(
+        each if each == "\n" or each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode()
+        for each in text
+    )
+    if len(shown) <= MAX_LENGTH:
+        return shown
+    tail = MAX_LENGTH - _HEAD - 5
+    return f"{shown[:_HEAD]} ... {shown[-tail:]}"
+
+
+def _own_words(error: BaseException) -> str:
+    """An error's text; of one in a worker process without the traceback that torch puts around it."""
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return text
+
+
+def _missing_module(error: BaseException, line: str) -> str | None:
+    """The package that is not installed, if that is what an error says."""
+    found = re.search(r"No module named '([\w.]+)'", line)
+    module = found[1] if found else None
+    if module is None and isinstance(error, ImportError):
+        words = re.search(r"`?(\w+)[^`]*`? (?:is not|nor|isn't|not) ", line) or re.search(r"'(\w+)", line)
+        module = error.name or (words[1] if words else None)
+    if module is None or module.split(".")[0] == "vidlit":
+        return None
+    return module if module in _EXTRAS else module.split(".")[0]
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether Lightning itself raised this, as it does when options do not fit together."""
+    files = [path for path, _ in _files(error)]
+    return isinstance(error, ValueError | TypeError | RuntimeError) and bool(files) and "/lightning/" in files[-1]
+
+
+def _files(error: BaseException) -> Iterator[tuple[str, int]]:
+    """Where an error passed, from the outermost frame to the one that raised it."""
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame.f_code.co_filename.replace("\\", "/"), trace.tb_lineno
+        trace = trace.tb_next

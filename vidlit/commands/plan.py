@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from vidlit.bounded_yaml import check_size, read_text
 from vidlit.commands.cli.checking import read_words
-from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports
+from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes
 from vidlit.commands.cli.old_keys import rename_config
 from vidlit.commands.cli.option_list import option_lists
 from vidlit.commands.cli.plain_parser import PlainParser, true_or_false
@@ -85,6 +86,7 @@ def plan_of(words: list[str]) -> RunPlan:
         reader = _reader()
     allow_imports()
     config = reader.parse_args(_needed(words))
+    check_classes(config)
     if config.demo is not None:
         Demo(**vars(config.demo)).write()
     made = reader.instantiate(config)
@@ -166,7 +168,8 @@ def _load(value: str) -> dict[str, Any]:
     """YAML, or a file of it."""
     from jsonargparse import get_loader
 
-    text = value if value.lstrip().startswith("{") else Path(value).read_text("utf-8")
+    text = value if value.lstrip().startswith("{") else read_text(Path(value))
+    check_size(text)
     loaded: dict[str, Any] = rename_config(get_loader("yaml")(text)) or {}
     return loaded
 

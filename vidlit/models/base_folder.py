@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vidlit.errors import UserError
 
 _EDGE_BYTES = 1 << 20
+_MOST_LAYERS = 1000
+"""Of a part; published ones have up to 126. A config with a million layers would be built for hours before it fails."""
+_LAYERS = re.compile(r"(^|_)(layers|blocks|depth)(_|$)")
+AUTOENCODER, SCHEDULER = r"AutoencoderKL\w*", r"\w+Scheduler"
+"""Names of the classes of diffusers that a base may name for these parts."""
+
+
+class PartConfig(dict[str, Any]):
+    """A config of one part; a key that it lacks is an error of the base.
+
+    Args:
+        file: that it was read from.
+        values: that stand in it.
+    """
+
+    def __init__(self, file: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self._file = file
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self._file} has no {key!r}: it is not the config of a base that can be trained.")
 
 
 def read_config(base: Path, part: str, file: str = "config.json") -> dict[str, Any]:
@@ -20,13 +46,40 @@ def read_config(base: Path, part: str, file: str = "config.json") -> dict[str, A
     """
     name = f"{part}/{file}" if part else file
     try:
-        config: dict[str, Any] = json.loads((base / name).read_text())
-    except (OSError, ValueError) as error:
+        config = json.loads((base / name).read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"{base} is not a complete diffusers folder: cannot read {name} ({error}). A base holds "
+            f"{base} is not a complete diffusers folder: cannot read {name} ({reason}). A base holds "
             "transformer, vae, text_encoder, tokenizer and scheduler, as save_pretrained writes them."
         ) from error
-    return config
+    for key, value in config.items():
+        if _LAYERS.search(key) and isinstance(value, int) and value > _MOST_LAYERS:
+            raise UserError(f"{base / name}: {key} is {value}; no base has more than {_MOST_LAYERS}.")
+    return PartConfig(base / name, config)
+
+
+def diffusers_class(base: Path, part: str, pattern: str, file: str = "config.json") -> Any:
+    """The class of diffusers that a base names for one part.
+
+    Args:
+        base: its folder.
+        part: of it.
+        pattern: of names that are classes for this part.
+        file: that names it.
+
+    Raises:
+        UserError: it names another kind of class, or one that diffusers does not have.
+    """
+    import diffusers
+
+    name = read_config(base, part, file)["_class_name"]
+    found = getattr(diffusers, name, None) if isinstance(name, str) and re.fullmatch(pattern, name) else None
+    if not isinstance(found, type):
+        raise UserError(f"{base / part / file} names {str(name)[:100]!r}, which diffusers does not have for a {part}.")
+    return found
 
 
 def fingerprint(folder: Path) -> str:
@@ -63,20 +116,60 @@ def local_folder(base: str) -> Path:
     from diffusers import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(base))
+        return Path(DiffusionPipeline.download(base, use_safetensors=True))
     except (OSError, ValueError) as error:
         raise UserError(
             f"Base model {base} is not a local folder, and could not be fetched from the hub: {error}"
         ) from error
 
 
-def load_part(model_class: Any, base: Path, part: str, **kwargs: Any) -> Any:
-    """One part of a base by its class's ``from_pretrained``, given ``kwargs``.
+def load_part(part_class: Any, base: Path, part: str, **kwargs: Any) -> Any:
+    """One part of a base by its class's ``from_pretrained``: never code that lies in it, weights of safetensors alone.
+
+    Args:
+        part_class: of diffusers or transformers.
+        base: its folder.
+        part: of it.
+        kwargs: further ones for the class.
 
     Raises:
         UserError: it cannot be loaded.
     """
+    folder = base / part
+    if issubclass(part_class, torch.nn.Module):
+        _check_index(folder)
+        kwargs["use_safetensors"] = True
+    elif part_class.__name__.startswith("Auto"):
+        kwargs["trust_remote_code"] = False
+    with errors_of_base(folder, part_class.__name__):
+        return part_class.from_pretrained(folder, **kwargs)
+
+
+@contextmanager
+def errors_of_base(folder: Path, name: str) -> Iterator[None]:
+    """Whatever a damaged part of a base leads its classes to raise, as one error that says which part it is.
+
+    Args:
+        folder: of the part.
+        name: of what it is loaded as.
+    """
     try:
-        return model_class.from_pretrained(base, subfolder=part, **kwargs)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{base}/{part} could not be loaded as {model_class.__name__}: {error}") from error
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())
+        if "allocate memory" in line:  # how torch says that the machine's memory is full
+            raise
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"{folder} could not be loaded as {name}: {kind}{line[:500]}") from error
+
+
+def _check_index(folder: Path) -> None:
+    """Refuse an index of shards that names anything but safetensors beside it: what it names is opened."""
+    for index in folder.glob("*.index.json"):
+        named = read_config(folder, "", index.name).get("weight_map")
+        files = set(map(str, named.values())) if isinstance(named, dict) else {str(named)}
+        wrong = sorted(name for name in files if Path(name).name != name or not name.endswith(".safetensors"))
+        if wrong and "safetensors" in index.name:
+            raise UserError(f"{index} names {wrong[0][:100]!r}: only safetensors files beside it may be named.")

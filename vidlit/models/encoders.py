@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from vidlit.models.base_folder import read_config
+from vidlit.models.base_folder import load_part, read_config
 
 if TYPE_CHECKING:
     from vidlit.models.family import Family
@@ -116,8 +116,8 @@ class T5PromptEncoder(PromptEncoder):
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         multilingual = read_config(family.base, "text_encoder").get("model_type") == "umt5"
         encoder_class = transformers.UMT5EncoderModel if multilingual else transformers.T5EncoderModel
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(family.base / "tokenizer")
-        encoder = encoder_class.from_pretrained(family.base / "text_encoder", dtype=dtype)
+        self.tokenizer = load_part(transformers.AutoTokenizer, family.base, "tokenizer")
+        encoder = load_part(encoder_class, family.base, "text_encoder", dtype=dtype)
         self.encoder = encoder.to(device).eval().requires_grad_(False)
         self.max_tokens = max_tokens
         self.attend_padding = attend_padding

@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from vidlit.diffusion.noising import RectifiedFlow, level_of_sample
 from vidlit.diffusion.streams import LATENTS, Stream, by_stream
 from vidlit.errors import UserError
-from vidlit.models.base_folder import fingerprint, load_part, local_folder, read_config
+from vidlit.models.base_folder import (
+    AUTOENCODER,
+    diffusers_class,
+    errors_of_base,
+    fingerprint,
+    load_part,
+    local_folder,
+    read_config,
+)
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, VideoEncoder
 
@@ -119,7 +127,8 @@ class Family(ABC):
         import diffusers
 
         model_class = getattr(diffusers, self.transformer_class)
-        return model_class.from_config(read_config(self.base, expert))
+        with errors_of_base(self.base / expert, self.transformer_class):
+            return model_class.from_config(read_config(self.base, expert))
 
     @abstractmethod
     def velocity(
@@ -219,7 +228,7 @@ class Family(ABC):
             if config.get(temporal) and config.get(spatial):
                 return int(config[temporal]), int(config[spatial])
         vae_class, config = self._vae_class()
-        with torch.device("meta"):  # the structure without memory for its weights
+        with errors_of_base(self.base / "vae", vae_class.__name__), torch.device("meta"):  # no memory for its weights
             vae = vae_class.from_config(config)
         return int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio)
 
@@ -338,13 +347,12 @@ class Family(ABC):
         return hashlib.sha256("".join([recipe, *map(fingerprint, folders)]).encode()).hexdigest()[:16]
 
     def _vae_class(self) -> tuple[Any, dict[str, Any]]:
-        import diffusers
-
         from vidlit.models.codec import PatchDCTCodec
 
         config = read_config(self.base, "vae")
-        name = config["_class_name"]
-        return (PatchDCTCodec if name == PatchDCTCodec.__name__ else getattr(diffusers, name)), config
+        if config["_class_name"] == PatchDCTCodec.__name__:
+            return PatchDCTCodec, config
+        return diffusers_class(self.base, "vae", AUTOENCODER), config
 
 
 def _has_peers() -> bool:
@@ -362,10 +370,15 @@ def open_family(base: str | Path, fps: float | None = None) -> Family:
     folder = local_folder(str(base))
     name = read_config(folder, "transformer").get("_class_name")
     families = known_families()
-    if name not in families:
+    if not isinstance(name, str) or name not in families:
         known = ", ".join(sorted(families))
-        raise UserError(f"{base}: transformer/config.json names {name!r}, which no family here trains. Known: {known}.")
-    return families[name](folder, fps)
+        raise UserError(
+            f"{base}: transformer/config.json names {str(name)[:100]!r}, which no family here trains. Known: {known}."
+        )
+    with errors_of_base(folder, families[name].__name__):
+        family = families[name](folder, fps)
+        family.pixel_multiple, family.latent_channels, family.noising()  # what reads the configs of its parts
+    return family
 
 
 def known_families() -> dict[str, type[Family]]:

@@ -82,7 +82,9 @@ class VisionFeatures(FeatureExtractor):
         from transformers import AutoModel
 
         try:
-            network = AutoModel.from_pretrained(self.model, dtype=torch.float32)
+            network = AutoModel.from_pretrained(
+                self.model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise UserError(f"vision model {self.model} cannot be loaded: {error}") from error
         if network.main_input_name not in ("pixel_values", "pixel_values_videos"):

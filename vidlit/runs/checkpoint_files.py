@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import math
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -16,10 +20,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from vidlit.errors import UserError
+from vidlit.errors import UserError, disk_full
 from vidlit.lightning_internals import saves_shards
 
 METADATA = "meta.pt"
@@ -37,32 +41,111 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write one file."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.unfinished")
-        with unfinished.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        unfinished.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            unfinished.replace(path)
+        except BaseException as error:
+            unfinished.unlink(missing_ok=True)  # half a file would keep a full disk full
+            if (full := disk_full(error)) is not None:
+                kept = f" {path} is as it was before." if path.exists() else ""
+                raise UserError(f"{path} could not be written: {full}.{kept} Free some space and go on.") from error
+            raise
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read one file; of a sharded checkpoint everything but moments.
+        """Read one file; of a sharded checkpoint everything but moments. Only ever numbers: no object, no code.
+
+        Args:
+            path: of the checkpoint.
+            map_location: where tensors go; left where they are saved for by default, which is the CPU.
+            weights_only: not asked.
 
         Raises:
             UserError: it is no checkpoint.
         """
         path = Path(path)
         if is_sharded(path):
-            checkpoint: dict[str, Any] = torch.load(path / METADATA, map_location="cpu", weights_only=weights_only)
-            return checkpoint | {"state_dict": _read_shards(path)}
-        try:
-            return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path} is not a checkpoint, or is damaged: {error}") from error
+            checkpoint: dict[str, Any] = _load(path / METADATA) | {"state_dict": _read_shards(path)}
+        else:
+            checkpoint = _load(path, map_location or (lambda storage, _: storage))
+        return checkpoint
+
+
+def check_checkpoint(path: Path) -> None:
+    """Make sure, before anything slow and before Lightning opens it, that this is a checkpoint and holds no code.
+
+    Args:
+        path: of a file, or of a folder of shards.
+
+    Raises:
+        UserError: it is not; says what it seems to be.
+    """
+    if is_sharded(path):
+        read_shard_metadata(path)
+        checkpoint = _load(path / METADATA)
+    elif (path / "model_index.json").is_file() or (path / "transformer").is_dir():
+        raise UserError(f"{path} is a folder of weights, not a checkpoint: give it as --model.base.")
+    elif path.is_dir():
+        raise UserError(f"{path} is a folder without the shards of a checkpoint: name a file, such as last.ckpt.")
+    elif path.suffix == ".safetensors":
+        raise UserError(
+            f"{path} holds weights alone, not a checkpoint: `vidlit predict --lora` makes videos with a LoRA."
+        )
+    else:
+        checkpoint = _load(path, mmap=True)
+    missing = {"global_step", "pytorch-lightning_version", *(() if is_sharded(path) else ("state_dict",))}
+    if not isinstance(checkpoint, dict) or (missing := missing - checkpoint.keys()):
+        raise UserError(f"{path} is not a checkpoint of vidlit: it has no {', '.join(sorted(missing))}.")
+
+
+def _load(path: Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
+    """What a file of torch's holds, read without running anything; in place where ``mmap``.
+
+    Raises:
+        UserError: it cannot be read, or not without running what stands in it.
+    """
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such file")
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is not a checkpoint of vidlit, or is damaged: it is not made of numbers.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # torch raises whatever a damaged file leads it to
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{path} is not a checkpoint, or is damaged ({reason}).") from error
+
+
+def remove_leftovers(directory: Path) -> list[Path]:
+    """Delete what killed processes left half written beside checkpoints; call it where no other process writes there.
+
+    Args:
+        directory: of the checkpoints.
+
+    Returns:
+        What was deleted.
+    """
+    left = [path for kind in ("unfinished", "link") for path in directory.glob(f".*.{kind}")]
+    for kind in ("a", "b"):
+        for folder in directory.glob(f".*.{kind}"):
+            link = directory / folder.name[1:-2]
+            if not (link.is_symlink() and os.readlink(link) == folder.name):
+                left.append(folder)
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return left
 
 
 def save_sharded(save: Callable[[Path], None], path: Path, trainer: Trainer) -> None:
@@ -142,10 +225,10 @@ def load_weights(pl_module: LightningModule, path: Path) -> int:
         from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
         weights = {"state_dict": get_model_state_dict(pl_module)}
-        load(weights, checkpoint_id=path)  # each rank its part, in place
-        checkpoint = torch.load(path / METADATA, map_location="cpu", weights_only=True)
+        load(weights, storage_reader=_ShardReader(path))  # each rank its part, in place
+        checkpoint = _load(path / METADATA)
     else:
-        checkpoint = weights = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = weights = _load(path)
     pl_module.load_state_dict(weights["state_dict"], strict=False)
     return int(checkpoint["global_step"])
 
@@ -160,14 +243,100 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     wanted = {
         f"{_WEIGHTS}{name}": torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()
     }
-    load(wanted, checkpoint_id=path, no_dist=True)
+    load(wanted, storage_reader=_ShardReader(path), no_dist=True)
     return {name[len(_WEIGHTS) :]: value for name, value in wanted.items()}
 
 
 def _entries(path: Path) -> dict[str, TensorStorageMetadata]:
-    entries = FileSystemReader(path).read_metadata().state_dict_metadata
+    entries = read_shard_metadata(path).state_dict_metadata
     return {
         name[len(_WEIGHTS) :]: entry
         for name, entry in entries.items()
         if name.startswith(_WEIGHTS) and isinstance(entry, TensorStorageMetadata)
     }
+
+
+# -- what stands in the description of shards: torch's own reader runs whatever it finds there
+
+
+_DESCRIBED_BY = {
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata",
+        "TensorStorageMetadata",
+        "TensorProperties",
+        "_MEM_FORMAT_ENCODING",
+        "ChunkStorageMetadata",
+        "BytesStorageMetadata",
+        "MetadataIndex",
+        "StorageMeta",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},  # looks a name up
+    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
+}
+"""All that torch writes into a description, by module."""
+_PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}  # where it was saved: said, never opened
+_SHARD = re.compile(r"__\d+_\d+\.distcp")
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "pathlib" and name in _PATHS:
+            return _PATHS[name]
+        if name not in _DESCRIBED_BY.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+class _ShardReader(FileSystemReader):
+    """torch's reader, but for the description, which it would run."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        metadata = read_shard_metadata(Path(self.path))
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def read_shard_metadata(path: Path) -> Metadata:
+    """What shards hold and where, read without running anything, and checked: torch itself may open them afterwards.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        UserError: it holds something else than numbers, names files outside the folder, or more than they hold.
+    """
+    description = path / ".metadata"
+    try:
+        with description.open("rb") as file:
+            metadata = _Unpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise TypeError("it is no description")
+        lengths = {each.name: each.stat().st_size for each in path.iterdir() if _is_shard(each)}
+        for entry in metadata.state_dict_metadata.values():
+            if isinstance(entry, TensorStorageMetadata):
+                if math.prod(entry.size) * entry.properties.dtype.itemsize > sum(lengths.values()):
+                    raise ValueError("it describes more than its files hold")
+            elif not isinstance(entry, BytesStorageMetadata):
+                raise TypeError("it describes something else than tensors")
+        for index, place in metadata.storage_data.items():
+            if place.relative_path not in lengths:
+                raise ValueError(f"it names {str(place.relative_path)[:100]!r}, which is no shard beside it")
+            end = place.offset + place.length
+            if not 0 <= place.offset <= end <= lengths[place.relative_path] or place.transform_descriptors:
+                raise ValueError("it names places that its files do not have")
+            if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):  # torch would run it
+                with (path / place.relative_path).open("rb") as file:
+                    file.seek(place.offset)
+                    torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
+    except OSError as error:
+        raise UserError(f"{description} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # whatever a hostile one leads to
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{path} is not a sharded checkpoint of vidlit, or is damaged ({reason}).") from error
+    return metadata
+
+
+def _is_shard(path: Path) -> bool:
+    return bool(_SHARD.fullmatch(path.name)) and path.is_file() and not path.is_symlink()

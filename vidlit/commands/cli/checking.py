@@ -10,20 +10,19 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from vidlit import plugins
+from vidlit.bounded_yaml import TooLarge, compose, explain, load_yaml, read_text
 from vidlit.commands.cli.configs import find_config
-from vidlit.commands.cli.old_keys import rename_key
+from vidlit.commands.cli.old_keys import is_removed, rename_key
 from vidlit.commands.cli.option_list import POLICY, Option, OptionList, option_lists
 from vidlit.errors import UserError
 
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
 _EVERYWHERE = ("help", "h", "c")
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "null": "null"}
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def check(words: list[str]) -> list[str]:
                 continue
             found = find_config(given.value)
             checked[given.position] = str(found) if words[given.position] == given.value else f"--config={found}"
-            keys |= _check_config(_read(found), str(found), known)
+            keys |= _check_config(read_text(found), str(found), known)
         else:
             _check_name(given.name, known, f"--{given.name}")
             if given.value is not None:
@@ -126,8 +125,7 @@ def values_of(words: list[str], *names: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for given in read_words(words, option_lists()[words[0]]):
         if given.name in ("config", "c") and given.value is not None:
-            text = given.value if given.value.lstrip().startswith("{") else Path(given.value).read_text("utf-8")
-            config = yaml.load(text, _Loader)
+            config = load_yaml(given.value if given.value.lstrip().startswith("{") else read_text(Path(given.value)))
             for name in names:
                 value = config
                 for part in name.split("."):
@@ -224,7 +222,9 @@ def _check_name(name: str, known: OptionList, shown: str, dashes: str = "--") ->
 
 def _check_value(text: str, option: Option | None, shown: str) -> None:
     try:
-        node = yaml.compose(text, _Loader)
+        node = compose(text)
+    except TooLarge as error:
+        raise UserError(explain(shown.partition(" ")[0], error)) from error
     except yaml.YAMLError:
         return
     if isinstance(node, yaml.ScalarNode):
@@ -253,13 +253,6 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a YAML file: it is not text.") from error
-
-
 def _check_config(text: str, where: str, known: OptionList) -> set[str]:
     """The keys of a config, with dots.
 
@@ -269,12 +262,9 @@ def _check_config(text: str, where: str, known: OptionList) -> set[str]:
         known: options of the command.
     """
     try:
-        root = yaml.compose(text, _Loader)
+        root = compose(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise UserError(f"{where}{line} is not valid YAML: {' '.join(problem.split())}.") from error
+        raise UserError(explain(where, error)) from error
     if root is None:
         return set()
     if not isinstance(root, yaml.MappingNode):
@@ -290,6 +280,8 @@ def _check_mapping(mapping: yaml.MappingNode, above: str, file: str, known: Opti
             continue
         where = f"{file}, line {key.start_mark.line + 1}: {above}{key.value}"
         name = rename_key(f"{above}{key.value}")
+        if not above and isinstance(value, yaml.ScalarNode) and _removed(name, value.value, where):
+            continue
         if name == plugins.OPTION.removeprefix("--"):
             raise UserError(f"{where}: {plugins.REFUSED}.")
         _check_name(name, known, where, dashes="")
@@ -299,6 +291,13 @@ def _check_mapping(mapping: yaml.MappingNode, above: str, file: str, known: Opti
             _check_scalar(value, option, f"{where} {value.value}")
         elif isinstance(value, yaml.MappingNode) and not (option and option.is_open):
             _check_mapping(value, f"{name}.", file, known, keys)
+
+
+def _removed(name: str, value: str, where: str) -> bool:
+    try:
+        return is_removed(name, value)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _covers(key: str, name: str) -> bool:

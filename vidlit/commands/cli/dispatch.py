@@ -6,14 +6,14 @@ import difflib
 import os
 import signal
 import sys
-from argparse import ArgumentError
+from io import TextIOWrapper
 
 from vidlit import commands, plugins
 from vidlit.commands.cli.checking import check
 from vidlit.commands.cli.help_screen import one_command
 from vidlit.commands.cli.old_keys import rename_words
 from vidlit.commands.cli.option_list import option_lists
-from vidlit.errors import Interrupted, UserError
+from vidlit.errors import Interrupted, UserError, explain_bug, explain_error
 from vidlit.latents.quiet_lightning import VERBOSE_VARIABLE
 
 SWITCHES = ("--debug", "-v", "--verbose")
@@ -29,7 +29,8 @@ def dispatch(words: list[str]) -> int:
         words: of the command line, without the program's name.
 
     Returns:
-        Exit code: 0 for success, 2 for an error of the user's, 128 + the signal's number after an interrupt.
+        Exit code: 0 for success, 2 for an error of the user's, 1 for one of vidlit's, 128 + the signal's number when
+        interrupted.
     """
     debug = "--debug" in words
     verbose = "-v" in words or "--verbose" in words
@@ -38,17 +39,14 @@ def dispatch(words: list[str]) -> int:
     words = [f"{word}=true" if word in FLAGS else word for word in words]
     if verbose:
         os.environ[VERBOSE_VARIABLE] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold anything
     try:
         words, named = plugins.take(words)
         with plugins.active(named):
             plugins.require_for_configs(words)
             _command(words)
-    except (UserError, ArgumentError) as error:
-        if debug:
-            raise
-        message = str(error) if isinstance(error, UserError) else " ".join(str(error).split())
-        print(f"vidlit: error: {message}", file=sys.stderr)
-        return 2
     except Interrupted as interrupt:
         print(f"\nvidlit: {interrupt}; saved. {interrupt.advice}", file=sys.stderr)
         return 128 + interrupt.signal_number
@@ -60,6 +58,12 @@ def dispatch(words: list[str]) -> int:
         number = signal.SIGTERM if terminated else signal.SIGINT
         print(f"\nvidlit: interrupted by {number.name}; what was encoded is kept.", file=sys.stderr)
         return 128 + number
+    except Exception as error:
+        if debug:
+            raise
+        told = explain_error(error)
+        print(f"vidlit: error: {told or explain_bug(error)}", file=sys.stderr)
+        return 1 if told is None else 2
     return 0
 
 

@@ -23,7 +23,7 @@ import vidlit.signals
 from vidlit import plugins
 from vidlit.callbacks.order import callbacks_for
 from vidlit.callbacks.run_overview import closing_facts, print_facts
-from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports
+from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes, check_run_name
 from vidlit.commands.cli.old_keys import rename_configs_when_read, rename_words
 from vidlit.commands.cli.refit import finished
 from vidlit.commands.cli.resumed_options import changed_options
@@ -33,7 +33,7 @@ from vidlit.data.demo_folder import Demo
 from vidlit.data.identity import DataIdentity
 from vidlit.errors import UserError
 from vidlit.lightning_internals import callbacks_of, parser_of
-from vidlit.runs.checkpoint_files import AtomicCheckpointIO, is_sharded
+from vidlit.runs.checkpoint_files import AtomicCheckpointIO, check_checkpoint
 from vidlit.runs.closing import closing_paragraph
 from vidlit.runs.directory import (
     RunDirectory,
@@ -130,15 +130,20 @@ class VidlitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]  # only words
         """Parse the words given; Lightning's own would warn that ``sys.argv`` holds others, as it does in a test."""
         self.config = parser.parse_args(args)
+        check_classes(self.config)
+        check_run_name(self.config)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as it is: Lightning's own lets a checkpoint's hyperparameters change it, classes as well."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Commands and the arguments they do not take from the command line."""
         return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "validate": {"model", "dataloaders", "datamodule"},
-            "test": {"model", "dataloaders", "datamodule"},
-            "predict": {"model", "dataloaders", "datamodule", "return_predictions"},
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "weights_only"},
+            "test": {"model", "dataloaders", "datamodule", "weights_only"},
+            "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
             "encode": {"model", "datamodule"},
         }
 
@@ -191,6 +196,7 @@ class VidlitCLI(LightningCLI):
         else:
             path, checkpoint = self._prepare(config)
         if checkpoint is not None:
+            check_checkpoint(Path(checkpoint))
             config.ckpt_path = checkpoint
         if path is not None:
             os.environ[RUN_DIRECTORY_VARIABLE] = path
@@ -217,7 +223,7 @@ class VidlitCLI(LightningCLI):
             directory = _run_of(config)
             checkpoint = str(directory.last_checkpoint if checkpoint == "last" else directory.best_checkpoint)
         elif checkpoint is not None:
-            if not Path(checkpoint).is_file() and not is_sharded(Path(checkpoint)):
+            if not Path(checkpoint).exists():
                 raise UserError(f"--ckpt_path {checkpoint}: no such file. Name a checkpoint, 'best' or 'last'.")
             directory = RunDirectory(Path(checkpoint).resolve().parents[1])
         elif self.subcommand == "fit":

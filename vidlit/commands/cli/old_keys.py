@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from vidlit.bounded_yaml import check_size, load_yaml, read_text
+from vidlit.errors import UserError
 from vidlit.runs.rank import rank_from_environment
 
 NEW_KEYS = {
@@ -123,7 +126,39 @@ def rename_configs_when_read() -> None:
     from jsonargparse import get_loader, set_loader
 
     load = get_loader("yaml")
-    set_loader("yaml", lambda text: rename_config(load(text)), (yaml.YAMLError,))
+
+    def load_renamed(text: str) -> Any:
+        check_size(text)
+        return rename_config(without_removed(load(text)))
+
+    set_loader("yaml", load_renamed, (yaml.YAMLError,))
+
+
+def without_removed(config: Any) -> Any:
+    """A config without what saved configs of before hold and no command takes any more, where it says nothing."""
+    if not isinstance(config, dict):
+        return config
+    return {key: value for key, value in config.items() if not is_removed(key, value)}
+
+
+def is_removed(key: str, value: Any) -> bool:
+    """Whether an option is one that configs of earlier runs hold, with the one value that is left.
+
+    Args:
+        key: of a config, at its top.
+        value: as YAML gives it, or its text.
+
+    Raises:
+        UserError: it has another value, which would run what stands in a checkpoint.
+    """
+    if key != "weights_only":
+        return False
+    if value not in (True, None) and str(value).lower() not in ("true", "null", "~", ""):
+        raise UserError(
+            f"weights_only: {value} would run whatever code a checkpoint holds: checkpoints are only ever read as "
+            "numbers. Leave the key out."
+        )
+    return True
 
 
 def _rename_word(word: str) -> str:
@@ -145,7 +180,10 @@ def _rename_class(value: str) -> str:
 
 
 def _rename_section(section: str, value: str) -> str:
-    given = yaml.safe_load(Path(value).read_text() if Path(value).is_file() else value)
+    try:
+        given = load_yaml(read_text(Path(value)) if os.path.isfile(value) else value)
+    except (yaml.YAMLError, UserError):
+        return value  # whoever reads it next says what is wrong with it
     if not isinstance(given, dict):
         return value
     renamed = rename_config({section: given})[section]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vidlit.diffusion.ddpm import DDPMTimesteps
 from vidlit.diffusion.noising import keyed_generator
 from vidlit.errors import UserError
-from vidlit.models.base_folder import read_config
+from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder, VideoEncoder
 from vidlit.models.family import Family
 
@@ -66,7 +66,7 @@ class CogVideoX(Family):
         name = read_config(self.base, "scheduler", "scheduler_config.json").get("_class_name")
         if name not in SCHEDULERS:
             raise UserError(f"{self.base}: a CogVideoX base has one of the schedulers {SCHEDULERS}, not {name!r}.")
-        scheduler = getattr(diffusers, name).from_pretrained(self.base, subfolder="scheduler")
+        scheduler = load_part(getattr(diffusers, name), self.base, "scheduler")
         if scheduler.config.prediction_type != "v_prediction":
             raise UserError(
                 f"{self.base}: the scheduler predicts {scheduler.config.prediction_type!r}; only bases with "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.errors import UserError
-from vidlit.models.base_folder import read_config
+from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, ReadTokens, count_tokens
 from vidlit.models.family import Family
@@ -92,7 +92,7 @@ class HunyuanVideo(Family):
         """Flow-matching Euler with the shift that the base's config states."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(self.base, subfolder="scheduler")
+        scheduler = load_part(FlowMatchEulerDiscreteScheduler, self.base, "scheduler")
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1])
         return scheduler
 
@@ -129,10 +129,10 @@ class HunyuanPromptEncoder(PromptEncoder):
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         self.template: str = DEFAULT_PROMPT_TEMPLATE["template"]
         self.template_tokens: int = DEFAULT_PROMPT_TEMPLATE["crop_start"]
-        self.tokenizer = AutoTokenizer.from_pretrained(family.base / "tokenizer")
-        self.tokenizer_2 = AutoTokenizer.from_pretrained(family.base / "tokenizer_2")
+        self.tokenizer = load_part(AutoTokenizer, family.base, "tokenizer")
+        self.tokenizer_2 = load_part(AutoTokenizer, family.base, "tokenizer_2")
         self.encoder, self.encoder_2 = (
-            model_class.from_pretrained(family.base / part, dtype=dtype).to(device).eval().requires_grad_(False)
+            load_part(model_class, family.base, part, dtype=dtype).to(device).eval().requires_grad_(False)
             for model_class, part in ((LlamaModel, "text_encoder"), (CLIPTextModel, "text_encoder_2"))
         )
 

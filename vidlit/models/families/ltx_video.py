@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift
-from vidlit.models.base_folder import read_config
+from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder
 from vidlit.models.family import Family
@@ -68,7 +68,7 @@ class LTXVideo(Family):
         """Flow-matching Euler with the resolution shift of ``LTXPipeline`` where the base's config asks for it."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(self.base, subfolder="scheduler")
+        scheduler = load_part(FlowMatchEulerDiscreteScheduler, self.base, "scheduler")
         config = scheduler.config
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         mu = config.base_shift + slope * (num_tokens - config.base_image_seq_len)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vidlit.models.base_folder import read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder
 from vidlit.models.family import Family
@@ -57,7 +58,7 @@ class Mochi(Family):
         from diffusers import FlowMatchEulerDiscreteScheduler
         from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 
-        config = FlowMatchEulerDiscreteScheduler.load_config(self.base, subfolder="scheduler")
+        config = read_config(self.base, "scheduler", "scheduler_config.json")
         # The base's config turns sigmas into times; velocity() does that here.
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, invert_sigmas=False)
         scheduler.set_timesteps(sigmas=np.array(linear_quadratic_schedule(num_steps, THRESHOLD_NOISE)))

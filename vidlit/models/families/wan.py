@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.errors import UserError
-from vidlit.models.base_folder import read_config
+from vidlit.models.base_folder import SCHEDULER, diffusers_class, load_part, read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder, VideoEncoder
 from vidlit.models.family import Family
@@ -97,12 +97,8 @@ class Wan(Family):
 
     def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
         """The base's own, UniPC in published folders, with its own fixed shift."""
-        import diffusers
-
-        scheduler_class = getattr(
-            diffusers, read_config(self.base, "scheduler", "scheduler_config.json")["_class_name"]
-        )
-        scheduler = scheduler_class.from_pretrained(self.base, subfolder="scheduler")
+        scheduler_class = diffusers_class(self.base, "scheduler", SCHEDULER, "scheduler_config.json")
+        scheduler = load_part(scheduler_class, self.base, "scheduler")
         scheduler.set_timesteps(num_steps)
         return AskedAtTimesteps(scheduler)
 
@@ -161,9 +157,9 @@ class WanImageEncoder(VideoEncoder):
         if "image_embeds" in family.clip_extras:
             from transformers import CLIPImageProcessor, CLIPVisionModel
 
-            self.processor = CLIPImageProcessor.from_pretrained(family.base / "image_processor")
+            self.processor = load_part(CLIPImageProcessor, family.base, "image_processor")
             # In float32, as it is published: it is small, and runs once a clip.
-            encoder = CLIPVisionModel.from_pretrained(family.base / "image_encoder", dtype=torch.float32)
+            encoder = load_part(CLIPVisionModel, family.base, "image_encoder", dtype=torch.float32)
             self.image_encoder = encoder.to(device).eval().requires_grad_(False)
 
     def __call__(self, video: Tensor) -> dict[str, Tensor]:
