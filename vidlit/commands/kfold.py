@@ -21,6 +21,7 @@ from vidlit.commands.cli.run_lightning import loading, run_lightning
 from vidlit.errors import Interrupted, UserError
 from vidlit.runs.directory import FOLDS, RunDirectory, write_text
 from vidlit.runs.rank import rank_from_environment
+from vidlit.runs.redaction import redact, redact_text
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -80,7 +81,7 @@ def _same_config(path: Path, config: Namespace) -> None:
     Raises:
         UserError: folds of another config lie there.
     """
-    text = json.dumps(config.as_dict(), indent=2, default=str, sort_keys=True)
+    text = json.dumps(redact(config.as_dict()), indent=2, default=str, sort_keys=True)
     if path.is_file() and path.read_text() != text:
         raise UserError(
             f"{path.parent} holds folds made with other options ({path.name}): choose another --run.name, or delete it."
@@ -186,7 +187,7 @@ def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console:
     else:
         lines.append("in most folds no step was better than the base model: try a lower learning rate, or more videos")
     for line in [*lines, f"written to {path}"]:
-        console.print(line, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        console.print(redact_text(line), highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def _change(gain: float) -> str:

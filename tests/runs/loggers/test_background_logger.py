@@ -3,9 +3,10 @@ import time
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger
 
-from vidlit.runs.loggers.background_logger import MAX_WAITING, BackgroundLogger
+from vidlit.runs.loggers.background_logger import MAX_WAITING, BackgroundLogger, prepare_wandb
 
 
 class Recorder(Logger):
@@ -144,3 +145,22 @@ def test_an_experiment_that_cannot_be_opened_holds_nothing_up(how, capsys):
     logger.experiment.add_image("name", None)  # takes anything
     assert time.monotonic() - began < 5
     release.set()
+
+
+def test_what_wandb_shows_of_a_run_holds_no_key(tmp_path):
+    key = "hf_abcdefghijklmnopqrstuvwxyz0123456789"
+    init_args = Namespace(
+        save_dir=".", offline=True, project="p", tags=["a", key], notes=f"by {key}", group=key, name="n"
+    )
+    options = {
+        "job_type": key,
+        "config": {"api_key": "abc", "url": "https://h/?token=abc"},
+        "settings": {"api_key": "k"},
+    }
+    logger = Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=init_args, dict_kwargs=options)
+    prepare_wandb(logger, tmp_path)
+    assert (logger.init_args.project, logger.init_args.name, logger.init_args.tags[0]) == ("p", "n", "a")
+    assert logger.dict_kwargs["settings"]["api_key"] == "k"  # W&B itself needs it, and shows it to nobody
+    shown = str(logger)
+    assert "hf_" not in shown
+    assert "abc" not in shown

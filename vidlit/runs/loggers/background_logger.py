@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from vidlit.runs.redaction import redact_text
+from vidlit.runs.redaction import redact, redact_text
 
 MAX_WAITING = 2000
 """Calls that wait for a slow logger; beyond that they are left out."""
@@ -26,6 +26,9 @@ PATIENCE_SECONDS = 30.0
 """How long the end of a run waits for a logger."""
 MAX_FAILURES = 3
 """Errors in a row after which a logger that once worked is left alone."""
+
+_SHOWN_BY_WANDB = ("name", "notes", "tags", "group", "job_type", "project", "config")
+"""Arguments of W&B's logger that everyone reads who sees the run."""
 
 
 class BackgroundLogger(Logger):
@@ -175,6 +178,10 @@ def prepare_wandb(loggers: Any, folder: Path) -> None:
             arguments.offline = True
             print(f"No W&B key is set: its files stay in {folder / 'wandb'}, `wandb sync` sends them later.")
         options = logger.get("dict_kwargs") or {}
+        for given in (arguments, options):
+            for name in _SHOWN_BY_WANDB:
+                if given.get(name):
+                    given[name] = redact(given[name])
         if arguments.offline:
             # Lightning sets WANDB_MODE, which W&B does not read again in a process that has used it already.
             options = {"mode": "offline", **options}
