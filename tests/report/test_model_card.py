@@ -1,16 +1,19 @@
 """What lies beside exported weights, and what would be uploaded."""
 
 import fnmatch
+import html
 import re
 
 import pytest
 import torch
 import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
 from vidlit.__main__ import main
-from vidlit.report.model_card import base_licence
+from vidlit.report.model_card import base_licence, plain
 
 
 class Hub:
@@ -125,3 +128,27 @@ def test_the_bases_licence_is_read_where_it_states_one(tmp_path, text, licence):
     assert base_licence(tmp_path) == {}
     (tmp_path / "README.md").write_text(text)
     assert base_licence(tmp_path) == licence
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=30))
+@example("<script>alert(1)</script>")
+@example("[here](https://evil.example)")
+@example("name\n---\nlicense: mit")
+@example("![x](http://evil.example/x.png)")
+@example("`code` **bold** _em_ | table | ~~no~~")
+def test_a_name_is_no_markup_in_a_card(text):
+    """What Markdown or HTML would act on is escaped, and what is shown is the text, on one line."""
+    shown = plain(text)
+    assert "\n" not in shown
+    assert not re.search(r"<|>", shown)
+    assert not re.search(r"(?<!\\)(\\\\)*[`*\[\]|~]", re.sub(r"\\[^\w\s]", "", shown))
+    assert not shown.startswith(("#", "-", "=", "+"))
+    assert "://" not in shown
+    if text.isalnum():
+        assert html.unescape(shown) == text
+
+
+def test_names_that_say_nothing_to_markdown_stay_word_for_word():
+    for text in ("quickstart/0", "by max_steps: all planned steps were trained", "my_style (2.1)/3", "a+b=c"):
+        assert plain(text) == text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -11,14 +13,18 @@ from typing import Any
 import yaml
 
 from vidlit import __version__
-from vidlit.errors import UserError
+from vidlit.bounded_yaml import MAX_BYTES, load_yaml
+from vidlit.errors import UserError, printable
 from vidlit.runs.directory import write_text
 from vidlit.runs.logged_names import VAL_LOG_RATIO
 from vidlit.runs.record import Curve, RunRecord
+from vidlit.runs.redaction import redact_text
 from vidlit.runs.signal_words import titles, words_for
 
 CURVE, SAMPLES = "validation_curve.png", "samples.png"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_MARKUP = re.compile(r"[\\`*{}\[\]|~^]|(?<!\w)_|_(?!\w)|^[-=>#+]|(?<=:)(?=//)|(?<=^\d)\.")
+"""What may begin markup or, in an address, a link."""
 _LICENCE_KEYS = ("license", "license_name", "license_link")
 _WITHOUT_SIGNAL = {
     "max_steps": "all planned steps were trained",
@@ -75,9 +81,10 @@ def base_licence(folder: Path) -> dict[str, str]:
     readme = folder / "README.md"
     if not readme.is_file():
         return {}
-    found = re.match(r"---\n(.*?)\n---", readme.read_text(errors="replace"), re.DOTALL)
+    with readme.open(errors="replace") as file:
+        found = re.match(r"---\n(.*?)\n---", file.read(MAX_BYTES), re.DOTALL)
     try:
-        metadata = yaml.safe_load(found[1]) if found else None
+        metadata = load_yaml(found[1]) if found else None
     except yaml.YAMLError:
         return {}
     if not isinstance(metadata, dict):
@@ -137,11 +144,11 @@ def _body(run: RunRecord, facts: CardFacts, folder: Path) -> str:
     licence_name = licence.get("license_name", licence.get("license", "see the base model"))
     what = "LoRA for" if facts.is_lora else "Fine-tuned transformer of"
     parts = [
-        f"# {run.name}",
+        f"# {plain(run.name)}",
         f"{what} [{facts.base}](https://huggingface.co/{facts.base})."
         if _HUB_NAME.fullmatch(facts.base) and not Path(facts.base).exists()
-        else f"{what} `{facts.base}`.",
-        f"Licence of the base model: {licence_name}. It holds for these weights, too.",
+        else f"{what} {plain(facts.base)}.",
+        f"Licence of the base model: {plain(licence_name)}. It holds for these weights, too.",
         "## Training",
         *_training(run),
     ]
@@ -165,7 +172,7 @@ def _training(run: RunRecord) -> list[str]:
     reason = "; ".join(_WITHOUT_SIGNAL.get(name) or words_for(name, run.signals).because for name in signals)
     facts = [
         f"Trained on {clips['train']} clips; {clips['val']} kept for validation, {clips['test']} for a test.",
-        f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} by {by}: {reason}.",
+        f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} by {plain(by)}: {plain(reason)}.",
     ]
     if summary.get("best_step") is not None:
         facts.append(f"Best step: {summary['best_step']}.")
@@ -182,11 +189,12 @@ def _training(run: RunRecord) -> list[str]:
 
 def _code(facts: CardFacts) -> str:
     """What loads the weights, word for word."""
+    base = json.dumps(facts.base)
     if facts.is_lora:
         return (
             "import torch\n"
             f"from diffusers import {facts.pipeline_class}\n\n"
-            f'pipeline = {facts.pipeline_class}.from_pretrained("{facts.base}", torch_dtype=torch.bfloat16)\n'
+            f"pipeline = {facts.pipeline_class}.from_pretrained({base}, torch_dtype=torch.bfloat16)\n"
             'pipeline.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")\n'
         )
     return (
@@ -195,8 +203,14 @@ def _code(facts: CardFacts) -> str:
         f'transformer = {facts.transformer_class}.from_pretrained(".", subfolder="transformer", '
         "torch_dtype=torch.bfloat16)\n"
         f"pipeline = {facts.pipeline_class}.from_pretrained(\n"
-        f'    "{facts.base}", transformer=transformer, torch_dtype=torch.bfloat16\n)\n'
+        f"    {base}, transformer=transformer, torch_dtype=torch.bfloat16\n)\n"
     )
+
+
+def plain(text: str) -> str:
+    """A text that says in Markdown and HTML what it says, and does nothing there: a name may come from anywhere."""
+    line = redact_text(" ".join(printable(text).split()))
+    return _MARKUP.sub(r"\\\g<0>", html.escape(line, quote=False))
 
 
 def _draw_curve(path: Path, curve: Curve, kept_step: int) -> None:

@@ -24,7 +24,7 @@ from vidlit.runs.logged_names import (
     VAL_LOG_RATIO,
     VAL_LOSS,
 )
-from vidlit.runs.record import RunRecord
+from vidlit.runs.record import RunRecord, damage_told
 from vidlit.runs.redaction import redact_text
 from vidlit.runs.signal_words import titles, words_for
 from vidlit.runs.wording import duration
@@ -95,10 +95,11 @@ def write_report(paths: Sequence[Path], out: Path | None = None, megabytes: floa
         lstrip_blocks=True,
     )
     values: dict[str, Any] = {"version": __version__}
-    if len(runs) == 1:
-        text = environment.get_template("run.html.jinja").render(page=_page(runs[0], budget), **values)
-    else:
-        text = environment.get_template("comparison.html.jinja").render(**comparison(runs, budget), **values)
+    with damage_told(runs[0].path if len(runs) == 1 else runs[0].path.parent):
+        if len(runs) == 1:
+            text = environment.get_template("run.html.jinja").render(page=_page(runs[0], budget), **values)
+        else:
+            text = environment.get_template("comparison.html.jinja").render(**comparison(runs, budget), **values)
     write_text(out, text)
     return out
 

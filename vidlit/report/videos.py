@@ -108,7 +108,7 @@ def near_copies(run: RunRecord, budget: VideoBudget) -> list[Copy]:
             continue
         sample, pair, step = str(evidence["sample"]), evidence.get("pair"), int(evidence["step"])
         caption, path = run.caption(run.path / sample), run.path / str(pair or sample)
-        video = budget.show(path, caption, step) if path.is_file() else None
+        video = budget.show(path, caption, step) if run.holds(path) else None
         nearest, ratio, limit = str(evidence["nearest_clip"]), float(evidence["ratio"]), float(evidence["limit"])
         shown[sample] = Copy(video, pair is not None, caption, nearest, ratio, limit, step)
     return list(shown.values())

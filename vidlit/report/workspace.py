@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vidlit.bounded_yaml import read_yaml
 from vidlit.errors import UserError
 from vidlit.runs.logged_names import STEP, LoggedName, all_rows, charts
 
@@ -73,10 +72,7 @@ def read_target(configs: Sequence[Path]) -> tuple[str, str, int]:
     """
     project, entity, num_levels = "", "", 2
     for path in configs:
-        try:
-            config = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"--config {path}: cannot be read ({error}).") from error
+        config = read_yaml(path) or {}
         if not isinstance(config, Mapping):
             raise UserError(f"--config {path}: holds no options.")
         model = config.get("model") or {}

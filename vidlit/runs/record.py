@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from vidlit.bounded_yaml import read_yaml
 from vidlit.errors import UserError
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_name import LoggedName
@@ -100,13 +100,20 @@ class RunRecord:
         """What ``fit`` was run with, without keys and passwords; empty where it was not saved."""
         if not self.directory.config.is_file():
             return {}
-        loaded: dict[str, Any] = redact(yaml.safe_load(self.directory.config.read_text()) or {})
+        loaded: dict[str, Any] = redact(read_yaml(self.directory.config) or {})
+        if not isinstance(loaded, dict):
+            raise UserError(f"{self.directory.config} is no config: it holds no options.")
         return loaded
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """How it ended, or stands."""
-        return {_renamed(name): value for name, value in self.directory.read_summary().items()}
+        try:
+            return {_renamed(name): value for name, value in self.directory.read_summary().items()}
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{self.directory.summary} is damaged ({error}): restore it, or delete it to read the run without it."
+            ) from error
 
     @cached_property
     def decisions(self) -> list[dict[str, Any]]:
@@ -137,13 +144,18 @@ class RunRecord:
         """The mp4 files of each step that was sampled, by step."""
         folders = (self.path / "samples").glob("step_*")
         found = {int(folder.name[5:]): sorted(folder.glob("*.mp4")) for folder in folders if folder.name[5:].isdigit()}
-        return {step: found[step] for step in sorted(found) if found[step]}
+        return {step: own for step in sorted(found) if (own := [path for path in found[step] if self.holds(path)])}
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file lies in the run's folder: what a run from elsewhere names may be any other."""
+        return path.is_file() and path.resolve().is_relative_to(self.path.resolve())
 
     def caption(self, sample: Path) -> str:
         """The prompt that a sample was made from; the words of its file name where that was not written down."""
         note = sample.with_suffix(".json")
-        with suppress(OSError, ValueError, KeyError):
-            return str(json.loads(note.read_text())["prompt"])
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            if self.holds(note):
+                return str(json.loads(note.read_text())["prompt"])
         return re.sub(r"^(audit_)?\d+_", "", sample.stem).replace("_", " ")
 
     @property
@@ -246,6 +258,27 @@ class RunRecord:
                 judge_divergence(part, settings, warmup_steps=int(self.config.get("model", {}).get("warmup_steps", 0)))
             )
         return verdicts
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Whatever files of a run lead to that were cut, or changed by hand, as one error.
+
+    Args:
+        path: of the run.
+
+    Raises:
+        UserError: one of them is not what a run writes.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, csv.Error) as error:
+        raise UserError(
+            f"{path}: one of its files is damaged, or not as a run writes it ({type(error).__name__}: "
+            f"{str(error)[:200]}). Look at summary.json, decisions.jsonl, exposure.csv and metrics.csv."
+        ) from error
 
 
 def _renamed(name: str) -> str:

@@ -51,7 +51,7 @@ _ASSIGNED = re.compile(
     r"(?P<before>[?&;#])?(?P<name>[A-Za-z][\w.\-]*)(?P<sign>=|[\"']\s*:\s*[\"'])(?P<value>[^\s\"'&;,<>]+)"
 )
 _OPTION = re.compile(r"(?P<name>--[\w.\-]+)(?P<sign> +[\"']?)(?P<value>[^\s\"'-][^\s\"']*)")
-_LINE = re.compile(r"^(?P<name>[ \-]*[\w\-]+)(?P<sign>: +)(?P<value>\S.*)$", re.MULTILINE)
+_LINE = re.compile(r"^(?P<name>[ \-]*[\w.\-]+)(?P<sign>: +)(?P<value>\S.*)$", re.MULTILINE)
 _BEARER = re.compile(r"(?<=\bBearer )\S{8,}|(?<=\bBasic )[A-Za-z0-9+/=]{8,}")
 _SHAPES = (
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
