@@ -24,6 +24,9 @@ _EXTRAS = {
     "scenedetect": "scenedetect opencv-python-headless",
 }
 """What pip calls a module that has another name there."""
+_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
+_MISSING = re.compile(r"(?:No module named|Requirement|Module not found:|Neither|pip install(?: -U)?) [`']?([\w.\-]+)")
+"""How Python, Lightning and others name it."""
 _FULL = ("No space left on device", "Disk quota exceeded", "StorageFull")
 _WAYS_OUT = {
     errno.EACCES: "no permission",
@@ -88,6 +91,8 @@ def explain_error(error: BaseException) -> str | None:
         told = f"{error.filename}: {reason}." if error.filename is not None else f"{reason}."
     elif isinstance(error, MemoryError):
         told = "out of memory: smaller batches, fewer workers or a smaller base need less."
+    elif "UnpicklingError" in names:
+        told = "a file of weights is damaged, or holds more than numbers: nothing in it was run."
     elif "SafetensorError" in names:
         told = f"a safetensors file cannot be read or written: {line}."
     elif "MisconfigurationException" in names or _is_refusal(error):
@@ -142,11 +147,8 @@ def _own_words(error: BaseException) -> str:
 
 def _missing_module(error: BaseException, line: str) -> str | None:
     """The package that is not installed, if that is what an error says."""
-    found = re.search(r"No module named '([\w.]+)'", line)
-    module = found[1] if found else None
-    if module is None and isinstance(error, ImportError):
-        words = re.search(r"`?(\w+)[^`]*`? (?:is not|nor|isn't|not) ", line) or re.search(r"'(\w+)", line)
-        module = error.name or (words[1] if words else None)
+    found = _MISSING.search(line) if isinstance(error, ImportError) else _NO_MODULE.search(line)
+    module = found[1] if found else getattr(error, "name", None) if isinstance(error, ImportError) else None
     if module is None or module.split(".")[0] == "vidlit":
         return None
     return module if module in _EXTRAS else module.split(".")[0]

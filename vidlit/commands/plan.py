@@ -14,7 +14,7 @@ import yaml
 
 from vidlit.bounded_yaml import check_size, read_text
 from vidlit.commands.cli.checking import read_words
-from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes
+from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes, expand_paths
 from vidlit.commands.cli.old_keys import rename_config
 from vidlit.commands.cli.option_list import option_lists
 from vidlit.commands.cli.plain_parser import PlainParser, true_or_false
@@ -87,6 +87,7 @@ def plan_of(words: list[str]) -> RunPlan:
     allow_imports()
     config = reader.parse_args(_needed(words))
     check_classes(config)
+    expand_paths(config)
     if config.demo is not None:
         Demo(**vars(config.demo)).write()
     made = reader.instantiate(config)

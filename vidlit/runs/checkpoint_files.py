@@ -19,6 +19,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -225,7 +226,7 @@ def load_weights(pl_module: LightningModule, path: Path) -> int:
         from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
         weights = {"state_dict": get_model_state_dict(pl_module)}
-        load(weights, storage_reader=_ShardReader(path))  # each rank its part, in place
+        _load_shards(weights, path)  # each rank its part, in place
         checkpoint = _load(path / METADATA)
     else:
         checkpoint = weights = _load(path)
@@ -243,8 +244,17 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     wanted = {
         f"{_WEIGHTS}{name}": torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()
     }
-    load(wanted, storage_reader=_ShardReader(path), no_dist=True)
+    _load_shards(wanted, path, no_dist=True)
     return {name[len(_WEIGHTS) :]: value for name, value in wanted.items()}
+
+
+def _load_shards(wanted: dict[str, Any], path: Path, no_dist: bool = False) -> None:
+    read_shard_metadata(path)
+    try:
+        load(wanted, storage_reader=_ShardReader(path), no_dist=no_dist)
+    except CheckpointException as error:  # which is no Exception
+        reason = " ".join(str(error).split())[-300:]
+        raise UserError(f"{path} is not a sharded checkpoint of this model, or is damaged ({reason}).") from error
 
 
 def _entries(path: Path) -> dict[str, TensorStorageMetadata]:
@@ -330,6 +340,8 @@ def read_shard_metadata(path: Path) -> Metadata:
                 with (path / place.relative_path).open("rb") as file:
                     file.seek(place.offset)
                     torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is not a sharded checkpoint of vidlit: it holds more than numbers.") from error
     except OSError as error:
         raise UserError(f"{description} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # whatever a hostile one leads to

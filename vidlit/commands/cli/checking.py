@@ -7,6 +7,7 @@ parser can tell (classes, what contradicts each other) it tells later.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from vidlit.errors import UserError
 
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
 _EVERYWHERE = ("help", "h", "c")
+_BUCKET = re.compile(r"\d+x\d+x\d+")
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "null": "null"}
 
 
@@ -70,6 +72,8 @@ def check(words: list[str]) -> list[str]:
             if given.value is not None:
                 _check_value(given.value, find_option(given.name, known), f"--{given.name} {given.value}")
             keys.add(given.name)
+            if given.name == "data.buckets" and _BUCKET.fullmatch(given.value or ""):  # a list of one
+                checked[given.position] = words[given.position].replace(str(given.value), f"[{given.value}]")
     missing = [name for name in known.required if not any(_covers(key, name) for key in keys)]
     if missing and not {"help", "h", "print_config"} & keys:
         raise UserError(_nothing_to_do(words[0], missing))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -61,6 +62,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 """What a fit does where nobody says otherwise."""
 
+_PATHS = ("run.dir", "data.source", "data.store", "data.base", "model.base", "ckpt_path", "demo.dir", "lora", "output")
+"""Options that name files of the user's."""
 _NAME = re.compile(r"\w(?:[\w .+=@-]{0,98}[\w+=@-])?")
 """Of a run: what is a name of one folder on every system, and says nothing to a shell, to Markdown or to a browser."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -152,6 +155,19 @@ def check_run_name(config: Any) -> None:
             f"--run.name {name[:100]!r}: a run's name is the name of one folder: a letter, a digit or '_', then up to "
             "99 more, with '-', '.', '+', '=', '@' and spaces between them. Where that folder lies says --run.dir."
         )
+
+
+def expand_paths(config: Any) -> None:
+    """Write out ``~`` and ``$HOME`` in paths, in place: a shell does it for its own words only.
+
+    Args:
+        config: as a parser gives it, of one command or of all.
+    """
+    own = config.get(str(config.get("subcommand")), config)
+    for key in _PATHS:
+        value = own.get(key)
+        if isinstance(value, str | Path) and ("$" in str(value) or str(value).startswith("~")):
+            own[key] = type(value)(os.path.expandvars(os.path.expanduser(str(value))))
 
 
 def _values(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -58,8 +58,8 @@ def dispatch(words: list[str]) -> int:
         number = signal.SIGTERM if terminated else signal.SIGINT
         print(f"\nvidlit: interrupted by {number.name}; what was encoded is kept.", file=sys.stderr)
         return 128 + number
-    except Exception as error:
-        if debug:
+    except BaseException as error:
+        if debug or not (isinstance(error, Exception) or type(error).__name__ == "CheckpointException"):
             raise
         told = explain_error(error)
         print(f"vidlit: error: {told or explain_bug(error)}", file=sys.stderr)

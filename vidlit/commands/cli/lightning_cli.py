@@ -23,7 +23,7 @@ import vidlit.signals
 from vidlit import plugins
 from vidlit.callbacks.order import callbacks_for
 from vidlit.callbacks.run_overview import closing_facts, print_facts
-from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes, check_run_name
+from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes, check_run_name, expand_paths
 from vidlit.commands.cli.old_keys import rename_configs_when_read, rename_words
 from vidlit.commands.cli.refit import finished
 from vidlit.commands.cli.resumed_options import changed_options
@@ -132,6 +132,7 @@ class VidlitCLI(LightningCLI):
         self.config = parser.parse_args(args)
         check_classes(self.config)
         check_run_name(self.config)
+        expand_paths(self.config)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it is: Lightning's own lets a checkpoint's hyperparameters change it, classes as well."""
@@ -262,6 +263,8 @@ class VidlitCLI(LightningCLI):
         if config["precision"] == "bf16-true":
             config["precision"] = None
             config["plugins"].append(BFloat16Weights())
+        if config["overfit_batches"]:
+            raise UserError("--trainer.overfit_batches: batches have no end here; train on a few videos instead.")
         patient = in_background(kept) if training else []
         remember(patient, self.run_directory)
         config["logger"] = [*patient, RunCSVLogger(self.run_directory)] if training else False
