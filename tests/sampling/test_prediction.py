@@ -204,13 +204,30 @@ def test_bad_input_is_one_clear_line(quickstart, tmp_path, capsys, case):
     if "table" in options:
         options["prompts"] = broken_table(tmp_path, options.pop("table"))
     if options.get("ckpt_path") == "best":
-        torch.save({}, tmp_path / "best.ckpt")
+        torch.save({"global_step": 0, "pytorch-lightning_version": "2.6", "state_dict": {}}, tmp_path / "best.ckpt")
         options["ckpt_path"] = tmp_path / "best.ckpt"
     assert main(quickstart("predict", output=tmp_path / "out", **options)) == 2
     printed = capsys.readouterr().err
     assert words in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_a_lora_is_a_safetensors_file(quickstart, tmp_path, capsys):
+    """Any other may hold code: it is not opened, whatever it is called."""
+
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    for name, said in (
+        ("lora.bin", "only safetensors files are read"),
+        ("lora.safetensors", "cannot be loaded as a LoRA"),
+    ):
+        torch.save({"transformer.a.lora_A.weight": Trap()}, tmp_path / name)
+        assert main(quickstart("predict", prompts="a", lora=tmp_path / name, output=tmp_path / "out")) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_lora_of_another_model_is_refused(quickstart, tmp_path, capsys):

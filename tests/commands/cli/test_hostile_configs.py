@@ -4,6 +4,7 @@ import importlib
 import inspect
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from vidlit.commands.cli.configs import (
     allow_imports,
     check_classes,
     check_run_name,
+    expand_paths,
     packaged_configs,
 )
 from vidlit.commands.cli.old_keys import without_removed
@@ -301,3 +303,34 @@ def test_nothing_else_is_a_name_of_a_run(name):
     for config in (below, Namespace(subcommand="fit", fit=below)):
         with pytest.raises(UserError, match="name of one folder"):
             check_run_name(config)
+
+
+def test_a_checkpoint_changes_no_option(tmp_path):
+    """Lightning's own command line takes hyperparameters of a checkpoint for options, classes as well."""
+    changed = {"seed": 99, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 9.0}}}
+    torch.save({"hyper_parameters": changed}, tmp_path / "last.ckpt")
+    given = ParseOnly([*QUICKSTART, f"--ckpt_path={tmp_path / 'last.ckpt'}"]).config.fit.model
+    as_written = ParseOnly(QUICKSTART).config.fit.model
+    assert given == as_written
+
+
+def test_paths_of_a_config_know_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("DATA", "my_data")
+    config = Namespace(
+        run=Namespace(dir=Path("~/runs")),
+        data=Namespace(source="$HOME/clips", store=Path("${HOME}/a/$DATA"), base="owner/model"),
+        model=Namespace(base="a~b/$NOWHERE"),
+        ckpt_path="last",
+    )
+    expand_paths(Namespace(subcommand="fit", fit=config))
+    assert config.run.dir == tmp_path / "runs"
+    assert (config.data.source, config.data.store) == (f"{tmp_path}/clips", tmp_path / "a/my_data")
+    assert (config.data.base, config.model.base, config.ckpt_path) == ("owner/model", "a~b/$NOWHERE", "last")
+
+
+@pytest.mark.parametrize("words", [["--data.buckets", "17x48x80"], ["--data.buckets=17x48x80"]])
+def test_one_bucket_needs_no_brackets(words):
+    checked = check([*QUICKSTART, *words])
+    assert checked[3:] == [word.replace("17x48x80", "[17x48x80]") for word in words]
