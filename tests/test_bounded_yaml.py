@@ -60,14 +60,14 @@ nested = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(nested)
 def test_what_is_no_bomb_is_read_as_it_is(value):
     shared = {"first": value, "again": [value, value]}  # dumped with aliases
     assert load_yaml(yaml.safe_dump(shared)) == shared
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.text("{}[]*&a!|>-:,?#%@`'\" \n\t\0\ud800", max_size=40))
 def test_whatever_a_text_holds_it_is_read_or_told_in_one_line(text):
     told = ""

@@ -24,7 +24,7 @@ _EXTRAS = {
     "scenedetect": "scenedetect opencv-python-headless",
 }
 """What pip calls a module that has another name there."""
-_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
+_NO_MODULE = re.compile(r"(?:No module named|Module not found:|Requirement) '([\w.\-]+)(?:'|[^']*' not met)")
 _MISSING = re.compile(r"(?:No module named|Requirement|Module not found:|Neither|pip install(?: -U)?) [`']?([\w.\-]+)")
 """How Python, Lightning and others name it."""
 _FULL = ("No space left on device", "Disk quota exceeded", "StorageFull")
@@ -95,8 +95,10 @@ def explain_error(error: BaseException) -> str | None:
         told = "a file of weights is damaged, or holds more than numbers: nothing in it was run."
     elif "SafetensorError" in names:
         told = f"a safetensors file cannot be read or written: {line}."
-    elif "MisconfigurationException" in names or _is_refusal(error):
+    elif "MisconfigurationException" in names or _is_of(error, "lightning"):
         told = f"Lightning refuses this: {line}"
+    elif _is_of(error, "jsonargparse"):
+        told = f"what the config names cannot be made: {line}"
     return printable(told) if told is not None else None
 
 
@@ -154,10 +156,10 @@ def _missing_module(error: BaseException, line: str) -> str | None:
     return module if module in _EXTRAS else module.split(".")[0]
 
 
-def _is_refusal(error: BaseException) -> bool:
-    """Whether Lightning itself raised this, as it does when options do not fit together."""
+def _is_of(error: BaseException, package: str) -> bool:
+    """Whether a package itself raised this, as it does when options do not fit together."""
     files = [path for path, _ in _files(error)]
-    return isinstance(error, ValueError | TypeError | RuntimeError) and bool(files) and "/lightning/" in files[-1]
+    return isinstance(error, ValueError | TypeError | RuntimeError) and bool(files) and f"/{package}/" in files[-1]
 
 
 def _files(error: BaseException) -> Iterator[tuple[str, int]]:

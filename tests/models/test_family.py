@@ -97,13 +97,14 @@ def test_fingerprint_is_of_the_content_and_not_of_the_place(base, tmp_path):
     ],
 )
 def test_identity_changes_with_what_makes_latents_and_prompts(base, file, changed):
-    before = open_family(base).identity
+    family = open_family(base)
+    before = family.identity
     with (base / file).open("r+b") as opened:
         opened.seek(-1, 2)
         last = opened.read(1)
         opened.seek(-1, 2)
         opened.write(bytes([last[0] ^ 1]))
-    after = open_family(base).identity
+    after = family.identity
     assert {name for name in before if before[name] != after[name]} == changed
 
 

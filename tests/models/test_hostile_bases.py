@@ -13,7 +13,7 @@ from tests.models import bases
 from vidlit.errors import UserError
 from vidlit.models.family import open_family
 
-FAMILIES = ["ltx_video", "wan"]
+FAMILIES = ["ltx_video", pytest.param("wan", marks=pytest.mark.slow)]
 """One with a VAE of diffusers and a scheduler of its own, one that lets its base name the scheduler."""
 
 
@@ -103,7 +103,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_stands_in_a_config_it_is_read_or_told(whole, tmp_path_factory, data):
     folder = shutil.copytree(whole, tmp_path_factory.mktemp("base") / "base")

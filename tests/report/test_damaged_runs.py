@@ -54,7 +54,7 @@ def test_a_damaged_file_of_a_run_is_one_line(run, name):
     assert len(line) < 700
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_cut_or_changed_anywhere_is_read_or_told(run, data):
     path = run.path / data.draw(st.sampled_from([name for name in FILES if (run.path / name).is_file()]))

@@ -130,7 +130,7 @@ def test_the_bases_licence_is_read_where_it_states_one(tmp_path, text, licence):
     assert base_licence(tmp_path) == licence
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.text(max_size=30))
 @example("<script>alert(1)</script>")
 @example("[here](https://evil.example)")

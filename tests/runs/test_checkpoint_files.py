@@ -212,7 +212,7 @@ def test_a_description_of_shards_runs_nothing(shards, mark, make):
             read()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_description_is_one_line(sharded, data):
     """Whatever byte is changed: it is read, or told."""
@@ -325,7 +325,7 @@ def folder_of(path):
     (path / METADATA).touch()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(left=st.sets(st.sampled_from([".last.ckpt.unfinished", ".best.ckpt.link", ".last.ckpt.a", ".best.ckpt.b"])))
 @example(left=set())
 def test_leftovers_of_killed_processes_go_and_nothing_else(tmp_path_factory, left):

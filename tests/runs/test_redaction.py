@@ -109,7 +109,7 @@ PLACES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), begin=st.sampled_from([*SHAPES]), place=st.sampled_from(PLACES))
 def test_no_key_of_a_known_service_is_written_wherever_it_stands(data, begin, place):
     rest = data.draw(SHAPES[begin])
@@ -133,7 +133,7 @@ BY_NAME = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(NAMES), value=PLAIN, place=st.sampled_from(BY_NAME))
 def test_nothing_under_a_secret_name_is_written_wherever_it_stands(name, value, place):
     shown = yaml.safe_dump(redact(place(name, value)), width=10**6)

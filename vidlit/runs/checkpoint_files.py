@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -116,7 +117,11 @@ def _load(path: Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
     try:
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, "no such file")
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path} is not a checkpoint, or is damaged: torch did not write it, or it was cut short.")
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is not a checkpoint of vidlit, or is damaged: it is not made of numbers.") from error
     except OSError as error:

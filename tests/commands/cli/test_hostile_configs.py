@@ -109,7 +109,11 @@ PLACES = {
         "strategy": {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"ddp_comm_hook": spec}}
     },
     "what nobody checks": lambda spec: {
-        "logger": {"class_path": "lightning.pytorch.loggers.WandbLogger", "dict_kwargs": {"config": {"a": [spec]}}}
+        "logger": {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "init_args": {"save_dir": "x"},
+            "dict_kwargs": {"comment": {"a": [spec]}},
+        }
     },
     "an option for anything": lambda spec: {"anything": {"deep": [spec]}},
 }
