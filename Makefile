@@ -39,7 +39,7 @@ format:  ## Mend what ruff can mend.
 	$(BIN)/ruff format .
 
 options:  ## Write the list of options that help, completion and "did you mean" read, after options have changed.
-	$(BIN)/python -m vidlit.commands.cli.option_list
+	$(BIN)/python -m vidlit.commands.options.option_list
 
 docs:  ## Build the pages into site/; a broken link or anchor is an error.
 	$(BIN)/mkdocs build --strict

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidlit.bounded_yaml import MAX_BYTES, TooLarge, check_size, compose, explain, load_yaml, read_yaml
-from vidlit.commands.cli.checking import check
 from vidlit.commands.cli.configs import packaged_configs
+from vidlit.commands.options.checking import check
 from vidlit.errors import UserError
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

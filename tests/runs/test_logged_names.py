@@ -48,7 +48,7 @@ def test_every_name_that_is_logged_has_a_row_and_every_row_is_logged(finished_ru
 
 
 def test_what_a_row_needs_is_an_option():
-    options = json.loads((Path(vidlit.__file__).parent / "commands/cli/options.json").read_text())
+    options = json.loads((Path(vidlit.__file__).parent / "commands/options/options.json").read_text())
     named = {name for command in options.values() for name in command} | options.keys()
     assert {row.needs for row in OWN} - {""} <= named
 

@@ -5,9 +5,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidlit.commands.cli.checking import all_names
 from vidlit.commands.cli.configs import packaged_configs
-from vidlit.commands.cli.option_list import option_lists
+from vidlit.commands.options.checking import all_names
+from vidlit.commands.options.option_list import option_lists
 from vidlit.runs.redaction import REDACTED, is_secret_name, redact, redact_text
 
 

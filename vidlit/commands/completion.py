@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from vidlit.commands import summaries
-from vidlit.commands.cli.checking import all_names
 from vidlit.commands.cli.configs import packaged_configs
-from vidlit.commands.cli.option_list import option_lists
 from vidlit.commands.cli.plain_parser import PlainParser
+from vidlit.commands.options.checking import all_names
+from vidlit.commands.options.option_list import option_lists
 
 BASH = """\
 # vidlit for bash; a line of ~/.bashrc loads it: eval "$(vidlit completion bash)"

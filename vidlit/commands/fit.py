@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidlit import __version__
-from vidlit.commands.cli.checking import values_of
 from vidlit.commands.cli.refit import announcement, finished, full_steps, no_refit_because, note_refit, refit_words
 from vidlit.commands.cli.run_lightning import run_lightning
+from vidlit.commands.options.checking import values_of
 from vidlit.errors import Interrupted
 from vidlit.runs.rank import rank_from_environment
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vidlit.bounded_yaml import check_size, read_text
-from vidlit.commands.cli.checking import read_words
 from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes, expand_paths
-from vidlit.commands.cli.old_keys import rename_config
-from vidlit.commands.cli.option_list import option_lists
 from vidlit.commands.cli.plain_parser import PlainParser, true_or_false
 from vidlit.commands.cli.run_lightning import loading
+from vidlit.commands.options.checking import read_words
+from vidlit.commands.options.old_keys import rename_config
+from vidlit.commands.options.option_list import option_lists
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -72,7 +72,7 @@ def plan_of(words: list[str]) -> RunPlan:
     """What a fit would do that is given the same words.
 
     Args:
-        words: of the command line, from the command's name on, as :func:`vidlit.commands.cli.checking.check` gives
+        words: of the command line, from the command's name on, as :func:`vidlit.commands.options.checking.check` gives
             them.
 
     Raises:
@@ -239,6 +239,7 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
             "{clip}",
         ),
         ("in the folder but not in the table", [{"video": video} for video in plan.unlisted], "{video}"),
+        *((what, [{"name": name} for name in names], "{name}") for what, names in plan.skipped.items()),
     ):
         if rows:
             say(f"{len(rows)} {name}:")
@@ -246,6 +247,8 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
                 say(f"  {printable(line.format(**row_))[:_MOST_CHARACTERS]}")
             if len(rows) > _LISTED:
                 say(f"  ... {len(rows) - _LISTED} more (--json lists all)")
+    for remark in plan.remarks:
+        say(printable(remark)[:_MOST_CHARACTERS])
     sides = [f"{side} {n['clips']} clips of {n['videos']} recordings" for side, n in plan.split.items() if n["clips"]]
     say(f"split by recording (group): {', '.join(sides)}")
     say(

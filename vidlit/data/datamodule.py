@@ -34,12 +34,19 @@ class LatentDataModule(ClipFolder, LightningDataModule):
     _position = 0
     """Batches that are over."""
 
-    def encode(self, retry_quarantined: bool = False, repair: bool = False, **trainer_options: Any) -> EncodeReport:
+    def encode(
+        self,
+        retry_quarantined: bool = False,
+        repair: bool = False,
+        retry_transient: bool = True,
+        **trainer_options: Any,
+    ) -> EncodeReport:
         """Encode what the store lacks.
 
         Args:
             retry_quarantined: try clips again that could not be encoded before, whatever the reason.
             repair: encode again what is damaged or gone, too.
+            retry_transient: try clips again that failed for a reason of time, memory or the system.
             trainer_options: ``accelerator``, ``devices``, ``strategy`` ... of the Trainer that does it.
         """
         report = encode(
@@ -50,6 +57,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             self.encoding,
             further_captions=self.further_captions,
             retry_quarantined=retry_quarantined,
+            retry_transient=retry_transient,
             repair=repair,
             trainer_options=trainer_options,
         )

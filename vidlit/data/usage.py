@@ -21,6 +21,7 @@ class Usage:
         quarantined: rows that cannot be read, or none of whose clips could be encoded.
         quarantined_clips: clips that could not be encoded.
         in_no_row: names of further files, by what they are.
+        remarks: what else is not used as it stands in the source, a line each.
     """
 
     rows: int
@@ -29,6 +30,7 @@ class Usage:
     quarantined: Sequence[Rejected] = ()
     quarantined_clips: Sequence[QuarantinedClip] = ()
     in_no_row: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
     @classmethod
     def of(cls, plan: DatasetPlan, failed: Mapping[str, QuarantinedClip]) -> Usage:
@@ -50,7 +52,8 @@ class Usage:
                 *(Rejected(clip.source.video, failed[clip.clip_id].words) for clip in lost.values()),
             ],
             quarantined_clips=[failed[clip.clip_id] for clip in plan.clips if clip.clip_id in failed],
-            in_no_row={"videos and images in no row": plan.unlisted},
+            in_no_row={"videos and images in no row": plan.unlisted, **plan.skipped},
+            remarks=plan.remarks,
         )
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -68,6 +71,7 @@ class Usage:
             if rows:
                 said.append(f"{what}: {first_three([f'{row.video}: {row.reason}' for row in rows], '; ')}")
         said += [f"{what}: {first_three(names)}" for what, names in self.in_no_row.items() if names]
+        said += self.remarks
         return said if len(said) == 1 else [*said, "`vidlit plan` lists all that is left out"]
 
 

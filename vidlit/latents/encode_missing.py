@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -22,7 +22,7 @@ from vidlit.errors import UserError
 from vidlit.latents.damage import Damage
 from vidlit.latents.decode import ClipBatches, ClipReader, DecodedClips
 from vidlit.latents.encode_progress import EncodeProgress
-from vidlit.latents.encoding import CutCaptions, EncodeReport, Encoding, num_cores
+from vidlit.latents.encoding import CutCaptions, EncodeReport, Encoding, QuarantinedClip, num_cores
 from vidlit.latents.quiet_lightning import quiet_lightning
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
 from vidlit.latents.store import Item, LatentStore
@@ -63,6 +63,7 @@ def encode(
     *,
     further_captions: Sequence[str] = (),
     retry_quarantined: bool = False,
+    retry_transient: bool = True,
     repair: bool = False,
     open_reader: Callable[[], ClipReader] = IsolatedReader,
     trainer_options: Mapping[str, Any] | None = None,
@@ -83,6 +84,8 @@ def encode(
         encoding: how. The encoders give ``latents_std``, too, where it is with a standard deviation.
         further_captions: to encode beside those of the clips.
         retry_quarantined: try clips again that failed before, whatever the reason.
+        retry_transient: try clips again that failed for a reason of time, memory or the system. A run that goes on
+            does not: it would go on with other clips.
         repair: compare all that is stored with its checksums first, and forget what is damaged or gone: of what
             this call needs, it is encoded again, and nothing else is.
         open_reader: called in each worker for what reads its clips.
@@ -111,10 +114,11 @@ def encode(
             **(trainer_options or {}),
         )
         if trainer.is_global_zero:
-            if repair or work.look(store, retry_quarantined):
+            retried = _Retried(retry_quarantined, retry_transient or retry_quarantined)
+            if repair or work.look(store, retried):
                 held.enter_context(store.encoding())
                 damaged = store.repair() if repair else []
-                work.look(store, retry_quarantined)  # another process may have encoded it all meanwhile
+                work.look(store, retried)  # another process may have encoded it all meanwhile
         # Several ranks always meet: the first one's view of what is missing goes for all.
         if work.is_missing or trainer.world_size > 1:
             trainer.predict(module, return_predictions=False)
@@ -151,6 +155,16 @@ def _cut_captions(store: LatentStore, clips: Sequence[Clip], prompts: Sequence[P
     return CutCaptions(cut, len(prompts), [alike[kept] for kept in kept_of_cut if len(alike[kept]) > 1])
 
 
+class _Retried(NamedTuple):
+    """Clips that are tried again: those that failed for good, and those whose reason may have passed."""
+
+    final: bool
+    transient: bool
+
+    def has(self, clip: QuarantinedClip) -> bool:
+        return self.transient if clip.transient else self.final
+
+
 @dataclass
 class _Work:
     """All clips and distinct captions, and the rows of them that are to be encoded."""
@@ -166,12 +180,10 @@ class _Work:
     def is_missing(self) -> bool:
         return bool(self.todo or self.todo_prompts)
 
-    def look(self, store: LatentStore, retry_quarantined: bool) -> bool:
+    def look(self, store: LatentStore, retried: _Retried) -> bool:
         """See what the store lacks; is it anything?"""
         stored, stored_prompts = store.keys("latent"), store.keys("prompt")
-        skip = set(stored)
-        if not retry_quarantined:
-            skip |= {key for key, clip in store.quarantined().items() if not clip.transient}
+        skip = stored | {key for key, clip in store.quarantined().items() if not retried.has(clip)}
         rows_of_key = {recipe.key: row for row, recipe in reversed(list(enumerate(self.recipes)))}  # the first of each
         self.todo = [row for key, row in rows_of_key.items() if key not in skip]
         self.todo.sort(key=lambda row: (self.clips[row].bucket, row))

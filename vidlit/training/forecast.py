@@ -54,6 +54,10 @@ class RunPlan:
     shortened: list[dict[str, Any]]
     near_duplicates: list[dict[str, Any]]
     unlisted: list[str]
+    skipped: dict[str, list[str]]
+    """Other files and folders that are left alone, by what they are."""
+    remarks: list[str]
+    """What else is not used as it stands in the source."""
     crossing: list[str]
     """Clips that probably cross a cut."""
     split: dict[str, dict[str, int]]
@@ -126,6 +130,8 @@ def make_plan(
         shortened=[asdict(short) for short in folder.shortened],
         near_duplicates=[asdict(pair) for pair in folder.near_duplicates],
         unlisted=list(folder.unlisted),
+        skipped={what: list(names) for what, names in folder.skipped.items()},
+        remarks=list(folder.remarks),
         crossing=list(folder.crossing),
         split={
             side: {"clips": len(clips), "videos": len({clip.source.group for clip in clips})}

@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -90,6 +90,10 @@ class DatasetPlan:
     """Pairs tied into one group."""
     unlisted: tuple[str, ...]
     """Videos in the folder that no row names."""
+    skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names of other files and folders that are left alone, by what they are."""
+    remarks: tuple[str, ...] = ()
+    """What else is not used as it stands in the source, a line each."""
     crossing: tuple[str, ...] = ()
     """Clips that probably cross a hard cut: of the first 20 seconds of each video, where those were hashed."""
 
@@ -103,7 +107,7 @@ def plan_clips(
     folder: Path,
     buckets: Sequence[Bucket],
     fps: float,
-    cutting: Cutting = Cutting(),
+    cutting: Cutting | ClipMode = Cutting(),
     *,
     tie_near_duplicates: bool = True,
     cache: Path | None = None,
@@ -119,7 +123,7 @@ def plan_clips(
         folder: in one of the layouts of :func:`~vidlit.video.sources.read_sources`.
         buckets: resolutions clips are brought to.
         fps: frames a second of every clip; time is resampled, never stretched.
-        cutting: how each row is cut.
+        cutting: how each row is cut; or the mode alone, with the other options as they are by default.
         tie_near_duplicates: whether to find videos that show the same and tie their groups. Identical files always are.
         cache: file that remembers what was read of each file, by path, size and time of change.
         reader: makes the readers that open files.
@@ -135,6 +139,7 @@ def plan_clips(
         raise UserError("no buckets: give at least one, such as 17x48x80")
     if not (math.isfinite(fps) and fps > 0):
         raise UserError(f"fps must be above 0, not {fps}")
+    cutting = cutting if isinstance(cutting, Cutting) else Cutting(cutting)
     sources = read_sources(folder)
     files = {source.video: source.path for source in sources.videos}
     wanted = Wanted(tie_near_duplicates, cutting.mode == "scenes", _frames_asked_for(sources.videos))
@@ -171,8 +176,20 @@ def plan_clips(
         shortened=tuple(sorted(shortened, key=lambda short: (short.video, short.used, short.total))),
         near_duplicates=tuple(tied),
         unlisted=sources.unlisted,
+        skipped=sources.skipped,
+        remarks=(*sources.notes, *_on_captions(sources.further_captions)),
         crossing=() if cutting.mode == "scenes" else tuple(_crossing(clips, known)),
     )
+
+
+def _on_captions(further: Mapping[str, int]) -> list[str]:
+    """That only the first caption of a row is used."""
+    if not further:
+        return []
+    return [
+        f"{len(further)} rows have several captions, of which the first is used: {sum(further.values())} are left out "
+        f"(the first such row: {next(iter(further))}); give further ones as rows of their own"
+    ]
 
 
 def _frames_asked_for(rows: Iterable[SourceVideo]) -> dict[str, frozenset[int]]:

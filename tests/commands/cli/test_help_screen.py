@@ -2,9 +2,9 @@ import pytest
 
 from vidlit.__main__ import main
 from vidlit.commands import summaries
-from vidlit.commands.cli.checking import is_known
 from vidlit.commands.cli.help_screen import SCREENS, all_commands, one_command
-from vidlit.commands.cli.option_list import option_lists
+from vidlit.commands.options.checking import is_known
+from vidlit.commands.options.option_list import option_lists
 
 
 def test_every_command_has_a_line():

@@ -18,7 +18,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
 from vidlit import plugins
-from vidlit.commands.cli.checking import check
 from vidlit.commands.cli.configs import (
     IMPORTABLE,
     KINDS,
@@ -28,8 +27,9 @@ from vidlit.commands.cli.configs import (
     expand_paths,
     packaged_configs,
 )
-from vidlit.commands.cli.old_keys import without_removed
 from vidlit.commands.cli.parse_only import ParseOnly
+from vidlit.commands.options.checking import check
+from vidlit.commands.options.old_keys import without_removed
 from vidlit.errors import UserError
 
 QUICKSTART = ["fit", "--config", str(packaged_configs()["quickstart"])]

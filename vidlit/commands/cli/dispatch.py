@@ -9,10 +9,10 @@ import sys
 from io import TextIOWrapper
 
 from vidlit import commands, plugins
-from vidlit.commands.cli.checking import check
 from vidlit.commands.cli.help_screen import one_command
-from vidlit.commands.cli.old_keys import rename_words
-from vidlit.commands.cli.option_list import option_lists
+from vidlit.commands.options.checking import check
+from vidlit.commands.options.old_keys import rename_words
+from vidlit.commands.options.option_list import option_lists
 from vidlit.errors import Interrupted, UserError, explain_bug, explain_error
 from vidlit.latents.quiet_lightning import VERBOSE_VARIABLE
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vidlit import plugins as active_plugins
-from vidlit.commands.cli.checking import check
 from vidlit.commands.cli.configs import find_config
-from vidlit.commands.cli.old_keys import rename_words
+from vidlit.commands.options.checking import check
+from vidlit.commands.options.old_keys import rename_words
 from vidlit.errors import UserError
 
 if TYPE_CHECKING:

@@ -11,11 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 import vidlit.callbacks
@@ -24,16 +23,17 @@ from vidlit import plugins
 from vidlit.callbacks.order import callbacks_for
 from vidlit.callbacks.run_overview import closing_facts, print_facts
 from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes, check_run_name, expand_paths
-from vidlit.commands.cli.old_keys import rename_configs_when_read, rename_words
 from vidlit.commands.cli.refit import finished
-from vidlit.commands.cli.resumed_options import changed_options
+from vidlit.commands.cli.saved_config import SaveRunConfig, config_text
 from vidlit.commands.cli.trainer import VidlitTrainer
+from vidlit.commands.options.old_keys import rename_configs_when_read, rename_words
+from vidlit.commands.options.resumed_options import changed_options
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
 from vidlit.data.identity import DataIdentity
 from vidlit.errors import UserError
 from vidlit.lightning_internals import callbacks_of, parser_of
-from vidlit.runs.checkpoint_files import AtomicCheckpointIO, check_checkpoint
+from vidlit.runs.checkpoint_files import AtomicCheckpointIO, check_checkpoint, remove_leftovers
 from vidlit.runs.closing import closing_paragraph
 from vidlit.runs.directory import (
     RunDirectory,
@@ -48,7 +48,6 @@ from vidlit.runs.loggers.background_logger import finish_loggers, in_background,
 from vidlit.runs.loggers.continued_loggers import continued, remember
 from vidlit.runs.loggers.csv_logger import RunCSVLogger
 from vidlit.runs.rank import rank_from_environment
-from vidlit.runs.redaction import redact
 from vidlit.runs.resumes import Change
 from vidlit.sampling.prediction import Predict
 from vidlit.training.memory_advice import is_out_of_memory, memory_use
@@ -57,29 +56,6 @@ from vidlit.training.precision import BFloat16Weights
 
 RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 """Tells processes that Lightning launches for further devices where their run is."""
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Saves the config into the run directory, also on resume, whichever loggers there are (Lightning #7679).
-
-    When a run begins, and when one goes on: not before all of its checkpoint has been taken up, so that the file tells
-    what was run, not what was refused.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Save where nothing is saved yet."""
-        if stage == "fit" and not RunDirectory(Path(trainer.default_root_dir)).config.is_file():
-            self._save(trainer)
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save what the run goes on with."""
-        self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            directory = RunDirectory(Path(trainer.default_root_dir))
-            write_text(directory.config, config_text(self.parser, self.config))
-            plugins.save(directory)
 
 
 class VidlitCLI(LightningCLI):
@@ -226,7 +202,13 @@ class VidlitCLI(LightningCLI):
         elif checkpoint is not None:
             if not Path(checkpoint).exists():
                 raise UserError(f"--ckpt_path {checkpoint}: no such file. Name a checkpoint, 'best' or 'last'.")
+            check_checkpoint(Path(checkpoint))
             directory = RunDirectory(Path(checkpoint).resolve().parents[1])
+            if self.subcommand == "fit" and directory.checkpoints != Path(checkpoint).resolve().parent:
+                raise UserError(
+                    f"--ckpt_path {checkpoint}: a run goes on in its own folder, and this checkpoint is in none. Put "
+                    "it into the folder `checkpoints` of its run, or name it there."
+                )
         elif self.subcommand == "fit":
             directory = new_run_directory(config.run.dir, config.run.name)
         else:
@@ -239,6 +221,7 @@ class VidlitCLI(LightningCLI):
         """Make the run this process's own, if nobody else is at it and it can go on as it is asked to."""
         plugins.require(directory)
         self.lock = RunLock(directory)
+        remove_leftovers(directory.checkpoints)
         if goes_on:
             text = config_text(parser_of(self, "fit"), self.config.fit)
             self.changes = changed_options(directory, text)
@@ -335,7 +318,10 @@ class VidlitCLI(LightningCLI):
     def _encode(self) -> None:
         trainer: VidlitTrainer = self.trainer  # type: ignore[assignment]  # Lightning declares its own
         report = self.datamodule.encode(
-            accelerator=trainer.accelerator_name, devices=trainer.num_devices, num_nodes=trainer.num_nodes
+            retry_transient=self.config[self.subcommand].get("ckpt_path") is None,
+            accelerator=trainer.accelerator_name,
+            devices=trainer.num_devices,
+            num_nodes=trainer.num_nodes,
         )
         if trainer.is_global_zero:
             print(report)
@@ -364,14 +350,6 @@ def _run_of(config: Namespace) -> RunDirectory:
     """The run that a saved config is of, else the latest of its name."""
     own = RunDirectory(Path(config.trainer.default_root_dir or ""))
     return own if own.last_checkpoint.is_file() else latest_run_directory(config.run.dir, config.run.name)
-
-
-def config_text(parser: LightningArgumentParser, config: Namespace) -> str:
-    """A config as it is saved beside a run: without keys; word for word where there are none."""
-    text = parser.dump(config, skip_unset=False)
-    whole = yaml.safe_load(text)
-    kept = redact(whole)
-    return text if kept == whole else yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
 
 
 def _report(directory: RunDirectory) -> None:

@@ -52,8 +52,13 @@ class VidlitTrainer(Trainer):
         if verify:
             _verify(datamodule.store)
             return
-        options = {"accelerator": self.accelerator_name, "devices": self.num_devices, "num_nodes": self.num_nodes}
-        report = datamodule.encode(retry_quarantined, repair, **options)
+        report = datamodule.encode(
+            retry_quarantined,
+            repair,
+            accelerator=self.accelerator_name,
+            devices=self.num_devices,
+            num_nodes=self.num_nodes,
+        )
         if self.is_global_zero:
             print(report)
             print("\n".join(datamodule.usage.lines()))

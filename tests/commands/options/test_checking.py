@@ -7,8 +7,8 @@ import sys
 import pytest
 import yaml
 
-from vidlit.commands.cli.checking import check, values_of
 from vidlit.commands.cli.configs import find_config, packaged_configs
+from vidlit.commands.options.checking import check, values_of
 from vidlit.errors import UserError
 
 QUICKSTART = ["--config", "quickstart"]

@@ -1,11 +1,11 @@
 import json
 
-from vidlit.commands.cli.option_list import FILE, Option, gather
+from vidlit.commands.options.option_list import FILE, Option, gather
 
 
 def test_the_packaged_list_is_what_the_parsers_have():
     packaged, now = json.loads(FILE.read_text()), json.loads(json.dumps(gather()))
-    advice = "options have changed: run `python -m vidlit.commands.cli.option_list` and commit what it writes"
+    advice = "options have changed: run `python -m vidlit.commands.options.option_list` and commit what it writes"
     assert packaged == now, advice
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vidlit.commands.cli.option_list import option_lists
+from vidlit.commands.options.option_list import option_lists
 from vidlit.errors import UserError
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.resumes import Change
@@ -79,7 +79,7 @@ APPLIED: Mapping[str, str] = {
 }
 """All others, and from when on they hold."""
 
-NOT_COMPARED = ("config", "print_config", "ckpt_path", "weights_only", "trainer.default_root_dir", "trainer.logger")
+NOT_COMPARED = ("config", "print_config", "ckpt_path", "trainer.default_root_dir", "trainer.logger")
 """What says where a run goes on from, and loggers, into whose settings the run's own place is written."""
 _MAX_TOLD = 8
 

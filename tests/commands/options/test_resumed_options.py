@@ -5,8 +5,15 @@ import pytest
 import yaml
 
 from tests.conftest import CONFIGS
-from vidlit.commands.cli.option_list import option_lists
-from vidlit.commands.cli.resumed_options import APPLIED, NOT_COMPARED, REFUSED, as_markdown, changed_options, rule_of
+from vidlit.commands.options.option_list import option_lists
+from vidlit.commands.options.resumed_options import (
+    APPLIED,
+    NOT_COMPARED,
+    REFUSED,
+    as_markdown,
+    changed_options,
+    rule_of,
+)
 from vidlit.errors import UserError
 from vidlit.runs.directory import RunDirectory
 

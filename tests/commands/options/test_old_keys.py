@@ -7,10 +7,10 @@ import json
 import pytest
 import yaml
 
-from vidlit.commands.cli import old_keys
-from vidlit.commands.cli.checking import check
-from vidlit.commands.cli.old_keys import NEW_KEYS, NEW_PATHS, rename_words
+from vidlit.commands.options import old_keys
 from vidlit.commands.cli.parse_only import ParseOnly
+from vidlit.commands.options.checking import check
+from vidlit.commands.options.old_keys import NEW_KEYS, NEW_PATHS, rename_words
 from vidlit.errors import UserError
 
 BASE = ["--data.source=clips", "--data.store=latents", "--data.buckets=[9x64x64]", "--model.base=base"]

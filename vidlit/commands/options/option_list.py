@@ -1,7 +1,7 @@
 """Every option of every command, known without building a parser: building one imports torch and Lightning.
 
 The list is ``options.json`` beside this file. It answers misspelt options and keys, ``--help`` and shell completion.
-``python -m vidlit.commands.cli.option_list`` writes it from the parsers; a test compares the two.
+``python -m vidlit.commands.options.option_list`` writes it from the parsers; a test compares the two.
 """
 
 from __future__ import annotations

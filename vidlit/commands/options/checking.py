@@ -17,8 +17,8 @@ import yaml
 from vidlit import plugins
 from vidlit.bounded_yaml import TooLarge, compose, explain, load_yaml, read_text
 from vidlit.commands.cli.configs import find_config
-from vidlit.commands.cli.old_keys import is_removed, rename_key
-from vidlit.commands.cli.option_list import POLICY, Option, OptionList, option_lists
+from vidlit.commands.options.old_keys import is_removed, rename_key
+from vidlit.commands.options.option_list import POLICY, Option, OptionList, option_lists
 from vidlit.errors import UserError
 
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
