@@ -245,7 +245,8 @@ class _Span(NamedTuple):
     def num_frames(self, info: VideoInfo, fps: float) -> int:
         """Frames at a rate: frame ``k`` is taken at ``k / fps``, which must lie before the end.
 
-        By as much as that time may be off, or the reader goes on to a next frame that is nearer.
+        By as much as that time may be off, or the reader goes on to a next frame that is nearer. A span without a
+        sharp end has one frame at least.
         """
         frames = (self.end - self.start) * fps
         if self.sharp:
@@ -262,7 +263,7 @@ def _cut(
         spans, available, seconds = [_Span(0.0, 0.0, False)], [1], 0.0
     else:
         whole = _span(source, found)
-        if whole.num_frames(info, fps) < 1:
+        if whole.start >= whole.end:
             return Rejected(
                 source.video, f"its span starts at {whole.start:.3f} s, the video ends at {info.duration:.3f} s"
             )

@@ -202,7 +202,8 @@ def packet_times(container: Any, stream: Any) -> NDArray[np.float64]:
     Raises:
         VideoError: no packet, or times that no film has.
     """
-    ticks, ends = array("q"), array("q")
+    ticks = array("q")
+    last, last_for = -(2**63), 0  # the frame that appears last, which need not be stored last
     hides_frames = stream.codec_context.name == "vp8"  # its packets of reference only, which are never displayed
     try:
         for packet in container.demux(stream):
@@ -213,20 +214,23 @@ def packet_times(container: Any, stream: Any) -> NDArray[np.float64]:
             # AVI stores decoding order only, one tick a frame, and FFmpeg guesses the rest.
             time = packet.dts if packet.pts is None or container.format.name == "avi" else packet.pts
             ticks.append(time if time is not None else len(ticks))
-            ends.append(ticks[-1] + (packet.duration or 0))
+            if ticks[-1] > last:
+                last, last_for = ticks[-1], packet.duration or 0
     except av.FFmpegError as error:  # what follows is damaged, or missing
         if is_transient(error):
             raise
     if not ticks:
         raise VideoError("holds no frame")
-    starts = np.unique(np.frombuffer(ticks, np.int64))
-    last_one = float(stream.time_base) * (max(ends) - int(starts[-1])) or 1 / (frame_rate_of(stream) or 1.0)
-    seconds = (starts - start_of(stream)) * float(stream.time_base)
-    times = np.append(seconds, seconds[-1] + last_one)
-    longest = int(np.argmax(np.diff(times)))
-    if times[longest + 1] - times[longest] > MOST_SECONDS_OF_A_FRAME:
+    seconds = (np.unique(np.frombuffer(ticks, np.int64)).astype(np.float64) - start_of(stream)) * float(
+        stream.time_base
+    )
+    last_seconds = last_for * float(stream.time_base) or 1 / (frame_rate_of(stream) or 1.0)
+    times = np.append(seconds, seconds[-1] + last_seconds)
+    edges = np.insert(times, 0, 0.0)
+    longest = int(np.argmax(np.diff(edges)))
+    if edges[longest + 1] - edges[longest] > MOST_SECONDS_OF_A_FRAME:
         raise VideoError(
-            f"shows one frame from {times[longest]:.0f} s to {times[longest + 1]:.3g} s: its time stamps are broken"
+            f"shows nothing new from {edges[longest]:.0f} s to {edges[longest + 1]:.3g} s: its time stamps are broken"
         )
     return times
 
