@@ -1,15 +1,18 @@
+import io
 import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.models.bases import ltx_video
 from vidlit.__main__ import main
 from vidlit.commands.cli.parse_only import ParseOnly
-from vidlit.commands.plan import plan_of
+from vidlit.commands.plan import plan_of, print_plan
 from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Splitting
@@ -107,6 +110,20 @@ def test_the_command_prints_a_table_or_json(quickstart, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["clips"] == 12
     assert plan["max_steps"] == 12
+
+
+def test_long_lists_are_cut_short(data):
+    plan = make_plan(data, max_steps=10, num_replicas=1, accumulate=1, learning_rate=1e-4)
+    pairs = [{"first": "a.mp4", "second": f"{n}.mp4", "distance": 0.0, "group": "a.mp4"} for n in range(1500)]
+    plan = replace(plan, crossing=[f"[red]{n}.mp4@0.000-1.125" for n in range(40)], near_duplicates=pairs)
+    shown = io.StringIO()
+    print_plan(plan, Console(file=shown, width=100))
+    lines = shown.getvalue().splitlines()
+    place = lines.index("40 clips probably cross a cut; data.cutting.mode scenes would cut there:")
+    assert lines[place + 1] == "  [red]0.mp4@0.000-1.125"
+    assert lines[place + 9] == "  ... 32 more (--json lists all)"
+    assert "1500 near-duplicates, treated as one recording:" in lines
+    assert len(lines) < 50
 
 
 def test_a_demo_is_written_first(tmp_path, monkeypatch, capsys):

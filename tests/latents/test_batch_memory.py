@@ -1,6 +1,8 @@
 import gc
 import multiprocessing
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,6 +95,33 @@ def test_batches_need_nothing_of_dev_shm():
                 break
         else:
             pytest.fail("mapped nowhere")
+
+
+LARGE_BATCHES = """
+import sys, torch
+from torch.utils.data import DataLoader, Dataset
+from vidlit.latents.batch_memory import batch_memory
+
+class Batches(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return batch_memory((16, 2**20), torch.uint8).fill_(index)
+
+loader = DataLoader(Batches(), batch_size=None, num_workers=1)
+sys.exit([int(batch.sum(dtype=torch.int64)) >> 24 for batch in loader] != [0, 1, 2, 3])
+"""
+
+
+@pytest.mark.slow
+def test_batches_larger_than_dev_shm_arrive():
+    """In a container of one's own: 16 MB each, where there is 1 MB."""
+    command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("no right to mount")
+    done = subprocess.run([*command, sys.executable, "-c", LARGE_BATCHES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_a_forked_copy_of_a_batch_hands_nothing_back():
