@@ -1,5 +1,6 @@
 """Bytes that are not what was written: noticed when they are first read, named, mended by the command that is named."""
 
+import errno
 import os
 import re
 
@@ -9,9 +10,11 @@ from torch.utils.data import DataLoader
 
 from tests.data.stand_ins import IDENTITY, make_clips
 from tests.latents.test_encode_missing import never, run
+from vidlit import io_retry
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import as_is
 from vidlit.errors import UserError
+from vidlit.latents import shards
 from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encoding import Encoding
 from vidlit.latents.store import LatentStore
@@ -77,6 +80,8 @@ def test_a_damaged_index_is_mended_too(filled):
     store, clips = filled
     path = store.root / "index.parquet"
     path.write_bytes(path.read_bytes()[:-20])
+    for file in (store.root / "shards").iterdir():  # shards of a store that is older than what is cleaned
+        os.utime(file, (1, 1))
     with pytest.raises(UserError, match="encode --repair"):
         run(clips, store)
     assert run(clips, store, repair=True).encoded == 4
@@ -126,3 +131,27 @@ def test_each_process_compares_a_tensor_once(filled, monkeypatch):
     for _ in range(3):
         list(DataLoader(dataset, batch_size=None))
     assert len(compared) == 2 * len(clips)  # latents and prompts
+
+
+def test_a_read_that_fails_in_passing_is_done_again(filled, monkeypatch, capsys):
+    store, clips = filled
+    read_at = shards.read_at
+    monkeypatch.setattr(io_retry.time, "sleep", lambda seconds: None)
+
+    def read(number, times):
+        """With so many errors on the way."""
+        errors = [OSError(number, os.strerror(number))] * times
+
+        def failing(*args):
+            if errors:
+                raise errors.pop()
+            return read_at(*args)
+
+        monkeypatch.setattr(shards, "read_at", failing)
+        return LatentDataset.from_clips(store, clips, IDENTITY)[0]
+
+    assert read(errno.ESTALE, 1).latents.shape == read(errno.EIO, 3).latents.shape
+    assert capsys.readouterr().err.count("Input/output error; trying again") == 1
+    for number in (errno.EIO, errno.EPERM):
+        with pytest.raises(UserError, match=f"cannot read .*: {os.strerror(number)}"):
+            read(number, 99)

@@ -301,6 +301,9 @@ def test_two_ranks_encode_each_clip_once(tmp_path):
     lines = (tmp_path / "log").read_text().splitlines()
     assert sorted(lines) == sorted(["0", "1", "2", "4", "5", "6", "caption 0", "caption 1", "caption 2"])
     assert not list(store.verify())
+    options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn"}
+    report = run(clips, store, never, trainer_options=options)  # the ranks meet all the same
+    assert (report.encoded, report.stored, len(report.quarantined)) == (0, 6, 1)
     writers = {path.stem.split("-", 1)[1] for path in (tmp_path / "store" / "shards").iterdir()}
     assert len(writers) == 2
 

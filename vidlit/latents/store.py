@@ -102,11 +102,7 @@ class LatentStore:
     # -- the folder ----------------------------------------------------------------------------------------
 
     def check_folder(self) -> None:
-        """Refuse a folder that holds other things and is no store.
-
-        Raises:
-            UserError: it is none, or one of another version.
-        """
+        """Refuse a folder that holds other things and is no store, or one of another version, with a UserError."""
         try:
             if is_marked(self.root):
                 return
@@ -233,7 +229,10 @@ class LatentStore:
         """
         # Shards are listed before the index is read: one that is committed in between is then named by it.
         files = own_files(self.root, older_than=time.time() - older_than_seconds)
-        named = set(pc.unique(self.rows(["shard"])["shard"]).to_pylist()) if files else set()
+        try:
+            named = set(pc.unique(self.rows(["shard"])["shard"]).to_pylist()) if files else set()
+        except DamagedIndexError:  # which shards it named is not known
+            return []
         gone = [self.root / name for name in files if name not in named]
         for path in gone:
             path.unlink(missing_ok=True)

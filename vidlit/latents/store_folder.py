@@ -36,7 +36,7 @@ _KEPT = r"files\.json|\.files\.json\.(?:lock|\d+\.part)|\.lock|\.encoding\.(?:lo
 _FOLDERS = ("shards", "prompts", "index")
 _POLL_SECONDS = 0.5  # between two looks at a lock that another process holds for minutes
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS)}
-_SYSTEM = {"lost+found", ".DS_Store"}  # what file systems put into every folder
+_HARMLESS = {"lost+found", ".DS_Store", ".gitignore", ".gitkeep"}  # what stands in folders that people call empty
 _SHARD_NAME, _PART_NAME, _OWN_NAME = re.compile(_SHARD), re.compile(_PART), re.compile(f"{_WRITTEN}|{_KEPT}")
 _UNFINISHED = re.compile(r"(?P<folder>(?:shards/|prompts/|index/)?)\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 
@@ -95,7 +95,7 @@ def foreign_names(root: Path) -> list[str]:
     """Up to three names of what lies in a folder and is no store's."""
     found = []
     for name in _names(root):
-        if not (_OWN_NAME.fullmatch(name) or _is_unfinished(name) or name in _SYSTEM):
+        if not (_OWN_NAME.fullmatch(name) or _is_unfinished(name) or name in _HARMLESS):
             found.append(name)
             if len(found) == 3:
                 break
