@@ -146,6 +146,37 @@ def test_bad_input_leaves_no_empty_run_behind(quickstart, tmp_path):
     assert not (tmp_path / "runs" / "quickstart" / "0").exists()
 
 
+REFUSED = {
+    "trainer__overfit_batches": (1, "batches have no end here"),
+    "trainer__accelerator": ("nonsense", "Lightning refuses this"),
+    "trainer__devices": (0, "Lightning refuses this"),
+    "trainer__val_check_interval": (0.5, "Lightning refuses this"),
+    "trainer__enable_checkpointing": ("false", "Lightning refuses this"),
+    "run__name": ("../../x", "the name of one folder"),
+    "weights_only": ("false", "no such option"),
+    "ckpt_path": (__file__, "is not a checkpoint"),
+}
+
+
+@pytest.mark.parametrize(
+    "option", [pytest.param(name, marks=pytest.mark.slow if "devices" not in name else ()) for name in REFUSED]
+)
+def test_what_lightning_refuses_is_one_line_as_well(quickstart, tmp_path, capsys, option):
+    value, said = REFUSED[option]
+    assert run_main(quickstart(**{option: value})) == 2
+    line = error_line(capsys)
+    assert len(line.splitlines()) == 1
+    assert said in line
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.slow
+def test_without_validation_all_steps_are_trained_and_the_last_is_kept(quickstart, tmp_path, capsys):
+    assert run_main(quickstart(trainer__limit_val_batches=0, trainer__max_steps=4)) == 0
+    assert "The last step's weights are kept (4)" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "quickstart" / "0" / "weights" / "transformer").is_dir()
+
+
 def test_debug_shows_the_traceback(quickstart, tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         main([*quickstart(data__source=tmp_path / "nowhere"), "--debug"])

@@ -50,7 +50,8 @@ class RunCheckpoints(RunCallback, ModelCheckpoint):
     def on_train_start(self, *_: Any) -> None:
         """Save the base model as the one to beat: where nothing is gained, it is what is restored."""
         super().on_train_start(self.trainer, self.module)
-        if self.data.val_clips and self.trainer.global_step == 0 and not self.best_model_path:
+        checked = self.others(DivergenceMonitor)[0].references  # nothing is where validation is off
+        if self.data.val_clips and checked and self.trainer.global_step == 0 and not self.best_model_path:
             start = {VAL_SCORE.name: torch.tensor(0.0), "step": torch.tensor(0), "epoch": torch.tensor(0)}
             save_as_best(self, self.trainer, start)
 

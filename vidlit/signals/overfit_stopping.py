@@ -156,7 +156,7 @@ class OverfitStopping(RunCallback):
         if self.decision is not None and self.decision.signals:
             fired = {verdict.signal: verdict.evidence for verdict in self.decision.verdicts}
             self.summary["evidence"] = {signal: fired[signal] for signal in self.decision.signals}
-        if self._monitor.steps:
+        if self._monitor.steps or kept is not None:
             self.summary |= self._measured(kept or Kept("last", None))
         self.run.write_summary(self.summary)
 
@@ -185,7 +185,7 @@ class OverfitStopping(RunCallback):
             "kept": kept.name,
             "kept_step": kept_step,
             "kept_gain": kept_gain,
-            "train_eval_log_ratio": float(monitor.curves["train_eval"][-1].mean()),
+            "train_eval_log_ratio": float(curve[-1].mean()) if (curve := monitor.curves["train_eval"]) else None,
             "exposures": {**exposures, "band": band(exposures["mean"])},
             "exposures_at_kept": exposures if kept.check is None else ledger.statistics_at(kept_step),
             "num_clips": {side: len(clips) for side, clips in self.data.split._asdict().items()},
