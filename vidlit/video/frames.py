@@ -145,11 +145,15 @@ class ClipRequest:
     """Red, green, blue put behind transparent pixels."""
 
 
-def read_clip(request: ClipRequest) -> NDArray[np.uint8]:
+def read_clip(request: ClipRequest | Path, *others: Any) -> NDArray[np.uint8]:
     """Decode one clip as it is displayed: resampled in time, covered and cropped at the centre in space.
 
     Only the span that is needed is decoded, from the key frame before it, and only frames that are used are kept, at
     their final size.
+
+    Args:
+        request: what is asked; or the path of it alone.
+        others: then the other fields of a :class:`ClipRequest`, in their order.
 
     Returns:
         (F, H, W, 3) full-range RGB.
@@ -158,7 +162,7 @@ def read_clip(request: ClipRequest) -> NDArray[np.uint8]:
         VideoError: the file cannot be opened, decoded or tone-mapped, or ends before the clip does.
     """
     with VideoReader() as reader:
-        return reader.read_clip(request)
+        return reader.read_clip(request if isinstance(request, ClipRequest) else ClipRequest(request, *others))
 
 
 def read_key_frames(

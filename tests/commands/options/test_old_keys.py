@@ -7,8 +7,8 @@ import json
 import pytest
 import yaml
 
-from vidlit.commands.options import old_keys
 from vidlit.commands.cli.parse_only import ParseOnly
+from vidlit.commands.options import old_keys
 from vidlit.commands.options.checking import check
 from vidlit.commands.options.old_keys import NEW_KEYS, NEW_PATHS, rename_words
 from vidlit.errors import UserError
