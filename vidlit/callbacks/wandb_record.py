@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from vidlit import __version__
+from vidlit.bounded_yaml import read_yaml
 from vidlit.runs.logged_names import (
     AUDIT_VIDEO,
     EXPOSURE_HISTOGRAM,
@@ -57,22 +57,26 @@ class WandbRecord(RunCallback):
         self._alerted: set[str] = set()
 
     def on_fit_start(self, *_: Any) -> None:
-        """Config, dataset and code."""
+        """What is logged, before anything is."""
         if not _loggers(self.trainer):
             return
-        saved = yaml.safe_load(self.run.config.read_text()) if self.run.config.is_file() else {}
-        dataset = self._dataset(self.data)
-        record = {**redact(saved), "dataset": dataset, "code": _code()}
 
         def start(run: Any) -> None:
             for row in all_rows():
                 if row.summary is not None:
                     run.define_metric(row.glob, step_metric=STEP, summary=row.summary)
-            run.config.update(record, allow_val_change=True)
             if run.url:
                 print(f"W&B: {run.url}")
 
         _submit(self.trainer, start)
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Config, dataset and code, as saved when a checkpoint was taken up: the epoch begins once, without end."""
+        if not _loggers(self.trainer):
+            return
+        saved = read_yaml(self.run.config) if self.run.config.is_file() else {}
+        record = {**redact(saved), "dataset": self._dataset(self.data), "code": _code()}
+        _submit(self.trainer, lambda run: run.config.update(record, allow_val_change=True))
 
     def _dataset(self, data: LatentDataModule) -> dict[str, Any]:
         sides = {"train": data.train_clips, "val": data.val_clips, "test": data.test_clips}

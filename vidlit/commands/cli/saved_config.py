@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from vidlit import plugins
+from vidlit.bounded_yaml import load_yaml
 from vidlit.runs.directory import RunDirectory, write_text
 from vidlit.runs.redaction import redact
 
@@ -41,6 +42,6 @@ class SaveRunConfig(SaveConfigCallback):
 def config_text(parser: LightningArgumentParser, config: Namespace) -> str:
     """A config as it is saved beside a run: without keys; word for word where there are none."""
     text = parser.dump(config, skip_unset=False)
-    whole = yaml.safe_load(text)
+    whole = load_yaml(text)
     kept = redact(whole)
     return text if kept == whole else yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vidlit.bounded_yaml import load_yaml, read_yaml
 from vidlit.commands.options.option_list import option_lists
 from vidlit.errors import UserError
 from vidlit.runs.directory import RunDirectory
@@ -98,7 +97,7 @@ def changed_options(directory: RunDirectory, text: str) -> list[Change]:
     """
     if not directory.config.is_file():
         return []
-    saved, asked = (yaml.safe_load(each) or {} for each in (directory.config.read_text(), text))
+    saved, asked = read_yaml(directory.config) or {}, load_yaml(text) or {}
     leaves = {name for name in option_lists()["fit"].options if name not in _sections()}
     changes = [change for change in _differences(saved, asked, "", leaves) if not _is_at(change.option, NOT_COMPARED)]
     place = Path(asked["run"]["dir"], asked["run"]["name"]).absolute()
