@@ -17,7 +17,7 @@ from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
 from vidlit.callbacks.order import ORDER, callbacks_for, in_order
 from vidlit.callbacks.run_checkpoints import RunCheckpoints
 from vidlit.callbacks.wandb_record import WandbRecord
-from vidlit.callbacks.weight_export import WeightExport
+from vidlit.callbacks.weight_export import ModelCard, WeightExport
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.overfit_stopping import OverfitStopping
@@ -67,14 +67,15 @@ def test_a_fit_has_them_in_this_order(configured):
     callbacks = kinds(callbacks_for("fit", configured))
     places = [KINDS.index(next(kind for kind in each.__mro__ if kind in KINDS)) for each in callbacks]
     assert places == sorted(places)
-    assert len(callbacks) == 9 + len(configured) + 2
+    assert len(callbacks) == 9 + len(configured) + 3
     assert callbacks[0] is AveragedValidation
     assert issubclass(callbacks[-1], Checkpoint)
     for earlier, later in (
         (DivergenceMonitor, OverfitStopping),
-        (OverfitStopping, SampleVideos),
-        (SampleVideos, WeightExport),
-        (WeightExport, WandbRecord),
+        (OverfitStopping, WeightExport),
+        (WeightExport, SampleVideos),
+        (SampleVideos, ModelCard),
+        (ModelCard, WandbRecord),
         (ExposureLedger, GracefulInterrupt),
         (GracefulInterrupt, RunCheckpoints),
     ):

@@ -68,5 +68,5 @@ def test_the_page_names_the_interface_and_nothing_else():
     assert named & known >= {"velocity", "load_scheduler", "prompt_extras", "clip_extras", "takes_first_frame"}
     pipelines = {"timestep", "mu", "set_timesteps", "retrieve_timesteps", "calculate_shift", "encode_prompt", "step"}
     pipelines |= {"max_sequence_length", "temporal_compression_ratio", "spatial_compression_ratio", "latent_channels"}
-    keys = {"prompt_embeds", "pooled_projections", "latents", "image_latents", "__init__", "__call__"}
+    keys = {"read_tokens", "prompt_embeds", "pooled_projections", "latents", "image_latents", "__init__", "__call__"}
     assert named - known - pipelines - keys == set()

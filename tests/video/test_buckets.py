@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.pages import block, module_of
-from vidlit.commands.cli import configs
+from vidlit import plugins
 from vidlit.commands.cli.parse_only import ParseOnly
 from vidlit.errors import UserError
 from vidlit.video.buckets import ASPECT_RATIOS, Bucket, BucketBudget, nearest_bucket
@@ -109,7 +109,7 @@ def test_derive_needs_a_budget_that_is_enough():
 
 def test_the_page_adds_a_policy_that_a_yaml_names(tmp_path, monkeypatch):
     (tmp_path / "squares.yaml").write_text(block("extending/bucket_policy.md", "squares.yaml"))
-    monkeypatch.setattr(configs, "IMPORTABLE", [*configs.IMPORTABLE, "squares"])  # as --plugin does
+    monkeypatch.setitem(plugins._active, "squares.py", "squares")  # as --plugin does
     with module_of("extending/bucket_policy.md", "squares.py", tmp_path) as module:
         words = ["fit", "--config", str(QUICKSTART), "--config", str(tmp_path / "squares.yaml")]
         named = ParseOnly(words).config.fit.data.buckets

@@ -104,12 +104,13 @@ def test_real_films_are_no_parts_of_each_other(shared_videos):
 
 
 def test_parts_are_tied_to_their_film_by_plan(tmp_path):
-    film = scenes(1, 2, 3, 4, 5)
-    write(tmp_path / "film.mp4", film)
-    write(tmp_path / "part.mp4", film[43:75])
+    film, clips = scenes(1, 2, 3, 4, 5), tmp_path / "clips"
+    clips.mkdir()
+    write(clips / "film.mp4", film)
+    write(clips / "part.mp4", film[43:75])
     for name in ("film", "part"):
-        (tmp_path / f"{name}.txt").write_text(name)
-    plan = plan_clips(tmp_path, [Bucket(9, 32, 48)], 8.0, Cutting("head"), cache=tmp_path / "cache" / "files.json")
-    again = plan_clips(tmp_path, [Bucket(9, 32, 48)], 8.0, Cutting("head"), cache=tmp_path / "cache" / "files.json")
+        (clips / f"{name}.txt").write_text(name)
+    plan = plan_clips(clips, [Bucket(9, 32, 48)], 8.0, Cutting("head"), cache=tmp_path / "cache" / "files.json")
+    again = plan_clips(clips, [Bucket(9, 32, 48)], 8.0, "head", cache=tmp_path / "cache" / "files.json")
     assert [clip.source.group for clip in plan.clips] == ["film.mp4"] * len(plan.clips)
     assert again == plan

@@ -156,9 +156,9 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             UserError: the clips are not those that the checkpoint was made with, or the global batch is another one,
                 so that the position would point elsewhere.
         """
-        if self.trainer is None:
+        self._position = state_dict["position"]
+        if self.trainer is None or self.trainer.state.fn is None:
             return
-        assert self.trainer.state.fn is not None
         command = self.trainer.state.fn.value
         table = Path(str(self.trainer.ckpt_path)).absolute().parents[1] / TABLE
         check_clips(self.clip_identity, state_dict.get("clips"), command, table)
@@ -168,4 +168,3 @@ class LatentDataModule(ClipFolder, LightningDataModule):
                 f"the checkpoint was trained with {there} samples a micro-batch over all ranks (by bucket), here it is "
                 f"{here}: set --data.batches.size so that size x ranks is the same, with the same buckets."
             )
-        self._position = state_dict["position"]

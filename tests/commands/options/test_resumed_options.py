@@ -81,7 +81,7 @@ def test_options_of_classes_are_told_by_their_own_names(saved, tmp_path):
     directory = RunDirectory(tmp_path)
     directory.config.write_text(yaml.safe_dump(saved))
     asked = copy.deepcopy(saved)
-    asked["run"] |= {"dir": str(tmp_path.parent.parent), "name": tmp_path.parent.name}  # the run was moved
+    asked["run"]["dir"] = "elsewhere"  # the run was moved
     asked["model"]["optimizer"]["init_args"]["lr"] = 1e-5
     (change,) = changed_options(directory, yaml.safe_dump(asked))
     assert change.option == "model.optimizer.init_args.lr"
@@ -100,7 +100,14 @@ def test_a_config_of_an_earlier_version_lacks_options_and_has_others(saved, tmp_
     del earlier["samples"]["max_share"]
     earlier["model"]["gone_since"] = 1
     directory.config.write_text(yaml.safe_dump(earlier))
-    asked = {**saved, "run": {**saved["run"], "dir": str(tmp_path.parent.parent), "name": tmp_path.parent.name}}
+    assert changed_options(directory, yaml.safe_dump(saved)) == []
+
+
+def test_all_batches_are_all_batches_however_that_is_said(saved, tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.config.write_text(yaml.safe_dump(saved))
+    asked = {**saved, "trainer": {**saved["trainer"], "limit_val_batches": 1.0}}
+    assert saved["trainer"]["limit_val_batches"] is None
     assert changed_options(directory, yaml.safe_dump(asked)) == []
 
 

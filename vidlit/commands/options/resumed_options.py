@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from vidlit.bounded_yaml import load_yaml, read_yaml
@@ -19,7 +18,6 @@ _AUDITS = "audits are compared with that of step 0"
 
 REFUSED: Mapping[str, str] = {
     "seed_everything": "noise, split and order of clips follow from it",
-    "run.dir": "a run goes on in its own folder",
     "run.name": "a run goes on in its own folder",
     "model.adapter": _STATE,
     "model.layers": _STATE,
@@ -78,8 +76,9 @@ APPLIED: Mapping[str, str] = {
 }
 """All others, and from when on they hold."""
 
-NOT_COMPARED = ("config", "print_config", "ckpt_path", "trainer.default_root_dir", "trainer.logger")
-"""What says where a run goes on from, and loggers, into whose settings the run's own place is written."""
+NOT_COMPARED = ("config", "print_config", "ckpt_path", "run.dir", "trainer.default_root_dir", "trainer.logger")
+"""What says where a run that goes on is: it may have been moved. And loggers, into whose settings that is written."""
+_LIMITS = "trainer.limit_"  # 1.0 is all batches, and so is null
 _MAX_TOLD = 8
 
 
@@ -100,9 +99,6 @@ def changed_options(directory: RunDirectory, text: str) -> list[Change]:
     saved, asked = read_yaml(directory.config) or {}, load_yaml(text) or {}
     leaves = {name for name in option_lists()["fit"].options if name not in _sections()}
     changes = [change for change in _differences(saved, asked, "", leaves) if not _is_at(change.option, NOT_COMPARED)]
-    place = Path(asked["run"]["dir"], asked["run"]["name"]).absolute()
-    if place == directory.path.absolute().parent:  # the run was moved, and is named where it lies now
-        changes = [change for change in changes if change.option not in ("run.dir", "run.name")]
     refused = [(change, rule) for change in changes if (rule := rule_of(change.option)) in REFUSED]
     if refused:
         lines = [f"{change}: {REFUSED[rule]}" for change, rule in refused[:_MAX_TOLD]]
@@ -121,7 +117,7 @@ def _sections() -> set[str]:
 
 def _differences(saved: Any, asked: Any, option: str, leaves: set[str]) -> Iterator[Change]:
     if not (isinstance(saved, dict) and isinstance(asked, dict)):
-        if saved != asked:
+        if saved != asked and not (option.startswith(_LIMITS) and {saved, asked} == {None, 1.0}):
             yield Change(option, saved, asked)
         return
     # Within an option, a key that only one side has is a difference; between options, another version's.
