@@ -1,5 +1,6 @@
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +105,19 @@ def test_samples_sort_by_step(tmp_path):
     steps = [4, 40, 400, 40_000]
     assert sorted(directory.samples(step).name for step in steps) == [directory.samples(step).name for step in steps]
     assert directory.samples(400) == tmp_path / "samples" / "step_000400"
+
+
+def test_a_disk_that_refuses_for_a_moment_is_asked_again(tmp_path, monkeypatch, capsys):
+    replace, tried = Path.replace, []
+
+    def refuse_once(self, target):
+        tried.append(self)
+        if len(tried) == 1:
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse_once)
+    monkeypatch.setattr("vidlit.io_retry.PAUSES", (0.0, 0.0))
+    write_text(tmp_path / "summary.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert "Input/output error" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from vidlit.errors import UserError, disk_full
+from vidlit.io_retry import retry_io
 from vidlit.lightning_internals import saves_shards
 
 METADATA = "meta.pt"
@@ -43,18 +45,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write one file."""
         path = Path(path)
-        unfinished = path.with_name(f".{path.name}.unfinished")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            unfinished.replace(path)
-        except BaseException as error:
-            unfinished.unlink(missing_ok=True)  # half a file would keep a full disk full
+            retry_io(partial(_write, checkpoint, path), f"writing {path}")
+        except Exception as error:
             if (full := disk_full(error)) is not None:
                 kept = f" {path} is as it was before." if path.exists() else ""
                 raise UserError(f"{path} could not be written: {full}.{kept} Free some space and go on.") from error
@@ -152,6 +145,22 @@ def remove_leftovers(directory: Path) -> list[Path]:
         else:
             path.unlink(missing_ok=True)
     return left
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # half a file would keep a full disk full
+        raise
 
 
 def save_sharded(save: Callable[[Path], None], path: Path, trainer: Trainer) -> None:

@@ -9,10 +9,12 @@ import re
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vidlit.errors import UserError
+from vidlit.io_retry import retry_io
 
 _UNFINISHED = re.compile(r"\.?.+\.\d+\.(tmp|part)")  # as write_text, and whoever writes videos, call theirs
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # set by torchrun: how often it has started these processes again
@@ -267,6 +269,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: the disk is full or refuses; nothing of the new file stays.
     """
+    retry_io(partial(_write_text, path, text), f"writing {path}")
+
+
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
