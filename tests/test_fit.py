@@ -69,6 +69,7 @@ def test_exported_weights_are_those_of_the_best_check(quickstart, tmp_path):
         assert torch.equal(value, best["state_dict"][f"transformer.{name}"]), name
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers_and_another_seed_others(quickstart, tmp_path):
     for seed in (0, 0, 1):
         assert main([*quickstart(trainer__max_steps=4), f"--seed_everything={seed}"]) == 0

@@ -122,6 +122,7 @@ def test_another_caption_is_told_by_its_clip(run, capsys, side):
     assert video in error
 
 
+@pytest.mark.slow
 def test_validation_compares_its_clips_with_those_of_the_run(run, capsys):
     resumed, directory, clips = run
     with_caption(clips, clips_of(directory, "train")[0], "Only training sees this.")
@@ -133,6 +134,7 @@ def test_validation_compares_its_clips_with_those_of_the_run(run, capsys):
     assert f"1 clip is of another file ({video.name}@" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_base_is_refused_though_its_weights_have_the_same_shapes(run, capsys):
     from safetensors.torch import load_file, save_file
 

@@ -120,6 +120,7 @@ def test_validate_shows_the_change_against_step_0(quickstart, tmp_path, capsys, 
     assert "under the base model" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_base_whose_noise_depends_on_the_videos_size_is_scored_alike_by_every_command(
     quickstart, demo, latents, tmp_path, capsys
 ):

@@ -133,6 +133,7 @@ def test_conservative_keeps_the_earliest_check_within_a_tenth_of_the_best_gain(q
     assert {path.name for path in (cut / "checkpoints").iterdir()} == {p.name for p in (run / "checkpoints").iterdir()}
 
 
+@pytest.mark.slow
 def test_the_best_stands_in_where_no_candidates_were_kept(quickstart, tmp_path):
     assert main(quickstart(trainer__max_steps=8)) == 0
     words = [*quickstart(trainer__max_steps=12), "--ckpt_path=last", "--overfit_stopping.restore=conservative"]

@@ -369,6 +369,7 @@ def test_what_could_not_be_encoded_is_tried_again_when_asked(quickstart, tmp_pat
     assert "0 quarantined" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_advice_that_damage_gives_mends_it(quickstart, tmp_path, capsys):
     options = {"data__store": tmp_path / "store", "trainer__max_steps": 2, "trainer__val_check_interval": 2}
     encode = quickstart("encode", **options)

@@ -49,6 +49,7 @@ def test_a_resumed_run_checks_at_the_same_steps_with_the_same_results(unset, tmp
     assert resumed == whole
 
 
+@pytest.mark.slow
 def test_the_first_spacing_follows_from_counts_and_outlives_another_plan(unset, tmp_path, monkeypatch):
     words = unset(trainer__max_steps=70, model__noise__num_strata=1, data__batches__size=1)
     assert main([*words, "--trainer.limit_val_batches=1.0"]) == 0

@@ -159,6 +159,7 @@ def test_a_real_run_is_trained_scored_stored_and_measured(tmp_path, monkeypatch)
     assert plan.name in report.real_table(results)
 
 
+@pytest.mark.slow
 def test_a_run_on_clips_from_a_folder_is_trained_scored_stored_and_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(real_runs, "CHECKS", 48)
     monkeypatch.setattr(folder_clips, "MIN_ORACLE_RECORDINGS", 2)

@@ -115,6 +115,7 @@ def test_validation_numbers_do_not_depend_on_the_batch_size(quickstart, tmp_path
     assert column(first, "train/loss") == column(second, "train/loss")
 
 
+@pytest.mark.slow
 def test_weights_are_the_same_with_and_without_validation(quickstart, tmp_path):
     """Bit for bit: a check draws from no generator that training draws from."""
     last = "--overfit_stopping.restore=last"

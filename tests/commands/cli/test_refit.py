@@ -23,6 +23,7 @@ def weights(run):
     return load_file(run / "weights" / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 def test_all_clips_are_trained_on_as_often_as_was_best(quickstart, tmp_path, capsys, monkeypatch):
     assert main(quickstart(**OPTIONS)) == 0
     run = tmp_path / "runs" / "quickstart" / "0"
