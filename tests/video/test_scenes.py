@@ -118,7 +118,7 @@ def test_clips_lie_within_scenes(duration, cuts, span, fps, source_fps, length, 
         last = clip.start + (length - 1) / fps
         assert start - 1e-6 <= clip.start
         assert last < min(duration, end) + 1e-3
-        for time in cuts:
+        for time in (time for time in cuts if time < min(duration, end)):  # at a row's end it is the row's own
             assert not clip.start + 1e-6 < time <= last  # nor is a frame beyond it nearer than half a frame
             assert time <= clip.start + 1e-6 or time - last >= 0.5 / max(fps, source_fps) - 2e-6
 
