@@ -16,23 +16,22 @@ import csv
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from vidlit.data.demo_folder import Demo
+from vidlit.whole_files import UNFINISHED
 
 CHANGING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
 """Python's audit events of what changes files, beside ``open`` for writing."""
-UNFINISHED = re.compile(r".*\.(tmp|part|unfinished)")
 SMALL = (
     "--demo=null",
     "--data.batches.size=2",
@@ -93,7 +92,7 @@ def run(words: list[str], folder: Path, kill_at: int = 0) -> Ended:
         counted.write_text(str(count()))
         os._exit(code)
     _, status = os.waitpid(child, 0)
-    with _no_such_process():
+    with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     return Ended(status, said.read_text(), int(counted.read_text()) if counted.exists() else 0)
 
@@ -110,25 +109,14 @@ def _count_operations(folder: Path, kill_at: int) -> Callable[[], int]:
             writes = event in CHANGING
         if not writes or os.getpid() != own:
             return
-        if os.path.abspath(os.fspath(arguments[0])).startswith(inside) if _is_path(arguments[0]) else False:
+        path = arguments[0]
+        if isinstance(path, str | os.PathLike) and os.path.abspath(os.fspath(path)).startswith(inside):
             done += 1
             if done == kill_at:
                 os.kill(own, signal.SIGKILL)
 
     sys.addaudithook(hook)
     return lambda: done
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str | os.PathLike)
-
-
-@contextmanager
-def _no_such_process() -> Iterator[None]:
-    try:
-        yield
-    except ProcessLookupError:
-        pass
 
 
 # -- what is compared

@@ -21,7 +21,7 @@ _EXTRAS = {
     "comet_ml": "comet-ml",
     "google.protobuf": "protobuf",
     "sklearn": "scikit-learn",
-    "scenedetect": "scenedetect opencv-python-headless",
+    "scenedetect": "vidlit[scenes]",
 }
 """What pip calls a module that has another name there."""
 _NO_MODULE = re.compile(r"(?:No module named|Module not found:|Requirement) '([\w.\-]+)(?:'|[^']*' not met)")
@@ -68,9 +68,9 @@ def explain_error(error: BaseException) -> str | None:
     Args:
         error: that ended a command.
     """
-    text = _own_words(error)
+    text = own_words(error)
     if isinstance(error, UserError):
-        return printable(text)
+        return on_one_screen(text)
     line = " ".join(text.split())
     names = {kind.__name__ for kind in type(error).__mro__}
     told: str | None = None
@@ -99,7 +99,7 @@ def explain_error(error: BaseException) -> str | None:
         told = f"Lightning refuses this: {line}"
     elif _is_of(error, "jsonargparse"):
         told = f"what the config names cannot be made: {line}"
-    return printable(told) if told is not None else None
+    return on_one_screen(told) if told is not None else None
 
 
 def explain_bug(error: BaseException) -> str:
@@ -107,7 +107,7 @@ def explain_bug(error: BaseException) -> str:
     frames = list(_files(error))
     where = f" ({frames[-1][0]}, line {frames[-1][1]})" if frames else ""
     line = " ".join(str(error).split())[:500]
-    return printable(
+    return on_one_screen(
         f"this is a bug in vidlit: {type(error).__name__}: {line}{where}. Run again with --debug for the traceback, "
         "and please report it."
     )
@@ -128,18 +128,26 @@ def disk_full(error: BaseException) -> str | None:
 
 
 def printable(text: str) -> str:
-    """A text as a terminal can show it: no control characters, no half characters, no more than a screen."""
-    shown = "".join(
-        each if each == "\n" or each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode()
-        for each in text
-    )
+    r"""A name as a terminal can show it: bytes that are no UTF-8 as ``\xe9``, controls and half characters escaped."""
+    return "".join(each if each.isprintable() else _escaped(ord(each)) for each in text)
+
+
+def _escaped(code: int) -> str:
+    if 0xDC80 <= code <= 0xDCFF:  # how Python reads a byte of a file name that is no UTF-8
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def on_one_screen(text: str) -> str:
+    """A message as a terminal can show it, line by line, and no more of it than a screen holds."""
+    shown = "\n".join(map(printable, text.split("\n")))
     if len(shown) <= MAX_LENGTH:
         return shown
     tail = MAX_LENGTH - _HEAD - 5
     return f"{shown[:_HEAD]} ... {shown[-tail:]}"
 
 
-def _own_words(error: BaseException) -> str:
+def own_words(error: BaseException) -> str:
     """An error's text; of one in a worker process without the traceback that torch puts around it."""
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:

@@ -76,7 +76,7 @@ def test_a_run_that_goes_on_with_other_clips_is_told_which(tmp_path, changed, to
 def test_many_clips_are_counted_and_few_named(tmp_path):
     many = DataIdentity({f"{n}.mp4": ClipIdentity("train", "film", "words", "p") for n in range(1000)})
     (told,) = DataIdentity({}).differences(many)
-    assert told == "1000 clips are gone (0.mp4, 1.mp4, 2.mp4, ...)"
+    assert told == "1000 clips are gone (0.mp4, 1.mp4, 2.mp4 and 997 more)"
 
 
 def test_validation_asks_for_its_own_clips_only(tmp_path):

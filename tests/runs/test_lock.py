@@ -1,9 +1,11 @@
+import errno
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 
+import filelock
 import pytest
 
 from vidlit.errors import UserError
@@ -37,7 +39,7 @@ def test_a_second_process_gets_one_line_and_a_killed_one_lets_go(tmp_path, holde
         RunLock(directory)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    leftovers = [tmp_path / f"summary.json.{holder.pid}.tmp", tmp_path / "samples" / f".a.mp4.{holder.pid}.part"]
+    leftovers = [tmp_path / ".summary.json.0123abcd.tmp", tmp_path / "samples" / ".a.mp4.0123abcd.tmp"]
     mine = [tmp_path / "notes.tmp", tmp_path / "thesis.part", tmp_path / "summary.json"]
     for path in (*leftovers, *mine):
         path.parent.mkdir(exist_ok=True)
@@ -47,6 +49,16 @@ def test_a_second_process_gets_one_line_and_a_killed_one_lets_go(tmp_path, holde
     assert all(path.exists() for path in mine)
     lock.release()
     RunLock(directory).release()
+
+
+def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch):
+    """As some network file systems are: a fit ended in an error there."""
+
+    def acquire(*args, **options):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    RunLock(RunDirectory(tmp_path)).release()
 
 
 def test_the_lock_alone_makes_no_run(tmp_path):

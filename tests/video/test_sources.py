@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidlit.errors import UserError
-from vidlit.video.layouts.cells import printable
+from vidlit.errors import UserError, printable
 from vidlit.video.layouts.source_folder import is_media, is_utf8
 from vidlit.video.sources import read_sources
 

@@ -213,7 +213,7 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
     from rich.table import Table
 
     from vidlit.data.usage import count_words
-    from vidlit.video.layouts.cells import printable
+    from vidlit.errors import printable
 
     console = console or Console()
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are the user's

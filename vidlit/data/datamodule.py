@@ -61,7 +61,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             repair=repair,
             trainer_options=trainer_options,
         )
-        for told in ("_failed", "split", "usage"):  # of what was stored before
+        for told in ("_failed", "split", "usage", "clip_identity"):  # of what was stored before
             self.__dict__.pop(told, None)
         return report
 

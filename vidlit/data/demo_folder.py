@@ -17,6 +17,7 @@ import numpy as np
 
 from vidlit.data.demo_clips import FPS, Look, Scene
 from vidlit.video.mp4 import write_mp4
+from vidlit.whole_files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,10 +64,8 @@ class Demo:
                     folder.mkdir(parents=True, exist_ok=True)
                     write_mp4(folder / name, scene.render(np.random.default_rng([number, take])), FPS)
                 rows.append((name, scene.caption, f"scene_{number:03d}"))
-        unfinished = folder / "metadata.csv.tmp"
-        with unfinished.open("w", newline="") as file:
+        with replacing(folder / "metadata.csv") as unfinished, unfinished.open("w", newline="") as file:
             csv.writer(file).writerows([("file_name", "caption", "group"), *rows])
-        unfinished.replace(folder / "metadata.csv")
 
 
 def codec_inputs() -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vidlit.errors import UserError
+from vidlit.latents.encoding import first_three
 
 if TYPE_CHECKING:
     from vidlit.latents.recipe import LatentRecipe, PromptRecipe
@@ -21,7 +22,6 @@ SIDES = ("train", "val", "test")
 TABLE = "clips.csv"
 """Its name in a run directory."""
 _DIGITS = 12  # 48 bits: one changed clip in 3e14 would pass for the same
-_MAX_NAMED = 3
 
 
 class ClipIdentity(NamedTuple):
@@ -166,17 +166,13 @@ def check_clips(here: DataIdentity, digests: Mapping[str, str] | None, command: 
     if seen:
         raise UserError(
             f"{len(seen)} of the clips to {command} on are of files that the run has seen on its "
-            f"{' or '.join(may_not_have)} side ({_few(seen)}): what they show says nothing about new videos. Use the "
-            "options of data.split that the run was made with."
+            f"{' or '.join(may_not_have)} side ({first_three(seen)}): what they show says nothing about new videos. "
+            "Use the options of data.split that the run was made with."
         )
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
-
-
 def _count(names: list[str], what: str) -> str:
-    return f"{len(names)} clip{'s are' if len(names) > 1 else ' is'} {what} ({_few(names)})"
+    return f"{len(names)} clip{'s are' if len(names) > 1 else ' is'} {what} ({first_three(names)})"
 
 
 def _changed(

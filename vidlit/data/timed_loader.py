@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch.utils.data import DataLoader
 
 from vidlit.diffusion.batch import LatentBatch
-from vidlit.errors import UserError
+from vidlit.errors import UserError, own_words
 
 
 class TimedLoader(DataLoader[LatentBatch]):
@@ -37,7 +37,6 @@ class _Timed:
         try:
             return next(self._batches)
         except UserError as error:
-            # torch wraps the traceback of a worker around what its errors say.
-            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+            raise UserError(own_words(error)) from error
         finally:
             self._loader.seconds_waited += time.monotonic() - began

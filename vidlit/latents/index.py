@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from vidlit.errors import UserError
 from vidlit.io_retry import retry_io
 from vidlit.latents.recipe import INGREDIENTS
-from vidlit.latents.store_folder import inside, is_part_name, write_atomically
+from vidlit.latents.store_folder import inside, is_part_name
+from vidlit.whole_files import write_whole
 
 VERSION = b"1"
 MERGED = "index.parquet"
@@ -91,7 +92,7 @@ def write_index(path: Path, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     table = table.replace_schema_metadata(SCHEMA.metadata)
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    write_atomically(path, memoryview(sink.getvalue()))
+    write_whole(path, memoryview(sink.getvalue()), sync=True)
 
 
 def has_index(root: Path) -> bool:

@@ -22,7 +22,8 @@ from torch import Tensor
 from vidlit.errors import UserError
 from vidlit.io_retry import retry_io
 from vidlit.latents.index import name_at
-from vidlit.latents.store_folder import inside, is_shard_name, open_regular, write_atomically
+from vidlit.latents.store_folder import inside, is_shard_name
+from vidlit.whole_files import open_regular, write_whole
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -53,7 +54,7 @@ class Place(NamedTuple):
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
     """Write tensors to a new safetensors file: on disk and whole when this returns, or not there."""
     data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    write_atomically(path, data)
+    write_whole(path, data, sync=True)
     header_size = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:header_size])
     view = memoryview(data)

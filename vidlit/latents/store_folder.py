@@ -7,23 +7,20 @@ deleted, whoever wrote it into the index.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
-import socket
 import stat
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-import filelock
-
 from vidlit.errors import UserError
+from vidlit.held_lock import HeldLock
 from vidlit.io_retry import retry_io
+from vidlit.whole_files import UNFINISHED, open_regular, write_whole
 
 MARKER = "vidlit_store.json"
 """Says that a folder is a store, and of which version."""
@@ -31,14 +28,11 @@ STORE_VERSION = 1
 _UNIQUE = r"[0-9a-f]{16}-[0-9a-f]{8}"  # what unique_name() gives
 _SHARD = rf"(?:shards/\d+x\d+x\d+-|prompts/){_UNIQUE}\.safetensors"
 _PART = rf"index/{_UNIQUE}\.parquet"
-_WRITTEN = rf"{_SHARD}|{_PART}|index\.parquet|vidlit_store\.json"
-_KEPT = r"files\.json|\.files\.json\.(?:lock|\d+\.part)|\.lock|\.encoding\.(?:lock|json)"
+_WRITTEN = rf"{_SHARD}|{_PART}|index\.parquet|vidlit_store\.json|files\.json|\.encoding\.json"
+_KEPT = r"\.files\.json\.(?:lock|\d+\.part)|\.lock|\.encoding\.lock"
 _FOLDERS = ("shards", "prompts", "index")
-_POLL_SECONDS = 0.5  # between two looks at a lock that another process holds for minutes
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS)}
 _HARMLESS = {"lost+found", ".DS_Store", ".gitignore", ".gitkeep"}  # what stands in folders that people call empty
 _SHARD_NAME, _PART_NAME, _OWN_NAME = re.compile(_SHARD), re.compile(_PART), re.compile(f"{_WRITTEN}|{_KEPT}")
-_UNFINISHED = re.compile(r"(?P<folder>(?:shards/|prompts/|index/)?)\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 
 
 def unique_name() -> str:
@@ -57,8 +51,9 @@ def is_part_name(name: str) -> bool:
 
 
 def _is_unfinished(name: str) -> bool:
-    found = _UNFINISHED.fullmatch(name)
-    return found is not None and re.fullmatch(_WRITTEN, found["folder"] + found["name"]) is not None
+    folder, slash, last = name.rpartition("/")
+    found = UNFINISHED.fullmatch(last)
+    return found is not None and re.fullmatch(_WRITTEN, f"{folder}{slash}{found['name']}") is not None
 
 
 def _names(root: Path) -> Iterator[str]:
@@ -104,7 +99,7 @@ def foreign_names(root: Path) -> list[str]:
 
 def mark(root: Path) -> None:
     """Say that a folder is a store."""
-    write_atomically(root / MARKER, json.dumps({"vidlit_store": STORE_VERSION}).encode())
+    write_whole(root / MARKER, json.dumps({"vidlit_store": STORE_VERSION}).encode(), sync=True)
 
 
 def own_files(root: Path, older_than: float) -> list[str]:
@@ -157,51 +152,6 @@ def shard_size(root: Path, name: str) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def open_regular(path: Path) -> int:
-    """Descriptor of a regular file, to read from; a pipe or a device is not waited for.
-
-    Raises:
-        OSError: it cannot be opened, or is something else.
-    """
-    flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows changes line ends without the first
-    descriptor = os.open(path, os.O_RDONLY | flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return descriptor
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that is whole, synced and under its name when this returns, or not there at all.
-
-    Raises:
-        OSError: the disk is full, or refuses for longer than a moment.
-    """
-    retry_io(partial(_write_atomically, path, data), f"writing {path}")
-
-
-def _write_atomically(path: Path, data: bytes | memoryview) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    if not hasattr(os, "O_DIRECTORY"):  # Windows, where folders cannot be opened
-        return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut before the index names the file
-    finally:
-        os.close(folder)
-
-
 # -- one at a time
 
 
@@ -209,34 +159,14 @@ def _write_atomically(path: Path, data: bytes | memoryview) -> None:
 def encoding_lock(root: Path) -> Iterator[None]:
     """Be the only one that encodes into a store; who comes second is told whom it waits for, and waits.
 
-    The lock is the system's: it ends with the process that holds it, however that ends. Where there are no locks,
-    as on some network file systems, nobody waits; all that is lost then is time.
-
     Raises:
         OSError: the folder cannot be written to.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(root / ".encoding.lock")
-    holder = root / ".encoding.json"
+    lock = HeldLock(root / ".encoding.lock", root / ".encoding.json")
+    if not lock.acquire():
+        print(f"another process is encoding into {root} ({lock.holder()}): waiting until it is done", file=sys.stderr)
+        lock.acquire(wait=True)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        print(f"another process is encoding into {root} ({_holder(holder)}): waiting until it is done", file=sys.stderr)
-        lock.acquire(poll_interval=_POLL_SECONDS)
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise
-    try:
-        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         yield
     finally:
         lock.release()
-
-
-def _holder(path: Path) -> str:
-    """Who holds the lock, in words."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        with open(open_regular(path), "rb") as file:
-            said = json.loads(file.read(4096))
-        return f"process {int(said['pid'])} on {str(said['host'])[:64]!r}"
-    return "which one is not known"

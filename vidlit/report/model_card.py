@@ -14,7 +14,7 @@ import yaml
 
 from vidlit import __version__
 from vidlit.bounded_yaml import MAX_BYTES, load_yaml
-from vidlit.errors import UserError, printable
+from vidlit.errors import UserError, on_one_screen
 from vidlit.runs.directory import write_text
 from vidlit.runs.logged_names import VAL_LOG_RATIO
 from vidlit.runs.record import Curve, RunRecord
@@ -209,7 +209,7 @@ def _code(facts: CardFacts) -> str:
 
 def plain(text: str) -> str:
     """A text that says in Markdown and HTML what it says, and does nothing there: a name may come from anywhere."""
-    line = redact_text(" ".join(printable(text).split()))
+    line = redact_text(" ".join(on_one_screen(text).split()))
     return _MARKUP.sub(r"\\\g<0>", html.escape(line, quote=False))
 
 

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from vidlit.errors import UserError, disk_full
 from vidlit.io_retry import retry_io
 from vidlit.lightning_internals import saves_shards
+from vidlit.whole_files import replacing
 
 METADATA = "meta.pt"
 """Lightning's file beside the shards: everything but weights and moments."""
@@ -133,7 +134,7 @@ def remove_leftovers(directory: Path) -> list[Path]:
     Returns:
         What was deleted.
     """
-    left = [path for kind in ("unfinished", "link") for path in directory.glob(f".*.{kind}")]
+    left = list(directory.glob(".*.link"))
     for kind in ("a", "b"):
         for folder in directory.glob(f".*.{kind}"):
             link = directory / folder.name[1:-2]
@@ -148,19 +149,11 @@ def remove_leftovers(directory: Path) -> list[Path]:
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
+    with replacing(path, sync=True) as unfinished:
         with unfinished.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)  # half a file would keep a full disk full
-        raise
 
 
 def save_sharded(save: Callable[[Path], None], path: Path, trainer: Trainer) -> None:

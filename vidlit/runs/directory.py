@@ -5,18 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vidlit.errors import UserError
-from vidlit.io_retry import retry_io
+from vidlit.whole_files import write_whole
 
-_UNFINISHED = re.compile(r"\.?.+\.\d+\.(tmp|part)")  # as write_text, and whoever writes videos, call theirs
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # set by torchrun: how often it has started these processes again
 
 
@@ -269,18 +266,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: the disk is full or refuses; nothing of the new file stays.
     """
-    retry_io(partial(_write_text, path, text), f"writing {path}")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(text.encode())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode())
 
 
 def append_text(path: Path, text: str) -> None:
@@ -295,10 +281,3 @@ def append_text(path: Path, text: str) -> None:
         if file.write(data) != len(data):  # only a disk that is full takes a part
             file.truncate(before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left of files that they were writing; only where no other process writes."""
-    for path in folder.rglob("*"):
-        if _UNFINISHED.fullmatch(path.name) and not path.is_symlink() and path.is_file():
-            path.unlink(missing_ok=True)

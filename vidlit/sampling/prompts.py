@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vidlit.diffusion.batch import Conditioning, PromptBatch, as_is
-from vidlit.errors import UserError
+from vidlit.errors import UserError, printable
 from vidlit.models.encoders import BaseEncoders
 from vidlit.video.buckets import Bucket
 from vidlit.video.frames import ClipRequest, read_clip
-from vidlit.video.layouts.cells import printable
 from vidlit.video.layouts.delimited import read_delimited
 from vidlit.video.layouts.layout import Rejected
 from vidlit.video.layouts.source_folder import is_utf8

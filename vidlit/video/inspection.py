@@ -19,6 +19,7 @@ import filelock
 from vidlit.video.duplicates import Fingerprint
 from vidlit.video.frames import VideoError, VideoInfo
 from vidlit.video.isolation import IsolatedReader
+from vidlit.whole_files import write_whole
 
 _CACHE_VERSION = 3  # goes up whenever a file that did not change would be inspected differently
 _MAX_READERS = 8
@@ -213,11 +214,4 @@ def _write_cache(cache: Path | None, entries: dict[tuple[str, int, int], Inspect
         [*stamp, e.content, asdict(e.info), e.fingerprint, e.cuts, list(e.frame_times.items())]
         for stamp, e in latest.values()
     ]
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(json.dumps({"version": _CACHE_VERSION, "files": files}), "utf-8")
-        temporary.replace(cache)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    write_whole(cache, json.dumps({"version": _CACHE_VERSION, "files": files}).encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
+
+from vidlit.whole_files import replacing
 
 
 def write_mp4(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
@@ -22,10 +23,8 @@ def write_mp4(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
     """
     odd_rows, odd_columns = frames.shape[1] % 2, frames.shape[2] % 2
     frames = np.pad(frames, ((0, 0), (0, odd_rows), (0, odd_columns), (0, 0)), mode="edge")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with replacing(path) as unfinished:
+        with av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(10_000))
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv420p"
@@ -43,6 +42,3 @@ def write_mp4(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
                 )
                 container.mux(stream.encode(picture))
             container.mux(stream.encode(None))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation
 from numpy.typing import NDArray
 
 from vidlit.errors import UserError
+from vidlit.io_retry import PASSING
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -42,8 +43,7 @@ class TransientVideoError(VideoError):
     transient = True
 
 
-_PASSING = {errno.EAGAIN, errno.EBUSY, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-_PASSING |= {errno.ENOSPC, errno.ESTALE, errno.ETIMEDOUT}
+_PASSING = PASSING | {errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 
 
 def is_transient(error: BaseException) -> bool:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from vidlit.errors import UserError
+from vidlit.errors import UserError, printable
 from vidlit.video.buckets import Bucket
 from vidlit.video.frames import BLACK, ClipRequest, Color
 from vidlit.video.layouts.cells import (
     CellError,
-    printable,
     read_name,
     read_note,
     read_number,

@@ -62,7 +62,7 @@ def test_every_option_of_a_fit_is_applied_or_refused_by_name(saved, tmp_path):
     assert len([name for name in walked if name.split(".")[0] in ("model", "data", "trainer")]) > 65
     for name, path in walked.items():
         text = yaml.safe_dump(with_changed(saved, path))
-        if rule_of(name) in REFUSED and not (name == "model.optimizer"):
+        if rule_of(name) in REFUSED:
             with pytest.raises(UserError, match=re.escape(f"{name} ")) as error:
                 changed_options(directory, text)
             assert REFUSED[rule_of(name)] in str(error.value)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from vidlit.errors import printable
+
 MISSING_TEXT = frozenset({"", "nan", "NaN", "None", "null", "NULL", "<NA>"})
 """Texts that stand for nothing: empty, or what programs write where a value is missing, spelled as they do. ``NA`` and
 ``none`` are texts: people write those."""
@@ -23,8 +25,7 @@ _MISSING_NUMBER = frozenset(
 """Where a number is wanted, what pandas takes for missing, in any case."""
 _MOST_LIST_CHARACTERS = 100_000
 """Longer texts are not looked at as lists."""
-_NO_TEXT = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, marks that turn the direction of writing, and halves of characters."""
+
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
@@ -136,18 +137,6 @@ def read_note(cell: Any) -> str | None:
 def shown(value: Any) -> str:
     """A cell in a message: short, and nothing that a terminal would act on."""
     return printable(_short.repr(value))
-
-
-def printable(text: str) -> str:
-    r"""A name with what cannot be printed written as escapes: bytes that are no UTF-8 as ``\xe9``."""
-
-    def escape(match: re.Match[str]) -> str:
-        code = ord(match[0])
-        if 0xDC80 <= code <= 0xDCFF:  # how Python reads such a byte of a file name
-            return f"\\x{code - 0xDC00:02x}"
-        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-
-    return _NO_TEXT.sub(escape, text)
 
 
 def _plain(cell: Any) -> Any:

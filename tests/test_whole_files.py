@@ -1,0 +1,52 @@
+import os
+import stat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidlit.whole_files import UNFINISHED, open_regular, remove_unfinished, replacing, write_whole
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_reader_meets_the_old_file_until_the_new_one_is_whole(tmp_path, sync):
+    path = tmp_path / "new" / "a.json"
+    write_whole(path, b"old", sync=sync)
+    with replacing(path, sync=sync) as unfinished:
+        unfinished.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+        assert UNFINISHED.fullmatch(unfinished.name)["name"] == "a.json"
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt()])
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.json"
+    write_whole(path, b"old")
+    with pytest.raises(type(error)), replacing(path) as unfinished:
+        unfinished.write_bytes(b"half")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@given(st.from_regex(r"[a-zA-Z0-9_.]{1,20}", fullmatch=True))
+def test_only_what_was_being_written_is_removed(tmp_path_factory, name):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / f".{name}.0123abcd.tmp").touch()
+    for kept in (f"{name}.tmp", f"a{name}.0123abcd.tmp", f".{name}.0123abcX.tmp"):
+        (folder / kept).touch()
+    remove_unfinished(folder)
+    assert not (folder / f".{name}.0123abcd.tmp").exists()
+    assert len(os.listdir(folder)) == len({f"{name}.tmp", f"a{name}.0123abcd.tmp", f".{name}.0123abcX.tmp"})
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no regular file"):
+        open_regular(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"x")
+    descriptor = open_regular(tmp_path / "file")
+    assert stat.S_ISREG(os.fstat(descriptor).st_mode)
+    os.close(descriptor)
