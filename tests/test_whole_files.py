@@ -24,9 +24,14 @@ def test_a_reader_meets_the_old_file_until_the_new_one_is_whole(tmp_path, sync):
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "a.json"
     write_whole(path, b"old")
-    with pytest.raises(type(error)), replacing(path) as unfinished:
-        unfinished.write_bytes(b"half")
-        raise error
+
+    def write_half():
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.json"]
 

@@ -49,10 +49,9 @@ class HeldLock:
         """
         number, host = self._read()
         is_dead = host == socket.gethostname() and not psutil.pid_exists(number)
+        patience = -1 if wait else _AFTERLIFE_SECONDS if is_dead else 0
         try:
-            self._lock.acquire(
-                timeout=-1 if wait else _AFTERLIFE_SECONDS if is_dead else 0, poll_interval=_POLL_SECONDS
-            )
+            self._lock.acquire(timeout=patience, poll_interval=_POLL_SECONDS)
         except filelock.Timeout:
             return False
         except (OSError, NotImplementedError) as error:

@@ -434,3 +434,9 @@ def test_odd_files_of_other_projects(shared_videos, name):
 
 def test_the_part_of_a_damaged_file_that_is_sound_can_be_used(shared_videos):
     assert len(read_clip(ClipRequest(shared_videos / "odd" / "decord__corrupted.mp4", 0.0, 20, 10.0, 32, 32))) == 20
+
+
+def test_a_clip_is_asked_for_by_its_path_as_well(tmp_path):
+    path = write_film(tmp_path / "a.mp4", [quadrants()] * 8)
+    request = ClipRequest(path, 0.0, 5, 25.0, 32, 48)
+    np.testing.assert_array_equal(read_clip(path, 0.0, 5, 25.0, 32, 48), read_clip(request))
