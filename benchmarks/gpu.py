@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).parents[1]))  # from a checkout, without installing it
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch
-from vidlit.diffusion.noising import RectifiedFlow
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import Family
 from vidlit.training.flops import flops_of_a_sample, peak_flops

@@ -34,7 +34,7 @@ from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
 from vidlit.data.split import Splitting
 from vidlit.diffusion.loss import denoising_loss
-from vidlit.diffusion.noising import RectifiedFlow
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.models.family import open_family
 from vidlit.training.module import VideoDiffusionModule
 

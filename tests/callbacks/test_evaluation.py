@@ -14,7 +14,8 @@ from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Splitting
 from vidlit.diffusion.batch import clip_key, collate
 from vidlit.diffusion.loss import paired_losses
-from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift, stratum_sigmas
+from vidlit.diffusion.noising import stratum_sigmas
+from vidlit.diffusion.rectified_flow import RectifiedFlow, ResolutionShift
 from vidlit.diffusion.streams import LATENTS
 from vidlit.metrics.paired_loss import log_ratio, summarise
 from vidlit.training.module import VideoDiffusionModule

@@ -5,7 +5,8 @@ import torch
 
 from vidlit.diffusion.batch import LatentSample, collate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
-from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift, stratum_noise, stratum_sigmas
+from vidlit.diffusion.noising import stratum_noise, stratum_sigmas
+from vidlit.diffusion.rectified_flow import RectifiedFlow, ResolutionShift
 from vidlit.diffusion.streams import LATENTS
 
 FLOW = RectifiedFlow()

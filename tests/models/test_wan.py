@@ -12,7 +12,7 @@ from tests.models.batches import batch_of, random_frames
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
-from vidlit.diffusion.noising import RectifiedFlow
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
 from vidlit.models.encoders import BaseEncoders
 from vidlit.models.family import open_family

@@ -12,6 +12,6 @@ if TYPE_CHECKING:
     from vidlit.diffusion.generate import Scheduler as Scheduler
     from vidlit.diffusion.loss import denoising_loss as denoising_loss
     from vidlit.diffusion.loss import paired_losses as paired_losses
-    from vidlit.diffusion.noising import RectifiedFlow as RectifiedFlow
+    from vidlit.diffusion.rectified_flow import RectifiedFlow as RectifiedFlow
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

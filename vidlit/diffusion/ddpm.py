@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vidlit.diffusion.noising import RectifiedFlow
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 
 
 @dataclass(frozen=True)

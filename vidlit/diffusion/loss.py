@@ -10,13 +10,13 @@ from torch import Tensor
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.noising import (
-    RectifiedFlow,
     level_of_sample,
     stratum_draws,
     stratum_noise,
     stratum_sigmas,
     without_first_frame,
 )
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS, Given, as_given, by_stream
 
 

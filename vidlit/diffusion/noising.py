@@ -1,7 +1,4 @@
-"""The forward process: how latents become noisy, and what the transformer is asked to predict.
-
-One sign convention for the whole project: ``noisy = (1 - sigma) * latents + sigma * noise`` and
-``target = noise - latents`` (a velocity), with sigma 0 for clean latents and 1 for pure noise.
+"""Noise and noise levels of training steps, of scored clips and of samples.
 
 Every random number comes from a generator keyed by what it is for, never from a global one. So a step's noise is a
 function of (seed, position, row of the batch), a validation clip's of (seed, clip, stratum).
@@ -10,117 +7,18 @@ function of (seed, position, row of the batch), a validation clip's of (seed, cl
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS
 from vidlit.errors import UserError
 
 NUM_LEVELS = 16
 """Noise levels that paired validation covers over the clips, a few of them for each clip."""
-
-
-@dataclass(frozen=True)
-class ResolutionShift:
-    """A shift that grows with the size of the video: larger videos need more noise to lose what they show.
-
-    The logarithm of the shift is a line over the number of latent positions (appendix of
-    https://arxiv.org/abs/2403.03206; the names are those of diffusers' schedulers).
-
-    Args:
-        base_shift: logarithm of the shift at ``base_tokens``.
-        max_shift: logarithm of the shift at ``max_tokens``.
-        base_tokens: latent positions of a small video.
-        max_tokens: latent positions of a large one.
-    """
-
-    base_shift: float = 0.5
-    max_shift: float = 1.15
-    base_tokens: int = 256
-    max_tokens: int = 4096
-
-    def at(self, num_tokens: int) -> float:
-        """The shift of a video of this many latent positions."""
-        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
-        return math.exp(self.base_shift + slope * (num_tokens - self.base_tokens))
-
-
-@dataclass(frozen=True)
-class RectifiedFlow:
-    """Straight paths from latents to noise (https://arxiv.org/abs/2209.03003) and how training draws their sigmas.
-
-    Args:
-        distribution: distribution of the unshifted sigma; ``logit_normal`` is
-            ``sigmoid(Normal(mean, std))``, eq. 19 of https://arxiv.org/abs/2403.03206.
-        mean: mean of the logit-normal.
-        std: standard deviation of the logit-normal.
-        shift: shift of sigmas towards noise, ``shift * s / (1 + (shift - 1) * s)``, eq. 23 of the same paper; a
-            number, or a line over the size of the video.
-        min_sigma: lowest sigma trained on.
-        max_sigma: highest sigma trained on.
-        weighting: weight of the training loss by sigma; validation is not weighted. ``cosmap`` is
-            ``2 / (pi (1 - 2 s + 2 s^2))``, section 3.1 of the same paper; ``min_snr`` is ``s^2 min(SNR, snr_gamma)``
-            with ``SNR = ((1 - s) / s)^2``: the weight of https://arxiv.org/abs/2303.09556 on the error of the clean
-            latents, which is ``s^2`` times the velocity's.
-        snr_gamma: highest SNR that counts in ``min_snr``.
-    """
-
-    distribution: Literal["uniform", "logit_normal"] = "logit_normal"
-    mean: float = 0.0
-    std: float = 1.0
-    shift: float | ResolutionShift = 1.0
-    min_sigma: float = 0.0
-    max_sigma: float = 1.0
-    weighting: Literal["none", "cosmap", "min_snr"] = "none"
-    snr_gamma: float = 5.0
-
-    def at(self, num_tokens: int) -> Self:
-        """The same for videos of one size, given in latent positions: a shift that depends on it becomes a number."""
-        return replace(self, shift=self.shift.at(num_tokens)) if isinstance(self.shift, ResolutionShift) else self
-
-    def unweighted(self) -> Self:
-        """The same with all noise levels counting alike, as validation takes them."""
-        return replace(self, weighting="none")
-
-    def weight(self, sigmas: Tensor) -> Tensor:
-        """What the squared error of the velocity counts at these sigmas, elementwise."""
-        if self.weighting == "cosmap":
-            return 2 / (math.pi * (1 - 2 * sigmas + 2 * sigmas**2))
-        if self.weighting == "min_snr":
-            return torch.minimum((1 - sigmas) ** 2, self.snr_gamma * sigmas**2)
-        return torch.ones_like(sigmas)
-
-    def quantile(self, probability: Tensor) -> Tensor:
-        """Sigma below which a training draw falls with this probability: the inverse CDF, elementwise."""
-        assert not isinstance(self.shift, ResolutionShift), "at() first"
-        if self.distribution == "logit_normal":
-            inside = probability.clamp(1e-6, 1 - 1e-6)
-            sigma = torch.sigmoid(self.mean + self.std * torch.special.ndtri(inside))
-        else:
-            sigma = probability
-        sigma = self.shift * sigma / (1 + (self.shift - 1) * sigma)
-        return self.min_sigma + (self.max_sigma - self.min_sigma) * sigma
-
-    def sample_sigmas(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw (num_samples,) training sigmas on the generator's device."""
-        return self.quantile(torch.rand(num_samples, generator=generator, device=generator.device))
-
-    def add_noise(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
-        """Latents and noise (B, C, F, H, W) at sigmas (B,), or (B, F) by frame, to noisy latents (B, C, F, H, W).
-
-        At sigmas (B,) they may have any shape (B, ...).
-        """
-        sigmas = sigmas.view(-1, *[1] * (latents.dim() - 1)) if sigmas.dim() == 1 else sigmas[:, None, :, None, None]
-        return (1 - sigmas) * latents + sigmas * noise
-
-    def target(self, latents: Tensor, noise: Tensor) -> Tensor:
-        """The velocity (B, C, F, H, W) that the transformer learns."""
-        return noise - latents
 
 
 @dataclass(frozen=True)
@@ -212,7 +110,7 @@ def training_noise(
         stream: [stream_generator("train", stream, seed, position, row, device=device) for row in rows]
         for stream in shapes
     }
-    sigmas = torch.cat([noising.sample_sigmas(1, generator) for generator in generators[LATENTS]])
+    sigmas = noising.quantile(torch.cat([torch.rand(1, generator=each, device=device) for each in generators[LATENTS]]))
     if first_frame > 0:
         draws = torch.cat([torch.rand(1, generator=each, device=device) for each in generators[LATENTS]])
         sigmas = without_first_frame(sigmas, draws < first_frame, shapes[LATENTS][1])

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vidlit.diffusion.noising import RectifiedFlow, level_of_sample
+from vidlit.diffusion.noising import level_of_sample
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS, Stream, by_stream
 from vidlit.errors import UserError
 from vidlit.models.base_folder import (

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidlit.diffusion.noising import RectifiedFlow
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
 from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.comfyui import Layers

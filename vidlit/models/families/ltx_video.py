@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift
+from vidlit.diffusion.rectified_flow import RectifiedFlow, ResolutionShift
 from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder

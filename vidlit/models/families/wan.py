@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vidlit.diffusion.noising import RectifiedFlow
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
 from vidlit.models.base_folder import SCHEDULER, diffusers_class, load_part, read_config
 from vidlit.models.comfyui import Layers
