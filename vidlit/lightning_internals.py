@@ -51,6 +51,16 @@ def is_attached(pl_module: LightningModule) -> bool:
     return pl_module._trainer is not None
 
 
+def expect_unused_parameters(trainer: Trainer) -> None:
+    """Let a step leave parameters without a gradient where ranks are copies of each other: experts take turns.
+
+    ``DDPStrategy`` takes ``find_unused_parameters`` when it is made, and shows it to nobody.
+    """
+    options = getattr(trainer.strategy, "_ddp_kwargs", None)
+    if options is not None:
+        options["find_unused_parameters"] = True
+
+
 def saves_shards(strategy: ModelParallelStrategy) -> bool:
     """``ModelParallelStrategy(save_distributed_checkpoint=...)`` as it was set; the strategy shows it to nobody."""
     return strategy._save_distributed_checkpoint

@@ -170,6 +170,36 @@ def wan_5b(folder):
     return wan(folder, vae=vae, transformer=wan_transformer(48), scheduler=wan_scheduler(5.0), expand_timesteps=True)
 
 
+def wan_pair(folder, boundary=0.875):
+    """Wan 2.2 A14B text-to-video: two transformers of Wan 2.1's shape, of other weights."""
+    second = wan_transformer()
+    generator = torch.Generator().manual_seed(3)
+    for parameter in second.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return wan(folder, transformer_2=second, boundary_ratio=boundary)
+
+
+def wan_pair_image_to_video(folder):
+    """Wan 2.2 A14B image-to-video: its transformers read no CLIP tokens."""
+    from diffusers import WanImageToVideoPipeline
+
+    first, second = (wan_transformer(in_channels=36) for _ in range(2))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in second.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    pipeline = WanImageToVideoPipeline(
+        vae=wan_vae(),
+        scheduler=wan_scheduler(5.0),
+        transformer=first,
+        transformer_2=second,
+        boundary_ratio=0.9,
+        image_encoder=None,
+        image_processor=None,
+        **umt5(),
+    )
+    return save(pipeline, folder)
+
+
 def cogvideox(folder, kind="5b"):
     """CogVideoX ``2b`` (sine positions, DDIM), ``5b`` (rotary, DPM), ``5b-i2v`` (learned positions), ``1.5(-i2v)``."""
     import diffusers

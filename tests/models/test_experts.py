@@ -5,10 +5,12 @@ The family is LTX-Video, told to be such a one: what is tested is the way throug
 
 import json
 import shutil
+from functools import partial
 
 import diffusers
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.models.batches import batch_of
@@ -18,7 +20,8 @@ from vidlit.diffusion.loss import paired_losses
 from vidlit.diffusion.streams import LATENTS
 from vidlit.models.adapters import LoRA
 from vidlit.models.families.ltx_video import LTXVideo
-from vidlit.models.family import Expert, open_family
+from vidlit.models.family import open_family
+from vidlit.models.parts import Expert, rows_by_call
 from vidlit.training.module import VideoDiffusionModule
 
 BOUNDARY = 0.6
@@ -38,7 +41,8 @@ def two_experts(demo, tmp_path_factory):
 
 @pytest.fixture
 def family(two_experts, monkeypatch):
-    monkeypatch.setattr(LTXVideo, "experts", (Expert("transformer", BOUNDARY), Expert("transformer_2")))
+    experts = Expert("transformer", BOUNDARY, "high"), Expert("transformer_2", title="low")
+    monkeypatch.setattr(LTXVideo, "experts", experts)
     return open_family(two_experts)
 
 
@@ -64,7 +68,9 @@ def test_each_sample_goes_to_the_expert_of_its_noise_level(family):
 
 def test_a_first_frame_without_noise_does_not_choose_the_expert(family):
     sigmas = torch.tensor([[0.0, 0.9], [0.0, 0.5]])
-    assert family._experts_of(sigmas) == ["transformer", "transformer_2"]
+    prompts = Conditioning(torch.zeros(2, 3, 1), torch.ones(2, 3, dtype=torch.bool), {})
+    calls = rows_by_call(family.experts, sigmas, prompts, None, by_length=False)
+    assert {call.expert: rows for call, rows in calls.items()} == {"transformer": [0], "transformer_2": [1]}
 
 
 @torch.no_grad()
@@ -75,8 +81,12 @@ def test_paired_losses_score_every_expert_at_its_own_levels(family):
     for name, transformer in module.transformers.items():
         hook = lambda module, args, kwargs, name=name: asked.append((name, kwargs["timestep"]))  # noqa: E731
         transformer.register_forward_pre_hook(hook, with_kwargs=True)
-    losses = paired_losses(module, module.noising, batch, seed=0, num_strata=4)[LATENTS]
-    assert losses.shape == (2, 4)
+    losses = module.validation_step(batch, 0)
+    assert {name: each.shape for name, each in losses.items()} == {"high": (2, 2), "low": (2, 2)}
+    for part in family.parts:
+        noising = module.noising.between(*part.sigmas)
+        alone = paired_losses(partial(module, expert=part.expert), noising, batch, seed=0, num_strata=2)[LATENTS]
+        torch.testing.assert_close(losses[part.name], alone)
     assert {name for name, _ in asked} == {"transformer", "transformer_2"}
     for name, timesteps in asked:
         assert ((timesteps >= 1000 * BOUNDARY) == (name == "transformer")).all()
@@ -113,11 +123,15 @@ def test_a_run_trains_saves_and_exports_both(family, quickstart, tmp_path, lora)
             before = diffusers.LTXVideoTransformer3DModel.from_pretrained(family.base / name).state_dict()
             assert any(not torch.equal(value, before[key]) for key, value in transformer.state_dict().items())
         return
-    files = [weights / f"pytorch_lora_weights{suffix}.safetensors" for suffix in ("", "_transformer_2")]
+    files = [weights / f"pytorch_lora_weights{suffix}.safetensors" for suffix in ("_high", "_low")]
     first, second = (load_file(file) for file in files)
     assert first.keys() == second.keys()
     assert any(not torch.equal(first[name], second[name]) for name in first)
-    assert (weights / "comfyui_lora_transformer_2.safetensors").is_file()
+    assert (weights / "comfyui_lora_low.safetensors").is_file()
+    for file, title in zip(files, ("high", "low"), strict=True):
+        with safe_open(file, "pt") as opened:
+            assert opened.metadata()["expert"] == title
+    assert "load_into_transformer_2=True" in (weights / "README.md").read_text()
 
 
 # -- prompts that cannot be masked
@@ -172,7 +186,8 @@ def test_on_several_ranks_all_make_as_many_calls(unmasked, asked, monkeypatch):
     transformers, batch, sigmas, _ = asked
     monkeypatch.setattr(LTXVideo, "needs_equal_prompts", True)
     expected = unmasked.predict(transformers, batch.latents, sigmas, batch.conditioning)
-    monkeypatch.setattr("vidlit.models.family._has_peers", lambda: True)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     calls = []
     transformers["transformer"].register_forward_pre_hook(lambda *_: calls.append(1))
     made = unmasked.predict(transformers, batch.latents, sigmas, batch.conditioning)

@@ -21,6 +21,7 @@ from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.models.family import open_family
 from vidlit.training.flops import flops_of_a_sample
 from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.open_parts import OpenParts
 
 SIZE = (9, 32, 32)
 FLOW = RectifiedFlow()
@@ -48,7 +49,8 @@ def family(demo, monkeypatch):
 
     monkeypatch.setattr(LTXVideo, "velocity", of_both)
     monkeypatch.setattr(LTXVideo, "stream_shapes", shapes)
-    monkeypatch.setattr(LTXVideo, "streams", (Stream(), Stream("sound", loss_weight=0.5)))
+    streams = Stream(title="video"), Stream("sound", loss_weight=0.5, title="audio", weights="proj_out")
+    monkeypatch.setattr(LTXVideo, "streams", streams)
     monkeypatch.setattr(LTXVideo, "clip_extras", ("sound",))
     monkeypatch.setattr(LTXVideo, "clip_recipe", "the largest latent of each frame")
     monkeypatch.setattr(LTXVideo, "load_video_encoder", lambda self, *given: WithSound(self, *given))
@@ -74,21 +76,22 @@ class Recorder:
         self.calls = []
 
     def __call__(self, noisy, sigmas, conditioning):
-        self.calls.append((noisy, sigmas, conditioning.extras["sound"]))
+        self.calls.append((noisy, sigmas, conditioning.extras["sound"], conditioning.levels.get("sound")))
         return {"latents": 0.3 * noisy, "sound": 0.2 * conditioning.extras["sound"]}
 
 
 @pytest.mark.parametrize("by_frame", [False, True])
-def test_every_stream_is_noised_at_the_level_of_its_sample_and_scored_alone(batch, by_frame):
-    levels = torch.tensor([0.2, 0.7])
-    sigmas = levels
+def test_every_stream_is_noised_at_a_level_of_its_own_and_scored_alone(batch, by_frame):
+    levels = torch.tensor([0.4, 0.9])
+    sigmas = torch.tensor([0.2, 0.7])
     if by_frame:  # the first clip's first frame is given
-        sigmas = levels[:, None].repeat(1, batch.latents.shape[2])
+        sigmas = sigmas[:, None].repeat(1, batch.latents.shape[2])
         sigmas[0, 0] = 0
     noise, _ = training_noise(FLOW, 0, 0, range(2), {name: batch.stream(name).shape[1:] for name in STREAMS})
     model = Recorder()
-    losses = denoising_loss(model, FLOW, batch, noise, sigmas)
-    ((noisy, _, heard),) = model.calls
+    losses = denoising_loss(model, FLOW, batch, noise, {"latents": sigmas, "sound": levels})
+    ((noisy, _, heard, level_of_sound),) = model.calls
+    assert torch.equal(level_of_sound, levels)
     clean, level = batch.conditioning.extras["sound"], levels[:, None, None]
     torch.testing.assert_close(heard, (1 - level) * clean + level * noise["sound"])
     expected = (0.2 * heard - (noise["sound"] - clean)).square().mean(dim=(1, 2))
@@ -102,7 +105,8 @@ def test_each_stream_has_noise_of_its_own_and_the_pictures_is_what_it_was(batch)
     both, sigmas = training_noise(FLOW, 3, 5, range(2), {"latents": shape, "sound": shape}, first_frame=0.5)
     alone, same = training_noise(FLOW, 3, 5, range(2), {"latents": shape}, first_frame=0.5)
     assert torch.equal(both["latents"], alone["latents"])
-    assert torch.equal(sigmas, same)
+    assert torch.equal(sigmas["latents"], same["latents"])
+    assert not torch.equal(sigmas["latents"], sigmas["sound"])
     assert not torch.equal(both["sound"], both["latents"])
     keys = torch.tensor([1, 2])
     assert not torch.equal(stratum_noise(0, keys, 0, shape), stratum_noise(0, keys, 0, shape, "sound"))
@@ -113,9 +117,9 @@ def test_paired_losses_of_every_stream_belong_to_the_clip(batch):
     losses = paired_losses(model, FLOW, batch, seed=3, num_strata=4, streams=STREAMS)
     assert {name: each.shape for name, each in losses.items()} == {name: (2, 4) for name in STREAMS}
     sigmas = stratum_sigmas(FLOW, batch.keys, [batch.latents[0, 0].numel()] * 2, 4)
-    for stratum, (noisy, asked, heard) in enumerate(model.calls):
+    for stratum, (noisy, asked, heard, of_sound) in enumerate(model.calls):
         assert torch.equal(asked, sigmas[:, stratum])
-        level = asked[:, None, None]
+        level = of_sound[:, None, None]
         noise = stratum_noise(3, batch.keys, stratum, tuple(heard.shape[1:]), "sound")
         torch.testing.assert_close(heard, (1 - level) * batch.conditioning.extras["sound"] + level * noise)
         picture = stratum_noise(3, batch.keys, stratum, tuple(noisy.shape[1:]))
@@ -131,14 +135,20 @@ def test_noise_for_other_streams_than_the_model_predicts_is_refused(batch):
         denoising_loss(Recorder(), FLOW, batch, torch.randn(batch.latents.shape), torch.tensor([0.2, 0.7]))
 
 
-def test_training_adds_the_losses_by_their_weights_and_every_one_has_a_gradient(module, batch, monkeypatch):
+def attach(module, monkeypatch):
     monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
+    options = {"global_step": 0, "global_rank": 0, "world_size": 1, "precision": "32-true"}
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=0))
-    module._trainer = SimpleNamespace(fit_loop=loop, global_step=0, global_rank=0, world_size=1, precision="32-true")
+    module._trainer = SimpleNamespace(fit_loop=loop, accumulate_grad_batches=1, **options)
+
+
+def test_training_adds_the_losses_by_their_weights_and_every_one_has_a_gradient(module, batch, monkeypatch):
+    attach(module, monkeypatch)
 
     def step(*weights):
         streams = tuple(Stream(name, weight) for name, weight in zip(STREAMS, weights, strict=True))
         monkeypatch.setattr(LTXVideo, "streams", streams)
+        module.parts = OpenParts(module.family.parts, module.seed)
         module.zero_grad()
         loss = module.training_step(batch, 0)
         loss.backward()
@@ -152,12 +162,24 @@ def test_training_adds_the_losses_by_their_weights_and_every_one_has_a_gradient(
 
 
 @torch.no_grad()
-def test_validation_goes_by_the_picture(module, batch):
+def test_validation_scores_every_stream_by_itself(module, batch):
     module.eval()
     scored = module.validation_step(batch, 0)
-    assert torch.equal(
-        scored, paired_losses(module, module.noising, batch, 0, module.num_strata, streams=STREAMS)["latents"]
-    )
+    expected = paired_losses(module, module.noising, batch, 0, module.num_strata, streams=STREAMS)
+    assert torch.equal(scored["video"], expected["latents"])
+    assert torch.equal(scored["audio"], expected["sound"])
+
+
+def test_a_stream_that_is_done_is_trained_no_more(module, batch, monkeypatch):
+    """Its loss is left out, and the others' move none of its layers."""
+    attach(module, monkeypatch)
+    module.parts.done.add("audio")
+    module.training_step(batch, 0).backward()
+    module.parts.drop_gradients(module.trainable_state())
+    has_gradient = {name: each.grad is not None for name, each in module.trainable_state().items()}
+    assert has_gradient == {name: "proj_out" not in name for name in has_gradient}
+    assert not all(has_gradient.values())
+    assert module.validation_step(batch, 0).keys() == {"video"}
 
 
 @torch.no_grad()

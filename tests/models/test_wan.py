@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.models import bases
 from tests.models.batches import batch_of, random_frames
@@ -14,8 +15,10 @@ from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
+from vidlit.models.adapters import LoRA, LoRAFile
 from vidlit.models.encoders import BaseEncoders
 from vidlit.models.family import open_family
+from vidlit.training.module import VideoDiffusionModule
 
 KINDS = {"wan": bases.wan, "wan_image_to_video": bases.wan_image_to_video, "wan_5b": bases.wan_5b}
 NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 64
@@ -235,9 +238,120 @@ def edited(folder, file, **changes):
     return folder
 
 
+# -- Wan 2.2 A14B, a pair
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return bases.wan_pair(tmp_path_factory.mktemp("pair") / "base", boundary=0.8)
+
+
+def model_of_pair(family):
+    transformers = {expert.name: family.load_transformer(expert=expert.name).eval() for expert in family.experts}
+    return lambda *inputs: family.predict(transformers, *inputs)
+
+
+def test_a_pair_has_a_part_for_high_and_one_for_low_noise(pair, tmp_path):
+    assert [(part.name, part.expert, part.sigmas) for part in open_family(pair).parts] == [
+        ("high", "transformer", (0.8, 1.0)),
+        ("low", "transformer_2", (0.0, 0.8)),
+    ]
+    from_image = open_family(bases.wan_pair_image_to_video(tmp_path / "base"))
+    assert from_image.clip_extras == ("image_latents",)
+    assert [part.sigmas for part in from_image.parts] == [(0.9, 1.0), (0.0, 0.9)]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_a_pair_generates_as_its_pipeline_does(pair, guidance):
+    """The boundary is a sigma after the shift: each of the schedule's steps asks the expert that the pipeline asks."""
+    family, pipeline = open_family(pair), pipeline_of(pair)
+    encode = family.load_prompt_encoder("cpu")
+    noise = torch.randn(2, *family.latent_shape(NUM_FRAMES, HEIGHT, WIDTH))
+    sizes = {"height": HEIGHT, "width": WIDTH, "num_frames": NUM_FRAMES, "num_inference_steps": 5}
+    given = {"negative_prompt": "", "guidance_scale": guidance, "latents": noise, "output_type": "latent"}
+    expected = pipeline(CAPTIONS[:2], **sizes, **given).frames
+    scheduler = family.load_scheduler(5, noise[0, 0].numel())
+    assert (scheduler.sigmas >= 0.8).sum() in (2, 3)  # both are asked
+    prompts, null = (Conditioning.of(encode(each), family.prompt_length) for each in (CAPTIONS[:2], [""]))
+    made = generate(model_of_pair(family), scheduler, noise, prompts, null, guidance)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+    one_alone = lambda *inputs: family.velocity(family.load_transformer().eval(), *inputs)  # noqa: E731
+    alone = generate(one_alone, family.load_scheduler(5, noise[0, 0].numel()), noise, prompts, null, guidance)
+    assert (alone - expected).abs().max() > 1e-2
+
+
+def test_a_pair_generates_from_a_frame_as_its_pipeline_does(tmp_path):
+    base = bases.wan_pair_image_to_video(tmp_path / "base")
+    family, pipeline = open_family(base), pipeline_of(base, "WanImageToVideoPipeline")
+    noise = torch.randn(1, *family.latent_shape(NUM_FRAMES, HEIGHT, WIDTH))
+    batch = batch_of(family, SIZE, CAPTIONS[:1])
+    embeds = batch.conditioning.prompt_embeds  # this pipeline cannot clean a prompt without ftfy
+    sizes = {"height": HEIGHT, "width": WIDTH, "num_frames": NUM_FRAMES, "num_inference_steps": 5}
+    given = {"prompt_embeds": embeds, "guidance_scale": 1.0, "latents": noise, "output_type": "latent"}
+    expected = pipeline(first_frame_image(0), **sizes, **given).frames
+    scheduler = family.load_scheduler(5, noise[0, 0].numel())
+    made = generate(model_of_pair(family), scheduler, noise, batch.conditioning)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_each_expert_of_a_pair_is_trained_on_its_side_of_the_boundary(pair):
+    modules = {choice: VideoDiffusionModule(str(pair), expert=choice) for choice in ("high", "low", "both")}
+    whole = open_family(pair).noising()
+    assert modules["high"].noising == whole.between(0.8, 1.0)
+    assert modules["low"].noising == whole.between(0.0, 0.8)
+    assert modules["both"].noising == whole
+    assert [list(module.expert_names) for module in modules.values()] == [
+        ["transformer"],
+        ["transformer_2"],
+        ["transformer", "transformer_2"],
+    ]
+
+
+def test_one_transformer_has_no_expert_to_choose(folders):
+    with pytest.raises(UserError, match=r"model\.expert is high.*one transformer"):
+        VideoDiffusionModule(str(folders["wan"]), expert="high")
+
+
+def test_both_files_of_a_pair_load_into_its_pipeline(pair, tmp_path):
+    """The second needs a word of its own, or it goes into the first transformer without complaint."""
+    module = VideoDiffusionModule(str(pair), adapter=LoRA(rank=2))
+    module.configure_model()
+    generator = torch.Generator().manual_seed(5)
+    for parameter in module.trainable_state().values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    module.export(tmp_path)
+    pipeline = pipeline_of(pair)
+    pipeline.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights_high.safetensors", adapter_name="high")
+    low = {"weight_name": "pytorch_lora_weights_low.safetensors", "adapter_name": "low"}
+    pipeline.load_lora_weights(tmp_path, **low, load_into_transformer_2=True)
+    family, batch = module.family, batch_of(module.family, SIZE)
+    noisy, sigmas = torch.randn(batch.latents.shape), torch.tensor([0.3, 0.9])
+    loaded = {"transformer": pipeline.transformer.eval(), "transformer_2": pipeline.transformer_2.eval()}
+    with torch.no_grad():
+        made = family.predict(loaded, noisy, sigmas, batch.conditioning)
+        expected = module.eval()(noisy, sigmas, batch.conditioning)
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_lora_file_of_one_expert_is_put_into_that_one(pair, tmp_path):
+    trained = VideoDiffusionModule(str(pair), adapter=LoRA(rank=2), expert="low")
+    trained.configure_model()
+    (file, _) = trained.export(tmp_path)
+    module = VideoDiffusionModule(str(pair))
+    module.adapter = LoRAFile(file)
+    module.configure_model()
+    assert not getattr(module.transformer, "peft_config", None)
+    assert module.transformer_2.peft_config
+    save_file(load_file(file), nameless := tmp_path / "nameless.safetensors")
+    module = VideoDiffusionModule(str(pair))
+    module.adapter = LoRAFile(nameless)
+    with pytest.raises(UserError, match="does not say which expert"):
+        module.configure_model()
+
+
 def test_bases_that_are_not_trained_are_refused(tmp_path):
     two = edited(bases.wan(tmp_path / "two"), "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])
-    with pytest.raises(UserError, match=r"two experts.*use Wan 2\.1 or Wan 2\.2 TI2V-5B"):
+    with pytest.raises(UserError, match=r"two experts.*boundary_ratio in model_index\.json is None"):
         open_family(two)
     last = edited(bases.wan_image_to_video(tmp_path / "last"), "transformer/config.json", pos_embed_seq_len=514)
     with pytest.raises(UserError, match="first and a last frame"):

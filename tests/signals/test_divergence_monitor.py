@@ -54,21 +54,22 @@ def test_curves_are_what_a_loop_over_single_clips_gives(quickstart, demo, tmp_pa
     assert main(quickstart(data__batches__val_size=3)) == 0
     monitor, trainer = monitored[-1]
     data, run = trainer.datamodule, tmp_path / "runs" / "quickstart" / "0"
-    assert monitor.steps == [0, 4, 8, 12]
+    (curves,) = monitor.parts.values()
+    assert curves.steps == [0, 4, 8, 12]
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    check = monitor.steps.index(step := best["global_step"])
+    check = curves.steps.index(step := best["global_step"])
     assert check > 0
     for name, clips in (("val", data.scored_clips), ("train_eval", data.train_eval_clips)):
         before = losses_by_hand(demo, data, clips)
-        torch.testing.assert_close(monitor.references[name].float(), before, rtol=1e-5, atol=0)
+        torch.testing.assert_close(curves.references[name].float(), before, rtol=1e-5, atol=0)
         assert column(run, f"{name}/loss")[0] == pytest.approx(float(before.mean()), rel=1e-5)
         after = losses_by_hand(demo, data, clips, best["state_dict"])
         logs = (after / before).log().double()
         keys, sizes = torch.tensor([clip_key(clip.clip_id) for clip in clips]), [1] * len(clips)
         weight = torch.where(stratum_sigmas(RectifiedFlow(), keys, sizes, 2) > 0.7, 0.25, 1.0)
         expected = (logs * weight).sum(1) / weight.sum(1)
-        np.testing.assert_allclose(monitor.curves[name][check], expected, rtol=1e-4, atol=1e-5)
-        assert not np.any(monitor.curves[name][0].numpy())
+        np.testing.assert_allclose(curves.curves[name][check], expected, rtol=1e-4, atol=1e-5)
+        assert not np.any(curves.curves[name][0].numpy())
         assert column(run, f"{name}/log_ratio")[step] == pytest.approx(float(expected.mean()), abs=1e-5)
         for k in range(2):
             assert column(run, f"{name}/log_ratio_bin_{k}")[step] == pytest.approx(float(logs[:, k].mean()), abs=1e-5)
@@ -94,7 +95,7 @@ def test_history_survives_a_checkpoint_and_other_clips_do_not(quickstart, tmp_pa
     restored = DivergenceMonitor()
     restored.setup(trainer, trainer.lightning_module, "fit")
     restored.load_state_dict(state)
-    before, after = monitor.history(), restored.history()
+    before, after = monitor.histories()["all"], restored.histories()["all"]
     assert np.array_equal(before.steps, after.steps)
     assert np.array_equal(before.val, after.val)
     assert np.array_equal(before.train_eval, after.train_eval)

@@ -252,7 +252,7 @@ def test_latents_are_drawn_anew_at_each_visit_and_in_training_alone(quickstart, 
         return loss(model, noising, batch, *given)
 
     monkeypatch.setattr("vidlit.commands.cli.lightning_cli.VideoDiffusionModule", Spied)
-    monkeypatch.setattr(vidlit.training.module, "denoising_loss", denoising_loss)
+    monkeypatch.setattr(vidlit.training.objective, "denoising_loss", denoising_loss)
 
     def run(name, latents, *further, **options):
         drawn.clear(), scored.clear()

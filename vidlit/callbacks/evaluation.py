@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from json import dumps
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, summarise
+from vidlit.models.parts import Part
 from vidlit.runs.directory import write_text
 from vidlit.sampling.audit import Audit
 from vidlit.signals.divergence_monitor import DivergenceMonitor
@@ -38,7 +40,12 @@ class ValidationTable(RunCallback):
             summaries = self.monitor.summaries()
             if summaries:
                 names = {"val": "validation", "train_eval": "training subset"}
-                print_summaries({names[name]: summary for name, summary in summaries.items()})
+                parts = {part for part, _ in summaries}
+                shown = {
+                    names[name] + (f", {part}" if len(parts) > 1 else ""): summary
+                    for (part, name), summary in summaries.items()
+                }
+                print_summaries(shown)
 
 
 class Evaluation(RunCallback):
@@ -56,13 +63,14 @@ class Evaluation(RunCallback):
         self.samples = samples
         self.step: int | None = None
         self.audit: Audit | None = None
-        self._metric = PairedLoss(0, 1)
-        self._reference: Tensor | None = None
+        self._tables: dict[str, PairedLoss] = {}
+        self._references: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """One table for the losses, and the prompts of the audit."""
         super().setup(trainer, pl_module, stage)
-        self._metric = PairedLoss(len(self.data.test_clips), self.module.num_strata)
+        num_clips = len(self.data.test_clips)
+        self._tables = {part.name: PairedLoss(num_clips, self.module.num_strata) for part in self.module.parts.parts}
         self.audit = self.samples.make_audit(self.data, self.data.test_clips)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -73,7 +81,8 @@ class Evaluation(RunCallback):
         """Measure the base model, and put the trained weights, or their average, back."""
         if self.step is not None and self.module.averaged is not None:
             self.module.averaged.copy_to_parameters()
-        self._metric.to(self.module.device).reset()
+        for table in self._tables.values():
+            table.to(self.module.device).reset()
         if self.audit is not None:
             self.audit.prepare(self.trainer, self.module)
         if self.step is None:
@@ -85,9 +94,10 @@ class Evaluation(RunCallback):
         for batch in self.data.test_dataloader():
             batch = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             with self.trainer.precision_plugin.test_step_context():
-                self._metric.update(batch.indices, self.module.validation_step(batch, 0))
-        self._reference = self._metric.compute().cpu()
-        self._metric.reset()
+                self._add(batch, self.module.validation_step(batch, 0))
+        for name, table in self._tables.items():
+            self._references[name] = table.compute().cpu()
+            table.reset()
         if self.audit is not None:
             self.audit.run(self.trainer, self.module, 0, None)
         self.module.load_state_dict(trained, strict=False)
@@ -95,18 +105,23 @@ class Evaluation(RunCallback):
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
         """Feed the losses of one batch."""
-        self._metric.update(batch.indices, outputs)
+        self._add(batch, outputs)
+
+    def _add(self, batch: LatentBatch, losses: Mapping[str, Tensor]) -> None:
+        for name, of_batch in losses.items():
+            self._tables[name].update(batch.indices, of_batch)
 
     def on_test_end(self, *_: Any) -> None:
         """Audit, write and print."""
-        losses = self._metric.compute().cpu()
-        if self.step is None or self._reference is None:
+        if self.step is None or not self._references:
             return
         folder = self.run.test(self.step)
-        clips = self.data.test_clips
-        videos = [clip.source.group for clip in clips]
-        summary = summarise(losses, self._reference, self.module.scored_sigmas(clips), videos)
-        results: dict[str, Any] = {"checkpoint": str(self.trainer.ckpt_path), "step": self.step, **asdict(summary)}
+        summaries = {part.name: self._summary(part) for part in self.module.parts.parts}
+        results: dict[str, Any] = {"checkpoint": str(self.trainer.ckpt_path), "step": self.step}
+        if len(summaries) == 1:
+            results |= asdict(next(iter(summaries.values())))
+        else:
+            results["parts"] = {name: asdict(summary) for name, summary in summaries.items()}
         verdicts: list[Verdict] = []
         if self.audit is not None:
             self.audit.run(self.trainer, self.module, self.step, folder)
@@ -115,10 +130,17 @@ class Evaluation(RunCallback):
             results["quality"] = self.audit.quality
         if self.trainer.is_global_zero:
             write_text(folder / "results.json", dumps(results, indent=2) + "\n")
-            print_summaries({"test": summary})
+            print_summaries(
+                {"test" + (f", {name}" if len(summaries) > 1 else ""): each for name, each in summaries.items()}
+            )
             for verdict in verdicts:
                 print(f"{verdict.signal}: {verdict.reason}")
             print(f"Written to {folder}")
+
+    def _summary(self, part: Part) -> PairedSummary:
+        clips = self.data.test_clips
+        sigmas, videos = self.module.scored_sigmas(clips, part), [clip.source.group for clip in clips]
+        return summarise(self._tables[part.name].compute().cpu(), self._references[part.name], sigmas, videos)
 
 
 def _as_json(verdict: Verdict) -> dict[str, Any]:

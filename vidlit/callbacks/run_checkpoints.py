@@ -50,15 +50,19 @@ class RunCheckpoints(RunCallback, ModelCheckpoint):
     def on_train_start(self, *_: Any) -> None:
         """Save the base model as the one to beat: where nothing is gained, it is what is restored."""
         super().on_train_start(self.trainer, self.module)
-        checked = self.others(DivergenceMonitor)[0].references  # nothing is where validation is off
+        checked = self.others(DivergenceMonitor)[0].histories()  # nothing is where validation is off
         if self.data.val_clips and checked and self.trainer.global_step == 0 and not self.best_model_path:
             start = {VAL_SCORE.name: torch.tensor(0.0), "step": torch.tensor(0), "epoch": torch.tensor(0)}
             save_as_best(self, self.trainer, start)
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
-        """Whether the latest check is the best so far: the same judge that says which step is put back."""
-        history = self.others(DivergenceMonitor)[0].history()
-        return best_check(history) == len(history.steps) - 1
+        """Whether the latest check is the best so far: the same judge that says which step is put back.
+
+        Of a model of several parts, the best of any; when training is over, each part's own best takes its place.
+        """
+        step = self.trainer.global_step
+        histories = self.others(DivergenceMonitor)[0].histories().values()
+        return any(history.steps[best_check(history)] == step for history in histories)
 
     def on_validation_end(self, *_: Any) -> None:
         """Save the best, then the last."""

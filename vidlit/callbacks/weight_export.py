@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from vidlit.models.adapters import expert_title
 from vidlit.report.model_card import CardFacts, check_hub_name, push, write_model_card
 from vidlit.runs.directory import write_text
 from vidlit.runs.record import RunRecord
@@ -40,7 +41,7 @@ class WeightExport(RunCallback):
 
     def on_fit_end(self, *_: Any) -> None:
         """Export, before samples are made: whatever fails after this, the weights are there."""
-        if self.module.transformer is None:
+        if not self.module.is_loaded:
             return
         self.module.export(self.run.weights)  # gathers what is sharded, so all ranks are here
         if self.trainer.is_global_zero and not self.is_lora and self.base_parts != "none":
@@ -50,7 +51,7 @@ class WeightExport(RunCallback):
     @property
     def is_lora(self) -> bool:
         """Whether an adapter is what was trained."""
-        return bool(getattr(self.module.transformer, "peft_config", None))
+        return bool(getattr(next(iter(self.module.transformers.values())), "peft_config", None))
 
 
 class ModelCard(RunCallback):
@@ -65,7 +66,7 @@ class ModelCard(RunCallback):
 
     def on_fit_end(self, *_: Any) -> None:
         """Describe and upload."""
-        if self.module.transformer is None or not self.trainer.is_global_zero:
+        if not self.module.is_loaded or not self.trainer.is_global_zero:
             return
         if not any("num_clips" in each.summary for each in self.others(OverfitStopping)):
             return  # the run ended before its first check
@@ -79,6 +80,7 @@ class ModelCard(RunCallback):
             transformer_class=family.transformer_class,
             takes_image=self.module.first_frame > 0 or bool(family.image_extras),
             is_lora=self.export.is_lora,
+            experts={name: title for name in self.module.expert_names if (title := expert_title(family, name))},
         )
         write_model_card(RunRecord(self.run.path), facts)
         if self.export.push_to_hub is not None:

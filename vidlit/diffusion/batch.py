@@ -21,7 +21,9 @@ class Conditioning(NamedTuple):
     """(B, L) bool"""
     extras: dict[str, Tensor]
     """a family's own tensors, each (B, ...), named by its ``prompt_extras`` and ``clip_extras``; a stream among them is
-    clean in a batch, and as noisy as the latents where a model is given it"""
+    clean in a batch, and noisy where a model is given it"""
+    levels: Mapping[str, Tensor] = {}
+    """noise levels (B,) of the streams among the extras where a model is given these noisy, by name"""
 
     @classmethod
     def of(cls, captions: Sequence[Mapping[str, Tensor]], prompt_length: int | None = None) -> Self:
@@ -64,7 +66,12 @@ class Conditioning(NamedTuple):
             prompt_embeds=self.prompt_embeds[chosen, :prompt_length],
             prompt_attention_mask=self.prompt_attention_mask[chosen, :prompt_length],
             extras={name: value[chosen] for name, value in self.extras.items()},
+            levels={name: value[chosen] for name, value in self.levels.items()},
         )
+
+    def with_streams(self, noisy: Mapping[str, Tensor], levels: Mapping[str, Tensor]) -> Self:
+        """With further streams (B, ...) as noisy as these levels (B,) say; itself where there are none."""
+        return self.with_extras(noisy)._replace(levels=dict(levels)) if noisy else self
 
     def with_extras(self, extras: Mapping[str, Tensor]) -> Self:
         """With these tensors (B, ...), in place of others of the same names; itself where there are none."""

@@ -72,13 +72,14 @@ def generate(
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
         further = {name: noisy for name, noisy in streams.items() if name != LATENTS}
         sigmas = sigma.to(streams[LATENTS]).expand(batch_size)
+        levels = dict.fromkeys(further, sigmas)
         if first_frame is not None:
             streams[LATENTS] = _begin_with(first_frame, streams[LATENTS])
             given = torch.ones_like(sigmas, dtype=torch.bool)
             sigmas = without_first_frame(sigmas, given, streams[LATENTS].shape[2])
-        velocities = _predict(model, streams[LATENTS], sigmas, conditioning.with_extras(further))
+        velocities = _predict(model, streams[LATENTS], sigmas, conditioning.with_streams(further, levels))
         if guidance_scale != 1.0 and null_conditioning is not None:
-            without = _predict(model, streams[LATENTS], sigmas, null_conditioning.with_extras(further))
+            without = _predict(model, streams[LATENTS], sigmas, null_conditioning.with_streams(further, levels))
             velocities = {name: null + guidance_scale * (velocities[name] - null) for name, null in without.items()}
         streams = {
             name: schedulers[name].step(velocities[name], timestep, noisy, return_dict=False)[0]

@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch
-from vidlit.diffusion.noising import (
-    level_of_sample,
-    stratum_draws,
-    stratum_noise,
-    stratum_sigmas,
-    without_first_frame,
-)
+from vidlit.diffusion.noising import num_positions, stratum_draws, stratum_noise, stratum_sigmas, without_first_frame
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS, Given, as_given, by_stream
 
@@ -26,12 +20,12 @@ class VelocityModel(Protocol):
     def __call__(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor | dict[str, Tensor]:
         """Noisy latents (B, C, F, H, W) at sigmas (B,), or (B, F) where frames differ, to (B, C, F, H, W).
 
-        Further streams are noisy among the conditioning's extras; then a dict has the velocity of each.
+        Further streams are noisy among the conditioning's extras, at its levels; then a dict has the velocity of each.
         """
 
 
 def denoising_loss(
-    model: VelocityModel, noising: RectifiedFlow, batch: LatentBatch, noise: Given, sigmas: Tensor
+    model: VelocityModel, noising: RectifiedFlow, batch: LatentBatch, noise: Given, sigmas: Given
 ) -> Given:
     """Mean squared error of the predicted velocity, for each sample, weighted by its noise level.
 
@@ -42,8 +36,8 @@ def denoising_loss(
         noising: the forward process.
         batch: B clips of one resolution.
         noise: (B, C, F, H, W); or of every stream, by name.
-        sigmas: (B,), or (B, F) where the latent frames of a sample differ in noise. Further streams are at the same
-            level as the picture, or as its noisiest frame.
+        sigmas: (B,), the picture's (B, F) where the latent frames of a sample differ in noise; of every stream by name
+            if the noise was so.
 
     Returns:
         (B,) float32, of every stream by name if the noise was so.
@@ -51,12 +45,11 @@ def denoising_loss(
     Raises:
         ValueError: the model predicts other streams than noise was given for.
     """
-    noises = by_stream(noise)
+    noises, levels = by_stream(noise), by_stream(sigmas)
     clean = {name: batch.stream(name).float() for name in noises}
-    levels = {name: sigmas if name == LATENTS else level_of_sample(sigmas) for name in noises}
     noisy = {name: noising.add_noise(clean[name], noises[name], levels[name]) for name in noises}
-    latents = noisy.pop(LATENTS)
-    velocities = by_stream(model(latents, sigmas, batch.conditioning.with_extras(noisy)))
+    latents, of_others = noisy.pop(LATENTS), {name: levels[name] for name in noises if name != LATENTS}
+    velocities = by_stream(model(latents, levels[LATENTS], batch.conditioning.with_streams(noisy, of_others)))
     if velocities.keys() != noises.keys():
         raise ValueError(f"the model predicts {sorted(velocities)}, but noise was given for {sorted(noises)}.")
     targets = {name: noising.target(clean[name], noises[name]) for name in noises}
@@ -99,22 +92,25 @@ def paired_losses(
         streams: names of those that the model denoises.
 
     Returns:
-        (B, num_strata) float32 of every stream; see :func:`vidlit.diffusion.noising.stratum_sigmas` for the sigmas.
+        (B, num_strata) float32 of every stream; see :func:`vidlit.diffusion.noising.stratum_sigmas` for the sigmas,
+        which are each stream's own.
     """
     device = batch.latents.device
     noising = noising.unweighted()
     shapes = {name: tuple(batch.stream(name).shape[1:]) for name in streams}
-    num_tokens = [batch.latents[0, 0].numel()] * len(batch.keys)
-    sigmas = stratum_sigmas(noising, batch.keys, num_tokens, num_strata).to(device)
+    sigmas = {
+        name: stratum_sigmas(noising, batch.keys, [num_positions(shape)] * len(batch.keys), num_strata).to(device)
+        for name, shape in shapes.items()
+    }
     losses: dict[str, list[Tensor]] = {name: [] for name in streams}
     for stratum in range(num_strata):
         noise = {
             name: stratum_noise(seed, batch.keys, stratum, shape, name).to(device) for name, shape in shapes.items()
         }
-        levels = sigmas[:, stratum]
+        levels = {name: each[:, stratum] for name, each in sigmas.items()}
         if first_frame > 0:
             given = stratum_draws(seed, batch.keys, stratum) < first_frame
-            levels = without_first_frame(levels, given.to(device), shapes[LATENTS][1])
+            levels[LATENTS] = without_first_frame(levels[LATENTS], given.to(device), shapes[LATENTS][1])
         for name, loss in denoising_loss(model, noising, batch, noise, levels).items():
             losses[name].append(loss)
     return {name: torch.stack(each, dim=1) for name, each in losses.items()}

@@ -7,6 +7,7 @@ function of (seed, position, row of the batch), a validation clip's of (seed, cl
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,6 +83,11 @@ def level_of_sample(sigmas: Tensor) -> Tensor:
     return sigmas if sigmas.dim() == 1 else sigmas.amax(dim=1)
 
 
+def num_positions(shape: Sequence[int]) -> int:
+    """Latent positions of one sample of a stream (C, ...), on which the shift of its noise levels may depend."""
+    return math.prod(shape[1:])
+
+
 def training_noise(
     noising: RectifiedFlow,
     seed: int,
@@ -91,11 +97,11 @@ def training_noise(
     *,
     first_frame: float = 0.0,
     device: torch.device | str = "cpu",
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Noise and noise levels of a training batch: of each sample a function of (seed, position, row) alone.
 
     Args:
-        noising: how sigmas are drawn, for samples of this size.
+        noising: how sigmas are drawn: those of each stream by themselves, by its own number of positions.
         seed: of the run.
         position: of the batch in the run.
         rows: of each sample in the global batch.
@@ -104,20 +110,19 @@ def training_noise(
         device: to draw on.
 
     Returns:
-        Noise (B, ...) by stream, and sigmas (B,), or (B, F) by frame where some first frames get none.
+        Noise (B, ...) and sigmas (B,) by stream; the picture's (B, F) by frame where some first frames get none.
     """
-    generators = {
-        stream: [stream_generator("train", stream, seed, position, row, device=device) for row in rows]
-        for stream in shapes
-    }
-    sigmas = noising.quantile(torch.cat([torch.rand(1, generator=each, device=device) for each in generators[LATENTS]]))
-    if first_frame > 0:
-        draws = torch.cat([torch.rand(1, generator=each, device=device) for each in generators[LATENTS]])
-        sigmas = without_first_frame(sigmas, draws < first_frame, shapes[LATENTS][1])
-    noise = {
-        stream: torch.stack([torch.randn(*shape, generator=each, device=device) for each in generators[stream]])
-        for stream, shape in shapes.items()
-    }
+    noise, sigmas = {}, {}
+    for stream, shape in shapes.items():
+        generators = [stream_generator("train", stream, seed, position, row, device=device) for row in rows]
+
+        def draw(generators: Sequence[torch.Generator] = generators) -> Tensor:
+            return torch.cat([torch.rand(1, generator=each, device=device) for each in generators])
+
+        sigmas[stream] = noising.at(num_positions(shape)).quantile(draw())
+        if stream == LATENTS and first_frame > 0:
+            sigmas[stream] = without_first_frame(sigmas[stream], draw() < first_frame, shape[1])
+        noise[stream] = torch.stack([torch.randn(*shape, generator=each, device=device) for each in generators])
     return noise, sigmas
 
 

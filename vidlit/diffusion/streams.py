@@ -1,7 +1,7 @@
 """Several streams that one transformer denoises together: the picture, and for example the sound that goes with it.
 
-What there is one of for each stream (noise, velocity, loss) is a Tensor where the picture is the only stream, and a
-dict by the streams' names where there are several: what a function makes comes as its noise came.
+What there is one of for each stream (noise, noise level, velocity, loss) is a Tensor where the picture is the only
+stream, and a dict by the streams' names where there are several: what a function makes comes as its noise came.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ Given = TypeVar("Given", Tensor, dict[str, Tensor])
 
 @dataclass(frozen=True)
 class Stream:
-    """One of the things that a family's transformer denoises together, all at the noise level of their sample.
+    """One of the things that a family's transformer denoises together, each at a noise level of its own in training.
 
     Args:
         name: ``latents``, the picture, or the one of the family's ``clip_extras`` that holds its clean latents.
-        loss_weight: of its loss in training; validation goes by the picture's alone.
+        loss_weight: of its loss in training; each is validated by itself.
+        title: what people call it.
+        weights: pattern that finds the names of the parameters that make it; all others make the picture.
     """
 
     name: str = LATENTS
     loss_weight: float = 1.0
+    title: str = ""
+    weights: str = ""
 
 
 def by_stream(given: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:

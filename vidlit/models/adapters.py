@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -18,6 +19,8 @@ from vidlit.models.comfyui import comfyui_lora
 from vidlit.models.family import Family
 
 ADAPTER_NAME = "default"
+EXPERT = "expert"
+"""Key in a LoRA file's metadata that says which of a base's experts it is of."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,27 @@ class LoRAFile:
     """
 
     path: Path
+
+    def is_of(self, family: Family, expert: str) -> bool:
+        """Whether it is of one of a base's transformers: of a base with one, always.
+
+        Raises:
+            UserError: the base has several, and the file does not say which.
+        """
+        if len(family.experts) == 1:
+            return True
+        try:
+            with safe_open(self.path, "pt") as file:
+                named = (file.metadata() or {}).get(EXPERT)
+        except (OSError, SafetensorError):
+            return True  # loading it says what is wrong
+        titles = {each.title or each.name: each.name for each in family.experts}
+        if named not in titles:
+            raise UserError(
+                f"{self.path} does not say which expert of {family.base} it is of: its metadata has no {EXPERT!r} of "
+                f"{' or '.join(titles)}. It would fit either one, and be right for one."
+            )
+        return titles[named] == expert
 
     def apply(self, transformer: nn.Module, family: Family) -> None:
         """Add it to the transformer, in place, as the family's pipeline does.
@@ -123,6 +147,14 @@ def train_layers(transformer: nn.Module, pattern: str) -> None:
         )
 
 
+def expert_title(family: Family, expert: str) -> str:
+    """What people call one of a base's experts; empty where it has one transformer."""
+    if len(family.experts) == 1:
+        return ""
+    found = next(each for each in family.experts if each.name == expert)
+    return found.title or found.name
+
+
 def export_weights(family: Family, transformer: nn.Module, folder: Path, expert: str = "transformer") -> list[Path]:
     """Write the trained weights in the layout that diffusers loads.
 
@@ -134,8 +166,9 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
 
     Returns:
         The files: ``pytorch_lora_weights.safetensors`` for an adapter, and ``comfyui_lora.safetensors`` where
-        ComfyUI's names of all its layers are known; else the folder ``transformer``'s. Further experts have their name
-        in those of files (``pytorch_lora_weights_transformer_2.safetensors``), and folders of their own.
+        ComfyUI's names of all its layers are known; else the folder ``transformer``'s. Of a base with experts each
+        file has its expert's title in its name (``pytorch_lora_weights_high.safetensors``) and in its metadata: it
+        fits the other one, too, and nothing would say so. Each has a folder of its own.
     """
     if not getattr(transformer, "peft_config", None):
         transformer.save_pretrained(folder / expert)  # type: ignore[operator]  # diffusers' method
@@ -146,7 +179,8 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
 
     pipeline = getattr(diffusers, family.pipeline_class)
     state = get_peft_model_state_dict(transformer)
-    suffix = "" if expert == family.experts[0].name else f"_{expert}"
+    title = expert_title(family, expert)
+    suffix = f"_{title}" if title else ""
     written = [folder / f"pytorch_lora_weights{suffix}.safetensors"]
     pipeline.save_lora_weights(
         folder,
@@ -155,6 +189,10 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
         # Without the metadata alpha falls back to the rank when the file is loaded, with no warning.
         **_collate_lora_metadata({"transformer": transformer}),
     )
+    if title:
+        with safe_open(written[0], "pt") as file:
+            saved, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+        save_file(saved, written[0], {**(metadata or {}), EXPERT: title})
     config: Any = transformer.peft_config[ADAPTER_NAME]  # type: ignore[index]  # set by diffusers
     renamed = comfyui_lora(
         family.comfyui_layers,
@@ -164,5 +202,5 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
     )
     if renamed is not None:
         written.append(folder / f"comfyui_lora{suffix}.safetensors")
-        save_file(renamed, written[-1], {"format": "pt"})
+        save_file(renamed, written[-1], {"format": "pt", **({EXPERT: title} if title else {})})
     return written

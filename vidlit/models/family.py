@@ -12,16 +12,13 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from vidlit.diffusion.noising import level_of_sample
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS, Stream, by_stream
 from vidlit.errors import UserError
@@ -36,23 +33,11 @@ from vidlit.models.base_folder import (
 )
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, VideoEncoder
+from vidlit.models.parts import Expert, Part, parts_of, rows_by_call
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
     from vidlit.diffusion.generate import Scheduler
-
-
-@dataclass(frozen=True)
-class Expert:
-    """One of a base's transformers, which has noise levels of its own.
-
-    Args:
-        name: of its folder in the base, and of its attribute in pipelines and in the module.
-        min_sigma: lowest sigma that it is asked at; below it is the next expert's turn.
-    """
-
-    name: str = "transformer"
-    min_sigma: float = 0.0
 
 
 _COMPRESSION = ("temporal_compression_ratio", "spatial_compression_ratio"), ("patch_frames", "patch_size")
@@ -155,15 +140,20 @@ class Family(ABC):
             transformer: from :meth:`load_transformer`.
             noisy: (B, C, F, H, W).
             sigmas: (B,); or (B, F), one for each latent frame, where the family ``takes_first_frame``.
-            conditioning: of B samples. Further :attr:`streams` are among its extras, as noisy as the sample:
-                ``level_of_sample(sigmas)``, of ``vidlit.diffusion.noising``.
+            conditioning: of B samples. Further :attr:`streams` are among its extras, as noisy as its ``levels`` (B,)
+                say, which are the picture's own in sampling alone.
 
         Returns:
             (B, C, F, H, W), in any dtype; of a family with several streams a dict with the velocity of each.
         """
 
     def predict(
-        self, transformers: Mapping[str, nn.Module], noisy: Tensor, sigmas: Tensor, conditioning: Conditioning
+        self,
+        transformers: Mapping[str, nn.Module],
+        noisy: Tensor,
+        sigmas: Tensor,
+        conditioning: Conditioning,
+        expert: str | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """The velocity of every sample: what training, validation and sampling call.
 
@@ -175,34 +165,27 @@ class Family(ABC):
             noisy: as for :meth:`velocity`, and so are the others.
             sigmas: a sample belongs to the expert of its noisiest frame.
             conditioning: of B samples.
+            expert: name of the one that is asked for all of them; ``None`` for each sample's own.
 
         Returns:
             (B, C, F, H, W), or of each stream, as :meth:`velocity` gives it.
         """
-        if len(self.experts) == 1 and not self.needs_equal_prompts:
-            return self.velocity(transformers[self.experts[0].name], noisy, sigmas, conditioning)
-        calls: dict[tuple[str, int, int], list[int]] = {}
-        for row, (expert, length) in enumerate(
-            zip(self._experts_of(sigmas), self._lengths_of(conditioning), strict=True)
-        ):
-            calls.setdefault((expert, length, row if _has_peers() else 0), []).append(row)
+        only = self.experts[0].name if len(self.experts) == 1 else expert
+        if only is not None and not self.needs_equal_prompts:
+            return self.velocity(transformers[only], noisy, sigmas, conditioning)
+        calls = rows_by_call(self.experts, sigmas, conditioning, only, by_length=self.needs_equal_prompts)
         velocities = []
-        for (expert, length, _), rows in calls.items():
-            given = noisy[rows], sigmas[rows], conditioning.of_rows(rows, length)
-            velocities.append(by_stream(self.velocity(transformers[expert], *given)))
+        for call, rows in calls.items():
+            given = noisy[rows], sigmas[rows], conditioning.of_rows(rows, call.prompt_length)
+            velocities.append(by_stream(self.velocity(transformers[call.expert], *given)))
         order = torch.tensor([row for rows in calls.values() for row in rows], device=noisy.device).argsort()
         joined = {name: torch.cat([each[name] for each in velocities])[order] for name in velocities[0]}
         return joined if len(self.streams) > 1 else joined[LATENTS]
 
-    def _experts_of(self, sigmas: Tensor) -> list[str]:
-        """Name of each sample's expert."""
-        highest = level_of_sample(sigmas).tolist()
-        return [next(each.name for each in self.experts if sigma >= each.min_sigma) for sigma in highest]
-
-    def _lengths_of(self, conditioning: Conditioning) -> list[int]:
-        """Tokens of each sample's prompt that a call is given: its own, or the batch's with their padding."""
-        mask = conditioning.prompt_attention_mask
-        return mask.sum(dim=1).tolist() if self.needs_equal_prompts else [mask.shape[1]] * len(mask)
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What of the model has a validation curve and a verdict of its own: its experts, or its streams."""
+        return parts_of(self.experts, self.streams)
 
     @abstractmethod
     def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
@@ -354,11 +337,6 @@ class Family(ABC):
         if config["_class_name"] == PatchDCTCodec.__name__:
             return PatchDCTCodec, config
         return diffusers_class(self.base, "vae", AUTOENCODER), config
-
-
-def _has_peers() -> bool:
-    """Other ranks train beside this one, and all must make as many calls: each gathers sharded weights."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def open_family(base: str | Path, fps: float | None = None) -> Family:

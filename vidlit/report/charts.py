@@ -80,6 +80,13 @@ def _chart(run: RunRecord, heading: str, rows: Sequence[LoggedName]) -> Drawing 
         if row.is_numbered:
             legend += _levels(plot, row, curves)
             continue
+        parts = run.part_curves_of(row)
+        for number, (part, curve) in enumerate(parts.items()):
+            words = row.text(float(curve.values[-1]))
+            plot.line(*_from_base(row, curve), colour, dashed=number > 0, label=words)
+            legend.append((colour, f"{row.title}, {part}{' (dashed)' if number else ''}"))
+        if parts:  # the mean over them would be a third line
+            continue
         (curve,) = curves
         words = "" if row.limit or row is TRAIN_LOSS else row.text(float(curve.values[-1]))
         plot.line(*_from_base(row, curve), colour, dashed=row.limit, faint=row is TRAIN_LOSS, label=words)

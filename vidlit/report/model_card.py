@@ -6,7 +6,8 @@ import html
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class CardFacts:
         transformer_class: diffusers class of the transformer.
         takes_image: the model goes on from a first frame.
         is_lora: the weights are an adapter.
+        experts: title of each transformer that was trained, by name, of a base that has several.
     """
 
     base: str
@@ -52,6 +54,7 @@ class CardFacts:
     transformer_class: str
     takes_image: bool
     is_lora: bool
+    experts: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_model_card(run: RunRecord, facts: CardFacts) -> Path:
@@ -195,16 +198,33 @@ def _code(facts: CardFacts) -> str:
             "import torch\n"
             f"from diffusers import {facts.pipeline_class}\n\n"
             f"pipeline = {facts.pipeline_class}.from_pretrained({base}, torch_dtype=torch.bfloat16)\n"
-            'pipeline.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")\n'
+            + _load_loras(facts)
         )
+    names = list(facts.experts) or ["transformer"]
+    loaded = "".join(
+        f'{name} = {facts.transformer_class}.from_pretrained(".", subfolder="{name}", torch_dtype=torch.bfloat16)\n'
+        for name in names
+    )
+    given = "".join(f"{name}={name}, " for name in names)
     return (
         "import torch\n"
         f"from diffusers import {facts.pipeline_class}, {facts.transformer_class}\n\n"
-        f'transformer = {facts.transformer_class}.from_pretrained(".", subfolder="transformer", '
-        "torch_dtype=torch.bfloat16)\n"
+        f"{loaded}"
         f"pipeline = {facts.pipeline_class}.from_pretrained(\n"
-        f"    {base}, transformer=transformer, torch_dtype=torch.bfloat16\n)\n"
+        f"    {base}, {given}torch_dtype=torch.bfloat16\n)\n"
     )
+
+
+def _load_loras(facts: CardFacts) -> str:
+    """One line a file: a pair's second transformer must be named, or its file goes into the first without a word."""
+    if not facts.experts:
+        return 'pipeline.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")\n'
+    lines = []
+    for name, title in facts.experts.items():
+        into = f", load_into_{name}=True" if name != "transformer" else ""
+        file = f"pytorch_lora_weights_{title}.safetensors"
+        lines.append(f'pipeline.load_lora_weights(".", weight_name="{file}", adapter_name="{title}"{into})\n')
+    return "".join(lines)
 
 
 def plain(text: str) -> str:

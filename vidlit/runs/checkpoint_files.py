@@ -223,8 +223,13 @@ def shards_weights(trainer: Trainer) -> bool:
     return isinstance(strategy, ModelParallelStrategy) and saves_shards(strategy)
 
 
-def load_weights(pl_module: LightningModule, path: Path) -> int:
+def load_weights(pl_module: LightningModule, path: Path, wanted: Callable[[str], bool] | None = None) -> int:
     """Put a checkpoint's weights into a model that may be sharded; every rank calls it.
+
+    Args:
+        pl_module: takes them.
+        path: of the checkpoint.
+        wanted: which of them, by name; ``None`` for all.
 
     Returns:
         The checkpoint's step.
@@ -232,12 +237,14 @@ def load_weights(pl_module: LightningModule, path: Path) -> int:
     if is_sharded(path):
         from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-        weights = {"state_dict": get_model_state_dict(pl_module)}
+        whole = get_model_state_dict(pl_module)
+        weights = {"state_dict": {name: value for name, value in whole.items() if wanted is None or wanted(name)}}
         _load_shards(weights, path)  # each rank its part, in place
         checkpoint = _load(path / METADATA)
     else:
         checkpoint = weights = _load(path)
-    pl_module.load_state_dict(weights["state_dict"], strict=False)
+    state = {name: value for name, value in weights["state_dict"].items() if wanted is None or wanted(name)}
+    pl_module.load_state_dict(state, strict=False)
     return int(checkpoint["global_step"])
 
 

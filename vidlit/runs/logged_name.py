@@ -10,6 +10,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _NUMBER = re.compile(r"<(k+)>")
+_PART = r"(/\w+)?"
+"""What a name ends in that is of one part of a model."""
+
+
+def of_part(name: str, part: str, of: int = 2) -> str:
+    """The name under which a part of a model logs a metric: ``val/log_ratio/high``.
+
+    Args:
+        name: of the metric.
+        part: name of the part.
+        of: parts that the model has; one part's metrics have their bare names.
+    """
+    return f"{name}/{part}" if of > 1 else name
 
 
 @dataclass(frozen=True)
@@ -68,10 +81,14 @@ class LoggedName:
         return _NUMBER.sub(lambda found: f"{number:0{len(found[1])}d}", self.name)
 
     def matches(self, name: str) -> bool:
-        """Whether a logged name is this row's."""
+        """Whether a logged name is this row's, or one part's under it."""
         before, *after = _NUMBER.split(self.name)[::2]
         pattern = re.escape(before) + "".join(r"\d+" + re.escape(part) for part in after)
-        return re.fullmatch(pattern, name) is not None
+        return re.fullmatch(pattern + _PART, name) is not None
+
+    def part_of(self, name: str) -> str:
+        """The part of a model that a logged name of this row is of; empty for one that is of all."""
+        return "/".join(name.split("/")[self.name.count("/") + 1 :])
 
     def shown(self, values: ArrayLike) -> NDArray[np.float64]:
         """Logged values as users see them, in :attr:`unit`."""

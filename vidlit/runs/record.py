@@ -192,8 +192,12 @@ class RunRecord:
 
     def curves_of(self, row: LoggedName) -> list[Curve]:
         """What was logged under a row's name: no curve, one, or where it has a number one for each, by number."""
-        found = {name: curve for name, curve in self.curves.items() if row.matches(name)}
+        found = {name: curve for name, curve in self.curves.items() if row.matches(name) and not row.part_of(name)}
         return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
+
+    def part_curves_of(self, row: LoggedName) -> dict[str, Curve]:
+        """What each part of a model of several logged under a row's name, by the name of the part."""
+        return {part: curve for name, curve in self.curves.items() if row.matches(name) and (part := row.part_of(name))}
 
     def verdicts(self, signal: str) -> list[Verdict]:
         """What one signal said at each check, with ``step`` among its evidence."""

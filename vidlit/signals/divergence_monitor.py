@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from vidlit.diffusion.batch import LatentBatch, clip_key
+from vidlit.diffusion.batch import LatentBatch
 from vidlit.errors import UserError
-from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, log_ratio, summarise
-from vidlit.runs.logged_names import (
-    GAP,
-    STATISTIC,
-    THRESHOLD,
-    TRAIN_EVAL_LOG_RATIO,
-    TRAIN_EVAL_LOG_RATIO_BIN,
-    TRAIN_EVAL_LOSS,
-    VAL_LOG_RATIO,
-    VAL_LOG_RATIO_BIN,
-    VAL_LOSS,
-    VAL_SCORE,
-)
+from vidlit.metrics.paired_loss import PairedSummary
+from vidlit.runs.logged_name import of_part
+from vidlit.runs.logged_names import GAP, STATISTIC, THRESHOLD, TRAIN_EVAL_LOG_RATIO, VAL_LOG_RATIO, VAL_SCORE
+from vidlit.signals.paired_curves import SETS, PairedCurves
 from vidlit.signals.signal import Signal
 from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, check_scores, judge_divergence
-from vidlit.stopping.verdict import Verdict, join_parts
-
-if TYPE_CHECKING:
-    from vidlit.video.sources import Clip
-
-SETS = ("val", "train_eval")
-"""Validation clips and training clips scored alike: the order of the validation dataloaders."""
-LOSS = {"val": VAL_LOSS, "train_eval": TRAIN_EVAL_LOSS}
-LOG_RATIO = {"val": VAL_LOG_RATIO, "train_eval": TRAIN_EVAL_LOG_RATIO}
-LOG_RATIO_BIN = {"val": VAL_LOG_RATIO_BIN, "train_eval": TRAIN_EVAL_LOG_RATIO_BIN}
-"""What is logged of each set."""
+from vidlit.stopping.verdict import StopAt, Verdict, join_parts
 
 
 class DivergenceMonitor(Signal):
@@ -47,6 +28,9 @@ class DivergenceMonitor(Signal):
     ``val/loss``, ``val/log_ratio``, ``val/log_ratio_bin_<k>`` (lowest noise first), the same for ``train_eval``,
     ``val/score`` (the log-ratio without the jumps of single recordings: the lowest is the best check), and
     ``divergence/gap``, ``divergence/statistic``, ``divergence/threshold``.
+
+    A model of several parts (two experts, video and sound) has curves and a verdict for each: its names end in the
+    part's (``val/log_ratio/high``), and the bare ones are means over the parts.
 
     Args:
         settings: numbers of the rule that detects overfitting.
@@ -62,119 +46,131 @@ class DivergenceMonitor(Signal):
 
     def __init__(self, settings: DivergenceSettings = DivergenceSettings()) -> None:  # noqa: B008 - frozen
         self.settings = settings
+        self.stop_at: StopAt = "last"
+        """Of several parts, the one whose verdict stops the run."""
         self.sets: tuple[str, ...] = SETS
         """Those that have clips: ``val`` is missing where there are no validation clips."""
-        self.steps: list[int] = []
-        self.curves: dict[str, list[Tensor]] = {name: [] for name in SETS}
-        self.references: dict[str, Tensor] = {}
-        self._keys: dict[str, Tensor] = {}
-        self._metrics: dict[str, PairedLoss] = {}
-        self._clips: Callable[[], dict[str, Sequence[Clip]]] = dict
-        self._num_strata = 1
+        self.parts: dict[str, PairedCurves] = {}
+        """By the name of the part."""
+        self.done: dict[str, Verdict] = {}
+        """Verdicts of parts that are trained no more, as they were then."""
 
     # -- measuring
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Prepare one table a set, and make sure that step 0 is measured whole."""
+        """Prepare one table a part and set, and make sure that step 0 is measured whole."""
         super().setup(trainer, pl_module, stage)
         if stage not in ("fit", "validate"):
             return
-        self._clips = lambda: {"val": self.data.scored_clips, "train_eval": self.data.train_eval_clips}
-        self._num_strata = self.module.num_strata
-        self._lay_out()
+        clips = {"val": self.data.scored_clips, "train_eval": self.data.train_eval_clips}
+        self.sets = tuple(name for name in SETS if clips[name])
+        self.parts = {
+            part.name: PairedCurves(clips, {name: self.module.scored_sigmas(clips[name], part) for name in self.sets})
+            for part in self.module.parts.parts
+        }
         if stage == "fit":
             trainer.num_sanity_val_steps = float("inf")
 
-    def _lay_out(self) -> None:
-        """One empty table a set, and what names its rows."""
-        clips = self._clips()
-        self.sets = tuple(name for name in SETS if clips[name])
-        for name in self.sets:
-            self._keys[name] = torch.tensor([clip_key(clip.clip_id) for clip in clips[name]], dtype=torch.int64)
-            self._metrics[name] = PairedLoss(len(clips[name]), self._num_strata)
-
     def on_validation_start(self, *_: Any) -> None:
         """Start each table empty, where the model is."""
-        for metric in self._metrics.values():
-            metric.to(self.module.device).reset()
+        for curves in self.parts.values():
+            curves.begin(self.module.device)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, _: int, dataloader_idx: int = 0
     ) -> None:
         """Feed the losses of one batch."""
-        self._metrics[self.sets[dataloader_idx]].update(batch.indices, outputs)
+        losses: Mapping[str, Tensor] = outputs
+        for name, of_batch in losses.items():
+            self.parts[name].add(self.sets[dataloader_idx], batch.indices, of_batch)
 
     def on_validation_epoch_end(self, *_: Any) -> None:
         """Turn the tables into log-ratios, remember and log them."""
-        losses = {name: self._metrics[name].compute().cpu() for name in self.sets}
         if self.trainer.sanity_checking:
-            self.steps = [self.trainer.global_step]
-            self.references = losses
-            self.curves = {name: [torch.zeros(len(losses[name]), dtype=torch.float64)] for name in self.sets}
-            for logger in self.trainer.loggers:  # self.log is off during the sanity check
-                logger.log_metrics({LOSS[name].name: float(losses[name].mean()) for name in self.sets}, step=0)
-                logger.log_metrics({LOG_RATIO[name].name: 0.0 for name in self.sets}, step=0)
+            self._log_start()
             return
-        logged = {LOSS[name].name: losses[name].mean() for name in self.sets}
-        if self.references:
-            for name in self.sets:
-                ratio = log_ratio(losses[name], self.references[name], self.module.scored_sigmas(self._clips()[name]))
-                bins = (losses[name] / self.references[name]).log().mean(0)
-                logged[LOG_RATIO[name].name] = ratio.mean()
-                logged |= {LOG_RATIO_BIN[name].at(k): value for k, value in enumerate(bins)}
-                if self.trainer.state.fn == "fit":
-                    self.curves[name].append(ratio)
-            if "val" in self.sets:
-                logged[GAP.name] = logged[VAL_LOG_RATIO.name] - logged[TRAIN_EVAL_LOG_RATIO.name]
-        if self.trainer.state.fn == "fit":
-            self.steps.append(self.trainer.global_step)
-            if "val" in self.sets:
-                logged[VAL_SCORE.name] = torch.tensor(check_scores(self.history())[-1])
-        logged["step"] = torch.tensor(float(self.trainer.global_step))
-        self.module.log_dict(logged, batch_size=1, rank_zero_only=False)
+        checked = self.trainer.state.fn == "fit"
+        step = self.trainer.global_step
+        logged: dict[str, dict[str, float]] = {}
+        for name in self._scored:
+            curves = self.parts[name]
+            values = logged[name] = curves.finish(step if checked else None)
+            if curves.has_validation:
+                values[GAP.name] = values[VAL_LOG_RATIO.name] - values[TRAIN_EVAL_LOG_RATIO.name]
+                if checked:
+                    values[VAL_SCORE.name] = float(check_scores(curves.history())[-1])
+        numbers = self._with_means(logged)
+        numbers["step"] = float(step)
+        tensors = {name: torch.tensor(value) for name, value in numbers.items()}
+        self.module.log_dict(tensors, batch_size=1, rank_zero_only=False)
 
-    def summaries(self) -> dict[str, PairedSummary]:
-        """The latest check of each set against step 0; empty where no step 0 is known."""
-        if not self.references:
-            return {}
-        clips, found = self._clips(), {}
-        for name in self.sets:
-            sigmas = self.module.scored_sigmas(clips[name])
-            videos = [clip.source.group for clip in clips[name]]
-            found[name] = summarise(self._metrics[name].compute().cpu(), self.references[name], sigmas, videos)
-        return found
+    @property
+    def _scored(self) -> list[str]:
+        """Parts that a check scores: those that are trained, or all where none is."""
+        return [part.name for part in self.module.parts.scored]
+
+    def _log_start(self) -> None:
+        """Take the base model's losses for step 0's."""
+        step = self.trainer.global_step
+        logged = {
+            name: {row.name: value for row, value in self.parts[name].begin_at(step).items()} for name in self._scored
+        }
+        for logger in self.trainer.loggers:  # self.log is off during the sanity check
+            logger.log_metrics(self._with_means(logged), step=0)
+
+    def _with_means(self, logged: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """What parts log, each under names of its own, and their means, which parts that are done no longer move."""
+        if len(self.parts) == 1:
+            return dict(logged[next(iter(self.parts))])
+        numbers = {of_part(name, part): value for part, each in logged.items() for name, value in each.items()}
+        means: dict[str, list[float]] = {}
+        for each in logged.values():
+            for name, value in each.items():
+                means.setdefault(name, []).append(value)
+        return {name: math.fsum(values) / len(values) for name, values in means.items()} | numbers
+
+    def summaries(self) -> dict[tuple[str, str], PairedSummary]:
+        """The latest check of each part and set against step 0; empty where no step 0 is known."""
+        return {
+            (part, name): summary for part, curves in self.parts.items() for name, summary in curves.summaries().items()
+        }
 
     # -- judging
 
-    def history(self) -> DivergenceHistory:
-        """All checks so far, step 0 included."""
-        clips = self._clips()
-        return DivergenceHistory(
-            steps=torch.tensor(self.steps).numpy(),
-            val=torch.stack(self.curves["val"]).numpy(),
-            train_eval=torch.stack(self.curves["train_eval"]).numpy(),
-            val_videos=tuple(clip.source.group for clip in clips["val"]),
-            train_eval_videos=tuple(clip.source.group for clip in clips["train_eval"]),
-        )
+    def histories(self) -> dict[str, DivergenceHistory]:
+        """All checks of each part so far, step 0 included; none without validation clips, or before step 0's."""
+        return {name: curves.history() for name, curves in self.parts.items() if curves.has_validation}
 
     def verdict(self) -> Verdict:
         """Has validation turned, stalled or never gained?"""
         if "val" not in self.sets:
             return self._nothing_held_out()
-        judged = judge_divergence(self.history(), self.settings, warmup_steps=self.module.warmup_steps)
-        verdict = join_parts({"all": judged})
+        judged = self.verdicts()
+        verdict = join_parts(judged, self.stop_at)
         tested = {"statistic": STATISTIC, "threshold": THRESHOLD}
-        numbers = {row.name: float(verdict.evidence[key]) for key, row in tested.items() if key in verdict.evidence}
+        numbers = {
+            of_part(row.name, part, of=len(judged)): float(each.evidence[key])
+            for part, each in judged.items()
+            for key, row in tested.items()
+            if key in each.evidence
+        }
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, step=self.trainer.global_step)
         return verdict
 
+    def verdicts(self) -> dict[str, Verdict]:
+        """The verdict on each part, by name: its last one where it is done."""
+        options: dict[str, Any] = {"settings": self.settings, "warmup_steps": self.module.warmup_steps}
+        histories = self.histories()
+        return {name: self.done.get(name) or judge_divergence(each, **options) for name, each in histories.items()}
+
     def _nothing_held_out(self) -> Verdict:
-        evidence: dict[str, float | int | str] = {"step": self.steps[-1], "held_out_videos": 0}
-        train_eval = float(self.curves["train_eval"][-1].mean())
+        curves = self.parts[self._scored[0]]
+        evidence: dict[str, float | int | str] = {"step": curves.steps[-1], "held_out_videos": 0}
+        train_eval = float(curves.curves["train_eval"][-1].mean())
         if not math.isfinite(train_eval):
             reason = (
-                f"At step {self.steps[-1]} the loss of a training clip is no longer a finite number: training has "
+                f"At step {curves.steps[-1]} the loss of a training clip is no longer a finite number: training has "
                 "broken down; lower the learning rate."
             )
             return Verdict("divergence", "stop", reason, {"case": "not finite", **evidence}, fatal=True)
@@ -186,33 +182,25 @@ class DivergenceMonitor(Signal):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to decide as the uninterrupted one."""
-        if not self.references:
+        states = {name: curves.state_dict() for name, curves in self.parts.items()}
+        if not any(states.values()):
             return {}
-        return {
-            "steps": self.steps,
-            **{f"{name}_curves": torch.stack(self.curves[name]) for name in self.sets},
-            **{f"{name}_reference": self.references[name] for name in self.sets},
-            **{f"{name}_keys": self._keys[name] for name in self.sets},
-        }
+        if len(states) == 1:
+            return next(iter(states.values()))
+        return {"parts": states, "done": {name: vars(verdict) for name, verdict in self.done.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the history of a checkpoint; a test, which scores other clips, has no use for it."""
-        if not state_dict or not self._keys:
+        if not state_dict or not self.parts:
             return
-        for name in SETS:
-            there = state_dict.get(f"{name}_keys", torch.zeros(0, dtype=torch.int64))
-            if not torch.equal(there, self._keys.get(name, torch.zeros(0, dtype=torch.int64))):
-                raise UserError(
-                    f"The checkpoint was made with other {name} clips ({len(there)} there, "
-                    f"{len(self._keys.get(name, ()))} here, or others): its curve cannot be continued. Use the same "
-                    "data and split options, or start a new run."
-                )
-            levels = state_dict[f"{name}_reference"].shape[1] if len(there) else self._num_strata
-            if levels != self._num_strata:
-                raise UserError(
-                    f"The checkpoint scored its {name} clips at {levels} noise levels, here it is {self._num_strata}: "
-                    f"its curve cannot be continued. Set --model.noise.num_strata={levels}, or start a new run."
-                )
-        self.steps = list(state_dict["steps"])
-        self.curves = {name: list(state_dict[f"{name}_curves"]) for name in self.sets}
-        self.references = {name: state_dict[f"{name}_reference"] for name in self.sets}
+        states = state_dict.get("parts") or {next(iter(self.parts)): state_dict}
+        if states.keys() != self.parts.keys():
+            raise UserError(
+                f"The checkpoint trained {' and '.join(states)}, here it is {' and '.join(self.parts)}: its curves "
+                "cannot be continued. Set model.expert and model.audio as they were, or start a new run."
+            )
+        for name, state in states.items():
+            if state:
+                self.parts[name].load_state_dict(state)
+        self.done = {name: Verdict(**words) for name, words in state_dict.get("done", {}).items()}
+        self.module.parts.done |= self.done.keys()

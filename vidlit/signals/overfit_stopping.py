@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -15,7 +15,7 @@ from vidlit.runs.signal_words import save_signals
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.signal import Signal, known_signals
-from vidlit.stopping.divergence import DivergenceHistory, best_check
+from vidlit.stopping.divergence import best_check
 from vidlit.stopping.exposure import band
 from vidlit.stopping.verdict import Decision, Mode, join_verdicts
 from vidlit.training.kept_weights import Kept, KeptWeights, Restore
@@ -34,6 +34,9 @@ class OverfitStopping(RunCallback):
         restore: weights to keep: ``best``, of the check with the lowest validation loss; ``conservative``, of the
             earliest check within a tenth of the best gain, which has seen each video less often; or ``last``. Where no
             check was better than it, ``best`` and ``conservative`` keep the base model.
+        parts: what happens when one part of a model of several (two experts, video and sound) is found to overfit:
+            ``freeze`` puts its best weights back, and the others train on until the last one is done; ``stop`` ends the
+            run; ``warn`` lets all train on until the last one is done.
 
     Raises:
         UserError: the policy names a signal that there is not, or a mode that there is not.
@@ -41,8 +44,15 @@ class OverfitStopping(RunCallback):
 
     section = "overfit_stopping"
 
-    def __init__(self, policy: dict[str, Mode | bool] | None = None, restore: Restore = "best") -> None:
+    def __init__(
+        self,
+        policy: dict[str, Mode | bool] | None = None,
+        restore: Restore = "best",
+        parts: Literal["freeze", "stop", "warn"] = "freeze",
+    ) -> None:
         self.policy = check_policy(policy or {})
+        self.parts = parts
+        self._to_put_back: list[str] = []
         self.kept_weights = KeptWeights(restore)
         self.decision: Decision | None = None
         self.summary: dict[str, Any] = {}
@@ -63,13 +73,16 @@ class OverfitStopping(RunCallback):
         """Decide."""
         if not self.is_checking:
             return
-        self.kept_weights.after_check(self.trainer, self.run, self._history())
+        self.kept_weights.after_check(self.trainer, self.run, self._monitor.histories())
         signals = self.others(Signal)
         modes = {signal.name: self.policy.get(signal.name, signal.default_mode) for signal in signals}
+        self._monitor.stop_at = "first" if self.parts == "stop" else "last"
         self.decision = join_verdicts((signal.verdict() for signal in signals), modes)
         # All ranks hold the same numbers; agreeing costs little and a rank that parts ways hangs the others.
         stop = self.trainer.strategy.reduce_boolean_decision(self.decision.action == "stop", all=False)
         self.trainer.should_stop = self.trainer.should_stop or stop
+        if not stop and self.parts == "freeze" and modes[self._monitor.name] == "stop":
+            self._freeze()
         if self.trainer.is_global_zero:
             self.run.append_decision(
                 {
@@ -82,6 +95,36 @@ class OverfitStopping(RunCallback):
             )
             self._warn_once(self.decision)
             self._write_summary("running", self.decision.reason)
+
+    def _freeze(self) -> None:
+        """Train parts no more that are done, while others are not."""
+        monitor = self._monitor
+        for name, verdict in monitor.verdicts().items():
+            if verdict.action == "stop" and name not in monitor.done:
+                monitor.done[name] = verdict
+                self.module.parts.done.add(name)
+                self._to_put_back.append(name)
+                left = " and ".join(part.name for part in self.module.parts.open)
+                if self.trainer.is_global_zero:
+                    print(f"step {self.trainer.global_step}: {name} is done, {left} trains on. {verdict.reason}")
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Put the best weights of parts that are done back, when no check holds averages in the place of weights."""
+        while self._to_put_back:
+            self._put_back(self._to_put_back.pop())
+
+    def _put_back(self, name: str) -> Kept:
+        """Put what is kept of a part back, unless it is there."""
+        kept, step = self._kept(name), self.trainer.global_step
+        several = len(self.module.parts.parts) > 1
+        part = next(each for each in self.module.parts.parts if each.name == name) if several else None
+        kept_step = self._step_of(name, kept)
+        if kept_step != step:
+            self.kept_weights.put_back(self.module, self.run, kept, kept_step, part)
+        return kept
+
+    def _step_of(self, name: str, kept: Kept) -> int:
+        return self.trainer.global_step if kept.check is None else self._monitor.parts[name].steps[kept.check]
 
     def _warn_once(self, decision: Decision) -> None:
         for verdict in decision.verdicts:
@@ -108,10 +151,10 @@ class OverfitStopping(RunCallback):
                 reason += (
                     " The last check is the best: the loss is still improving; go on with more --trainer.max_steps."
                 )
-        kept = self._kept()
-        self.kept_step = self.trainer.global_step if kept.check is None else self._monitor.steps[kept.check]
-        if self.kept_step != self.trainer.global_step:
-            self.kept_weights.put_back(self.module, self.run, kept, self.kept_step)
+        kept = {name: self._put_back(name) for name in self._monitor.parts}
+        self.kept_step = max(self._step_of(name, each) for name, each in kept.items())
+        if len(kept) > 1 and self._monitor.histories():  # what best.ckpt held was of one part's best check
+            self.trainer.save_checkpoint(self.run.best_checkpoint, weights_only=True)
         if self.trainer.is_global_zero:
             self._write_summary(stopped_by, reason, kept)
 
@@ -125,21 +168,24 @@ class OverfitStopping(RunCallback):
         else:
             self._write_summary("error", f"{type(exception).__name__}: {exception}")
 
-    def _no_gain(self) -> bool:
-        verdicts = self.decision.verdicts if self.decision is not None else ()
-        return any(verdict.evidence.get("case") == "no gain" for verdict in verdicts)
+    def _no_gain(self, part: str) -> bool:
+        if self.decision is None or part not in self._monitor.histories():
+            return False
+        return self._monitor.verdicts()[part].evidence["case"] == "no gain"
 
     def _is_improving(self) -> bool:
-        """Whether the last step is the best, in a run too short to be judged, too."""
-        history = self._history()
-        return history is not None and history.steps[best_check(history)] == self.trainer.global_step > 0
+        """Whether the last step is the best of any part, in a run too short to be judged, too."""
+        last = self.trainer.global_step
+        return any(each.steps[best_check(each)] == last > 0 for each in self._monitor.histories().values())
 
-    def _kept(self) -> Kept:
-        return self.kept_weights.choose(self.run, self.trainer.global_step, self._history(), self._no_gain())
+    def _kept(self, part: str) -> Kept:
+        history = self._monitor.histories().get(part)
+        of = len(self.module.parts.parts)
+        return self.kept_weights.choose(self.run, self.trainer.global_step, history, self._no_gain(part), of)
 
     # -- the summary
 
-    def _write_summary(self, stopped_by: str, reason: str, kept: Kept | None = None) -> None:
+    def _write_summary(self, stopped_by: str, reason: str, kept: Mapping[str, Kept] | None = None) -> None:
         """Write ``summary.json``; what is kept is known when training is over."""
         self.summary = {
             "stopped_by": stopped_by,
@@ -156,20 +202,29 @@ class OverfitStopping(RunCallback):
         if self.decision is not None and self.decision.signals:
             fired = {verdict.signal: verdict.evidence for verdict in self.decision.verdicts}
             self.summary["evidence"] = {signal: fired[signal] for signal in self.decision.signals}
-        if self._monitor.steps or kept is not None:
-            self.summary |= self._measured(kept or Kept("last", None))
+        if any(curves.steps for curves in self._monitor.parts.values()) or kept is not None:
+            self.summary |= self._measured(kept or dict.fromkeys(self._monitor.parts, Kept("last", None)))
         self.run.write_summary(self.summary)
 
-    def _measured(self, kept: Kept) -> dict[str, Any]:
+    def _measured(self, kept: Mapping[str, Kept]) -> dict[str, Any]:
         """The part of the summary that needs a first check."""
-        monitor, ledger, history = self._monitor, self.others(ExposureLedger)[0], self._history()
-        last = self.trainer.global_step
-        kept_step = last if kept.check is None else monitor.steps[kept.check]
-        exposures = ledger.statistics()
+        parts = {name: self._measured_part(name, each) for name, each in kept.items()}
+        exposures = self.others(ExposureLedger)[0].statistics()
+        return {
+            **(joined_parts(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))),
+            **({"parts": parts} if len(parts) > 1 else {}),
+            "exposures": {**exposures, "band": band(exposures["mean"])},
+            "num_clips": {side: len(clips) for side, clips in self.data.split._asdict().items()},
+        }
+
+    def _measured_part(self, name: str, kept: Kept) -> dict[str, Any]:
+        curves, ledger, last = self._monitor.parts[name], self.others(ExposureLedger)[0], self.trainer.global_step
+        kept_step = self._step_of(name, kept)
+        history = self._monitor.histories().get(name)
         held_out: dict[str, Any] = {"best_step": None, "gain": None, "val_log_ratio": None, "exposures_at_best": None}
         kept_gain = None
         if history is not None:
-            best = 0 if self._no_gain() else best_check(history)
+            best = 0 if self._no_gain(name) else best_check(history)
             best_step = int(history.steps[best])
             gains = -history.val.mean(axis=1)
             held_out = {
@@ -185,20 +240,13 @@ class OverfitStopping(RunCallback):
             "kept": kept.name,
             "kept_step": kept_step,
             "kept_gain": kept_gain,
-            "train_eval_log_ratio": float(curve[-1].mean()) if (curve := monitor.curves["train_eval"]) else None,
-            "exposures": {**exposures, "band": band(exposures["mean"])},
-            "exposures_at_kept": exposures if kept.check is None else ledger.statistics_at(kept_step),
-            "num_clips": {side: len(clips) for side, clips in self.data.split._asdict().items()},
+            "train_eval_log_ratio": float(curve[-1].mean()) if (curve := curves.curves.get("train_eval")) else None,
+            "exposures_at_kept": ledger.statistics() if kept.check is None else ledger.statistics_at(kept_step),
         }
 
     @property
     def _monitor(self) -> DivergenceMonitor:
         return self.others(DivergenceMonitor)[0]
-
-    def _history(self) -> DivergenceHistory | None:
-        """The checks so far; ``None`` without validation clips."""
-        monitor = self._monitor
-        return monitor.history() if monitor.references and "val" in monitor.sets else None
 
     def state_dict(self) -> dict[str, Any]:
         """Time trained so far, over resumes."""
@@ -207,6 +255,17 @@ class OverfitStopping(RunCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self._seconds = state_dict["seconds"]
+
+
+def joined_parts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a summary says of a model of several parts in one number each: means of losses, the latest of steps."""
+    latest = max(parts, key=lambda part: part["kept_step"])
+    joined = dict(latest)
+    for name in ("gain", "val_log_ratio", "kept_gain", "train_eval_log_ratio"):
+        values = [part[name] for part in parts if part[name] is not None]
+        joined[name] = sum(values) / len(values) if values else None
+    best = max(parts, key=lambda part: -1 if part["best_step"] is None else part["best_step"])
+    return joined | {name: best[name] for name in ("best_step", "exposures_at_best")}
 
 
 def check_policy(policy: Mapping[str, Mode | bool]) -> dict[str, Mode]:

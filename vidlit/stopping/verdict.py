@@ -8,6 +8,8 @@ from typing import Literal
 
 Action = Literal["continue", "warn", "stop"]
 Mode = Literal["stop", "warn", "off"]
+StopAt = Literal["first", "last"]
+"""Of several parts of a model, the one that stops the run when it asks for it."""
 
 _SEVERITY: dict[Action, int] = {"continue": 0, "warn": 1, "stop": 2}
 
@@ -49,7 +51,7 @@ class Decision:
     verdicts: tuple[Verdict, ...]
 
 
-def join_parts(parts: Mapping[str, Verdict], stop_at: Literal["first", "last"] = "last") -> Verdict:
+def join_parts(parts: Mapping[str, Verdict], stop_at: StopAt = "last") -> Verdict:
     """One verdict on a run of several parts that are judged apart, such as two experts, or video and sound.
 
     Each part has a curve, a verdict and a best step of its own. A run of one part has that part's verdict.

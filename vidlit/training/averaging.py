@@ -67,7 +67,9 @@ class AveragedWeights(nn.Module):
         keep = ema.decay_at(int(self.num_updates))
         averages = [_local(average) for average in self._averages()]
         values = [_local(parameter.detach()) for parameter in self.trained()]
-        torch._foreach_lerp_(averages, [value.to(torch.float32) for value in values], 1 - keep)
+        # A trained value may be in fewer bits, or wait on the CPU.
+        moved = [value.to(average) for value, average in zip(values, averages, strict=True)]
+        torch._foreach_lerp_(averages, moved, 1 - keep)
         self.num_updates += 1
 
     @torch.no_grad()
@@ -86,10 +88,18 @@ class AveragedWeights(nn.Module):
             group["train_mode"] = mode
 
     @torch.no_grad()
-    def copy_to_parameters(self) -> None:
-        """Put the averages in the parameters' place."""
-        for average, parameter in zip(self._averages(), self.trained(), strict=True):
-            parameter.copy_(average)
+    def copy_to_parameters(self, wanted: Callable[[str], bool] | None = None) -> None:
+        """Put the averages in the parameters' place: of all, or of those wanted by name."""
+        for name, parameter in self.parameters_by_name.items():
+            if wanted is None or wanted(name.replace("/", ".")):
+                parameter.copy_(self.get_buffer(name))
+
+    @torch.no_grad()
+    def begin_again(self, wanted: Callable[[str], bool]) -> None:
+        """Forget what came before, of the parameters wanted by name."""
+        for name, parameter in self.parameters_by_name.items():
+            if wanted(name.replace("/", ".")):
+                self.get_buffer(name).copy_(parameter)
 
     def trained(self) -> list[nn.Parameter]:
         """The parameters."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,23 +15,24 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch, clip_key
-from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
 from vidlit.diffusion.generate import generate
-from vidlit.diffusion.loss import denoising_loss, paired_losses
-from vidlit.diffusion.noising import Noise, start_noise, stratum_sigmas, training_noise
+from vidlit.diffusion.noising import Noise, num_positions, start_noise, stratum_sigmas
 from vidlit.diffusion.streams import LATENTS, Given, by_stream
 from vidlit.errors import UserError
-from vidlit.lightning_internals import datamodule_of, is_attached
+from vidlit.lightning_internals import datamodule_of, expect_unused_parameters, is_attached
 from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights
 from vidlit.models.family import open_family
+from vidlit.models.parts import Part
 from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
 from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
+from vidlit.training.expert_weights import ExpertChoice, ExpertWeights, chosen_parts
 from vidlit.training.fit_check import check_fits, describe
 from vidlit.training.gradients import BadStepPolicy, clip_gradients
 from vidlit.training.memory import Memory, shard, whole
+from vidlit.training.objective import check_losses, training_loss
+from vidlit.training.open_parts import TURN, OpenParts
 from vidlit.training.optimizers import apply_changes, hyperparameters, is_schedule_free, with_warmup
-from vidlit.training.posterior import draw_latents
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -57,6 +57,8 @@ class VideoDiffusionModule(LightningModule):
             keeps working.
         noise: noise in training, and the noise levels at which clips are scored.
         memory: options that make the model fit into memory.
+        expert: transformer to train of a base with one for high and one for low noise (Wan 2.2 A14B): ``high``, ``low``
+            or ``both``. Trained together they take turns, and each is judged and kept by itself.
         bad_steps: treatment of steps whose loss or gradient is NaN or infinite.
         fps: frame rate of the clips; ``None`` for the family's own.
         seed: seed of noise and sigmas, in training and validation.
@@ -78,6 +80,7 @@ class VideoDiffusionModule(LightningModule):
         caption_dropout: float = 0.0,
         noise: Noise = Noise(),  # noqa: B008 - frozen, as the two below
         memory: Memory = Memory(),  # noqa: B008
+        expert: ExpertChoice = "both",
         bad_steps: BadStepPolicy = BadStepPolicy(),  # noqa: B008
         fps: float | None = None,
         seed: int = 0,
@@ -92,14 +95,18 @@ class VideoDiffusionModule(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.warmup_steps = warmup_steps
         self.caption_dropout = caption_dropout
-        self.noising = noise.process or self.family.noising()
+        parts = chosen_parts(self.family, expert)
+        self.parts = OpenParts(parts, seed, TURN if memory.offload_experts else 1)
+        levels = [part.sigmas for part in parts]
+        process = noise.process or self.family.noising()
+        self.noising = process.between(min(low for low, _ in levels), max(high for _, high in levels))
         self.num_strata, self.first_frame = noise.num_strata, noise.first_frame
         self.memory, self.bad_steps = memory, bad_steps
         self.seed = seed
         self.is_schedule_free = is_schedule_free(optimizer)
-        self.transformer: nn.Module | None = None
-        for expert in self.family.experts[1:]:
-            setattr(self, expert.name, None)
+        for name in self.expert_names:
+            setattr(self, name, None)
+        self.experts = ExpertWeights(self)
         self.averaged: AveragedWeights | None = None
         self._empty_prompt: Conditioning | None = None
         self._asked_numbers: list[dict[str, Any]] = []
@@ -132,7 +139,7 @@ class VideoDiffusionModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the transformer, once, when Lightning knows where it will live."""
-        if self.transformer is not None:
+        if self.is_loaded:
             return
         if self.adapter is not None and self._trains_in_bfloat16:
             raise UserError(
@@ -143,6 +150,8 @@ class VideoDiffusionModule(LightningModule):
         training = is_attached(self) and self.trainer.state.fn == "fit"
         if training and (self.ema is not None or self.is_schedule_free):
             self.averaged = AveragedWeights(self.trainable_state())
+        if training and self.parts.take_turns:
+            expect_unused_parameters(self.trainer)
         path = self.trainer.ckpt_path if is_attached(self) else None
         if training and path is not None and is_sharded(Path(path)):
             # Lightning loads shards before it asks on_load_checkpoint, and says only that something is missing.
@@ -151,16 +160,17 @@ class VideoDiffusionModule(LightningModule):
 
     def load_base(self) -> None:
         """Load the base's weights, and an untrained adapter where there is one; trained ones are gone first."""
-        for expert in self.family.experts:
-            setattr(self, expert.name, None)
+        for name in self.expert_names:
+            setattr(self, name, None)
         gc.collect()  # modules refer to each other
-        for expert in self.family.experts:
-            setattr(self, expert.name, self._load_expert(expert.name))
+        for name in self.expert_names:
+            setattr(self, name, self._load_expert(name))
 
     def _load_expert(self, name: str) -> nn.Module:
         low = self.memory.lowers_base and self.adapter is not None  # trained layers start from all their digits
         transformer = self.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
-        choose_trained(transformer, self.family, self.adapter, self.layers, self.seed)
+        if not isinstance(self.adapter, LoRAFile) or self.adapter.is_of(self.family, name):
+            choose_trained(transformer, self.family, self.adapter, self.layers, self.seed)
         self.memory.apply(transformer, trains_in_bfloat16=self._trains_in_bfloat16)
         if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
             low_precision = self.trainer.precision == "bf16-mixed"
@@ -172,73 +182,67 @@ class VideoDiffusionModule(LightningModule):
         return is_attached(self) and self.trainer.precision == "bf16-true"
 
     @property
-    def transformers(self) -> dict[str, nn.Module]:
-        """The base's transformers, once they are loaded, by the names of the family's experts."""
-        return {expert.name: getattr(self, expert.name) for expert in self.family.experts}
+    def expert_names(self) -> list[str]:
+        """Names of the base's transformers that are trained."""
+        return list(dict.fromkeys(part.expert for part in self.parts.parts))
 
-    def forward(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor | dict[str, Tensor]:
-        """Predicted velocity (B, C, F, H, W), or of each stream; see :class:`vidlit.diffusion.loss.VelocityModel`."""
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the transformers are there."""
+        return getattr(self, self.expert_names[0]) is not None
+
+    @property
+    def transformers(self) -> dict[str, nn.Module]:
+        """The base's transformers that are trained, once they are loaded, by the names of the family's experts."""
+        return {name: getattr(self, name) for name in self.expert_names}
+
+    def forward(
+        self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning, expert: str | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Predicted velocity (B, C, F, H, W), or of each stream; see :class:`vidlit.diffusion.loss.VelocityModel`.
+
+        ``expert`` names the transformer that is asked for all samples; without it each sample goes to its own.
+        """
         # Frozen weights in fewer bits and trained ones in float32 meet in bfloat16.
         kept_small = self.memory.lowers_base or self._trains_in_bfloat16
         with torch.autocast(self.device.type, torch.bfloat16) if kept_small else nullcontext():
-            return self.family.predict(self.transformers, noisy, sigmas, conditioning)
+            return self.family.predict(self.experts, noisy, sigmas, conditioning, expert)
 
     # -- steps
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch: of the streams' losses the sum by their weights.
-
-        Noise and sigma of a sample, and its latents where they are drawn from the VAE's posterior, are a function of
-        (seed, position in the run, its row in the global batch): no two ranks share noise, a resumed run draws the
-        same, and so does one with the global batch spread over other ranks.
-        """
+        """Mean loss of a batch; see :func:`vidlit.training.objective.training_loss`."""
         position = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        first_row = self.global_rank * len(batch.latents)
-        rows = range(first_row, first_row + len(batch.latents))
-        noising = self.noising.at(batch.latents[0, 0].numel())
-        streams = self.family.streams
-        shapes = {stream.name: batch.stream(stream.name).shape[1:] for stream in streams}
-        noise, sigmas = training_noise(
-            noising, self.seed, position, rows, shapes, first_frame=self.first_frame, device=self.device
-        )
-        batch = draw_latents(self.family, batch, self.seed, position, rows)
-        if self.caption_dropout > 0:
-            dropped = draw_dropped(self.caption_dropout, self.seed, position, rows)
-            batch = batch._replace(conditioning=self._drop_captions(batch.conditioning, dropped.to(self.device)))
-        losses = denoising_loss(self, noising, batch, noise, sigmas)
-        loss = torch.stack([stream.loss_weight * losses[stream.name].mean() for stream in streams]).sum()
+        loss = training_loss(self, batch, position, position // self.trainer.accumulate_grad_batches)
         # Lightning counts logged steps from 0 and once per batch; "step" in the log overrides that.
         stepped = float(self.trainer.global_step + 1)
         shared = self.trainer.world_size > 1
-        self.log_dict({TRAIN_LOSS.name: loss, "step": stepped}, batch_size=len(rows), sync_dist=shared)
+        self.log_dict({TRAIN_LOSS.name: loss, "step": stepped}, batch_size=len(batch.keys), sync_dist=shared)
         return loss
 
-    def _drop_captions(self, conditioning: Conditioning, dropped: Tensor) -> Conditioning:
+    @property
+    def empty_prompt(self) -> Conditioning:
+        """The empty caption, in the place of one that is dropped."""
         if self._empty_prompt is None:
             self._empty_prompt = datamodule_of(self.trainer).prompt("").to(self.device)
-        return drop_captions(conditioning, self._empty_prompt, dropped)
+        return self._empty_prompt
 
-    def validation_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Losses (B, num_strata) at each clip's own noise and sigmas; callbacks reduce and log them.
+    def validation_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Losses (B, num_strata) of every part; see :func:`vidlit.training.objective.check_losses`."""
+        return check_losses(self, batch)
 
-        Of several streams the picture's: the thresholds of the stop are measured on a loss of one stream, and a sum's
-        turn would be hidden by the stream that learns longer.
-        """
-        names = [stream.name for stream in self.family.streams]
-        options = self.seed, self.num_strata, self.first_frame, names
-        return paired_losses(self, self.noising, batch, *options)[LATENTS]
-
-    def scored_sigmas(self, clips: Sequence[Clip]) -> Tensor:
-        """Noise levels (N, num_strata) at which :meth:`validation_step` scores clips."""
+    def scored_sigmas(self, clips: Sequence[Clip], part: Part) -> Tensor:
+        """Noise levels (N, num_strata) at which :meth:`validation_step` scores clips for a part."""
         keys = torch.tensor([clip_key(clip.clip_id) for clip in clips], dtype=torch.int64)
-        num_tokens = [math.prod(self.family.latent_shape(*clip.bucket)[1:]) for clip in clips]
-        return stratum_sigmas(self.noising, keys, num_tokens, self.num_strata)
+        shapes = [self.family.stream_shapes(*clip.bucket)[part.stream] for clip in clips]
+        noising = self.noising.between(*part.sigmas)
+        return stratum_sigmas(noising, keys, [num_positions(shape) for shape in shapes], self.num_strata)
 
-    def test_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """As :meth:`validation_step`; logs ``test/loss``, the mean over clips and strata."""
+    def test_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """As :meth:`validation_step`; logs ``test/loss``, the mean over clips, strata and parts."""
         losses = self.validation_step(batch, batch_idx, dataloader_idx)
-        shared = self.trainer.world_size > 1
-        self.log("test/loss", losses.mean(), batch_size=len(losses), on_epoch=True, sync_dist=shared)
+        shared, mean = self.trainer.world_size > 1, torch.stack([each.mean() for each in losses.values()]).mean()
+        self.log("test/loss", mean, batch_size=len(batch.keys), on_epoch=True, sync_dist=shared)
         return losses
 
     def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -295,10 +299,17 @@ class VideoDiffusionModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip, and leave the step out where the gradient is NaN or infinite, as it is where the loss was."""
+        self.parts.drop_gradients(self.trainable_state())
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # float16's sees to its own
         self.grad_norm, self.step_was_bad = clip_gradients(
             optimizer, gradient_clip_val, gradient_clip_algorithm, drop_bad=not scaled
         )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move to a device, but for experts that wait on the CPU."""
+        with self.experts.left_where_they_are():
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
+        return self
 
     def on_train_start(self) -> None:
         """Apply numbers of the optimizer that were changed since the checkpoint, which has brought its own along."""
@@ -367,7 +378,7 @@ class VideoDiffusionModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which weights do not fit before anything is loaded."""
-        if self.transformer is None:
+        if not self.is_loaded:
             self.configure_model()
         self._restored_numbers = checkpoint.get("vidlit_optimizer")
         step = int(checkpoint.get("global_step", 0))

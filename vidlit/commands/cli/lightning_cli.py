@@ -270,7 +270,7 @@ class VidlitCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except (RuntimeError, MemoryError) as error:
-            if subcommand != "fit" or not is_out_of_memory(error) or self.model.transformer is None:
+            if subcommand != "fit" or not is_out_of_memory(error) or not self.model.is_loaded:
                 raise
             raise UserError(
                 f"out of memory at step {self.trainer.global_step}. {memory_use(self.trainer, self.model)}"

@@ -1,8 +1,9 @@
 """Wan 2.1 and 2.2 (https://arxiv.org/abs/2503.20314): one transformer class for text-to-video and image-to-video.
 
 The base's configs tell which it is: Wan 2.1 text-to-video, Wan 2.1 image-to-video (the first frame's latents and a mask
-come in as further channels, its CLIP tokens beside the prompt's), or Wan 2.2 TI2V-5B, which has a timestep for every
-token and can so be given a clean first frame.
+come in as further channels, its CLIP tokens beside the prompt's), Wan 2.2 TI2V-5B, which has a timestep for every token
+and can so be given a clean first frame, or Wan 2.2 A14B, two transformers of Wan 2.1's shape: one for high noise and
+one for low, with the boundary between them, in sigma after the shift, in ``model_index.json``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vidlit.models.base_folder import SCHEDULER, diffusers_class, load_part, rea
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder, VideoEncoder
 from vidlit.models.family import Family
+from vidlit.models.parts import Expert
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
@@ -28,10 +30,10 @@ MAX_PROMPT_TOKENS = 512
 
 
 class Wan(Family):
-    """Alibaba's Wan 2.1 (1.3B, 14B, image-to-video 14B) and Wan 2.2 TI2V-5B.
+    """Alibaba's Wan 2.1 (1.3B, 14B, image-to-video 14B) and Wan 2.2 (TI2V-5B, A14B, image-to-video A14B).
 
     Raises:
-        UserError: the base is a pair of experts (Wan 2.2 A14B), or one that is given a last frame, too.
+        UserError: the base is given a last frame, too, or is a pair that does not say where one expert's turn ends.
     """
 
     transformer_class: ClassVar[str] = "WanTransformer3DModel"
@@ -56,10 +58,13 @@ class Wan(Family):
     def __init__(self, base: Path, fps: float | None = None) -> None:
         index, config = read_config(base, "", "model_index.json"), read_config(base, "transformer")
         if (index.get("transformer_2") or [None])[0]:
-            raise UserError(
-                f"{base} holds two experts (transformer and transformer_2), one for high and one for low noise. vidlit "
-                "trains one transformer: use Wan 2.1 or Wan 2.2 TI2V-5B."
-            )
+            boundary = index.get("boundary_ratio")
+            if not isinstance(boundary, float) or not 0 < boundary < 1:
+                raise UserError(
+                    f"{base} holds two experts (transformer and transformer_2), but boundary_ratio in model_index.json "
+                    f"is {boundary!r}: it must be the noise level, between 0 and 1, below which the second is asked."
+                )
+            self.experts = (Expert("transformer", boundary, "high"), Expert("transformer_2", 0.0, "low"))
         if config.get("pos_embed_seq_len"):
             raise UserError(f"{base} is given a first and a last frame, which vidlit does not train.")
         self.expand_timesteps = bool(index.get("expand_timesteps"))

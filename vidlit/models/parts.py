@@ -1,0 +1,125 @@
+"""What of a model is judged, kept and stopped by itself: an expert, or a stream with the layers that make it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor
+
+from vidlit.diffusion.noising import level_of_sample
+from vidlit.diffusion.streams import LATENTS, Stream
+
+if TYPE_CHECKING:
+    from vidlit.diffusion.batch import Conditioning
+
+WHOLE = "all"
+"""Name of the one part of most models."""
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One of a base's transformers, which has noise levels of its own.
+
+    Args:
+        name: of its folder in the base, and of its attribute in pipelines and in the module.
+        min_sigma: lowest sigma that it is asked at; below it is the next expert's turn.
+        title: what people call it.
+    """
+
+    name: str = "transformer"
+    min_sigma: float = 0.0
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model with a validation curve, a verdict and a best step of its own.
+
+    Args:
+        name: what people call it: ``high``, ``low``; ``video``, ``audio``; ``all`` for a model of one part.
+        stream: whose loss trains and scores it.
+        loss_weight: of that loss in training.
+        sigmas: lowest and highest noise level that it is trained and scored at.
+        expert: name of the transformer that it is or belongs to.
+        weights: pattern that finds the names of the module's parameters that are its own.
+    """
+
+    name: str = WHOLE
+    stream: str = LATENTS
+    loss_weight: float = 1.0
+    sigmas: tuple[float, float] = (0.0, 1.0)
+    expert: str = "transformer"
+    weights: str = ""
+
+    def owns(self, parameter: str) -> bool:
+        """Whether a parameter of the module, by its name, is one of its own."""
+        return re.search(self.weights, parameter) is not None
+
+
+def parts_of(experts: Sequence[Expert], streams: Sequence[Stream]) -> tuple[Part, ...]:
+    """The parts of a model, in the order of its experts or its streams.
+
+    Args:
+        experts: from the one for most noise to the one for least.
+        streams: the picture first.
+    """
+    if len(experts) > 1:
+        tops = (1.0, *(expert.min_sigma for expert in experts))
+        return tuple(
+            Part(
+                expert.title or expert.name,
+                sigmas=(expert.min_sigma, top),
+                expert=expert.name,
+                weights=rf"^(averaged\.)?{expert.name}[./]",
+            )
+            for expert, top in zip(experts, tops, strict=False)
+        )
+    if len(streams) > 1:
+        others = "|".join(f"({stream.weights})" for stream in streams[1:])
+        patterns = (rf"^(?!.*({others}))", *(stream.weights for stream in streams[1:]))
+        return tuple(
+            Part(stream.title or stream.name, stream.name, stream.loss_weight, weights=pattern)
+            for stream, pattern in zip(streams, patterns, strict=True)
+        )
+    return (Part(),)
+
+
+class Call(NamedTuple):
+    """One call of a transformer for some samples of a batch."""
+
+    expert: str
+    """Its name."""
+    prompt_length: int
+    """Tokens of a prompt that it is given."""
+    number: int
+    """Tells calls apart that must not be joined."""
+
+
+def rows_by_call(
+    experts: Sequence[Expert], sigmas: Tensor, conditioning: Conditioning, only: str | None, *, by_length: bool
+) -> dict[Call, list[int]]:
+    """Which samples of a batch go through a transformer together.
+
+    Args:
+        experts: of the base.
+        sigmas: (B,), or (B, F): a sample belongs to the expert of its noisiest frame.
+        conditioning: of B samples.
+        only: name of the expert that is asked for all of them; ``None`` for each sample's own.
+        by_length: prompts of other lengths go by themselves, without their padding.
+    """
+    chosen = [only] * len(sigmas)
+    if only is None:
+        highest = level_of_sample(sigmas).tolist()
+        chosen = [next(each.name for each in experts if sigma >= each.min_sigma) for sigma in highest]
+    mask = conditioning.prompt_attention_mask
+    lengths = mask.sum(dim=1).tolist() if by_length else [mask.shape[1]] * len(mask)
+    # Other ranks train beside this one, and all must make as many calls: each gathers sharded weights.
+    peers = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    calls: dict[Call, list[int]] = {}
+    for row, (expert, length) in enumerate(zip(chosen, lengths, strict=True)):
+        calls.setdefault(Call(str(expert), length, row if peers else 0), []).append(row)
+    return calls

@@ -1,0 +1,168 @@
+"""The curves of one part of a model: validation clips and a training subset, scored at every check against step 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vidlit.diffusion.batch import clip_key
+from vidlit.errors import UserError
+from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, log_ratio, summarise
+from vidlit.runs.logged_name import LoggedName
+from vidlit.runs.logged_names import (
+    TRAIN_EVAL_LOG_RATIO,
+    TRAIN_EVAL_LOG_RATIO_BIN,
+    TRAIN_EVAL_LOSS,
+    VAL_LOG_RATIO,
+    VAL_LOG_RATIO_BIN,
+    VAL_LOSS,
+)
+from vidlit.stopping.divergence import DivergenceHistory
+
+if TYPE_CHECKING:
+    from vidlit.video.sources import Clip
+
+SETS = ("val", "train_eval")
+"""Validation clips and training clips scored alike: the order of the validation dataloaders."""
+LOSS = {"val": VAL_LOSS, "train_eval": TRAIN_EVAL_LOSS}
+LOG_RATIO = {"val": VAL_LOG_RATIO, "train_eval": TRAIN_EVAL_LOG_RATIO}
+LOG_RATIO_BIN = {"val": VAL_LOG_RATIO_BIN, "train_eval": TRAIN_EVAL_LOG_RATIO_BIN}
+"""What is logged of each set."""
+
+
+class PairedCurves:
+    """Log-ratios to step 0 of one part's losses, at every check, clip by clip.
+
+    Args:
+        clips: scored ones by set; a set without clips is left out.
+        sigmas: (N, K) noise levels that they are scored at, by set.
+    """
+
+    def __init__(self, clips: Mapping[str, Sequence[Clip]], sigmas: Mapping[str, Tensor]) -> None:
+        self.clips = {name: clips[name] for name in SETS if clips[name]}
+        self.sigmas = sigmas
+        self.steps: list[int] = []
+        self.curves: dict[str, list[Tensor]] = {name: [] for name in self.clips}
+        self.references: dict[str, Tensor] = {}
+        self._keys = {name: _keys(each) for name, each in self.clips.items()}
+        self._tables = {name: PairedLoss(len(each), sigmas[name].shape[1]) for name, each in self.clips.items()}
+
+    # -- one check
+
+    def begin(self, device: torch.device) -> None:
+        """Start each table empty, where the model is."""
+        for table in self._tables.values():
+            table.to(device).reset()
+
+    def add(self, name: str, rows: Tensor, losses: Tensor) -> None:
+        """Feed the losses (B, K) of some rows (B,) of a set."""
+        self._tables[name].update(rows, losses)
+
+    def begin_at(self, step: int) -> dict[LoggedName, float]:
+        """Take what was scored for the base model's.
+
+        Returns:
+            What to log of it.
+        """
+        self.steps = [step]
+        self.references = {name: table.compute().cpu() for name, table in self._tables.items()}
+        self.curves = {name: [torch.zeros(len(each), dtype=torch.float64)] for name, each in self.references.items()}
+        means = {LOSS[name]: float(losses.mean()) for name, losses in self.references.items()}
+        return means | {LOG_RATIO[name]: 0.0 for name in self.references}
+
+    def finish(self, step: int | None) -> dict[str, float]:
+        """Turn the tables into log-ratios.
+
+        Args:
+            step: to remember them at; ``None`` for a look that is no check of a fit.
+
+        Returns:
+            What to log of it, by name; the loss alone where no step 0 is known.
+        """
+        losses = {name: table.compute().cpu() for name, table in self._tables.items()}
+        logged = {LOSS[name].name: float(each.mean()) for name, each in losses.items()}
+        for name, reference in self.references.items():
+            ratio = log_ratio(losses[name], reference, self.sigmas[name])
+            bins = (losses[name] / reference).log().mean(0)
+            logged[LOG_RATIO[name].name] = float(ratio.mean())
+            logged |= {LOG_RATIO_BIN[name].at(k): float(value) for k, value in enumerate(bins)}
+            if step is not None:
+                self.curves[name].append(ratio)
+        if step is not None:
+            self.steps.append(step)
+        return logged
+
+    # -- all checks
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether any clips are held out, and step 0 is known."""
+        return bool(self.references) and "val" in self.clips
+
+    def history(self) -> DivergenceHistory:
+        """All checks so far, step 0 included."""
+        val, train_eval = (
+            torch.stack(self.curves[name]).numpy() if name in self.curves else torch.zeros(len(self.steps), 0).numpy()
+            for name in SETS
+        )
+        groups = {name: tuple(clip.source.group for clip in each) for name, each in self.clips.items()}
+        return DivergenceHistory(
+            steps=torch.tensor(self.steps).numpy(),
+            val=val,
+            train_eval=train_eval,
+            val_videos=groups.get("val", ()),
+            train_eval_videos=groups.get("train_eval", ()),
+        )
+
+    def summaries(self) -> dict[str, PairedSummary]:
+        """The latest check of each set against step 0; empty where no step 0 is known."""
+        found = {}
+        for name, reference in self.references.items():
+            videos = [clip.source.group for clip in self.clips[name]]
+            found[name] = summarise(self._tables[name].compute().cpu(), reference, self.sigmas[name], videos)
+        return found
+
+    # -- state: tensors and numbers only, so that checkpoints load with weights_only
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to decide as the uninterrupted one."""
+        if not self.references:
+            return {}
+        return {
+            "steps": self.steps,
+            **{f"{name}_curves": torch.stack(curve) for name, curve in self.curves.items()},
+            **{f"{name}_reference": reference for name, reference in self.references.items()},
+            **{f"{name}_keys": self._keys[name] for name in self.references},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up the history of a checkpoint.
+
+        Raises:
+            UserError: it scored other clips, or at other noise levels.
+        """
+        for name in SETS:
+            here = self._keys.get(name, torch.zeros(0, dtype=torch.int64))
+            there = state_dict.get(f"{name}_keys", torch.zeros(0, dtype=torch.int64))
+            if not torch.equal(there, here):
+                raise UserError(
+                    f"The checkpoint was made with other {name} clips ({len(there)} there, "
+                    f"{len(here)} here, or others): its curve cannot be continued. Use the same "
+                    "data and split options, or start a new run."
+                )
+            if len(there) and (levels := state_dict[f"{name}_reference"].shape[1]) != self.sigmas[name].shape[1]:
+                raise UserError(
+                    f"The checkpoint scored its {name} clips at {levels} noise levels, here it is "
+                    f"{self.sigmas[name].shape[1]}: its curve cannot be continued. Set "
+                    f"--model.noise.num_strata={levels}, or start a new run."
+                )
+        self.steps = list(state_dict["steps"])
+        self.curves = {name: list(state_dict[f"{name}_curves"]) for name in self.clips}
+        self.references = {name: state_dict[f"{name}_reference"] for name in self.clips}
+
+
+def _keys(clips: Sequence[Clip]) -> Tensor:
+    return torch.tensor([clip_key(clip.clip_id) for clip in clips], dtype=torch.int64)

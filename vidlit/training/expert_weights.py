@@ -1,0 +1,103 @@
+"""The transformers of a base with experts: which are trained, which are only asked, and where each of them waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from vidlit.errors import UserError
+from vidlit.models.parts import Part
+
+if TYPE_CHECKING:
+    from vidlit.models.family import Family
+    from vidlit.training.module import VideoDiffusionModule
+
+ExpertChoice = Literal["high", "low", "both"]
+
+
+def chosen_parts(family: Family, expert: ExpertChoice) -> tuple[Part, ...]:
+    """The parts of a base's model that are trained.
+
+    Args:
+        family: of the base.
+        expert: which of its experts; ``both`` is all there is of any base.
+
+    Raises:
+        UserError: the base has no such expert.
+    """
+    if expert == "both":
+        return family.parts
+    chosen = tuple(part for part in family.parts if part.name == expert)
+    if not chosen:
+        raise UserError(
+            f"model.expert is {expert}, but {family.base} has one transformer for all levels of noise: leave it out."
+        )
+    return chosen
+
+
+class ExpertWeights(Mapping[str, nn.Module]):
+    """The base's transformers by name, each where it can be asked once it is looked up.
+
+    Trained ones are the module's own. One that is not trained is loaded when it is first asked, which samples alone do:
+    it stays frozen, and no checkpoint holds it. With ``model.memory.offload_experts`` the one that is asked is on the
+    device, and all others wait on the CPU.
+
+    Args:
+        module: whose transformers they are.
+    """
+
+    def __init__(self, module: VideoDiffusionModule) -> None:
+        # Kept from nn.Module, which would take them for children of the module.
+        self._module = module
+        self._frozen: dict[str, nn.Module] = {}
+        self._asked = module.expert_names[0]
+
+    @property
+    def _offloads(self) -> bool:
+        return self._module.memory.offload_experts and len(self) > 1
+
+    def __getitem__(self, name: str) -> nn.Module:
+        module = self._module
+        if name not in module.expert_names and name not in self._frozen:
+            self._frozen[name] = self._load_frozen(name)
+        if self._offloads and name != self._asked:
+            before, self._asked = self._asked, name
+            self._loaded(before).to("cpu")
+        transformer = self._loaded(name)
+        if self._offloads or name in self._frozen:
+            transformer.to(module.device)
+        return transformer
+
+    def __iter__(self) -> Iterator[str]:
+        return (expert.name for expert in self._module.family.experts)
+
+    def __len__(self) -> int:
+        return len(self._module.family.experts)
+
+    def _loaded(self, name: str) -> nn.Module:
+        loaded: nn.Module = self._frozen[name] if name in self._frozen else getattr(self._module, name)
+        return loaded
+
+    def _load_frozen(self, name: str) -> nn.Module:
+        module = self._module
+        low = module.memory.lowers_base or module.device.type != "cpu"
+        transformer = module.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
+        return transformer.requires_grad_(False).eval()
+
+    @contextmanager
+    def left_where_they_are(self) -> Iterator[None]:
+        """While the module moves to another device, what waits is no part of it; in order, so that no name moves."""
+        waiting = {name for name in self if name != self._asked} if self._offloads else set()
+        modules = self._module._modules
+        order = dict(modules)
+        for name in waiting & order.keys():
+            del modules[name]
+        try:
+            yield
+        finally:
+            modules.clear()
+            modules.update(order)

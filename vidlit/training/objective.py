@@ -1,0 +1,68 @@
+"""What a training step minimises and what a check scores: one loss, of every part of the model that is trained."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
+from vidlit.diffusion.loss import denoising_loss, paired_losses
+from vidlit.diffusion.noising import training_noise
+from vidlit.training.posterior import draw_latents
+
+if TYPE_CHECKING:
+    from vidlit.diffusion.batch import LatentBatch
+    from vidlit.training.module import VideoDiffusionModule
+
+
+def training_loss(module: VideoDiffusionModule, batch: LatentBatch, position: int, step: int) -> Tensor:
+    """Mean loss of a batch: of the parts that the step trains the sum by their weights.
+
+    Noise and sigma of a sample, and its latents where they are drawn from the VAE's posterior, are a function of (seed,
+    position in the run, its row in the global batch): no two ranks share noise, a resumed run draws the same, and so
+    does one with the global batch spread over other ranks.
+
+    Args:
+        module: what is trained.
+        batch: B clips of one resolution.
+        position: of the batch in the run.
+        step: number of the optimizer step that it belongs to.
+    """
+    first_row = module.global_rank * len(batch.latents)
+    rows = range(first_row, first_row + len(batch.latents))
+    parts = module.parts.of_step(step, module.noising.at(batch.latents[0, 0].numel()))
+    shapes = {stream.name: batch.stream(stream.name).shape[1:] for stream in module.family.streams}
+    noising = module.noising.between(*parts[0].sigmas)
+    noise, sigmas = training_noise(
+        noising, module.seed, position, rows, shapes, first_frame=module.first_frame, device=module.device
+    )
+    batch = draw_latents(module.family, batch, module.seed, position, rows)
+    if module.caption_dropout > 0:
+        dropped = draw_dropped(module.caption_dropout, module.seed, position, rows).to(module.device)
+        batch = batch._replace(conditioning=drop_captions(batch.conditioning, module.empty_prompt, dropped))
+    losses = denoising_loss(partial(module, expert=parts[0].expert), noising, batch, noise, sigmas)
+    return torch.stack([part.loss_weight * losses[part.stream].mean() for part in parts]).sum()
+
+
+def check_losses(module: VideoDiffusionModule, batch: LatentBatch) -> dict[str, Tensor]:
+    """Losses (B, num_strata) at each clip's own noise and sigmas, of every part that is still trained, by name.
+
+    A sum over parts would hide one's turn behind another that learns longer.
+
+    Args:
+        module: what is trained.
+        batch: B clips of one resolution.
+    """
+    streams = [stream.name for stream in module.family.streams]
+    scored: dict[str, dict[str, Tensor]] = {}
+    losses = {}
+    for part in module.parts.scored:
+        if part.expert not in scored:  # the streams of a transformer are scored together
+            noising = module.noising.between(*part.sigmas)
+            options = module.seed, module.num_strata, module.first_frame, streams
+            scored[part.expert] = paired_losses(partial(module, expert=part.expert), noising, batch, *options)
+        losses[part.name] = scored[part.expert][part.stream]
+    return losses
