@@ -356,7 +356,136 @@ def hunyuan_video(folder):
     return save(diffusers.HunyuanVideoPipeline(**parts), folder)
 
 
+def gemma(version):
+    """Tokenizer and text encoder of an LTX-2: Gemma 3, or Gemma 4 from 2.5 on. Padding is the pipeline's to choose."""
+    tokenizer = byte_bpe("<bos>", "<eos>", "Sound and picture.", ended=False)
+    sizes = {
+        "vocab_size": 1005,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "sliding_window": 64,
+        "max_position_embeddings": 4096,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    if version == "2.5":
+        more = {"global_head_dim": 16, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 1005}
+        config = transformers.Gemma4UnifiedConfig(text_config=sizes | more | {"num_kv_shared_layers": 0})
+        encoder = seeded(transformers.Gemma4UnifiedForConditionalGeneration, config)
+    else:
+        vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+        config = transformers.Gemma3Config(
+            text_config=sizes,
+            vision_config=vision | {"image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+            image_token_index=1001,
+            boi_token_index=1002,
+            eoi_token_index=1003,
+        )
+        encoder = seeded(transformers.Gemma3ForConditionalGeneration, config)
+    return {"tokenizer": tokenizer, "text_encoder": encoder}
+
+
+def ltx2(folder, version="2.3", **scheduler):
+    """LTX-2 ``2.0``, ``2.3`` or ``2.5``; ``scheduler`` as in its config, without any as in distilled folders."""
+    from diffusers import (
+        AutoencoderKLLTX2Audio,
+        AutoencoderKLLTX2Video,
+        FlowMatchEulerDiscreteScheduler,
+        LTX2Pipeline,
+        LTX2VideoTransformer3DModel,
+    )
+    from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+
+    new = version != "2.0"  # prompts are projected for each stream in the connectors, attention is gated and modulated
+    transformer = seeded(
+        LTX2VideoTransformer3DModel,
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        cross_attention_dim=24,
+        audio_in_channels=16,
+        audio_out_channels=16,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=8,
+        audio_cross_attention_dim=16,
+        num_layers=2,
+        caption_channels=32,
+        rope_type="split",
+        use_prompt_embeddings=not new,
+        gated_attn=new,
+        cross_attn_mod=new,
+        audio_gated_attn=new,
+        audio_cross_attn_mod=new,
+        perturbed_attn=new,
+        ff_bias=version != "2.5",
+        use_keyframes_abs_pos_embedding=version == "2.5",
+    )
+    connectors = seeded(
+        LTX2TextConnectors,
+        caption_channels=32,
+        text_proj_in_factor=3,
+        rope_type="split",
+        per_modality_projections=new,
+        proj_bias=new,
+        video_hidden_dim=24,
+        audio_hidden_dim=16,
+        **{
+            f"{stream}_{key}": value
+            for stream, head_dim in (("video", 12 if new else 16), ("audio", 8 if new else 16))
+            for key, value in {
+                "connector_num_attention_heads": 2,
+                "connector_attention_head_dim": head_dim,
+                "connector_num_layers": 1,
+                "connector_num_learnable_registers": 8,
+                "gated_attn": new,
+            }.items()
+        },
+    )
+    vae = seeded(
+        AutoencoderKLLTX2Video,
+        latent_channels=16,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 16, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        patch_size=4,
+        scaling_factor=0.8,
+        spatial_compression_ratio=32,
+        temporal_compression_ratio=8,
+        decoder_causal=False,
+        decoder_spatial_padding_mode="zeros",  # LTX-2.0 reflects, which clips of one latent do not allow
+    )
+    vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 16))
+    vae.latents_std.copy_(torch.linspace(0.5, 2, 16))
+    audio_vae = seeded(
+        AutoencoderKLLTX2Audio,
+        base_channels=16,
+        ch_mult=(1, 1, 1),
+        num_res_blocks=1,
+        latent_channels=4,
+        mel_bins=16,
+        resolution=16,
+    )
+    pipeline = LTX2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
+        vae=vae,
+        audio_vae=audio_vae,
+        connectors=connectors,
+        transformer=transformer,
+        vocoder=seeded(LTX2Vocoder, in_channels=32, hidden_channels=32),
+        **gemma(version),
+    )
+    return save(pipeline, folder)
+
+
 EVERY = {
+    "ltx2": ltx2,
     "ltx_video": ltx_video,
     "wan": wan,
     "wan-i2v": wan_image_to_video,

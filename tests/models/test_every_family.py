@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 
 import diffusers
 import pytest
@@ -307,8 +308,8 @@ def test_the_default_noising_draws_levels_that_the_model_takes_and_can_be_learne
         lambda *inputs: family.velocity(transformer, *inputs), noising, encoded, noise, sigmas[:2]
     ).mean()
     loss.backward()
-    without = [name for name, parameter in transformer.named_parameters() if parameter.grad is None]
-    assert not without
+    without = {name for name, parameter in transformer.named_parameters() if parameter.grad is None}
+    assert without == {name for name, _ in transformer.named_parameters() if re.fullmatch(family.idle, name)}
 
 
 def test_blocks_are_found_and_operations_counted_without_weights(family, batch):

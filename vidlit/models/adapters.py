@@ -27,6 +27,8 @@ EXPERT = "expert"
 class LoRA:
     """Low-rank adapters (https://arxiv.org/abs/2106.09685) on the transformer's attention; the base stays frozen.
 
+    What is idle in the family gets none, whatever the targets say.
+
     Args:
         rank: rank of the update.
         alpha: scale of the update, times ``rank``: the update is multiplied by ``alpha / rank``.
@@ -44,11 +46,14 @@ class LoRA:
         from peft import LoraConfig
 
         transformer.requires_grad_(False)
+        targets = self.targets or family.lora_targets
+        if family.idle:  # peft's exclude_modules would warn wherever nothing of it is hit, and again in the pipeline
+            targets = rf"(?!(?:{family.idle})$)(?:{targets})"
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=self.targets or family.lora_targets,
+            target_modules=targets,
         )
         transformer.add_adapter(config, adapter_name=ADAPTER_NAME)  # type: ignore[operator]  # diffusers' method
 
@@ -109,7 +114,7 @@ class LoRAFile:
 def choose_trained(
     transformer: nn.Module, family: Family, adapter: LoRA | LoRAFile | None, layers: str | None, seed: int
 ) -> None:
-    """Set which weights are trained, in place: those of an adapter, some layers', or all.
+    """Set which weights are trained, in place: those of an adapter, some layers', or all; never those that are idle.
 
     Args:
         transformer: of the base.
@@ -120,11 +125,19 @@ def choose_trained(
     """
     if layers is not None:
         train_layers(transformer, layers)
+    freeze(transformer, family.idle)
     if adapter is not None:
         # Fresh adapter weights are the only ones drawn here: keyed, so that they do not depend on what ran before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_generator("adapter", seed).initial_seed())
             adapter.apply(transformer, family)
+
+
+def freeze(transformer: nn.Module, pattern: str) -> None:
+    """Freeze the parameters whose whole name matches a pattern, in place; no pattern matches none."""
+    for name, parameter in transformer.named_parameters():
+        if pattern and re.fullmatch(pattern, name):
+            parameter.requires_grad_(False)
 
 
 def train_layers(transformer: nn.Module, pattern: str) -> None:

@@ -59,6 +59,9 @@ class Family(ABC):
     lora_targets: ClassVar[str]
     """Pattern of the layers that LoRA adapts by default, matched against whole module names."""
 
+    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    """Beginnings of the names of the base's folders that make prompt embeddings: part of their identity."""
+
     comfyui_layers: ClassVar[Layers] = {}
     """Names that ComfyUI has for layers LoRA may adapt; empty where they are not known, and no such file is written."""
 
@@ -89,6 +92,9 @@ class Family(ABC):
     is called once a step: a distilled model."""
     clip_recipe: str = ""
     """How clip extras are made, in words: part of the identity of latents where there are any."""
+    idle: str = ""
+    """Pattern of what :meth:`velocity` never reaches, matched against whole names of modules and parameters: it is not
+    trained, and gets no adapter."""
 
     def __init__(self, base: Path, fps: float | None = None) -> None:
         self.base = base
@@ -130,7 +136,7 @@ class Family(ABC):
 
         - One call of the transformer: sharded weights are gathered once a call, and the operations of a step counted.
         - No value is looked at (``.item()``, ``if`` on a tensor), only shapes: it runs on the ``meta`` device, too.
-        - Gradients reach every weight; what it is given is not changed in place.
+        - Gradients reach every weight that is not :attr:`idle`; what it is given is not changed in place.
         - A sample's velocity depends on nothing of the others in its batch, nor on padding where
           ``prompt_attention_mask`` is False. Where the transformer cannot be told of padding the family states
           ``prompt_length`` (it has learned to read padding up to there) or ``needs_equal_prompts``.
@@ -318,7 +324,7 @@ class Family(ABC):
         if self.clip_extras:
             recipe = f"{self.clip_recipe}{self.clip_extras}{video}"
             video = self._fingerprint(recipe, "image_encoder", "image_processor")
-        return {"vae": video, "text": self._fingerprint(self.prompt_recipe, "text_encoder", "tokenizer")}
+        return {"vae": video, "text": self._fingerprint(self.prompt_recipe, *self.text_parts)}
 
     @property
     def transformer_fingerprint(self) -> str:

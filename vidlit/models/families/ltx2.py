@@ -1,0 +1,159 @@
+"""LTX-2, 2.3 and 2.5 (https://arxiv.org/abs/2601.03233): a video and a sound stream in one transformer.
+
+Here the video stream alone is trained, isolated from the other: the transformer has learned to do without it, which is
+the original's way to generate without sound.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift, level_of_sample
+from vidlit.errors import UserError
+from vidlit.models.base_folder import load_part, read_config
+from vidlit.models.encoders import PromptEncoder, ReadTokens, count_tokens
+from vidlit.models.families.ltx_video import LTXVideo
+
+if TYPE_CHECKING:
+    from vidlit.diffusion.batch import Conditioning
+    from vidlit.models.family import Family
+
+PROMPT_TOKENS = 1024
+"""Of every prompt: the connectors fill up with learned tokens to this length, and the transformer reads them, too."""
+AUDIO_PROMPT_EMBEDS = "audio_prompt_embeds"
+"""Prompt extra: what the sound stream reads of a caption."""
+GEMMA = {"gemma3": "Gemma3ForConditionalGeneration", "gemma4_unified": "Gemma4UnifiedForConditionalGeneration"}
+"""Class of the text encoder by the model type of its config: LTX-2 and 2.3 have the first, 2.5 the second."""
+
+
+class LTX2(LTXVideo):
+    """Lightricks' LTX-2, 2.3 and 2.5, without sound.
+
+    What it has in common with LTX-Video is that family's: latents, a timestep for every token, names of layers.
+    """
+
+    transformer_class: ClassVar[str] = "LTX2VideoTransformer3DModel"
+    default_fps = 24.0
+    pipeline_class = "LTX2Pipeline"
+    prompt_recipe = f"all of Gemma's hidden states, padded left to {PROMPT_TOKENS}, through the connectors"
+    text_parts = ("text_encoder", "tokenizer", "connectors")
+    # What only sound or both streams together reach, and the embedding of keyframes, which no pipeline here gives.
+    idle = (
+        r"(transformer_blocks\.\d+\.)?"
+        r"(audio_|av_cross_attn_|video_to_audio_|video_a2v_cross_attn_|keyframes_abs_pos_embedding).*"
+    )
+
+    def velocity(self, transformer: nn.Module, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
+        """See :meth:`Family.velocity`: the pipeline's prediction with ``isolate_modalities``.
+
+        The sound stream cannot be left out; isolated, one silent token does, and the video is the same.
+        """
+        num_frames, height, width = noisy.shape[2:]
+        dtype = next(transformer.parameters()).dtype
+        levels = 1000.0 * level_of_sample(sigmas)
+        by_token = 1000.0 * sigmas.repeat_interleave(height * width, dim=1) if sigmas.dim() == 2 else levels
+        silent, unsaid = (noisy.new_zeros(len(noisy), 1, width, dtype=dtype) for width in self._sound_widths)
+        tokens = transformer(
+            hidden_states=noisy.flatten(2).transpose(1, 2).to(dtype),
+            audio_hidden_states=silent,
+            encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
+            audio_encoder_hidden_states=unsaid,
+            timestep=by_token,
+            audio_timestep=levels,
+            sigma=levels,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            fps=self.fps,
+            audio_num_frames=1,
+            isolate_modalities=True,
+            use_cross_timestep=True,  # has no effect here, and takes one timestep a sample where False takes one a token
+            return_dict=False,
+        )[0]
+        return tokens.transpose(1, 2).reshape(noisy.shape)
+
+    @cached_property
+    def _sound_widths(self) -> tuple[int, int]:
+        """Of a token of sound, and of one of the prompt that goes with it."""
+        config = read_config(self.base, "transformer")
+        projected = config.get("use_prompt_embeddings", True)  # LTX-2; later ones do it in their connectors
+        return int(config["audio_in_channels"]), int(
+            config["caption_channels" if projected else "audio_cross_attention_dim"]
+        )
+
+    def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
+        """Gemma and the connectors, which take no part in training."""
+        return GemmaPromptEncoder(self, device)
+
+
+class GemmaPromptEncoder(PromptEncoder):
+    """A base's ``tokenizer``, Gemma ``text_encoder`` and ``connectors``.
+
+    What is kept of a caption is what comes out of the connectors, a fiftieth of Gemma's hidden states in bytes.
+
+    Args:
+        family: of the base; with ``audio_prompt_embeds`` among its ``prompt_extras`` the sound stream's are kept, too.
+        device: to encode on.
+
+    Raises:
+        UserError: the text encoder is no Gemma that this family knows.
+    """
+
+    def __init__(self, family: Family, device: torch.device | str) -> None:
+        import transformers
+        from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+        from transformers.utils import logging
+
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
+        kind = read_config(family.base, "text_encoder").get("model_type")
+        if kind not in GEMMA:
+            raise UserError(
+                f"{family.base}/text_encoder/config.json names the model type {str(kind)[:100]!r}; the text encoder of "
+                f"LTX-2 is one of {', '.join(GEMMA)}."
+            )
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        self.tokenizer = load_part(transformers.AutoTokenizer, family.base, "tokenizer")
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        encoder = load_part(getattr(transformers, GEMMA[kind]), family.base, "text_encoder", dtype=dtype)
+        self.encoder = encoder.to(device).eval().requires_grad_(False)
+        connectors = load_part(LTX2TextConnectors, family.base, "connectors", torch_dtype=dtype)
+        self.connectors = connectors.to(device).eval().requires_grad_(False)
+        self.with_audio = AUDIO_PROMPT_EMBEDS in family.prompt_extras
+
+    def __call__(self, captions: list[str]) -> list[dict[str, Tensor]]:
+        """``prompt_embeds`` (1024, D) of each caption, and ``audio_prompt_embeds`` (1024, D') where they are kept."""
+        # One at a time: the hidden states of one caption take 385 MB.
+        return [self._encode(caption) for caption in captions]
+
+    @torch.no_grad()
+    def _encode(self, caption: str) -> dict[str, Tensor]:
+        tokens = self.tokenizer(
+            [caption.strip()],
+            padding="max_length",
+            truncation=True,
+            max_length=PROMPT_TOKENS,
+            return_tensors="pt",
+        ).to(self.encoder.device)
+        # Without the head: logits of 1024 tokens over the whole vocabulary are another gigabyte.
+        made = self.encoder.model(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        states = torch.stack(made.hidden_states, dim=-1).flatten(2, 3)
+        video, audio, _ = self.connectors(states, tokens.attention_mask, padding_side="left")
+        kept = {"prompt_embeds": video, AUDIO_PROMPT_EMBEDS: audio} if self.with_audio else {"prompt_embeds": video}
+        return {name: embeds[0].float().cpu() for name, embeds in kept.items()}
+
+    def read_tokens(self, captions: list[str]) -> list[ReadTokens]:
+        """See :meth:`PromptEncoder.read_tokens`."""
+        return count_tokens(self.tokenizer, [caption.strip() for caption in captions], PROMPT_TOKENS)
