@@ -23,6 +23,7 @@ TINY = {
     "cogvideox_lora": (bases.cogvideox, "9x32x48"),
     "mochi_lora": (bases.mochi, "7x32x48"),
     "hunyuan_video_lora": (bases.hunyuan_video, "9x32x48"),
+    "ltx2_lora": (bases.ltx2, "9x32x64"),
     "ltx_video_lora": (bases.ltx_video, "9x32x64"),
     "wan2_1_1_3b_lora": (bases.wan, "9x32x64"),
     "wan2_1_1_3b_full": (bases.wan, "9x32x64"),

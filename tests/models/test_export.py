@@ -127,6 +127,7 @@ def test_mochi_under_comfyui_names_is_the_same_update(tmp_path, targets):
 
 ATTENTION = r"(to_q|to_k|to_v|to_out\.0)"
 COMFYUI = {
+    "ltx2": rf"transformer_blocks\.\d+\.(attn[12]\.{ATTENTION}|ff\.net\.(0\.proj|2))",
     "ltx_video": rf"transformer_blocks\.\d+\.(attn[12]\.{ATTENTION}|ff\.net\.(0\.proj|2))",
     "wan": rf"blocks\.\d+\.(attn[12]\.{ATTENTION}|ffn\.net\.(0\.proj|2))",
     "wan-i2v": rf"blocks\.\d+\.(attn[12]\.{ATTENTION}|attn2\.add_[kv]_proj)",

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vidlit.diffusion.noising import RectifiedFlow, ResolutionShift, level_of_sample
+from vidlit.diffusion.noising import level_of_sample
+from vidlit.diffusion.rectified_flow import RectifiedFlow, ResolutionShift
 from vidlit.errors import UserError
 from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.encoders import PromptEncoder, ReadTokens, count_tokens
@@ -29,6 +30,9 @@ AUDIO_PROMPT_EMBEDS = "audio_prompt_embeds"
 """Prompt extra: what the sound stream reads of a caption."""
 GEMMA = {"gemma3": "Gemma3ForConditionalGeneration", "gemma4_unified": "Gemma4UnifiedForConditionalGeneration"}
 """Class of the text encoder by the model type of its config: LTX-2 and 2.3 have the first, 2.5 the second."""
+
+TRAINER_SHIFT = ResolutionShift(base_shift=0.95, max_shift=2.05, base_tokens=1024, max_tokens=4096)
+"""The official trainer's, which is the schedule's of bases that are not distilled."""
 
 
 class LTX2(LTXVideo):
@@ -57,7 +61,7 @@ class LTX2(LTXVideo):
         dtype = next(transformer.parameters()).dtype
         levels = 1000.0 * level_of_sample(sigmas)
         by_token = 1000.0 * sigmas.repeat_interleave(height * width, dim=1) if sigmas.dim() == 2 else levels
-        silent, unsaid = (noisy.new_zeros(len(noisy), 1, width, dtype=dtype) for width in self._sound_widths)
+        silent, unsaid = (noisy.new_zeros(len(noisy), 1, size, dtype=dtype) for size in self._sound_widths)
         tokens = transformer(
             hidden_states=noisy.flatten(2).transpose(1, 2).to(dtype),
             audio_hidden_states=silent,
@@ -72,7 +76,7 @@ class LTX2(LTXVideo):
             fps=self.fps,
             audio_num_frames=1,
             isolate_modalities=True,
-            use_cross_timestep=True,  # has no effect here, and takes one timestep a sample where False takes one a token
+            use_cross_timestep=True,  # as the pipeline; without effect here, but cheaper than False, by token
             return_dict=False,
         )[0]
         return tokens.transpose(1, 2).reshape(noisy.shape)
@@ -81,10 +85,16 @@ class LTX2(LTXVideo):
     def _sound_widths(self) -> tuple[int, int]:
         """Of a token of sound, and of one of the prompt that goes with it."""
         config = read_config(self.base, "transformer")
-        projected = config.get("use_prompt_embeddings", True)  # LTX-2; later ones do it in their connectors
-        return int(config["audio_in_channels"]), int(
-            config["caption_channels" if projected else "audio_cross_attention_dim"]
-        )
+        # LTX-2 projects prompts in the transformer, later ones in the connectors.
+        prompt = "caption_channels" if config.get("use_prompt_embeddings", True) else "audio_cross_attention_dim"
+        return int(config["audio_in_channels"]), int(config[prompt])
+
+    def noising(self) -> RectifiedFlow:
+        """As the official trainer draws sigmas, of distilled bases, too: its default, whatever the scheduler states.
+
+        https://github.com/Lightricks/LTX-2, ``packages/ltx-trainer``, ``timestep_samplers.py``.
+        """
+        return RectifiedFlow(shift=TRAINER_SHIFT, stretch=(0.005, 0.999), uniform_share=0.1)
 
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """Gemma and the connectors, which take no part in training."""
