@@ -30,7 +30,7 @@ class Noise:
         process: forward process, and the distribution of training sigmas; ``None`` for the family's own.
         num_strata: number of noise levels at which each validation clip is scored at every check.
         first_frame: share of the training samples that are given their first latent frame without noise and learn to
-            continue it, for families that can (LTX-Video, Wan 2.2 TI2V-5B). Validation clips are scored with the
+            continue it, for families that can (LTX-2, LTX-Video, Wan 2.2 TI2V-5B). Validation clips are scored with the
             same share, always the same ones at the same noise levels. At 1 the model is for image-to-video only: its
             samples start from their clip's first frame; below 1 they start from noise.
 

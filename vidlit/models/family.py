@@ -59,11 +59,10 @@ class Family(ABC):
     lora_targets: ClassVar[str]
     """Pattern of the layers that LoRA adapts by default, matched against whole module names."""
 
-    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
-    """Beginnings of the names of the base's folders that make prompt embeddings: part of their identity."""
-
     comfyui_layers: ClassVar[Layers] = {}
     """Names that ComfyUI has for layers LoRA may adapt; empty where they are not known, and no such file is written."""
+    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    """Beginnings of the names of the base's folders that make prompt embeddings: part of their identity."""
 
     # What may depend on the base: a subclass states it, or sets it when it has read the base's config.
     experts: tuple[Expert, ...] = (Expert(),)

@@ -131,8 +131,8 @@ class VideoDiffusionModule(LightningModule):
         if self.first_frame and not self.family.takes_first_frame:
             raise UserError(
                 f"model.noise.first_frame is {self.first_frame:g}, but {self.family.base} cannot be given a frame "
-                "without noise: of the families here LTX-Video and Wan 2.2 TI2V-5B can. An image-to-video base is "
-                "always given its first frame."
+                "without noise: of the families here LTX-2, LTX-Video and Wan 2.2 TI2V-5B can. An image-to-video "
+                "base is always given its first frame."
             )
 
     # -- the model

@@ -125,6 +125,6 @@ def one_command(name: str) -> str:
     for title, options in SCREENS[name].items():
         lines.append(title)
         lines += [f"  {'--' + option:{COLUMN - 4}}  {text}" for option, text in options.items()]
-    lines.append("FILE is yours, or one that comes with vidlit: quickstart, ltx_video_lora, ...")
+    lines.append("FILE is yours, or one that comes with vidlit: quickstart, ltx2_lora, ...")
     lines.append(f"All other options: vidlit {name} --help-all")
     return "\n".join(lines)
