@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.models import bases
 from tests.models.test_export import adapted_layers
+from tests.report.test_model_card import card_of, code_of
 from vidlit.__main__ import main
 from vidlit.models.family import open_family
 
@@ -24,6 +25,7 @@ TINY = {
     "mochi_lora": (bases.mochi, "7x32x48"),
     "hunyuan_video_lora": (bases.hunyuan_video, "9x32x48"),
     "ltx2_lora": (bases.ltx2, "9x32x64"),
+    "hunyuan_video15_lora": (bases.hunyuan_video15, "5x32x64"),
     "ltx_video_lora": (bases.ltx_video, "9x32x64"),
     "wan2_1_1_3b_lora": (bases.wan, "9x32x64"),
     "wan2_1_1_3b_full": (bases.wan, "9x32x64"),
@@ -32,6 +34,7 @@ TINY = {
 """Shipped YAML -> a tiny base in place of its own, and a size of clips."""
 OTHERS = {
     "cogvideox_lora": lambda folder: bases.cogvideox(folder, "5b-i2v"),
+    "hunyuan_video15_lora": lambda folder: bases.hunyuan_video15(folder, from_image=True),
     "ltx_video_lora": lambda folder: bases.ltx_video(folder, use_dynamic_shifting=True),
     "wan2_1_1_3b_lora": bases.wan_5b,
 }
@@ -44,7 +47,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "make", "size"), CASES)
-def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path, capsys):
+def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path, capsys, monkeypatch):
     base = make(tmp_path / "base")
     shipped = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     options = {
@@ -78,8 +81,10 @@ def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path, c
     family = open_family(base)
     if shipped["model"].get("adapter"):
         assert (run / "weights/comfyui_lora.safetensors").exists() == bool(family.comfyui_layers)
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(base)
-        pipeline.load_lora_weights(run / "weights")
+        _, card = card_of(run / "weights")
+        monkeypatch.chdir(run / "weights")
+        exec(code_of(card).replace("torch.bfloat16", "torch.float32"), scope := {})
+        pipeline = scope["pipeline"]
         adapters = adapted_layers(pipeline.transformer).values()
         assert adapters
         assert {module.scaling[key] for module in adapters for key in module.scaling} == {1.0}
@@ -87,18 +92,15 @@ def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path, c
     else:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(run / "weights")
     frames, height, width = map(int, size.split("x"))
-    given = {"image": torch.rand(1, 3, height, width)} if family.clip_extras else {}
+    given = {"height": height, "width": width}
+    if family.pipeline_class == "HunyuanVideo15ImageToVideoPipeline":
+        given = {"image": Image.new("RGB", (width, height))}  # which chooses the size by it
+    elif family.clip_extras:
+        given["image"] = torch.rand(1, 3, height, width)
     pipeline.set_progress_bar_config(disable=True)
-    video = pipeline(
-        prompt="A red disc.",
-        num_frames=frames,
-        height=height,
-        width=width,
-        num_inference_steps=2,
-        output_type="pt",
-        **given,
-    ).frames
-    assert video.shape == (1, frames, 3, height, width)
+    video = pipeline(prompt="A red disc.", num_frames=frames, num_inference_steps=2, output_type="pt", **given).frames
+    assert video.shape[:3] == (1, frames, 3)
+    assert video.shape[3:] == (height, width) or "height" not in given
     assert video.isfinite().all()
 
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"

@@ -271,7 +271,10 @@ def mochi(folder, **index):
 
 
 def byte_bpe(first, last, text, ended):
-    """A byte-level BPE tokenizer trained on the words of a text, as those of Llama 3 and CLIP (``ended``) are."""
+    """A byte-level BPE tokenizer trained on the words of a text.
+
+    As that of Llama 3 is, which begins a text, of CLIP, which ends it, too (``ended``), or of Qwen (``None``): neither.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     marks = [first, last, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -281,10 +284,11 @@ def byte_bpe(first, last, text, ended):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1000, special_tokens=marks, initial_alphabet=alphabet)
     tokenizer.train_from_iterator([text] * 2, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}" if ended else f"{first} $A",
-        special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in (first, last)],
-    )
+    if ended is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A {last}" if ended else f"{first} $A",
+            special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in (first, last)],
+        )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=first, eos_token=last, pad_token=last, padding_side="right"
     )
@@ -484,6 +488,87 @@ def ltx2(folder, version="2.3", **scheduler):
     return save(pipeline, folder)
 
 
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Qwen's template of a chat."""
+
+
+def qwen_sizes(tokenizer):
+    """Of a small Qwen2.5-VL's language model."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3], "rope_type": "default"},
+    }
+
+
+def qwen_and_byt5():
+    """Tokenizers and text encoders of HunyuanVideo 1.5. The video template is 108 tokens long, as it really is."""
+    import inspect
+
+    from diffusers import HunyuanVideo15Pipeline
+
+    words = inspect.signature(HunyuanVideo15Pipeline._get_mllm_prompt_embeds).parameters["system_message"].default
+    tokenizer = byte_bpe("<|im_start|>", "<|im_end|>", f"{words} system\n", ended=None)
+    tokenizer.chat_template = CHAT
+    return {
+        "tokenizer": tokenizer,
+        "tokenizer_2": transformers.ByT5Tokenizer(),
+        "text_encoder": seeded(
+            transformers.Qwen2_5_VLTextModel, transformers.Qwen2_5_VLTextConfig(**qwen_sizes(tokenizer))
+        ),
+        "text_encoder_2": t5()["text_encoder"],
+    }
+
+
+def hunyuan_video15(folder, from_image=False):
+    """HunyuanVideo 1.5; ``from_image`` with SigLIP. The projection of glyphs is 2048 wide, whatever is asked for."""
+    import diffusers
+
+    transformer = seeded(
+        diffusers.HunyuanVideo15Transformer3DModel,
+        in_channels=2 * 8 + 1,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_refiner_layers=1,
+        mlp_ratio=2.0,
+        text_embed_dim=32,
+        text_embed_2_dim=DIM,
+        image_embed_dim=24,
+        rope_axes_dim=(4, 6, 6),
+        target_size=64,
+    )
+    vae = seeded(
+        diffusers.AutoencoderKLHunyuanVideo15,
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8, 16),
+        layers_per_block=1,
+    )
+    parts = {
+        "transformer": transformer,
+        "vae": vae,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
+        "guider": diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
+        **qwen_and_byt5(),
+    }
+    if not from_image:
+        return save(diffusers.HunyuanVideo15Pipeline(**parts), folder)
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    parts["image_encoder"] = seeded(transformers.SiglipVisionModel, vision)
+    parts["feature_extractor"] = transformers.SiglipImageProcessor(size={"height": 28, "width": 28})
+    return save(diffusers.HunyuanVideo15ImageToVideoPipeline(**parts), folder)
+
+
 EVERY = {
     "ltx2": ltx2,
     "ltx_video": ltx_video,
@@ -495,6 +580,8 @@ EVERY = {
     "cogvideox-1.5-i2v": lambda folder: cogvideox(folder, "1.5-i2v"),
     "mochi": mochi,
     "hunyuan_video": hunyuan_video,
+    "hunyuan_video15": hunyuan_video15,
+    "hunyuan_video15-i2v": lambda folder: hunyuan_video15(folder, from_image=True),
 }
 """A maker of each kind of base, for what must hold in every family."""
 

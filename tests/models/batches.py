@@ -5,7 +5,7 @@ import torch
 from vidlit.diffusion.batch import LatentSample, collate
 from vidlit.models.encoders import BaseEncoders
 
-CAPTIONS = ("A red disc.", "  Two striped &amp; blue\n rings   before a grey wall. ")
+CAPTIONS = ("A red disc.", '  Two striped &amp; blue\n rings  "A 1" before a grey wall. ')
 
 
 def random_frames(size, count=2):

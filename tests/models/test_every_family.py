@@ -308,8 +308,11 @@ def test_the_default_noising_draws_levels_that_the_model_takes_and_can_be_learne
         lambda *inputs: family.velocity(transformer, *inputs), noising, encoded, noise, sigmas[:2]
     ).mean()
     loss.backward()
-    without = {name for name, parameter in transformer.named_parameters() if parameter.grad is None}
-    assert without == {name for name, _ in transformer.named_parameters() if re.fullmatch(family.idle, name)}
+    gradients = {name: parameter.grad for name, parameter in transformer.named_parameters()}
+    idle = {name for name in gradients if family.idle and re.fullmatch(family.idle, name)}
+    assert bool(idle) == bool(family.idle)
+    assert {name for name, gradient in gradients.items() if gradient is None} <= idle
+    assert not [name for name in idle if gradients[name] is not None and gradients[name].any()]
 
 
 def test_blocks_are_found_and_operations_counted_without_weights(family, batch):
@@ -318,7 +321,9 @@ def test_blocks_are_found_and_operations_counted_without_weights(family, batch):
     blocks = repeated_blocks(transformer)
     inside = sum(parameter.numel() for block in blocks for parameter in block.parameters())
     assert len(blocks) > 1
-    assert inside > 0.2 * sum(parameter.numel() for parameter in transformer.parameters())
+    fixed = "context_embedder_2."  # of HunyuanVideo 1.5, which is 2048 wide in the tiniest model
+    others = (parameter for name, parameter in transformer.named_parameters() if not name.startswith(fixed))
+    assert inside > 0.2 * sum(parameter.numel() for parameter in others)
     module = VideoDiffusionModule(str(family.base))
     weights = sum(p.numel() for p in transformer.parameters() if p.dim() > 1)
     tokens = batch.latents[0, 0].numel()

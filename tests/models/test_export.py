@@ -46,9 +46,12 @@ def adapted_layers(transformer):
 
 
 def reload(family, file):
-    """In the family's pipeline, around the base's transformer."""
+    """In the family's pipeline, around the base's transformer; or as the model card says, where that has no loader."""
     transformer = family.load_transformer().eval()
     pipeline_class = getattr(diffusers, family.pipeline_class)
+    if not family.pipeline_loads_lora:
+        transformer.load_lora_adapter(file.parent, weight_name=file.name)
+        return transformer
     others = set(pipeline_class._get_signature_keys(pipeline_class)[0]) - {"transformer"}
     pipeline = pipeline_class(transformer=transformer, **dict.fromkeys(others))
     pipeline.load_lora_weights(file.parent, weight_name=file.name)

@@ -81,6 +81,8 @@ class ModelCard(RunCallback):
             takes_image=self.module.first_frame > 0 or bool(family.image_extras),
             is_lora=self.export.is_lora,
             experts={name: title for name in self.module.expert_names if (title := expert_title(family, name))},
+            pipeline_loads_lora=family.pipeline_loads_lora,
+            has_guider=(family.base / "guider").is_dir(),
         )
         write_model_card(RunRecord(self.run.path), facts)
         if self.export.push_to_hub is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,25 +91,31 @@ class LoRAFile:
         return titles[named] == expert
 
     def apply(self, transformer: nn.Module, family: Family) -> None:
-        """Add it to the transformer, in place, as the family's pipeline does.
+        """Add it to the transformer, in place, as the family's pipeline does, or the transformer's own loader.
 
         Raises:
             UserError: the file cannot be read, or is of another model.
         """
-        import diffusers
-
-        pipeline_class = getattr(diffusers, family.pipeline_class)
-        wanted = inspect.signature(pipeline_class).parameters.values()
-        parts = {each.name: None for each in wanted if each.default is inspect.Parameter.empty}
-        pipeline = pipeline_class(**{**parts, "transformer": transformer})
-        folder, name = self.path.parent, self.path.name
+        load = _lora_loader(transformer, family)
         try:
-            pipeline.load_lora_weights(folder, weight_name=name, adapter_name=ADAPTER_NAME, use_safetensors=True)
+            load(self.path.parent, weight_name=self.path.name, adapter_name=ADAPTER_NAME, use_safetensors=True)
         except Exception as error:  # safetensors, diffusers and peft each raise their own
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{self.path} cannot be loaded as a LoRA of {family.base}: {reason}") from error
         if not getattr(transformer, "peft_config", None):
             raise UserError(f"{self.path} holds no LoRA of {family.base}: it is of another family.")
+
+
+def _lora_loader(transformer: nn.Module, family: Family) -> Callable[..., None]:
+    """What loads a LoRA file into a transformer: the family's pipeline, or itself where the pipeline has no loader."""
+    import diffusers
+
+    if not family.pipeline_loads_lora:
+        return transformer.load_lora_adapter  # type: ignore[return-value]  # diffusers' method
+    pipeline_class = getattr(diffusers, family.pipeline_class)
+    wanted = inspect.signature(pipeline_class).parameters.values()
+    parts = {each.name: None for each in wanted if each.default is inspect.Parameter.empty}
+    return pipeline_class(**{**parts, "transformer": transformer}).load_lora_weights
 
 
 def choose_trained(
@@ -120,7 +127,7 @@ def choose_trained(
         transformer: of the base.
         family: of the base.
         adapter: to put in; ``None`` for none.
-        layers: pattern of the names of modules to train; ``None`` for all.
+        layers: pattern of the names of modules to train; ``None`` for all that training reaches.
         seed: of the adapter's weights.
     """
     if layers is not None:
@@ -190,12 +197,13 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
     from diffusers.training_utils import _collate_lora_metadata
     from peft import get_peft_model_state_dict
 
-    pipeline = getattr(diffusers, family.pipeline_class)
+    # All pipelines that save a transformer's LoRA write the same: any will do for one that does not.
+    writer = family.pipeline_class if family.pipeline_loads_lora else "HunyuanVideoPipeline"
     state = get_peft_model_state_dict(transformer)
     title = expert_title(family, expert)
     suffix = f"_{title}" if title else ""
     written = [folder / f"pytorch_lora_weights{suffix}.safetensors"]
-    pipeline.save_lora_weights(
+    getattr(diffusers, writer).save_lora_weights(
         folder,
         weight_name=written[0].name,
         transformer_lora_layers=state,

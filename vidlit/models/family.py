@@ -121,6 +121,13 @@ class Family(ABC):
         with errors_of_base(self.base / expert, self.transformer_class):
             return model_class.from_config(read_config(self.base, expert))
 
+    @property
+    def pipeline_loads_lora(self) -> bool:
+        """Does the pipeline have a loader of LoRA files of its own? Else the transformer's is used."""
+        import diffusers
+
+        return hasattr(getattr(diffusers, self.pipeline_class), "load_lora_weights")
+
     @abstractmethod
     def velocity(
         self,
@@ -322,7 +329,7 @@ class Family(ABC):
         video = fingerprint(self.base / "vae")
         if self.clip_extras:
             recipe = f"{self.clip_recipe}{self.clip_extras}{video}"
-            video = self._fingerprint(recipe, "image_encoder", "image_processor")
+            video = self._fingerprint(recipe, "image_encoder", "image_processor", "feature_extractor")
         return {"vae": video, "text": self._fingerprint(self.prompt_recipe, *self.text_parts)}
 
     @property

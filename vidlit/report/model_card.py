@@ -46,6 +46,8 @@ class CardFacts:
         takes_image: the model goes on from a first frame.
         is_lora: the weights are an adapter.
         experts: title of each transformer that was trained, by name, of a base that has several.
+        pipeline_loads_lora: the pipeline has a loader of LoRA files; else the transformer's is used.
+        has_guider: the scale of guidance is a part of the pipeline, not of a call.
     """
 
     base: str
@@ -54,6 +56,8 @@ class CardFacts:
     transformer_class: str
     takes_image: bool
     is_lora: bool
+    pipeline_loads_lora: bool = True
+    has_guider: bool = False
     experts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -194,25 +198,33 @@ def _code(facts: CardFacts) -> str:
     """What loads the weights, word for word."""
     base = json.dumps(facts.base)
     if facts.is_lora:
-        return (
+        load = (
+            _load_loras(facts)
+            if facts.pipeline_loads_lora
+            else 'pipeline.transformer.load_lora_adapter(\n    ".", weight_name="pytorch_lora_weights.safetensors", '
+            'adapter_name="lora"\n)\n'
+        )
+        code = (
             "import torch\n"
             f"from diffusers import {facts.pipeline_class}\n\n"
-            f"pipeline = {facts.pipeline_class}.from_pretrained({base}, torch_dtype=torch.bfloat16)\n"
-            + _load_loras(facts)
+            f"pipeline = {facts.pipeline_class}.from_pretrained({base}, torch_dtype=torch.bfloat16)\n{load}"
         )
-    names = list(facts.experts) or ["transformer"]
-    loaded = "".join(
-        f'{name} = {facts.transformer_class}.from_pretrained(".", subfolder="{name}", torch_dtype=torch.bfloat16)\n'
-        for name in names
-    )
-    given = "".join(f"{name}={name}, " for name in names)
-    return (
-        "import torch\n"
-        f"from diffusers import {facts.pipeline_class}, {facts.transformer_class}\n\n"
-        f"{loaded}"
-        f"pipeline = {facts.pipeline_class}.from_pretrained(\n"
-        f"    {base}, {given}torch_dtype=torch.bfloat16\n)\n"
-    )
+    else:
+        names = list(facts.experts) or ["transformer"]
+        loaded = "".join(
+            f'{name} = {facts.transformer_class}.from_pretrained(".", subfolder="{name}", torch_dtype=torch.bfloat16)\n'
+            for name in names
+        )
+        given = "".join(f"{name}={name}, " for name in names)
+        code = (
+            "import torch\n"
+            f"from diffusers import {facts.pipeline_class}, {facts.transformer_class}\n\n"
+            f"{loaded}"
+            f"pipeline = {facts.pipeline_class}.from_pretrained(\n"
+            f"    {base}, {given}torch_dtype=torch.bfloat16\n)\n"
+        )
+    guider = "pipeline.guider = pipeline.guider.new(guidance_scale=6.0)  # no argument of a call\n"
+    return code + guider * facts.has_guider
 
 
 def _load_loras(facts: CardFacts) -> str:

@@ -6,11 +6,12 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config as fx_config
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidlit.diffusion.streams import by_stream
@@ -106,14 +107,22 @@ def flops_of_a_sample(family: Family, transformer: nn.Module, batch: LatentBatch
 
 @contextmanager
 def _lenient_meta() -> Iterator[None]:
-    """Let pass what Mochi does and ``meta`` refuses: autocast, which changes no count, and a look for masked tokens."""
+    """Let pass what models do and ``meta`` refuses: autocast, which changes no count, and looks at values."""
     autocast = torch.autocast
     torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment,misc]  # patched for as long as one count
     try:
-        with fx_config.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]  # declared as it loads
+        with fx_config.patch(meta_nonzero_assume_all_nonzero=True), _SaysNo():  # type: ignore[attr-defined,no-untyped-call]
             yield
     finally:
         torch.autocast = autocast  # type: ignore[misc]  # put back
+
+
+class _SaysNo(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
+    """Without values a yes or no is a no: HunyuanVideo 1.5 asks whether all of its image tokens are zero."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asks = func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and args[0].dtype == torch.bool
+        return False if asks else func(*args, **(kwargs or {}))
 
 
 def _measure() -> float:

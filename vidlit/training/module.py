@@ -349,7 +349,8 @@ class VideoDiffusionModule(LightningModule):
 
     def _to_fill(self, expert: str) -> nn.Module:
         """What whole trained weights are put into: the base's transformer, or one without weights beside an adapter."""
-        return self.family.load_transformer(expert=expert) if self.layers is not None else self.structure(expert)
+        some_are_the_bases = self.layers is not None or (self.adapter is None and self.family.idle)
+        return self.family.load_transformer(expert=expert) if some_are_the_bases else self.structure(expert)
 
     def structure(self, expert: str = "transformer") -> nn.Module:
         """A transformer as it is trained, on the ``meta`` device: shapes without memory."""
