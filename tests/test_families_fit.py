@@ -26,7 +26,7 @@ TINY = {
     "hunyuan_video_lora": (bases.hunyuan_video, "9x32x48"),
     "ltx2_lora": (bases.ltx2, "9x32x64"),
     "hunyuan_video15_lora": (bases.hunyuan_video15, "5x32x64"),
-    "ltx_video_lora": (bases.ltx_video, "9x32x64"),
+    "ltx_video_lora": (lambda folder: bases.ltx_video(folder, use_dynamic_shifting=True), "9x32x64"),
     "wan2_1_1_3b_lora": (bases.wan, "9x32x64"),
     "wan2_1_1_3b_full": (bases.wan, "9x32x64"),
     "wan2_1_14b_fsdp": (bases.wan, "9x32x64"),
@@ -35,7 +35,7 @@ TINY = {
 OTHERS = {
     "cogvideox_lora": lambda folder: bases.cogvideox(folder, "5b-i2v"),
     "hunyuan_video15_lora": lambda folder: bases.hunyuan_video15(folder, from_image=True),
-    "ltx_video_lora": lambda folder: bases.ltx_video(folder, use_dynamic_shifting=True),
+    "ltx_video_lora": bases.ltx_video_095,
     "wan2_1_1_3b_lora": bases.wan_5b,
 }
 """Further bases that the same YAML trains."""

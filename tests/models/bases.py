@@ -65,12 +65,7 @@ def umt5():
 
 def ltx_video(folder, **scheduler):
     """LTX-Video 0.9; ``scheduler`` as in its config. VAE: 4 frames and 16 pixels a latent (the real one 8 and 32)."""
-    from diffusers import (
-        AutoencoderKLLTXVideo,
-        FlowMatchEulerDiscreteScheduler,
-        LTXPipeline,
-        LTXVideoTransformer3DModel,
-    )
+    from diffusers import AutoencoderKLLTXVideo, LTXPipeline
 
     vae = seeded(
         AutoencoderKLLTXVideo,
@@ -85,6 +80,39 @@ def ltx_video(folder, **scheduler):
         spatial_compression_ratio=16,
         temporal_compression_ratio=4,
     )
+    return save(ltx_pipeline(LTXPipeline, vae, **scheduler), folder)
+
+
+def ltx_video_095(folder, pipeline="LTXConditionPipeline"):
+    """LTX-Video 0.9.7, or 0.9.5 in the ``LTXPipeline`` that its folder names. Sizes as those of ``ltx_video``."""
+    import diffusers
+
+    vae = seeded(
+        diffusers.AutoencoderKLLTXVideo,
+        latent_channels=16,
+        block_out_channels=(8, 8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        down_block_types=("LTXVideo095DownBlock3D",) * 4,
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False),
+        decoder_inject_noise=(False, False, False, False),
+        downsample_type=("spatiotemporal",) * 4,
+        upsample_residual=(True, True, False),
+        upsample_factor=(1, 1, 1),
+        timestep_conditioning=True,
+        patch_size=4,
+        spatial_compression_ratio=16,
+        temporal_compression_ratio=4,
+    )
+    return save(ltx_pipeline(getattr(diffusers, pipeline), vae), folder)
+
+
+def ltx_pipeline(pipeline_class, vae, **scheduler):
+    """A pipeline of LTX-Video with one of its VAEs."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
+
     vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 16))
     vae.latents_std.copy_(torch.linspace(0.5, 2, 16))
     transformer = seeded(
@@ -98,7 +126,7 @@ def ltx_video(folder, **scheduler):
         caption_channels=DIM,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(**scheduler)
-    return save(LTXPipeline(scheduler=scheduler, vae=vae, **t5(), transformer=transformer), folder)
+    return pipeline_class(scheduler=scheduler, vae=vae, **t5(), transformer=transformer)
 
 
 def wan_vae(z_dim=16, **kwargs):
@@ -572,6 +600,7 @@ def hunyuan_video15(folder, from_image=False):
 EVERY = {
     "ltx2": ltx2,
     "ltx_video": ltx_video,
+    "ltx_video-0.9.7": ltx_video_095,
     "wan": wan,
     "wan-i2v": wan_image_to_video,
     "wan-5b": wan_5b,

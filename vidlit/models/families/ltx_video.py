@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,11 +19,19 @@ if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
     from vidlit.diffusion.generate import Scheduler
 
-MAX_PROMPT_TOKENS = 128
+MAX_PROMPT_TOKENS, LONG_PROMPT_TOKENS = 128, 256
+"""Of ``LTXPipeline`` and ``LTXConditionPipeline``."""
+OFFICIAL_SHIFT = ResolutionShift(base_shift=0.95, max_shift=2.05, base_tokens=1024, max_tokens=4096)
+"""Of training sigmas in Lightricks' trainer, for every version; from 0.9.5 on, the base's scheduler states none."""
 
 
 class LTXVideo(Family):
-    """Lightricks' LTX-Video, whose VAE also has patches of its own: the transformer takes one latent a token."""
+    """Lightricks' LTX-Video, whose VAE also has patches of its own: the transformer takes one latent a token.
+
+    Versions from 0.9.5 on are those of ``LTXConditionPipeline``: they read longer prompts, are sampled on another
+    schedule, and count time by the video frames of a latent, of which the first has one alone. Their folders name that
+    pipeline (0.9.7), or have the VAE that came with it (0.9.5, whose folder names ``LTXPipeline``).
+    """
 
     transformer_class: ClassVar[str] = "LTXVideoTransformer3DModel"
     lora_targets: ClassVar[str] = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
@@ -40,6 +49,16 @@ class LTXVideo(Family):
     takes_first_frame = True
     prompt_recipe = f"T5, padded to {MAX_PROMPT_TOKENS} without a mask"
 
+    def __init__(self, base: Path, fps: float | None = None) -> None:
+        super().__init__(base, fps)
+        index = read_config(base, "", "model_index.json") if (base / "model_index.json").is_file() else {}
+        blocks = read_config(base, "vae").get("down_block_types") or ()
+        named = index.get("_class_name") == "LTXConditionPipeline"
+        self.is_from_095_on = named or "LTXVideo095DownBlock3D" in blocks
+        if self.is_from_095_on:
+            self.pipeline_class = "LTXConditionPipeline"
+            self.prompt_recipe = f"T5, padded to {LONG_PROMPT_TOKENS} with a mask"
+
     def velocity(
         self,
         transformer: nn.Module,
@@ -49,7 +68,6 @@ class LTXVideo(Family):
     ) -> Tensor:
         """See :meth:`Family.velocity`. The pipeline's ``_pack_latents`` at patch size 1 is a transpose."""
         num_frames, height, width = noisy.shape[2:]
-        temporal, spatial = self.compression
         dtype = next(transformer.parameters()).dtype
         tokens = transformer(
             hidden_states=noisy.flatten(2).transpose(1, 2).to(dtype),
@@ -59,24 +77,45 @@ class LTXVideo(Family):
             num_frames=num_frames,
             height=height,
             width=width,
-            rope_interpolation_scale=(temporal / self.fps, spatial, spatial),
+            **self._positions(noisy),
             return_dict=False,
         )[0]
         return tokens.transpose(1, 2).reshape(noisy.shape)
 
+    def _positions(self, noisy: Tensor) -> dict[str, Any]:
+        """Where the transformer is told that the tokens of latents (B, C, F, H, W) are, in seconds and pixels."""
+        temporal, spatial = self.compression
+        if not self.is_from_095_on:
+            return {"rope_interpolation_scale": (temporal / self.fps, spatial, spatial)}
+        num_frames, height, width = (torch.arange(size, device=noisy.device) for size in noisy.shape[2:])
+        # The first latent frame is one video frame, all others are `temporal`.
+        starts = (num_frames * temporal + 1 - temporal).clamp(min=0)
+        axes = torch.meshgrid(starts / self.fps, height * float(spatial), width * float(spatial), indexing="ij")
+        return {"video_coords": torch.stack(axes).flatten(1).expand(len(noisy), -1, -1)}
+
     def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
-        """Flow-matching Euler with the resolution shift of ``LTXPipeline`` where the base's config asks for it."""
+        """Flow-matching Euler on the schedule of ``LTXConditionPipeline``, or on that of ``LTXPipeline``.
+
+        The latter is shifted by resolution where the base's config asks for it.
+        """
         from diffusers import FlowMatchEulerDiscreteScheduler
+        from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 
         scheduler = load_part(FlowMatchEulerDiscreteScheduler, self.base, "scheduler")
         config = scheduler.config
+        if self.is_from_095_on:
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, use_dynamic_shifting=False)
+            scheduler.set_timesteps(sigmas=linear_quadratic_schedule(num_steps))
+            return scheduler
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         mu = config.base_shift + slope * (num_tokens - config.base_image_seq_len)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
         return scheduler
 
     def noising(self) -> RectifiedFlow:
-        """Logit-normal, shifted by resolution along the line that the base's scheduler states, if it does."""
+        """Logit-normal, shifted by resolution: along the line that the base's scheduler states, or the official one."""
+        if self.is_from_095_on:
+            return RectifiedFlow(shift=OFFICIAL_SHIFT)
         config = read_config(self.base, "scheduler", "scheduler_config.json")
         if not config.get("use_dynamic_shifting", False):
             return RectifiedFlow(shift=float(config.get("shift", 1.0)))
@@ -95,5 +134,7 @@ class LTXVideo(Family):
         return vae.decode(raw, timestep, return_dict=False)[0].float()
 
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
-        """T5, which LTXPipeline gives no mask: padding changes the caption's tokens."""
+        """T5, which ``LTXPipeline`` gives no mask, so that padding changes the caption's tokens; the other one does."""
+        if self.is_from_095_on:
+            return T5PromptEncoder(self, device, LONG_PROMPT_TOKENS, attend_padding=False)
         return T5PromptEncoder(self, device, MAX_PROMPT_TOKENS, attend_padding=True)
