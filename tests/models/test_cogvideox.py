@@ -1,6 +1,7 @@
 """CogVideoX against diffusers' own pipelines and schedulers, in all its kinds."""
 
 import json
+import math
 import shutil
 
 import diffusers
@@ -15,6 +16,7 @@ from vidlit.diffusion.loss import denoising_loss
 from vidlit.diffusion.noising import RectifiedFlow, keyed_generator
 from vidlit.errors import UserError
 from vidlit.models.codec import PointDistribution
+from vidlit.models.families.cogvideox import digest
 from vidlit.models.family import open_family
 
 NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48
@@ -206,6 +208,53 @@ def test_clips_are_encoded_and_decoded_as_the_pipeline_does(bases, kind):
     torch.testing.assert_close(ours, image_latents, atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["5b-i2v", "1.5-i2v"])
+def test_first_frames_are_noised_as_the_official_script_noises_them(bases, kind):
+    """Gaussian noise on the pixels, its deviation exp(N(-3, .5)), then the VAE; here on a line through one draw."""
+    family = open_family(bases[kind])
+    encoder = family.load_video_encoder("cpu")
+    video = torch.rand(2, 3, NUM_FRAMES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    encoded = encoder(video)
+    assert torch.equal(encoded["noised_image_latents"], encoder(video)["noised_image_latents"])
+
+    frame = video[:, :, :1]
+    noise = torch.stack(
+        [torch.randn(3, 1, HEIGHT, WIDTH, generator=keyed_generator("first frame", digest(row))) for row in frame]
+    )
+    assert (noise[0] - noise[1]).abs().mean() > 0.5
+    factor = 1 / 0.7 if kind.startswith("1.5") else 0.7
+    for level in (0.4, 0.6, 1.0, 1.6):  # most of exp(.5 N(0, 1))
+        official = encoder.vae.encode(frame + math.exp(-3) * level * noise).latent_dist.mode() * factor
+        clean, noised = encoded["image_latents"], encoded["noised_image_latents"]
+        straight = clean + level * (noised - clean)
+        error = (straight - official).norm() / (official - clean).norm()
+        assert error < (1e-4 if level == 1 else 0.15), (level, error)
+
+
+def test_first_frames_are_noised_and_dropped_in_training_alone(bases):
+    family = open_family(bases["5b-i2v"])
+    num = 4000
+    extras = {
+        "image_latents": torch.full((num, 1, 1, 1, 1), 3.0),
+        "noised_image_latents": torch.full((num, 1, 1, 1, 1), 4.0),
+    }
+    given = Conditioning(torch.zeros(num, 1, 4), torch.ones(num, 1, dtype=torch.bool), extras)
+    made = family.augment_conditioning(given, [keyed_generator("a test", row) for row in range(num)])
+    image = made.extras["image_latents"].flatten()
+    dropped = image == 0
+    assert dropped.float().mean() == pytest.approx(0.05, abs=0.01)
+    level = image[~dropped] - 3
+    assert level.log().mean() == pytest.approx(0, abs=0.03)
+    assert level.log().std() == pytest.approx(0.5, abs=0.03)
+    assert torch.equal(given.extras["image_latents"], extras["image_latents"])
+    part = given.of_rows(range(10, 20))
+    alone = family.augment_conditioning(part, [keyed_generator("a test", row) for row in range(10, 20)])
+    assert torch.equal(alone.extras["image_latents"], made.extras["image_latents"][10:20])
+    text = open_family(bases["5b"])
+    assert text.augment_conditioning(given, []) is given
+
+
 def test_prompts_are_those_of_the_pipeline_padding_and_all(bases):
     family = open_family(bases["2b"])
     expected, _ = pipeline_of(bases["2b"]).encode_prompt(CAPTIONS, do_classifier_free_guidance=False, device="cpu")
@@ -233,7 +282,7 @@ def test_generate_against_a_run_of_the_pipeline(bases, kind, scale):
         prompt_embeds=conditioning.prompt_embeds,
         negative_prompt_embeds=null.prompt_embeds,
         latents=noise.transpose(1, 2),
-        generator=[keyed_generator("dpm", family.load_scheduler(4, 18).digest(row)) for row in noise],
+        generator=[keyed_generator("dpm", digest(row)) for row in noise],
         num_frames=NUM_FRAMES,
         height=HEIGHT,
         width=WIDTH,

@@ -74,6 +74,11 @@ def test_velocity_is_the_way_the_pipelines_scheduler_goes_backwards(family, pipe
         assert (moved - noisy).abs().mean() > 1e-2
 
 
+def test_sigmas_are_drawn_uniformly_as_in_the_official_trainer(family):
+    probability = torch.linspace(0, 1, 11)
+    torch.testing.assert_close(family.noising().at(1000).quantile(probability), probability)
+
+
 class Oracle(torch.nn.Module):
     """Predicts, by Mochi's conventions, what leads from noise to known latents."""
 

@@ -23,7 +23,7 @@ from vidlit.models.adapters import LoRA
 from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
-from vidlit.training.posterior import draw_latents
+from vidlit.training.posterior import draw_conditioning, draw_latents
 
 
 def metrics_of(run):
@@ -36,7 +36,7 @@ def column(run, name):
 
 
 def test_batches_clips_and_exposures_of_a_real_run(quickstart, tmp_path, monkeypatch):
-    seen, modules = [], []
+    seen, modules, varied = [], [], []
     step = VideoDiffusionModule.training_step
 
     def training_step(self, batch, batch_idx):
@@ -44,9 +44,15 @@ def test_batches_clips_and_exposures_of_a_real_run(quickstart, tmp_path, monkeyp
         seen.append((tuple(batch.latents.shape[2:]), batch.indices.tolist(), len(batch.conditioning.prompt_embeds)))
         return step(self, batch, batch_idx)
 
+    def augment_conditioning(self, conditioning, generators):
+        varied.append(len(generators))
+        return conditioning
+
     monkeypatch.setattr(VideoDiffusionModule, "training_step", training_step)
+    monkeypatch.setattr(LTXVideo, "augment_conditioning", augment_conditioning)
     assert main(quickstart(data__split__val_fraction=0.34)) == 0
     data = modules[0]
+    assert varied == [2] * 12  # in training alone
 
     # exactly batch_size samples of one resolution, no clip twice, every resolution in turn
     assert len(seen) == 12
@@ -306,6 +312,27 @@ def test_drawn_latents_depend_on_the_row_of_the_global_batch_and_not_on_its_rank
     assert torch.equal(torch.cat([draw(0, 1), draw(2, 3)]), whole)
     assert len({row.sum().item() for row in [*whole, *draw(0, 1, 2, 3, position=8)]}) == 8
     assert whole.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_a_family_may_vary_the_conditioning_of_training_samples(module, monkeypatch):
+    """By generators of its own, the same for a row of the global batch whichever rank holds it."""
+    model = module()
+    latents, conditioning = torch.zeros(4, 2, 3, 4, 5), Conditioning(torch.zeros(4, 1, 1), torch.ones(4, 1), {})
+
+    def draw(*rows, position=7):
+        part = list(rows)
+        batch = LatentBatch(latents[part], conditioning.of_rows(part), torch.tensor(part), torch.tensor(part))
+        return draw_conditioning(model.family, batch, model.seed, position, rows).conditioning
+
+    assert torch.equal(draw(0, 1).prompt_embeds, conditioning.prompt_embeds[:2])  # this family does not
+
+    def drawn(self, conditioning, generators):
+        return conditioning.with_extras({"drawn": torch.stack([torch.rand((), generator=each) for each in generators])})
+
+    monkeypatch.setattr(type(model.family), "augment_conditioning", drawn)
+    whole = draw(0, 1, 2, 3).extras["drawn"]
+    assert torch.equal(torch.cat([draw(0, 1).extras["drawn"], draw(2, 3).extras["drawn"]]), whole)
+    assert len({*whole.tolist(), *draw(0, 1, 2, 3, position=8).extras["drawn"].tolist()}) == 8
 
 
 def test_latents_of_a_codec_without_spread_cannot_be_drawn(quickstart, capsys):

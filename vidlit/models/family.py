@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -306,6 +306,10 @@ class Family(ABC):
     def draw_latents(self, latents: Tensor, std: Tensor, noise: Tensor) -> Tensor:
         """Latents (B, C, F, H, W) of the posterior, from its mode, its standard deviation and noise of their shape."""
         return latents.float() + std.float() * noise
+
+    def augment_conditioning(self, conditioning: Conditioning, generators: Sequence[torch.Generator]) -> Conditioning:
+        """Conditioning of B samples as the published model's training varies it, with a generator each."""
+        return conditioning
 
     def load_video_encoder(self, device: torch.device | str, with_std: bool = False) -> VideoEncoder:
         """What makes latents, and clip extras where the family has any; see :class:`VideoEncoder`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import training_noise
-from vidlit.training.posterior import draw_latents
+from vidlit.training.posterior import draw_conditioning, draw_latents
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import LatentBatch
@@ -40,6 +40,7 @@ def training_loss(module: VideoDiffusionModule, batch: LatentBatch, position: in
         noising, module.seed, position, rows, shapes, first_frame=module.first_frame, device=module.device
     )
     batch = draw_latents(module.family, batch, module.seed, position, rows)
+    batch = draw_conditioning(module.family, batch, module.seed, position, rows)
     if module.caption_dropout > 0:
         dropped = draw_dropped(module.caption_dropout, module.seed, position, rows).to(module.device)
         batch = batch._replace(conditioning=drop_captions(batch.conditioning, module.empty_prompt, dropped))

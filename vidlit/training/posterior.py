@@ -1,4 +1,4 @@
-"""Latents drawn anew from what the VAE says of each clip, at each visit."""
+"""What is drawn anew at each visit of a clip: its latents, from what the VAE says of them, and its conditioning."""
 
 from __future__ import annotations
 
@@ -32,3 +32,9 @@ def draw_latents(family: Family, batch: LatentBatch, seed: int, position: int, r
     noise = torch.stack([torch.randn(std.shape[1:], generator=each, device=std.device) for each in generators])
     drawn = family.draw_latents(batch.latents, std, noise)
     return batch._replace(latents=drawn, conditioning=batch.conditioning._replace(extras=extras))
+
+
+def draw_conditioning(family: Family, batch: LatentBatch, seed: int, position: int, rows: Sequence[int]) -> LatentBatch:
+    """Change what the transformer reads beside latents as the family's training does; arguments as above."""
+    generators = [keyed_generator("conditioning", seed, position, row) for row in rows]
+    return batch._replace(conditioning=family.augment_conditioning(batch.conditioning, generators))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_TOKENS = 226
 SCHEDULERS = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
+LOG_IMAGE_NOISE = (-3.0, 0.5)
+"""Mean and standard deviation of the logarithm of the noise on a first frame's pixels, from -1 to 1, that the published
+models were trained with."""
+IMAGE_DROPOUT = 0.05
+"""Share of the samples that they were trained on without a first frame."""
 OFS = 2.0
 """What CogVideoX 1.5 image-to-video was trained with as the input of its ``ofs`` embedding, always the same."""
 
@@ -34,7 +41,7 @@ class CogVideoX(Family):
     ``a = (1 - sigma)^2 / n^2``: so sigma names a timestep, the one whose cumulative alpha is ``a``.
 
     Image-to-video bases (twice as many input channels) read the latents of the first frame, alone in its channels,
-    followed by zeros.
+    followed by zeros. In training they are noisy or left out, so that the model does not copy the picture to the pixel.
     """
 
     transformer_class: ClassVar[str] = "CogVideoXTransformer3DModel"
@@ -43,7 +50,7 @@ class CogVideoX(Family):
     pipeline_class = "CogVideoXPipeline"
     prompt_length = MAX_PROMPT_TOKENS
     prompt_recipe = f"T5, padded to {MAX_PROMPT_TOKENS} without a mask, padding kept"
-    clip_recipe = "mode of the first frame's latents"
+    clip_recipe = "mode of the first frame's latents, without noise and with exp(-3) of it"
 
     def __init__(self, base: Path, fps: float | None = None) -> None:
         config = read_config(base, "transformer")
@@ -53,7 +60,7 @@ class CogVideoX(Family):
         self.conditioned_on_image = int(config["in_channels"]) == 2 * int(config["out_channels"])
         if self.conditioned_on_image:
             self.pipeline_class = "CogVideoXImageToVideoPipeline"
-            self.clip_extras = ("image_latents",)
+            self.clip_extras = ("image_latents", "noised_image_latents")
         self._rotary: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     # -- the schedule
@@ -152,6 +159,21 @@ class CogVideoX(Family):
             given |= {"crops_coords": get_resize_crop_region_for_grid(grid, base_width, base_height)}
         return get_3d_rotary_pos_embed(temporal_size=num_frames // (patch_t or 1), **given)
 
+    def augment_conditioning(self, conditioning: Conditioning, generators: Sequence[torch.Generator]) -> Conditioning:
+        """First frames with noise, or left out, as in the authors' training.
+
+        They put noise on pixels, before the VAE. A store holds what the VAE made of one draw at the median level, and
+        other levels lie on the straight line through it and the clean frame: within 10 % for most draws, measured on a
+        small VAE with random weights.
+        """
+        if not self.conditioned_on_image:
+            return conditioning
+        clean, noised = (conditioning.extras[name].float() for name in self.clip_extras)
+        level = torch.stack([torch.randn((), generator=each) for each in generators]).mul(LOG_IMAGE_NOISE[1]).exp()
+        kept = torch.stack([torch.rand((), generator=each) for each in generators]) >= IMAGE_DROPOUT
+        level, kept = (each.view(-1, 1, 1, 1, 1).to(clean.device) for each in (level, kept))
+        return conditioning.with_extras({"image_latents": kept * (clean + level * (noised - clean))})
+
     # -- latents
 
     @cached_property
@@ -232,13 +254,25 @@ class FirstFrameEncoder(VideoEncoder):
     """Latents of a clip, and of its first frame alone."""
 
     def __call__(self, video: Tensor) -> dict[str, Tensor]:
-        """Adds ``image_latents`` (B, C, 1, H, W)."""
+        """Adds ``image_latents`` and ``noised_image_latents``, each (B, C, 1, H, W)."""
+        frame = video[:, :, :1]
+        generators = [keyed_generator("first frame", digest(row)) for row in frame]
+        noise = torch.stack([torch.randn(frame.shape[1:], generator=each) for each in generators]).to(frame.device)
+        made = super().__call__(video)
+        made["image_latents"] = self._encode_frame(frame)
+        made["noised_image_latents"] = self._encode_frame(frame + math.exp(LOG_IMAGE_NOISE[0]) * noise)
+        return made
+
+    def _encode_frame(self, frame: Tensor) -> Tensor:
         config: Any = self.vae.config
-        image = self.family.encode_video(self.vae, video[:, :, :1])[:, :, :1]
-        if config.invert_scale_latents:
-            # CogVideoX 1.5 was trained, by mistake, with image latents that were divided by the factor.
-            image = image / config.scaling_factor**2
-        return {**super().__call__(video), "image_latents": image}
+        image = self.family.encode_video(self.vae, frame)[:, :, :1]
+        # CogVideoX 1.5 was trained, by mistake, with image latents that were divided by the factor.
+        return image / config.scaling_factor**2 if config.invert_scale_latents else image
+
+
+def digest(values: Tensor) -> str:
+    """A name of a tensor, such as one video's start noise (C, F, H, W), for :func:`keyed_generator`."""
+    return hashlib.sha256(values.float().cpu().numpy().tobytes()).hexdigest()
 
 
 class VelocityScheduler:
@@ -266,11 +300,6 @@ class VelocityScheduler:
         sigma = float(self.sigmas[step])
         return float(((1 - sigma) ** 2 + sigma**2) ** 0.5)
 
-    @staticmethod
-    def digest(noise: Tensor) -> str:
-        """Name of one video's start noise (C, F, H, W)."""
-        return hashlib.sha256(noise.float().cpu().numpy().tobytes()).hexdigest()
-
     def step(self, velocity: Tensor, timestep: Tensor, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         """Noisy latents (B, C, F, H, W) at this timestep to those at the next one."""
         from diffusers import CogVideoXDPMScheduler
@@ -284,7 +313,7 @@ class VelocityScheduler:
         if isinstance(self.scheduler, CogVideoXDPMScheduler):
             if step == 0:
                 # It adds noise on its way: keyed by each video's own start, whatever else is in the batch.
-                self._generators = [keyed_generator("dpm", self.digest(row)) for row in latents]
+                self._generators = [keyed_generator("dpm", digest(row)) for row in latents]
             before = self.timesteps[step - 1] if step else None
             x_t, self._previous = self.scheduler.step(
                 v, self._previous, timestep, before, x_t, generator=self._generators

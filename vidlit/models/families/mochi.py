@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.models.base_folder import read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder
@@ -63,6 +64,10 @@ class Mochi(Family):
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, invert_sigmas=False)
         scheduler.set_timesteps(sigmas=np.array(linear_quadratic_schedule(num_steps, THRESHOLD_NOISE)))
         return scheduler
+
+    def noising(self) -> RectifiedFlow:
+        """Uniform, as Genmo's trainer draws it."""
+        return RectifiedFlow(distribution="uniform")
 
     def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
         """See :meth:`Family.statistics`."""
