@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 
 from tests.test_fit import read_metrics
 from vidlit.__main__ import main
-from vidlit.callbacks.weight_export import add_base_parts
+from vidlit.models.base_folder import add_base_parts
 from vidlit.models.family import open_family
 
 

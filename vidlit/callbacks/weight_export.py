@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from vidlit.models.adapters import expert_title
+from vidlit.models.base_folder import add_base_parts
 from vidlit.report.model_card import CardFacts, check_hub_name, push, write_model_card
-from vidlit.runs.directory import write_text
 from vidlit.runs.record import RunRecord
 from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.training.run_callback import RunCallback
@@ -95,27 +93,3 @@ class ModelCard(RunCallback):
         except Exception as error:
             print(f"vidlit: warning: nothing was uploaded to {name} ({type(error).__name__}: {error}).")
             print(f"The weights are in {folder}. Log in with `hf auth login`, then `hf upload {name} {folder}`.")
-
-
-def add_base_parts(base: Path, folder: Path, trained: Sequence[str], copy: bool) -> None:
-    """Put what a base holds beside its transformers into a folder that has transformers of its own.
-
-    Args:
-        base: a diffusers folder.
-        folder: holds the trained ones; parts that are there already are replaced.
-        trained: folders of the transformers.
-        copy: or link, which costs no space and needs the base to stay where it is.
-    """
-    parts = (path for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
-    for part in sorted(path for path in parts if path.name not in trained):
-        target = folder / part.name
-        if target.is_symlink():
-            target.unlink()
-        elif target.is_dir():
-            shutil.rmtree(target)
-        if copy:
-            shutil.copytree(part, target)
-        else:
-            target.symlink_to(part.resolve(), target_is_directory=True)
-    if (base / "model_index.json").is_file():
-        write_text(folder / "model_index.json", (base / "model_index.json").read_text())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from vidlit.errors import UserError
+from vidlit.whole_files import write_whole
 
 _EDGE_BYTES = 1 << 20
 _MOST_LAYERS = 1000
@@ -163,6 +165,30 @@ def errors_of_base(folder: Path, name: str) -> Iterator[None]:
             raise
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise UserError(f"{folder} could not be loaded as {name}: {kind}{line[:500]}") from error
+
+
+def add_base_parts(base: Path, folder: Path, trained: Sequence[str], copy: bool) -> None:
+    """Put what a base holds beside its transformers into a folder that has transformers of its own.
+
+    Args:
+        base: a diffusers folder.
+        folder: holds the trained ones; parts that are there already are replaced.
+        trained: folders of the transformers.
+        copy: or link, which costs no space and needs the base to stay where it is.
+    """
+    parts = (path for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for part in sorted(path for path in parts if path.name not in trained):
+        target = folder / part.name
+        if target.is_symlink():
+            target.unlink()
+        elif target.is_dir():
+            shutil.rmtree(target)
+        if copy:
+            shutil.copytree(part, target)
+        else:
+            target.symlink_to(part.resolve(), target_is_directory=True)
+    if (base / "model_index.json").is_file():
+        write_whole(folder / "model_index.json", (base / "model_index.json").read_bytes())
 
 
 def _check_index(folder: Path) -> None:

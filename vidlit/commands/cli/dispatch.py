@@ -19,7 +19,7 @@ from vidlit.latents.quiet_lightning import VERBOSE_VARIABLE
 SWITCHES = ("--debug", "-v", "--verbose")
 HELP_ALL = "--help-all"
 HELP = {"-h", "--help", HELP_ALL}
-FLAGS = ("--json", "--verify", "--repair", "--refit", "--overwrite", "--retry_quarantined")
+FLAGS = ("--json", "--verify", "--repair", "--refit", "--overwrite", "--merge", "--retry_quarantined")
 
 
 def dispatch(words: list[str]) -> int:

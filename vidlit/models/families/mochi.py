@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidlit.diffusion.noising import RectifiedFlow
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.models.base_folder import read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder
