@@ -268,7 +268,7 @@ def test_the_velocity_depends_on_all_it_is_given(family, encoded):
     noisy, sigmas = torch.randn(encoded.latents.shape), torch.tensor([0.3, 0.6])
     before = family.velocity(transformer, noisy, sigmas, encoded.conditioning)
     assert before.shape == noisy.shape
-    embeds, _, extras = encoded.conditioning
+    embeds, extras = encoded.conditioning.prompt_embeds, encoded.conditioning.extras
     others = {
         "noisy": (noisy.flip(0), sigmas, encoded.conditioning),
         "sigmas": (noisy, sigmas.flip(0), encoded.conditioning),

@@ -33,6 +33,7 @@ _READ = (
     "model.base",
     "model.optimizer",
     "model.noise",
+    "model.expert",
     "trainer.max_steps",
     "trainer.accelerator",
     "trainer.devices",
@@ -81,6 +82,7 @@ def plan_of(words: list[str]) -> RunPlan:
     """
     with loading("torch"):
         from vidlit.data.demo_folder import Demo
+        from vidlit.models.parts import num_scored
         from vidlit.training.forecast import make_plan
 
         reader = _reader()
@@ -98,7 +100,7 @@ def plan_of(words: list[str]) -> RunPlan:
         num_replicas=_num_processes(trainer.accelerator, trainer.devices, trainer.num_nodes),
         accumulate=trainer.accumulate_grad_batches,
         learning_rate=_learning_rate(config.model.optimizer),
-        num_strata=made.model.noise.num_strata,
+        num_strata=made.model.noise.num_strata * num_scored(made.data.family, made.model.expert),
         check_interval=max(1, interval // trainer.accumulate_grad_batches) if isinstance(interval, int) else None,
     )
 
@@ -111,6 +113,7 @@ def _reader() -> ArgumentParser:
     from vidlit.data.clip_folder import ClipFolder
     from vidlit.data.demo_folder import Demo
     from vidlit.diffusion.noising import Noise
+    from vidlit.models.parts import ExpertChoice
 
     made = ArgumentParser(prog="vidlit", exit_on_error=False)
     made.add_argument("--config", action="config")
@@ -120,6 +123,7 @@ def _reader() -> ArgumentParser:
     made.add_argument("--model.base", type=str)
     made.add_argument("--model.optimizer", type=Callable[[Iterable], torch.optim.Optimizer], default=torch.optim.AdamW)
     made.add_argument("--model.noise", type=Noise, default=Noise())
+    made.add_argument("--model.expert", type=ExpertChoice, default="both")
     for name, kind, default in (
         ("max_steps", int, TRAINER_DEFAULTS["max_steps"]),
         ("accelerator", Any, "auto"),

@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 
 from vidlit.diffusion.noising import level_of_sample
 from vidlit.diffusion.streams import LATENTS, Stream
+from vidlit.errors import UserError
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
+    from vidlit.models.family import Family
 
 WHOLE = "all"
 """Name of the one part of most models."""
+ExpertChoice = Literal["high", "low", "both"]
+"""Which of a base's experts are trained."""
 
 
 @dataclass(frozen=True)
@@ -123,3 +127,28 @@ def rows_by_call(
     for row, (expert, length) in enumerate(zip(chosen, lengths, strict=True)):
         calls.setdefault(Call(str(expert), length, row if peers else 0), []).append(row)
     return calls
+
+
+def chosen_parts(family: Family, expert: ExpertChoice) -> tuple[Part, ...]:
+    """The parts of a base's model that are trained.
+
+    Args:
+        family: of the base.
+        expert: which of its experts; ``both`` is all there is of any base.
+
+    Raises:
+        UserError: the base has no such expert.
+    """
+    if expert == "both":
+        return family.parts
+    chosen = tuple(part for part in family.parts if part.name == expert)
+    if not chosen:
+        raise UserError(
+            f"model.expert is {expert}, but {family.base} has one transformer for all levels of noise: leave it out."
+        )
+    return chosen
+
+
+def num_scored(family: Family, expert: ExpertChoice) -> int:
+    """Transformers that a check asks at each of a clip's noise levels; streams are scored together."""
+    return len({part.expert for part in chosen_parts(family, expert)})

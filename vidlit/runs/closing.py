@@ -49,6 +49,13 @@ def _go_on(summary: dict[str, Any], directory: RunDirectory) -> str:
 
 def _kept(summary: dict[str, Any]) -> str:
     """Which weights the run ends with, and how good they are."""
+    if "parts" in summary:
+        return " ".join(f"{name}: {_kept_of(part)}" for name, part in summary["parts"].items())
+    return _kept_of(summary)
+
+
+def _kept_of(summary: dict[str, Any]) -> str:
+    """The same of one part of the model, or of all."""
     step = summary["kept_step"]
     if summary["kept"] == "base model":
         return "The base model itself is kept (step 0): no check was better."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -210,13 +210,20 @@ class RunRecord:
 
     # -- the decision, again
 
-    @cached_property
+    @property
     def history(self) -> DivergenceHistory:
         """Log-ratios of every validation clip and scored training clip at every check, from ``last.ckpt``.
+
+        Of a model of several parts, of the first one; see :attr:`histories`.
 
         Raises:
             UserError: there is no checkpoint, it was made before the first check, or nothing was held out.
         """
+        return next(iter(self.histories.values()))
+
+    @cached_property
+    def histories(self) -> dict[str, DivergenceHistory]:
+        """As :attr:`history`, of every part of the model, by name; ``all`` where it is one."""
         import torch
 
         from vidlit.diffusion.batch import clip_key
@@ -227,10 +234,13 @@ class RunRecord:
         state = {_renamed(name): part for name, part in checkpoint["callbacks"].get("DivergenceMonitor", {}).items()}
         if not state or not self.exposures:
             raise UserError(f"{self.path} has no check yet: there is nothing to judge.")
+        groups = {clip_key(row.clip_id): row.video for row in self.exposures}
+        return {name: self._history(part, groups) for name, part in state.get("parts", {"all": state}).items()}
+
+    def _history(self, state: Mapping[str, Any], groups: Mapping[int, str]) -> DivergenceHistory:
         if "val_keys" not in state:
             raise UserError(f"{self.path} has no validation clips: there is no validation loss to judge.")
-        videos = {clip_key(row.clip_id): row.video for row in self.exposures}
-        named = {name: tuple(videos[int(key)] for key in state[f"{name}_keys"]) for name in ("val", "train_eval")}
+        named = {name: tuple(groups[int(key)] for key in state[f"{name}_keys"]) for name in ("val", "train_eval")}
         return DivergenceHistory(
             steps=np.array(state["steps"]),
             val=state["val_curves"].numpy(),

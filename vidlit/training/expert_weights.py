@@ -4,39 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from vidlit.errors import UserError
-from vidlit.models.parts import Part
-
 if TYPE_CHECKING:
-    from vidlit.models.family import Family
     from vidlit.training.module import VideoDiffusionModule
-
-ExpertChoice = Literal["high", "low", "both"]
-
-
-def chosen_parts(family: Family, expert: ExpertChoice) -> tuple[Part, ...]:
-    """The parts of a base's model that are trained.
-
-    Args:
-        family: of the base.
-        expert: which of its experts; ``both`` is all there is of any base.
-
-    Raises:
-        UserError: the base has no such expert.
-    """
-    if expert == "both":
-        return family.parts
-    chosen = tuple(part for part in family.parts if part.name == expert)
-    if not chosen:
-        raise UserError(
-            f"model.expert is {expert}, but {family.base} has one transformer for all levels of noise: leave it out."
-        )
-    return chosen
 
 
 class ExpertWeights(Mapping[str, nn.Module]):

@@ -22,11 +22,11 @@ from vidlit.errors import UserError
 from vidlit.lightning_internals import datamodule_of, expect_unused_parameters, is_attached
 from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights
 from vidlit.models.family import open_family
-from vidlit.models.parts import Part
+from vidlit.models.parts import ExpertChoice, Part, chosen_parts
 from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
 from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
-from vidlit.training.expert_weights import ExpertChoice, ExpertWeights, chosen_parts
+from vidlit.training.expert_weights import ExpertWeights
 from vidlit.training.fit_check import check_fits, describe
 from vidlit.training.gradients import BadStepPolicy, clip_gradients
 from vidlit.training.memory import Memory, shard, whole

@@ -41,6 +41,8 @@ def no_refit_because(summary: dict[str, Any]) -> str | None:
     """Why a run gives nothing to train again for; ``None`` where it does."""
     if not summary.get("num_clips", {}).get("val"):
         return "there were no validation clips: all clips have been trained on"
+    if summary.get("parts"):
+        return "each part of the model has a best step of its own: refit runs of one (--model.expert high, then low)"
     if full_steps(summary) == 0:
         return "the base model was better than every check"
     return None
