@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from vidlit.diffusion.noising import level_of_sample
-from vidlit.diffusion.rectified_flow import RectifiedFlow, ResolutionShift
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
 from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.encoders import PromptEncoder, ReadTokens, count_tokens
-from vidlit.models.families.ltx_video import LTXVideo
+from vidlit.models.families.ltx_video import OFFICIAL_SHIFT, LTXVideo
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
@@ -30,9 +30,6 @@ AUDIO_PROMPT_EMBEDS = "audio_prompt_embeds"
 """Prompt extra: what the sound stream reads of a caption."""
 GEMMA = {"gemma3": "Gemma3ForConditionalGeneration", "gemma4_unified": "Gemma4UnifiedForConditionalGeneration"}
 """Class of the text encoder by the model type of its config: LTX-2 and 2.3 have the first, 2.5 the second."""
-
-TRAINER_SHIFT = ResolutionShift(base_shift=0.95, max_shift=2.05, base_tokens=1024, max_tokens=4096)
-"""The official trainer's, which is the schedule's of bases that are not distilled."""
 
 
 class LTX2(LTXVideo):
@@ -94,7 +91,7 @@ class LTX2(LTXVideo):
 
         https://github.com/Lightricks/LTX-2, ``packages/ltx-trainer``, ``timestep_samplers.py``.
         """
-        return RectifiedFlow(shift=TRAINER_SHIFT, stretch=(0.005, 0.999), uniform_share=0.1)
+        return RectifiedFlow(shift=OFFICIAL_SHIFT, stretch=(0.005, 0.999), uniform_share=0.1)
 
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """Gemma and the connectors, which take no part in training."""
