@@ -26,6 +26,7 @@ TINY = {
     "hunyuan_video_lora": (bases.hunyuan_video, "9x32x48"),
     "ltx2_lora": (bases.ltx2, "9x32x64"),
     "hunyuan_video15_lora": (bases.hunyuan_video15, "5x32x64"),
+    "kandinsky5_lora": (bases.kandinsky5, "5x32x48"),
     "ltx_video_lora": (lambda folder: bases.ltx_video(folder, use_dynamic_shifting=True), "9x32x64"),
     "wan2_1_1_3b_lora": (bases.wan, "9x32x64"),
     "wan2_2_a14b_lora": (bases.wan_pair, "9x32x64"),
@@ -87,7 +88,8 @@ def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path, c
         monkeypatch.chdir(run / "weights")
         exec(code_of(card).replace("torch.bfloat16", "torch.float32"), scope := {})
         pipeline = scope["pipeline"]
-        adapters = adapted_layers(pipeline.transformer).values()
+        adapted = [adapted_layers(getattr(pipeline, expert.name)) for expert in family.experts]
+        adapters = [module for layers in adapted for module in layers.values()]
         assert adapters
         assert {module.scaling[key] for module in adapters for key in module.scaling} == {1.0}
         assert any(weight.weight.any() for module in adapters for weight in module.lora_B.values())

@@ -6,28 +6,9 @@ One function a family. What they leave out of the real models is size alone: the
 import torch
 import transformers
 
+from tests.models.hunyuan_bases import hunyuan_video, hunyuan_video15, kandinsky5
+from tests.models.tiny_parts import DIM, gemma, save, seeded, t5, umt5
 from vidlit.diffusion.batch import Conditioning
-
-DIM = 64
-"""Width of the tiny text encoders."""
-
-
-def save(pipeline, folder):
-    """Write a pipeline; every part must be there, or the base would be none."""
-    pipeline.save_pretrained(folder)
-    return folder
-
-
-def seeded(make, *args, **kwargs):
-    """A model in eval mode whose weights depend on nothing but its class and config."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = make(*args, **kwargs).eval()
-        # Zero-initialised layers would hide what they are given.
-        for parameter in model.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.02)
-    return model
 
 
 def tiny(folder, family, sizes, **parts):
@@ -43,24 +24,6 @@ def tiny(folder, family, sizes, **parts):
 
     transformer = seeded(getattr(diffusers, family.transformer_class), **sizes)
     return save(getattr(diffusers, family.pipeline_class)(transformer=transformer, **parts), folder)
-
-
-def text_config(config_class, **kwargs):
-    """Of a T5 or UMT5 that a byte tokenizer fits."""
-    sizes = {"vocab_size": 384, "d_model": DIM, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
-    return config_class(**sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0, **kwargs)
-
-
-def t5():
-    """Tokenizer and text encoder of LTX-Video, CogVideoX, Mochi."""
-    encoder = seeded(transformers.T5EncoderModel, text_config(transformers.T5Config))
-    return {"tokenizer": transformers.ByT5Tokenizer(), "text_encoder": encoder}
-
-
-def umt5():
-    """Tokenizer and text encoder of Wan."""
-    encoder = seeded(transformers.UMT5EncoderModel, text_config(transformers.UMT5Config))
-    return {"tokenizer": transformers.ByT5Tokenizer(), "text_encoder": encoder}
 
 
 def ltx_video(folder, **scheduler):
@@ -81,6 +44,26 @@ def ltx_video(folder, **scheduler):
         temporal_compression_ratio=4,
     )
     return save(ltx_pipeline(LTXPipeline, vae, **scheduler), folder)
+
+
+def ltx_pipeline(pipeline_class, vae, **scheduler):
+    """A pipeline of LTX-Video with one of its VAEs."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
+
+    vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 16))
+    vae.latents_std.copy_(torch.linspace(0.5, 2, 16))
+    transformer = seeded(
+        LTXVideoTransformer3DModel,
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=DIM,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(**scheduler)
+    return pipeline_class(scheduler=scheduler, vae=vae, **t5(), transformer=transformer)
 
 
 def ltx_video_095(folder, pipeline="LTXConditionPipeline"):
@@ -107,26 +90,6 @@ def ltx_video_095(folder, pipeline="LTXConditionPipeline"):
         temporal_compression_ratio=4,
     )
     return save(ltx_pipeline(getattr(diffusers, pipeline), vae), folder)
-
-
-def ltx_pipeline(pipeline_class, vae, **scheduler):
-    """A pipeline of LTX-Video with one of its VAEs."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
-
-    vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 16))
-    vae.latents_std.copy_(torch.linspace(0.5, 2, 16))
-    transformer = seeded(
-        LTXVideoTransformer3DModel,
-        in_channels=16,
-        out_channels=16,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        cross_attention_dim=32,
-        num_layers=2,
-        caption_channels=DIM,
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler(**scheduler)
-    return pipeline_class(scheduler=scheduler, vae=vae, **t5(), transformer=transformer)
 
 
 def wan_vae(z_dim=16, **kwargs):
@@ -298,129 +261,6 @@ def mochi(folder, **index):
     return save(diffusers.MochiPipeline(transformer=transformer, vae=vae, scheduler=scheduler, **t5(), **index), folder)
 
 
-def byte_bpe(first, last, text, ended):
-    """A byte-level BPE tokenizer trained on the words of a text.
-
-    As that of Llama 3 is, which begins a text, of CLIP, which ends it, too (``ended``), or of Qwen (``None``): neither.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-    marks = [first, last, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1000, special_tokens=marks, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([text] * 2, trainer)
-    if ended is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{first} $A {last}" if ended else f"{first} $A",
-            special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in (first, last)],
-        )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=first, eos_token=last, pad_token=last, padding_side="right"
-    )
-
-
-def llama_and_clip(pooled_dim=24):
-    """Tokenizers and text encoders of HunyuanVideo. The video template is 95 tokens long, as it really is."""
-    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
-
-    template = DEFAULT_PROMPT_TEMPLATE["template"]
-    tokenizer = byte_bpe("<|begin_of_text|>", "<|end_of_text|>", template, ended=False)
-    tokenizer_2 = byte_bpe("<|startoftext|>", "<|endoftext|>", "A red disc moves.", ended=True)
-    llama = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=DIM,
-        intermediate_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    clip = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer_2),
-        hidden_size=pooled_dim,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        projection_dim=pooled_dim,
-        bos_token_id=tokenizer_2.bos_token_id,
-        eos_token_id=tokenizer_2.eos_token_id,
-        pad_token_id=tokenizer_2.eos_token_id,
-    )
-    return {
-        "tokenizer": tokenizer,
-        "tokenizer_2": tokenizer_2,
-        "text_encoder": seeded(transformers.LlamaModel, llama),
-        "text_encoder_2": seeded(transformers.CLIPTextModel, clip),
-    }
-
-
-def hunyuan_video(folder):
-    """HunyuanVideo with the guidance embedding of the published, distilled model."""
-    import diffusers
-
-    transformer = seeded(
-        diffusers.HunyuanVideoTransformer3DModel,
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        mlp_ratio=2.0,
-        text_embed_dim=DIM,
-        pooled_projection_dim=24,
-        rope_axes_dim=(4, 6, 6),
-    )
-    vae = seeded(
-        diffusers.AutoencoderKLHunyuanVideo,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=2,
-        latent_channels=4,
-        scaling_factor=0.5,
-    )
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
-    parts = {"transformer": transformer, "vae": vae, "scheduler": scheduler, **llama_and_clip()}
-    return save(diffusers.HunyuanVideoPipeline(**parts), folder)
-
-
-def gemma(version):
-    """Tokenizer and text encoder of an LTX-2: Gemma 3, or Gemma 4 from 2.5 on. Padding is the pipeline's to choose."""
-    tokenizer = byte_bpe("<bos>", "<eos>", "Sound and picture.", ended=False)
-    sizes = {
-        "vocab_size": 1005,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "sliding_window": 64,
-        "max_position_embeddings": 4096,
-        "layer_types": ["sliding_attention", "full_attention"],
-    }
-    if version == "2.5":
-        more = {"global_head_dim": 16, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 1005}
-        config = transformers.Gemma4UnifiedConfig(text_config=sizes | more | {"num_kv_shared_layers": 0})
-        encoder = seeded(transformers.Gemma4UnifiedForConditionalGeneration, config)
-    else:
-        vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-        config = transformers.Gemma3Config(
-            text_config=sizes,
-            vision_config=vision | {"image_size": 28, "patch_size": 14},
-            mm_tokens_per_image=4,
-            image_token_index=1001,
-            boi_token_index=1002,
-            eoi_token_index=1003,
-        )
-        encoder = seeded(transformers.Gemma3ForConditionalGeneration, config)
-    return {"tokenizer": tokenizer, "text_encoder": encoder}
-
-
 def ltx2(folder, version="2.3", **scheduler):
     """LTX-2 ``2.0``, ``2.3`` or ``2.5``; ``scheduler`` as in its config, without any as in distilled folders."""
     from diffusers import (
@@ -516,87 +356,6 @@ def ltx2(folder, version="2.3", **scheduler):
     return save(pipeline, folder)
 
 
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""Qwen's template of a chat."""
-
-
-def qwen_sizes(tokenizer):
-    """Of a small Qwen2.5-VL's language model."""
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3], "rope_type": "default"},
-    }
-
-
-def qwen_and_byt5():
-    """Tokenizers and text encoders of HunyuanVideo 1.5. The video template is 108 tokens long, as it really is."""
-    import inspect
-
-    from diffusers import HunyuanVideo15Pipeline
-
-    words = inspect.signature(HunyuanVideo15Pipeline._get_mllm_prompt_embeds).parameters["system_message"].default
-    tokenizer = byte_bpe("<|im_start|>", "<|im_end|>", f"{words} system\n", ended=None)
-    tokenizer.chat_template = CHAT
-    return {
-        "tokenizer": tokenizer,
-        "tokenizer_2": transformers.ByT5Tokenizer(),
-        "text_encoder": seeded(
-            transformers.Qwen2_5_VLTextModel, transformers.Qwen2_5_VLTextConfig(**qwen_sizes(tokenizer))
-        ),
-        "text_encoder_2": t5()["text_encoder"],
-    }
-
-
-def hunyuan_video15(folder, from_image=False):
-    """HunyuanVideo 1.5; ``from_image`` with SigLIP. The projection of glyphs is 2048 wide, whatever is asked for."""
-    import diffusers
-
-    transformer = seeded(
-        diffusers.HunyuanVideo15Transformer3DModel,
-        in_channels=2 * 8 + 1,
-        out_channels=8,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=2,
-        num_refiner_layers=1,
-        mlp_ratio=2.0,
-        text_embed_dim=32,
-        text_embed_2_dim=DIM,
-        image_embed_dim=24,
-        rope_axes_dim=(4, 6, 6),
-        target_size=64,
-    )
-    vae = seeded(
-        diffusers.AutoencoderKLHunyuanVideo15,
-        latent_channels=8,
-        block_out_channels=(8, 8, 8, 8, 16),
-        layers_per_block=1,
-    )
-    parts = {
-        "transformer": transformer,
-        "vae": vae,
-        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
-        "guider": diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
-        **qwen_and_byt5(),
-    }
-    if not from_image:
-        return save(diffusers.HunyuanVideo15Pipeline(**parts), folder)
-    vision = transformers.SiglipVisionConfig(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    parts["image_encoder"] = seeded(transformers.SiglipVisionModel, vision)
-    parts["feature_extractor"] = transformers.SiglipImageProcessor(size={"height": 28, "width": 28})
-    return save(diffusers.HunyuanVideo15ImageToVideoPipeline(**parts), folder)
-
-
 EVERY = {
     "ltx2": ltx2,
     "ltx_video": ltx_video,
@@ -609,6 +368,7 @@ EVERY = {
     "cogvideox-1.5-i2v": lambda folder: cogvideox(folder, "1.5-i2v"),
     "mochi": mochi,
     "hunyuan_video": hunyuan_video,
+    "kandinsky5": kandinsky5,
     "hunyuan_video15": hunyuan_video15,
     "hunyuan_video15-i2v": lambda folder: hunyuan_video15(folder, from_image=True),
 }

@@ -1,12 +1,14 @@
 """Every family's LoRA as it leaves, reloaded in diffusers and, under ComfyUI's names, by diffusers' converters."""
 
+import re
+
 import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.models import bases
-from vidlit.models.adapters import LoRA, export_weights
+from vidlit.models.adapters import LoRA, export_weights, pipeline_loads_lora
 from vidlit.models.comfyui import comfyui_lora
 from vidlit.models.families.hunyuan_video import HunyuanVideo
 from vidlit.models.family import open_family
@@ -49,7 +51,7 @@ def reload(family, file):
     """In the family's pipeline, around the base's transformer; or as the model card says, where that has no loader."""
     transformer = family.load_transformer().eval()
     pipeline_class = getattr(diffusers, family.pipeline_class)
-    if not family.pipeline_loads_lora:
+    if not pipeline_loads_lora(family):
         transformer.load_lora_adapter(file.parent, weight_name=file.name)
         return transformer
     others = set(pipeline_class._get_signature_keys(pipeline_class)[0]) - {"transformer"}
@@ -75,8 +77,11 @@ def test_a_lora_reloaded_in_the_pipeline_gives_the_same_outputs(family, conditio
 def test_lora_adapts_the_blocks_attention_alone(family):
     """And none of the embedders, whose layers have names of the same kind."""
     layers = adapted_layers(trained(family, LoRA()))
-    assert {layer.split(".")[0] for layer in layers} <= {"transformer_blocks", "single_transformer_blocks", "blocks"}
-    assert {layer.split(".attn", 1)[1].split(".", 1)[1] for layer in layers} <= {"to_q", "to_k", "to_v", "to_out.0"}
+    blocks = {"transformer_blocks", "single_transformer_blocks", "blocks", "visual_transformer_blocks"}
+    assert {layer.split(".")[0] for layer in layers} <= blocks
+    parts = {layer.split(".", 2)[2] for layer in layers}  # without the block's number
+    projections = "to_q|to_k|to_v|to_out.0|to_query|to_key|to_value|out_layer"
+    assert all(re.fullmatch(rf"(attn\d?|(self|cross)_attention)\.({projections})", part) for part in parts)
 
 
 @torch.no_grad()

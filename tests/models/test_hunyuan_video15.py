@@ -14,7 +14,7 @@ from tests.models.test_export import trained, velocities
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
 from vidlit.errors import UserError
-from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights
+from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights, pipeline_loads_lora
 from vidlit.models.families import hunyuan_video15
 from vidlit.models.family import open_family
 
@@ -179,7 +179,7 @@ def test_generate_against_a_run_of_the_pipeline(family, pipeline, from_image, sc
 
 def test_a_lora_file_is_sampled_with(family, tmp_path, from_image):
     """Neither pipeline has a loader, nor opens without a VAE: the transformer loads it."""
-    assert not family.pipeline_loads_lora
+    assert not pipeline_loads_lora(family)
     conditioning = bases.conditioning_of(family)
     transformer = trained(family, LoRA(rank=2, alpha=1.0))
     written = export_weights(family, transformer, tmp_path / "weights")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from vidlit.models.adapters import expert_title
+from vidlit.models.adapters import expert_title, pipeline_loads_lora
 from vidlit.models.base_folder import add_base_parts
 from vidlit.report.model_card import CardFacts, check_hub_name, push, write_model_card
 from vidlit.runs.record import RunRecord
@@ -79,7 +79,7 @@ class ModelCard(RunCallback):
             takes_image=self.module.first_frame > 0 or bool(family.image_extras),
             is_lora=self.export.is_lora,
             experts={name: title for name in self.module.expert_names if (title := expert_title(family, name))},
-            pipeline_loads_lora=family.pipeline_loads_lora,
+            pipeline_loads_lora=pipeline_loads_lora(family),
             has_guider=(family.base / "guider").is_dir(),
         )
         write_model_card(RunRecord(self.run.path), facts)

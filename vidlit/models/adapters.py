@@ -106,12 +106,19 @@ class LoRAFile:
             raise UserError(f"{self.path} holds no LoRA of {family.base}: it is of another family.")
 
 
-def _lora_loader(transformer: nn.Module, family: Family) -> Callable[..., None]:
-    """What loads a LoRA file into a transformer: the family's pipeline, or itself where the pipeline has no loader."""
+def pipeline_loads_lora(family: Family) -> bool:
+    """Does the family's pipeline have a loader of LoRA files of its own? Where not, the transformer's is used."""
     import diffusers
 
-    if not family.pipeline_loads_lora:
-        return transformer.load_lora_adapter  # type: ignore[return-value]  # diffusers' method
+    return hasattr(getattr(diffusers, family.pipeline_class), "load_lora_weights")
+
+
+def _lora_loader(transformer: nn.Module, family: Family) -> Callable[..., None]:
+    import diffusers
+
+    own: Any = transformer.load_lora_adapter
+    if not pipeline_loads_lora(family):
+        return own
     pipeline_class = getattr(diffusers, family.pipeline_class)
     wanted = inspect.signature(pipeline_class).parameters.values()
     parts = {each.name: None for each in wanted if each.default is inspect.Parameter.empty}
@@ -198,7 +205,7 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
     from peft import get_peft_model_state_dict
 
     # All pipelines that save a transformer's LoRA write the same: any will do for one that does not.
-    writer = family.pipeline_class if family.pipeline_loads_lora else "HunyuanVideoPipeline"
+    writer = family.pipeline_class if pipeline_loads_lora(family) else "HunyuanVideoPipeline"
     state = get_peft_model_state_dict(transformer)
     title = expert_title(family, expert)
     suffix = f"_{title}" if title else ""

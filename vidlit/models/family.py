@@ -121,13 +121,6 @@ class Family(ABC):
         with errors_of_base(self.base / expert, self.transformer_class):
             return model_class.from_config(read_config(self.base, expert))
 
-    @property
-    def pipeline_loads_lora(self) -> bool:
-        """Does the pipeline have a loader of LoRA files of its own? Else the transformer's is used."""
-        import diffusers
-
-        return hasattr(getattr(diffusers, self.pipeline_class), "load_lora_weights")
-
     @abstractmethod
     def velocity(
         self,

@@ -111,7 +111,8 @@ def _lenient_meta() -> Iterator[None]:
     autocast = torch.autocast
     torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment,misc]  # patched for as long as one count
     try:
-        with fx_config.patch(meta_nonzero_assume_all_nonzero=True), _SaysNo():  # type: ignore[attr-defined,no-untyped-call]
+        lenient = fx_config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]  # declared as it loads
+        with lenient, _SaysNo():  # type: ignore[no-untyped-call]  # torch has no types for it
             yield
     finally:
         torch.autocast = autocast  # type: ignore[misc]  # put back

@@ -96,7 +96,7 @@ class HunyuanVideo15(Family):
         device = noisy.device.type
         lowered = device != "meta" and torch.is_autocast_enabled(device)
         # Sharded weights are gathered in autocast's dtype, and the first layer of glyphs is one it does not see to.
-        dtype: torch.dtype = torch.get_autocast_dtype(device) if lowered else transformer.dtype  # type: ignore[assignment]
+        dtype = torch.get_autocast_dtype(device) if lowered else next(transformer.parameters()).dtype
         timestep = 1000.0 * sigmas  # without autocast layers of bfloat16 take no other; the pipeline rounds it, too
         given = noisy.new_zeros(len(noisy), noisy.shape[1] + 1, *noisy.shape[2:])  # an image's latents, and a mask
         embeds = noisy.new_zeros(len(noisy), 1, self.image_dim)  # zeros: no image
