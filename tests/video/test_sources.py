@@ -277,6 +277,23 @@ def test_of_several_captions_the_first_is_used_and_the_others_are_counted(folder
     assert list(sources.further_captions.values()) == [2]
 
 
+def test_a_trigger_comes_before_captions_that_do_not_have_it(folder):
+    rows = {"a.mp4": ["a dog", "Ohwx runs"], "b.webm": "ohwx, here", "d.png": "the ohwxes", "sub/c.mov": "by ohwx."}
+    lines = [json.dumps({"file_name": name, "caption": caption}) for name, caption in rows.items()]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    sources = read_sources(folder, "ohwx")
+    assert {video.video: video.captions for video in sources.videos} == {
+        "a.mp4": ("ohwx, a dog", "Ohwx runs"),
+        "b.webm": ("ohwx, here",),
+        "d.png": ("ohwx, the ohwxes",),
+        "sub/c.mov": ("by ohwx.",),
+    }
+    assert sources.triggered == 2
+    first = read_sources(folder, first_captions=True)
+    assert first.videos[0].captions == ("a dog",)
+    assert first.further_captions == sources.further_captions
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

@@ -148,6 +148,13 @@ class ResolutionBatchSampler(Sampler[list[int]]):
         clips: list[int] = stream.take(visit * stream.batch_size + self._rank * size, size).tolist()
         return clips
 
+    def visits_at(self, position: int) -> list[int]:
+        """How often each clip of :meth:`batch_at` was in a batch before: every pass holds it once."""
+        bucket, visit = self._visit_at(position)
+        stream, size = self._streams[bucket], self._per_rank[bucket]
+        first = visit * stream.batch_size + self._rank * size
+        return [place // len(stream.clips) for place in range(first, first + size)]
+
     @property
     def batches_per_pass(self) -> float:
         """Positions in which the mean exposure rises by one."""

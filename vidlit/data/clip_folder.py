@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from vidlit.data.batch_sampler import ResolutionBatchSampler
 from vidlit.data.batching import Batching
+from vidlit.data.caption_variants import with_variants
 from vidlit.data.identity import DataIdentity
 from vidlit.data.split import Split, Splitting, split_by_video, spread_over_videos
 from vidlit.data.usage import Usage
@@ -43,6 +45,10 @@ class ClipFolder:
         split: options for splitting into training, validation and test.
         batches: size of batches, and how they are read.
         encoding: how clips and captions are encoded and stored.
+        trigger: word or phrase put before the captions that do not have it: ``ohwx`` makes ``ohwx, a dog runs``;
+            ``None`` to leave captions as they are.
+        caption_variants: of rows with several captions training reads ``all``, one at each visit in turn, or the
+            ``first``; validation and samples always use the first.
         further_captions: captions to encode beside those of the clips, such as the negative prompt of guided samples.
         seed: seed of the split and of the order of clips.
 
@@ -61,6 +67,8 @@ class ClipFolder:
         split: Splitting = Splitting(),  # noqa: B008
         batches: Batching = Batching(),  # noqa: B008
         encoding: Encoding = Encoding(),  # noqa: B008
+        trigger: str | None = None,
+        caption_variants: Literal["all", "first"] = "all",
         further_captions: list[str] | None = None,
         seed: int = 0,
     ) -> None:
@@ -73,6 +81,8 @@ class ClipFolder:
         tokens = [bucket.tokens(self.family.compression[0], self.family.pixel_multiple) for bucket in self.buckets]
         self.batch_sizes, self.val_batch_sizes = batches.sizes(tokens), batches.val_sizes(tokens)
         """Of each bucket, on one rank."""
+        self.trigger = (trigger or "").strip() or None
+        self.caption_variants = caption_variants
         self.further_captions = further_captions or []
         self.seed = seed
         if encoding.with_std and self.family.vae_is_deterministic:
@@ -105,6 +115,8 @@ class ClipFolder:
             self.buckets,
             self.family.fps,
             self.cutting,
+            trigger=self.trigger,
+            first_captions=self.caption_variants == "first",
             tie_near_duplicates=self.splitting.tie_near_duplicates,
             cache=self.store.root / "files.json",
         )
@@ -194,12 +206,16 @@ class ClipFolder:
 
         Args:
             clips: of each row.
-            for_training: with what training draws latents from, if it does.
+            for_training: with what training draws latents from, if it does, and after the clips their variants,
+                see :func:`~vidlit.data.caption_variants.with_variants`.
 
         Raises:
             UserError: some are not encoded; names what differs from what is stored.
         """
         drawn = ("latents_std",) if for_training and self.encoding.with_std else ()
+        rows = None
+        if for_training:
+            clips, rows = with_variants(clips)
         return LatentDataset.from_clips(
             self.store,
             clips,
@@ -209,6 +225,7 @@ class ClipFolder:
             clip_extras=(*self.family.clip_extras, *drawn),
             prompt_extras=self.family.prompt_extras,
             with_std=self.encoding.with_std,
+            rows=rows,
         )
 
     def prompt(self, caption: str) -> Conditioning:

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from vidlit.data.batch_sampler import BucketSequence
+from vidlit.data.caption_variants import CaptionsInTurn
 from vidlit.data.clip_folder import ClipFolder
 from vidlit.data.identity import TABLE, check_clips
 from vidlit.data.timed_loader import TimedLoader
@@ -96,7 +97,8 @@ class LatentDataModule(ClipFolder, LightningDataModule):
                 f"{self.batch_sizes[number] * replicas} of a batch: its batches are filled by "
                 f"{self.batching.small_bucket}"
             )
-        return self._loader(self.dataset(self.train_clips, for_training=True), sampler)
+        in_turn = CaptionsInTurn(sampler, self.train_clips, self.seed)
+        return self._loader(self.dataset(self.train_clips, for_training=True), in_turn)
 
     def val_dataloader(self) -> list[Loader]:
         """Validation clips, where there are any, then the training subset, each clip once."""

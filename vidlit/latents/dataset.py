@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class LatentDataset(Dataset[LatentSample]):
-    """Map-style dataset over clips of a store: 74 bytes a clip in memory, one read for latents, one for the prompt.
+    """Map-style dataset over clips of a store: 82 bytes a clip in memory, one read for latents, one for the prompt.
 
     Tensors come in the dtype they were stored in (bfloat16 unless the store was written otherwise).
 
@@ -35,6 +35,7 @@ class LatentDataset(Dataset[LatentSample]):
         prompt_keys: key of each row's prompt embeddings.
         clip_extras: names of further tensors stored with the latents.
         prompt_extras: names of further tensors stored with the prompt embeddings.
+        rows: row of the clip table that each belongs to; ``None`` where that is its place.
 
     Raises:
         KeyError: a key is not stored; :meth:`from_clips` says why in words.
@@ -48,6 +49,7 @@ class LatentDataset(Dataset[LatentSample]):
         prompt_keys: Sequence[str],
         clip_extras: Sequence[str] = (),
         prompt_extras: Sequence[str] = (),
+        rows: Sequence[int] | None = None,
     ) -> None:
         self._latents = store.locate("latent", "latents", latent_keys)
         self._prompts = store.locate("prompt", "prompt_embeds", prompt_keys)
@@ -57,6 +59,7 @@ class LatentDataset(Dataset[LatentSample]):
         if len(prompts) > 1 or {2, *(len(shape) for shape, _ in self._prompts.layouts)} != {2}:
             raise UserError(f"the index of {store.root} gives prompts of several kinds: use another store folder")
         self.keys = np.fromiter((clip_key(clip_id) for clip_id in clip_ids), np.int64, len(clip_ids))
+        self.rows = np.arange(len(clip_ids)) if rows is None else np.array(rows, np.int64)
 
     @classmethod
     def from_clips(
@@ -69,6 +72,7 @@ class LatentDataset(Dataset[LatentSample]):
         clip_extras: Sequence[str] = (),
         prompt_extras: Sequence[str] = (),
         with_std: bool = False,
+        rows: Sequence[int] | None = None,
     ) -> LatentDataset:
         """Rows in the order of ``clips``, as the encoders of ``identity`` (``vae``, ``text``) would encode them.
 
@@ -81,6 +85,7 @@ class LatentDataset(Dataset[LatentSample]):
             clip_extras: names of further tensors stored with the latents.
             prompt_extras: names of further tensors stored with the prompt embeddings.
             with_std: they were stored with ``latents_std``; name it in ``clip_extras`` to read it.
+            rows: row of the clip table that each belongs to; ``None`` where that is its place.
 
         Raises:
             UserError: something is not stored; names what differs from what is.
@@ -91,7 +96,7 @@ class LatentDataset(Dataset[LatentSample]):
         store.require(prompts)
         ids = [clip.clip_id for clip in clips]
         latent_keys, prompt_keys = [recipe.key for recipe in latents], [recipe.key for recipe in prompts]
-        return cls(store, ids, latent_keys, prompt_keys, clip_extras, prompt_extras)
+        return cls(store, ids, latent_keys, prompt_keys, clip_extras, prompt_extras, rows)
 
     def __len__(self) -> int:
         return len(self._latents)
@@ -100,7 +105,7 @@ class LatentDataset(Dataset[LatentSample]):
         return LatentSample(
             latents=self._latents.read(index),
             prompt_embeds=self._prompts.read(index),
-            row=index,
+            row=int(self.rows[index]),
             key=int(self.keys[index]),
             extras={name: table.read(index) for name, table in self._extras.items()},
         )
@@ -140,7 +145,7 @@ class LatentDataset(Dataset[LatentSample]):
         for (table, places, _), whole in zip(stacked, [parts[0], *parts[2:]], strict=True):
             for row, place, part in zip(rows, places, _split(whole, len(rows)), strict=True):
                 table.read_into(row, place, part)
-        return _Packed(block, tuple(self._extras), lengths, list(rows), self.keys[rows])
+        return _Packed(block, tuple(self._extras), lengths, self.rows[rows].tolist(), self.keys[rows])
 
     def batches(self, prompt_length: int | None = None) -> LatentBatches:
         """The same clips by lists of rows, for ``DataLoader(..., sampler=lists_of_rows, batch_size=None)``."""

@@ -97,7 +97,7 @@ def encode(
     began = time.monotonic()
     dtype, background = encoding.dtype, encoding.background
     recipes = [LatentRecipe.of(clip, identity, dtype, background, encoding.with_std) for clip in clips]
-    captions = dict.fromkeys([*(clip.source.caption for clip in clips), *further_captions])
+    captions = dict.fromkeys([*(caption for clip in clips for caption in clip.source.captions), *further_captions])
     work = _Work(clips, recipes, [PromptRecipe.of(caption, identity, dtype) for caption in captions])
     decode = functools.partial(ClipBatches, clips, open_reader=open_reader, background=background)
     module = _EncodingModule(work, decode, encoding, identity, load_encoders)
@@ -143,7 +143,8 @@ def encode(
 
 def _cut_captions(store: LatentStore, clips: Sequence[Clip], prompts: Sequence[PromptRecipe]) -> CutCaptions:
     """Which captions the text encoder did not read to their ends, as the store remembers it."""
-    clip_of = {clip.source.caption: clip.clip_id for clip in reversed(clips)}  # the first of each
+    # The first clip of each.
+    clip_of = {caption: clip.clip_id for clip in reversed(clips) for caption in clip.source.captions}
     read = store.read_tokens()
     known = [(prompt.caption, *read[prompt.key]) for prompt in prompts if prompt.key in read]
     names = {caption: clip_of.get(caption, repr(caption[:60])) for caption, _, _ in known}

@@ -206,7 +206,7 @@ def _encoding(data: ClipFolder) -> dict[str, float]:
     identity = data.family.identity
     clips = dict(zip(data.latent_recipes(), data.plan.clips, strict=True))
     todo = [clips[recipe] for recipe in data.store.missing(list(clips))]
-    captions = list(dict.fromkeys(clip.source.caption for clip in data.plan.clips))
+    captions = list(dict.fromkeys(caption for clip in data.plan.clips for caption in clip.source.captions))
     missing = data.store.missing([PromptRecipe.of(caption, identity, data.encoding.dtype) for caption in captions])
     width = (4 if data.encoding.dtype == "float32" else 2) * (1 + data.encoding.with_std)
     size = sum(width * math.prod(data.family.latent_shape(*clip.bucket)) for clip in todo)

@@ -18,7 +18,7 @@ from vidlit.video.frames import VideoInfo
 from vidlit.video.inspection import Inspection, Wanted, inspect_files
 from vidlit.video.isolation import IsolatedReader
 from vidlit.video.scenes import probable_cuts, require_scene_detection
-from vidlit.video.sources import Clip, Rejected, SourceVideo, read_sources
+from vidlit.video.sources import Clip, Rejected, Sources, SourceVideo, read_sources
 
 ClipMode = Literal["head", "chunk", "slide", "uniform", "scenes"]
 MOST_CLIPS = 100_000
@@ -109,6 +109,8 @@ def plan_clips(
     fps: float,
     cutting: Cutting | ClipMode = Cutting(),
     *,
+    trigger: str | None = None,
+    first_captions: bool = False,
     tie_near_duplicates: bool = True,
     cache: Path | None = None,
     reader: Callable[[], IsolatedReader] = IsolatedReader,
@@ -124,6 +126,8 @@ def plan_clips(
         buckets: resolutions clips are brought to.
         fps: frames a second of every clip; time is resampled, never stretched.
         cutting: how each row is cut; or the mode alone, with the other options as they are by default.
+        trigger: put before captions that do not have it, see :func:`~vidlit.video.sources.with_trigger`.
+        first_captions: leave out the further captions of rows with several.
         tie_near_duplicates: whether to find videos that show the same and tie their groups. Identical files always are.
         cache: file that remembers what was read of each file, by path, size and time of change.
         reader: makes the readers that open files.
@@ -140,7 +144,7 @@ def plan_clips(
     if not (math.isfinite(fps) and fps > 0):
         raise UserError(f"fps must be above 0, not {fps}")
     cutting = cutting if isinstance(cutting, Cutting) else Cutting(cutting)
-    sources = read_sources(folder)
+    sources = read_sources(folder, trigger, first_captions=first_captions)
     files = {source.video: source.path for source in sources.videos}
     wanted = Wanted(tie_near_duplicates, cutting.mode == "scenes", _frames_asked_for(sources.videos))
     if wanted.cuts:
@@ -177,19 +181,25 @@ def plan_clips(
         near_duplicates=tuple(tied),
         unlisted=sources.unlisted,
         skipped=sources.skipped,
-        remarks=(*sources.notes, *_on_captions(sources.further_captions)),
+        remarks=(*sources.notes, *_on_captions(sources, trigger, first_captions)),
         crossing=() if cutting.mode == "scenes" else tuple(_crossing(clips, known)),
     )
 
 
-def _on_captions(further: Mapping[str, int]) -> list[str]:
-    """That only the first caption of a row is used."""
-    if not further:
-        return []
-    return [
-        f"{len(further)} rows have several captions, of which the first is used: {sum(further.values())} are left out "
-        f"(the first such row: {next(iter(further))}); give further ones as rows of their own"
-    ]
+def _on_captions(sources: Sources, trigger: str | None, first_captions: bool) -> list[str]:
+    """What becomes of captions: which of several are used, and how many got the trigger."""
+    said, further = [], sources.further_captions
+    if further:
+        used = (
+            f"of which the first is used: {sum(further.values())} are left out"
+            if first_captions
+            else f"which training reads in turn ({sum(further.values())} beside the first); all else uses the first"
+        )
+        said.append(f"{len(further)} rows have several captions, {used} (the first such row: {next(iter(further))})")
+    if trigger:
+        had = len(sources.videos) - sources.triggered
+        said.append(f"the trigger {trigger!r} was put before the captions of {sources.triggered} rows; {had} had it")
+    return said
 
 
 def _frames_asked_for(rows: Iterable[SourceVideo]) -> dict[str, frozenset[int]]:

@@ -6,7 +6,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -50,6 +50,13 @@ class SourceVideo:
     """A span given in frames of the file, end excluded; becomes seconds when its frame rate is known."""
     extra: dict[str, str] = field(default_factory=dict)
     """Columns that are not vidlit's own, as text."""
+    further_captions: tuple[str, ...] = ()
+    """Of rows with several: training reads them in turn, all else ``caption``, the first."""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All of them, the first one first."""
+        return (self.caption, *self.further_captions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +98,21 @@ class Sources:
     skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What else is left alone, by reason: other files by their suffix, links to folders outside. Their names."""
     further_captions: Mapping[str, int] = field(default_factory=dict)
-    """Where a row has several captions, and how many of them are not used: the first one is."""
+    """Where a row has several captions, and how many beside the first."""
+    triggered: int = 0
+    """Rows that got the trigger; the others had it in their first caption."""
     notes: tuple[str, ...] = ()
     """What the layout has to say, a line each: options of another trainer that have no counterpart, other splits."""
 
 
-def read_sources(folder: Path) -> Sources:
+def read_sources(folder: Path, trigger: str | None = None, *, first_captions: bool = False) -> Sources:
     """Read the rows of a folder, or of one table file.
 
     Args:
         folder: a folder in one of the accepted layouts (:mod:`vidlit.video.layouts`), or a table or another trainer's
             config whose paths are relative to its own folder.
+        trigger: see :func:`with_trigger`; ``None`` for none.
+        first_captions: leave out the further captions of rows with several.
 
     Returns:
         Good rows in the order of the file, bad ones with their reasons.
@@ -117,20 +128,25 @@ def read_sources(folder: Path) -> Sources:
     videos: list[SourceVideo] = []
     quarantined: list[Rejected] = []
     further: dict[str, int] = {}
+    triggered = 0
     named: set[str] = set()
     for place, row in listing.rows:
         try:
             if isinstance(row, Rejected):
                 raise _RowError(row.video, row.reason)
-            video, num_further = _read_row(files, listing.base, place, row)
+            video = _read_row(files, listing.base, place, row)
         except _RowError as bad:
             named.add(bad.video)
             quarantined.append(Rejected(printable(bad.video), bad.reason))
             continue
         named.add(video.video)
-        videos.append(video)
-        if num_further:
-            further[place] = further.get(place, 0) + num_further
+        if video.further_captions:
+            further[place] = further.get(place, 0) + len(video.further_captions)
+        if first_captions:
+            video = replace(video, further_captions=())
+        first, *others = (with_trigger(caption, trigger) for caption in video.captions)
+        triggered += first != video.caption
+        videos.append(replace(video, caption=first, further_captions=tuple(others)))
     if not videos:
         reasons = "; ".join(f"{shown(bad.video)[1:-1]}: {bad.reason}" for bad in quarantined[:3]) or "it lists none"
         raise UserError(f"no usable video in {files.path} ({listing.name}): {reasons}")
@@ -149,8 +165,16 @@ def read_sources(folder: Path) -> Sources:
         skipped=_by_suffix(name for name in left if not is_media(name))
         | {reason: tuple(map(printable, names)) for reason, names in files.skipped.items()},
         further_captions=further,
+        triggered=triggered,
         notes=listing.notes,
     )
+
+
+def with_trigger(caption: str, trigger: str | None) -> str:
+    """A caption that begins with a trigger, ``ohwx, a dog runs``; as it is where the trigger is a word of it."""
+    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+        return caption
+    return f"{trigger}, {caption}"
 
 
 class _RowError(Exception):
@@ -161,8 +185,8 @@ class _RowError(Exception):
         self.video, self.reason = video, reason
 
 
-def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any]) -> tuple[SourceVideo, int]:
-    """A row, checked, and the number of captions it has beside the one that is used."""
+def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any]) -> SourceVideo:
+    """A row, checked."""
     cells = {f"{column}": cell for column, cell in row.items()}
     video = place  # until it is known
 
@@ -202,8 +226,8 @@ def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any]
         raise _RowError(video, f"its span ends at {high:g}, before it starts ({place})")
     frame_span = (int(first or 0), None if last is None else int(last)) if frames else None
     notes = {column: note for column, cell in cells.items() if (note := read_note(cell)) is not None}
-    found = SourceVideo(path, video, captions[0], group or video, start, end, frame_span, notes)
-    return found, len(captions) - 1
+    caption, *further = dict.fromkeys(captions)
+    return SourceVideo(path, video, caption, group or video, start, end, frame_span, notes, tuple(further))
 
 
 def _by_suffix(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
