@@ -37,6 +37,7 @@ def test_plan_foretells_what_the_sampler_does(data):
     plan = make_plan(data, max_steps=30, num_replicas=1, accumulate=2, learning_rate=1e-4)
     assert plan.clips == 12
     assert plan.videos == 6
+    assert plan.masked == 0
     assert plan.split["train"] == {"clips": 8, "videos": 4}
     assert plan.split["val"] == {"clips": 4, "videos": 2}
     assert sum(row.clips for row in plan.buckets) == 12

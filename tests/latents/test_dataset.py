@@ -21,7 +21,7 @@ NAMES = {"prompt_extras": ("pooled_projections",), "clip_extras": ("first_frame"
 
 def flat(batch):
     latents, (embeds, mask, extras), *rest = batch
-    return [latents, embeds, mask, *(extras[name] for name in EXTRAS), *rest]
+    return [latents, embeds, mask, *(extras[name] for name in EXTRAS), *(each for each in rest if each is not None)]
 
 
 @pytest.fixture(scope="module")

@@ -223,6 +223,8 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are the user's
     say(f"{plan.source} ({plan.layout}): {plan.clips} clips of {plan.videos} recordings")
     say(count_words(plan.counts))
+    if plan.masked:
+        say(f"masks: of {plan.masked} of the {plan.clips} clips; the others count everywhere in the loss")
     table = Table("bucket")
     for name in ("clips", "train", "tokens each", "repeats a batch"):
         table.add_column(name, justify="right")

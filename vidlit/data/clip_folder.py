@@ -49,6 +49,8 @@ class ClipFolder:
             ``None`` to leave captions as they are.
         caption_variants: of rows with several captions training reads ``all``, one at each visit in turn, or the
             ``first``; validation and samples always use the first.
+        unmasked_weight: weight in the loss, in training and validation, of what the mask of a clip leaves out, above 0
+            and at most 1; a clip without a mask counts everywhere.
         further_captions: captions to encode beside those of the clips, such as the negative prompt of guided samples.
         seed: seed of the split and of the order of clips.
 
@@ -69,6 +71,7 @@ class ClipFolder:
         encoding: Encoding = Encoding(),  # noqa: B008
         trigger: str | None = None,
         caption_variants: Literal["all", "first"] = "all",
+        unmasked_weight: float = 0.1,
         further_captions: list[str] | None = None,
         seed: int = 0,
     ) -> None:
@@ -83,8 +86,14 @@ class ClipFolder:
         """Of each bucket, on one rank."""
         self.trigger = (trigger or "").strip() or None
         self.caption_variants = caption_variants
+        self.unmasked_weight = unmasked_weight
         self.further_captions = further_captions or []
         self.seed = seed
+        if not 0 < unmasked_weight <= 1:
+            raise UserError(
+                f"data.unmasked_weight is {unmasked_weight:g}: it must be above 0, as something counts in every clip, "
+                "and at most 1."
+            )
         if encoding.with_std and self.family.vae_is_deterministic:
             raise UserError(
                 f"data.encoding.posterior is sample, but the VAE of {base} gives each video one latent, without a "
@@ -226,6 +235,7 @@ class ClipFolder:
             prompt_extras=self.family.prompt_extras,
             with_std=self.encoding.with_std,
             rows=rows,
+            unmasked_weight=self.unmasked_weight,
         )
 
     def prompt(self, caption: str) -> Conditioning:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,13 +101,20 @@ class Scene:
 
     def render(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """One clip, (F, H, W, 3): start, phase and turn are drawn anew, the scene stays."""
+        return self._to_bytes([frame for frame, _ in self._frames(rng)])
+
+    def render_mask(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """The mask (F, H, W, 3) of the clip that :meth:`render` makes of the same draws: white where the shape is."""
+        return self._to_bytes([np.repeat(inside, 3, axis=-1) for _, inside in self._frames(rng)])
+
+    def _frames(self, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
+        """Frames (H, W, 3), and where the shape is (H, W, 1)."""
         height, width = self.size
         y, x = np.mgrid[0:height, 0:width].astype(np.float32) / height
         first, second, sky, ground = (np.array(COLOURS[name], dtype=np.float32) for name in self.colours)
         grain = self._grain()
         start = rng.uniform([0.2 * width / height, 0.2], [0.8 * width / height, 0.8])
         phase, spin, wave = rng.uniform(0, 2 * np.pi), rng.uniform(-0.08, 0.08), rng.uniform(0, 2 * np.pi)
-        frames = []
         for time in range(self.num_frames):
             centre_x, centre_y = self._position(start, phase, time, width / height)
             ripple = 0.1 * np.sin(6 * x + 4 * y + wave + 0.15 * time)
@@ -124,9 +131,12 @@ class Scene:
             if self.look == "neon":
                 tube, glow = np.exp(-np.square(distance / 0.12)), np.exp(-np.abs(distance) / 0.5)
                 lights = first * (0.9 * tube + 0.35 * glow) + surface * 0.25 * inside
-                frames.append(np.clip(0.18 * frame + lights, 0, 1))
+                yield np.clip(0.18 * frame + lights, 0, 1), inside
             else:
-                frames.append(frame * (1 - inside) + surface * inside)
+                yield frame * (1 - inside) + surface * inside, inside
+
+    @staticmethod
+    def _to_bytes(frames: list[Array]) -> NDArray[np.uint8]:
         return (np.stack(frames) * 255 + 0.5).astype(np.uint8)
 
     def _grain(self) -> Array:

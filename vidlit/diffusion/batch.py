@@ -105,6 +105,8 @@ class LatentSample(NamedTuple):
     """:func:`clip_key` of the clip."""
     extras: Mapping[str, Tensor] = {}
     """a family's own tensors"""
+    weights: Tensor | None = None
+    """(1, F, H, W), of a clip with a mask"""
 
 
 class LatentBatch(NamedTuple):
@@ -118,6 +120,9 @@ class LatentBatch(NamedTuple):
     """(B,) int64 on the CPU, rows of the split's clip table"""
     keys: Tensor
     """(B,) int64 on the CPU, :func:`clip_key` of each clip: seeds the noise of paired validation"""
+    weights: Tensor | None = None
+    """(B, 1, F, H, W) float32, what each place of the picture counts in the loss: the clips' masks. ``None`` where all
+    count alike"""
 
     def stream(self, name: str) -> Tensor:
         """Clean latents (B, ...) of one of the family's streams."""
@@ -129,7 +134,8 @@ class LatentBatch(NamedTuple):
         Lightning moves a batch by its own method, where it has one.
         """
         latents = self.latents.to(device, non_blocking=True)
-        return self._replace(latents=latents, conditioning=self.conditioning.to(device))
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
+        return self._replace(latents=latents, conditioning=self.conditioning.to(device), weights=weights)
 
 
 class PromptBatch(NamedTuple):
@@ -165,9 +171,14 @@ def as_is(batch: Any) -> Any:
 def collate(samples: Sequence[LatentSample], prompt_length: int | None = None) -> LatentBatch:
     """Stack clips of one resolution and pad their prompts; see :meth:`Conditioning.of`."""
     captions = [{"prompt_embeds": sample.prompt_embeds, **sample.extras} for sample in samples]
+    weights = None
+    if any(sample.weights is not None for sample in samples):
+        alike = torch.ones(1, *samples[0].latents.shape[1:])
+        weights = torch.stack([alike if sample.weights is None else sample.weights for sample in samples])
     return LatentBatch(
         latents=torch.stack([sample.latents for sample in samples]),
         conditioning=Conditioning.of(captions, prompt_length),
         indices=torch.tensor([sample.row for sample in samples], dtype=torch.int64),
         keys=torch.tensor([sample.key for sample in samples], dtype=torch.int64),
+        weights=weights,
     )

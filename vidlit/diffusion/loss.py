@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch
+from vidlit.diffusion.loss_weights import weighted_mean
 from vidlit.diffusion.noising import num_positions, stratum_draws, stratum_noise, stratum_sigmas, without_first_frame
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS, Given, as_given, by_stream
@@ -29,7 +30,8 @@ def denoising_loss(
 ) -> Given:
     """Mean squared error of the predicted velocity, for each sample, weighted by its noise level.
 
-    Frames at sigma 0 are given, not learned: they have no part in it.
+    Frames at sigma 0 are given, not learned: they have no part in it. Where clips have masks, the picture's is a mean
+    over places that the batch's weights say.
 
     Args:
         model: the denoising transformer.
@@ -54,12 +56,23 @@ def denoising_loss(
         raise ValueError(f"the model predicts {sorted(velocities)}, but noise was given for {sorted(noises)}.")
     targets = {name: noising.target(clean[name], noises[name]) for name in noises}
     return as_given(
-        {name: _loss_of_stream(noising, velocities[name], targets[name], levels[name]) for name in noises}, noise
+        {
+            name: _loss_of_stream(
+                noising, velocities[name], targets[name], levels[name], batch.weights if name == LATENTS else None
+            )
+            for name in noises
+        },
+        noise,
     )
 
 
-def _loss_of_stream(noising: RectifiedFlow, velocity: Tensor, target: Tensor, sigmas: Tensor) -> Tensor:
+def _loss_of_stream(
+    noising: RectifiedFlow, velocity: Tensor, target: Tensor, sigmas: Tensor, weights: Tensor | None
+) -> Tensor:
     errors = (velocity.float() - target).square()
+    if weights is not None:
+        by_frame = sigmas.view(len(errors), 1, -1, 1, 1)
+        return weighted_mean(errors * noising.weight(by_frame), weights * (by_frame > 0))
     if sigmas.dim() == 1:
         return errors.flatten(1).mean(1) * noising.weight(sigmas)
     by_frame = errors.mean(dim=(1, 3, 4)) * noising.weight(sigmas)

@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch, LatentSample, clip_key
+from vidlit.diffusion.loss_weights import loss_weights
 from vidlit.errors import UserError
 from vidlit.latents.batch_memory import Block, Layout
-from vidlit.latents.recipe import LatentRecipe, PromptRecipe
+from vidlit.latents.recipe import MASK, LatentRecipe, PromptRecipe
 from vidlit.latents.shards import TensorTable
 from vidlit.latents.store import LatentStore
 from vidlit.video.frames import BLACK, Color
 
 if TYPE_CHECKING:
     from vidlit.video.sources import Clip
+
+_WEIGHTS = "weights"  # name of the masks' part of a packed batch
 
 
 class LatentDataset(Dataset[LatentSample]):
@@ -36,6 +40,8 @@ class LatentDataset(Dataset[LatentSample]):
         clip_extras: names of further tensors stored with the latents.
         prompt_extras: names of further tensors stored with the prompt embeddings.
         rows: row of the clip table that each belongs to; ``None`` where that is its place.
+        masked: rows whose clips have a mask; where there are any, batches have weights.
+        unmasked_weight: what a place counts that a mask leaves out.
 
     Raises:
         KeyError: a key is not stored; :meth:`from_clips` says why in words.
@@ -50,11 +56,16 @@ class LatentDataset(Dataset[LatentSample]):
         clip_extras: Sequence[str] = (),
         prompt_extras: Sequence[str] = (),
         rows: Sequence[int] | None = None,
+        masked: Sequence[int] = (),
+        unmasked_weight: float = 1.0,
     ) -> None:
         self._latents = store.locate("latent", "latents", latent_keys)
         self._prompts = store.locate("prompt", "prompt_embeds", prompt_keys)
         self._extras = {name: store.locate("prompt", name, prompt_keys) for name in prompt_extras}
         self._extras |= {name: store.locate("latent", name, latent_keys) for name in clip_extras}
+        self._masks = store.locate("latent", MASK, [latent_keys[row] for row in masked]) if masked else None
+        self._place_of_mask = {row: place for place, row in enumerate(masked)}
+        self._unmasked_weight = unmasked_weight
         prompts = {(len(shape), shape[-1:], dtype) for shape, dtype in self._prompts.layouts}
         if len(prompts) > 1 or {2, *(len(shape) for shape, _ in self._prompts.layouts)} != {2}:
             raise UserError(f"the index of {store.root} gives prompts of several kinds: use another store folder")
@@ -73,6 +84,7 @@ class LatentDataset(Dataset[LatentSample]):
         prompt_extras: Sequence[str] = (),
         with_std: bool = False,
         rows: Sequence[int] | None = None,
+        unmasked_weight: float = 1.0,
     ) -> LatentDataset:
         """Rows in the order of ``clips``, as the encoders of ``identity`` (``vae``, ``text``) would encode them.
 
@@ -86,6 +98,7 @@ class LatentDataset(Dataset[LatentSample]):
             prompt_extras: names of further tensors stored with the prompt embeddings.
             with_std: they were stored with ``latents_std``; name it in ``clip_extras`` to read it.
             rows: row of the clip table that each belongs to; ``None`` where that is its place.
+            unmasked_weight: what a place counts that a clip's mask leaves out.
 
         Raises:
             UserError: something is not stored; names what differs from what is.
@@ -96,7 +109,8 @@ class LatentDataset(Dataset[LatentSample]):
         store.require(prompts)
         ids = [clip.clip_id for clip in clips]
         latent_keys, prompt_keys = [recipe.key for recipe in latents], [recipe.key for recipe in prompts]
-        return cls(store, ids, latent_keys, prompt_keys, clip_extras, prompt_extras, rows)
+        masked = [row for row, clip in enumerate(clips) if clip.mask_content is not None]
+        return cls(store, ids, latent_keys, prompt_keys, clip_extras, prompt_extras, rows, masked, unmasked_weight)
 
     def __len__(self) -> int:
         return len(self._latents)
@@ -108,7 +122,14 @@ class LatentDataset(Dataset[LatentSample]):
             row=int(self.rows[index]),
             key=int(self.keys[index]),
             extras={name: table.read(index) for name, table in self._extras.items()},
+            weights=self._weights(index),
         )
+
+    def _weights(self, row: int) -> Tensor | None:
+        """(1, F, H, W) of a clip with a mask."""
+        if self._masks is None or row not in self._place_of_mask:
+            return None
+        return loss_weights(self._masks.read(self._place_of_mask[row]), self._unmasked_weight)
 
     def latent_shape(self, index: int) -> tuple[int, ...]:
         """(C, F, H, W) of a row, without reading it."""
@@ -134,7 +155,10 @@ class LatentDataset(Dataset[LatentSample]):
         lengths = [self._prompts.layouts[place[2]][0][0] for place in prompts]
         length = prompt_length or max(lengths)
         extras = [(table, *_places(table, rows)) for table in self._extras.values()]
-        block = Block([layout, ((len(rows), length, width), dtype), *(layout for _, _, layout in extras)])
+        layouts = [layout, ((len(rows), length, width), dtype), *(layout for _, _, layout in extras)]
+        if self._masks is not None:
+            layouts.append(((len(rows), 1, *layout[0][2:]), torch.float32))
+        block = Block(layouts)
         parts = block.parts()
         token = width * dtype.itemsize
         for row, place, tokens, part in zip(rows, prompts, lengths, _split(parts[1], len(rows)), strict=True):
@@ -142,10 +166,17 @@ class LatentDataset(Dataset[LatentSample]):
             if tokens < length:
                 np.frombuffer(part[token * tokens :], np.uint8).fill(0)
         stacked = [(self._latents, latents, layout), *extras]
-        for (table, places, _), whole in zip(stacked, [parts[0], *parts[2:]], strict=True):
+        wholes = [parts[0], *parts[2 : 2 + len(extras)]]
+        for (table, places, _), whole in zip(stacked, wholes, strict=True):
             for row, place, part in zip(rows, places, _split(whole, len(rows)), strict=True):
                 table.read_into(row, place, part)
-        return _Packed(block, tuple(self._extras), lengths, self.rows[rows].tolist(), self.keys[rows])
+        names = tuple(self._extras)
+        if self._masks is not None:
+            names = (*names, _WEIGHTS)
+            for row, part in zip(rows, _split(parts[-1], len(rows)), strict=True):
+                weights = self._weights(row)
+                np.frombuffer(part, np.float32)[:] = 1 if weights is None else weights.flatten().numpy()
+        return _Packed(block, names, lengths, self.rows[rows].tolist(), self.keys[rows])
 
     def batches(self, prompt_length: int | None = None) -> LatentBatches:
         """The same clips by lists of rows, for ``DataLoader(..., sampler=lists_of_rows, batch_size=None)``."""
@@ -184,8 +215,10 @@ class _Packed:
         for row, tokens in enumerate(self.lengths):
             if tokens < embeds.shape[1]:
                 mask[row, tokens:] = False
-        conditioning = Conditioning(embeds, mask, dict(zip(self.extras, extras, strict=True)))
-        return LatentBatch(latents, conditioning, torch.tensor(self.rows), torch.from_numpy(self.keys))
+        named = dict(zip(self.extras, extras, strict=True))
+        weights = named.pop(_WEIGHTS, None)
+        conditioning = Conditioning(embeds, mask, named)
+        return LatentBatch(latents, conditioning, torch.tensor(self.rows), torch.from_numpy(self.keys), weights)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpack, (self.block, self.extras, self.lengths, self.rows, self.keys)

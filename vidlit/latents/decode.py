@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from vidlit.video.sources import Clip
 
 
+BLACKEST = 16
+"""Level of 255 up to which a mask is black: what lossy codecs make of it."""
+
+
 class ClipReader(Protocol):
     """What reads clips in a worker: :class:`vidlit.video.isolation.IsolatedReader`, or a stand-in."""
 
@@ -32,6 +36,8 @@ class DecodedClips(NamedTuple):
     frames: Tensor
     """(B, F, H, W, 3) uint8, the clips that could be read"""
     rows: list[int]
+    masks: dict[int, Tensor]
+    """(F, H, W) uint8, by row, of those that have one; F is 1 where it is the same for all frames"""
     failed: dict[int, tuple[str, bool]]
     """Row to the reason, and whether it may be gone at the next try: it is one of time, memory or the system."""
 
@@ -56,6 +62,7 @@ class ClipBatches(Dataset[DecodedClips]):
         self.clips, self.batches = clips, batches
         self.open_reader, self.background = open_reader, background
         self._reader: ClipReader | None = None  # opened in the worker
+        self._mask_reader: ClipReader | None = None  # each keeps its place in a file
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -67,14 +74,31 @@ class ClipBatches(Dataset[DecodedClips]):
         num_frames, height, width = clips[0].bucket
         frames = batch_memory((len(clips), num_frames, height, width, 3), torch.uint8)
         rows: list[int] = []
+        masks: dict[int, Tensor] = {}
         failed: dict[int, tuple[str, bool]] = {}
         for row, clip in zip(self.batches[index], clips, strict=True):
             try:
                 pixels = self._reader.read_clip(clip.request(self.background))
+                mask = self._read_mask(clip)
             except (UserError, OSError, MemoryError) as error:
                 transient = getattr(error, "transient", not isinstance(error, UserError))
                 failed[row] = " ".join(str(error).split()), transient
             else:
                 frames[len(rows)] = torch.from_numpy(pixels)
                 rows.append(row)
-        return DecodedClips(frames[: len(rows)], rows, failed)
+                masks |= {} if mask is None else {row: mask}
+        return DecodedClips(frames[: len(rows)], rows, masks, failed)
+
+    def _read_mask(self, clip: Clip) -> Tensor | None:
+        request = clip.mask_request()
+        if request is None:
+            return None
+        self._mask_reader = self._mask_reader or self.open_reader()
+        try:
+            pixels = self._mask_reader.read_clip(request)
+        except UserError as error:
+            error.args = (f"its mask {clip.source.mask} {error}",)
+            raise
+        if pixels.max(initial=0) <= BLACKEST:
+            raise UserError(f"its mask {clip.source.mask} is black all through this clip: nothing would be learned")
+        return torch.from_numpy(pixels[..., 1].copy())  # green, as grey as the others

@@ -24,7 +24,7 @@ from vidlit.latents.decode import ClipBatches, ClipReader, DecodedClips
 from vidlit.latents.encode_progress import EncodeProgress
 from vidlit.latents.encoding import CutCaptions, EncodeReport, Encoding, QuarantinedClip, num_cores
 from vidlit.latents.quiet_lightning import quiet_lightning
-from vidlit.latents.recipe import LatentRecipe, PromptRecipe
+from vidlit.latents.recipe import MASK, LatentRecipe, PromptRecipe
 from vidlit.latents.store import Item, LatentStore
 from vidlit.video.isolation import IsolatedReader
 
@@ -46,6 +46,9 @@ class Encoders(Protocol):
 
     def encode_video(self, frames: Tensor) -> dict[str, Tensor]:
         """Frames (B, F, H, W, 3) uint8 to named tensors, at least normalised ``latents`` (B, C, f, h, w)."""
+
+    def encode_masks(self, masks: Tensor) -> Tensor:
+        """Masks (B, F, H, W) uint8 of clips to (B, 1, f, h, w) in [0, 1], of the shape of their latents."""
 
     def encode_captions(self, captions: list[str]) -> list[dict[str, Tensor]]:
         """For each caption its tensors without padding, at least ``prompt_embeds`` (L, D)."""
@@ -281,6 +284,9 @@ class _EncodingModule(LightningModule):
         for place, row in enumerate(batch.rows):
             dtype = self.work.recipes[row].dtype
             stored = {name: _to_store(tensor[place], dtype) for name, tensor in encoded.items()}
+            if row in batch.masks:
+                whole = batch.masks[row].expand(batch.frames.shape[1:4])
+                stored[MASK] = _to_store(encoders.encode_masks(whole[None])[0], dtype)
             if all(tensor.isfinite().all() for tensor in stored.values()):
                 items.append(self.work.item(row, stored))
             else:

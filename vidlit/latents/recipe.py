@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PREPROCESSING = "cover-crop-1"
 """How pixels are made from a file. Goes up whenever :func:`vidlit.video.frames.read_clip` gives other pixels."""
 
+MASK = "mask"
+"""Name of the tensor (1, F, H, W) that is stored with the latents of a clip with a mask."""
+
 
 class _Recipe:
     __slots__ = ()
@@ -57,6 +60,7 @@ class LatentRecipe(_Recipe):
         dtype: what is stored, e.g. ``"bfloat16"``.
         preprocessing: how the file's frames became pixels.
         posterior: what is stored of the VAE's posterior: its ``mode``, or ``mode and std``.
+        mask: sha256 of the mask's file, which is stored with the latents; ``none`` where the clip has none.
     """
 
     kind: ClassVar[str] = "latent"
@@ -69,8 +73,9 @@ class LatentRecipe(_Recipe):
         "encoder": "VAE",
         "dtype": "dtype",
         "posterior": "latents",
+        "mask": "mask",
     }
-    implied: ClassVar[dict[str, str]] = {"posterior": "mode"}
+    implied: ClassVar[dict[str, str]] = {"posterior": "mode", "mask": "none"}
 
     content: str
     start: float
@@ -80,6 +85,7 @@ class LatentRecipe(_Recipe):
     dtype: str
     preprocessing: str
     posterior: str = "mode"
+    mask: str = "none"
 
     @classmethod
     def of(
@@ -100,6 +106,7 @@ class LatentRecipe(_Recipe):
             dtype=dtype,
             preprocessing=f"{PREPROCESSING} on rgb {','.join(map(str, background))}",
             posterior="mode and std" if with_std else "mode",
+            mask=clip.mask_content or "none",
         )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from vidlit.diffusion.loss_weights import latent_mask
 from vidlit.models.base_folder import load_part, read_config
 
 if TYPE_CHECKING:
@@ -180,6 +181,11 @@ class BaseEncoders:
         # Bytes travel to the device, a quarter of what floats would be.
         video = frames.to(self.device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
         return {name: tensor.float().cpu() for name, tensor in self._video_encoder(video).items()}
+
+    def encode_masks(self, masks: Tensor) -> Tensor:
+        """Masks (B, F, H, W) uint8 of clips to (B, 1, f, h, w) in [0, 1], of the shape of their latents."""
+        _, *shape = self.family.latent_shape(*masks.shape[1:])
+        return latent_mask(masks.float() / 255, (shape[0], shape[1], shape[2]), self.family.compression[0])
 
     @torch.no_grad()
     def encode_captions(self, captions: list[str]) -> list[dict[str, Tensor]]:

@@ -46,6 +46,8 @@ class RunPlan:
     layout: str
     videos: int
     clips: int
+    masked: int
+    """Clips with a mask."""
     counts: dict[str, dict[str, int]]
     """Rows and clips that are used, dropped, quarantined; see :class:`vidlit.data.usage.Usage`."""
     buckets: list[BucketPlan]
@@ -120,6 +122,7 @@ def make_plan(
         layout=folder.layout,
         videos=len({clip.source.group for clip in folder.clips}),
         clips=len(folder.clips),
+        masked=sum(clip.mask_content is not None for clip in folder.clips),
         buckets=_buckets(data, num_replicas),
         counts=data.usage.counts(),
         quarantined=[

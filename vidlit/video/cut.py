@@ -17,6 +17,7 @@ from vidlit.video.duplicates import NearDuplicate, find_near_duplicates, tie_gro
 from vidlit.video.frames import VideoInfo
 from vidlit.video.inspection import Inspection, Wanted, inspect_files
 from vidlit.video.isolation import IsolatedReader
+from vidlit.video.masks import inspect_masks
 from vidlit.video.scenes import probable_cuts, require_scene_detection
 from vidlit.video.sources import Clip, Rejected, Sources, SourceVideo, read_sources
 
@@ -154,19 +155,20 @@ def plan_clips(
     results = [(source.video, inspected[source.video]) for source in sources.videos]
     quarantined += [Rejected(video, result) for video, result in results if isinstance(result, str)]  # one a row
     known = {video: result for video, result in inspected.items() if not isinstance(result, str)}
-    rows = [source for source in sources.videos if source.video in known]
-    groups, tied = _tie(rows, known, tie_near_duplicates)
+    rows, badly_masked = inspect_masks([row for row in sources.videos if row.video in known], known, cache, reader)
+    quarantined += badly_masked
+    groups, tied = _tie([row for row, _ in rows], known, tie_near_duplicates)
 
     clips: list[Clip] = []
     dropped: list[Rejected] = []
     shortened: list[Shortened] = []
-    for source in rows:
+    for source, mask in rows:
         grouped = replace(source, group=groups[source.video])
         cut = _cut(grouped, known[source.video], buckets, fps, cutting)
         if isinstance(cut, Rejected):
             dropped.append(cut)
             continue
-        clips += cut[0]
+        clips += [replace(clip, mask_content=mask) for clip in cut[0]] if mask is not None else cut[0]
         shortened += [cut[1]] if cut[1] is not None else []
     clips, repeated = _distinct(clips)
     return DatasetPlan(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from vidlit.errors import UserError, printable
 from vidlit.video.buckets import Bucket
-from vidlit.video.frames import BLACK, ClipRequest, Color
+from vidlit.video.frames import BLACK, IMAGE_SUFFIXES, ClipRequest, Color
 from vidlit.video.layouts.cells import (
     CellError,
     read_name,
@@ -58,6 +58,12 @@ class SourceVideo:
         """All of them, the first one first."""
         return (self.caption, *self.further_captions)
 
+    mask: str | None = None
+    """Its mask, an image or a video of the same shape: white counts in the loss, black does not. Posix path relative to
+    the source folder."""
+    mask_path: Path | None = None
+    """The same, absolute, with all links resolved."""
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
@@ -72,11 +78,23 @@ class Clip:
     bucket: Bucket
     content: str
     """SHA-256 of the file's bytes, in hexadecimal."""
+    mask_content: str | None = None
+    """The same of its mask; ``None`` where it has none, and counts everywhere."""
 
     def request(self, background: Color = BLACK) -> ClipRequest:
         """Its frames, as they are asked of a reader."""
         frames, height, width = self.bucket
         return ClipRequest(self.source.path, self.start, frames, self.fps, height, width, background)
+
+    def mask_request(self) -> ClipRequest | None:
+        """The frames of its mask, cut as its own are: one of an image, which goes for all; ``None`` without a mask."""
+        path = self.source.mask_path
+        if path is None:
+            return None
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            _, height, width = self.bucket
+            return ClipRequest(path, 0.0, 1, self.fps, height, width)
+        return replace(self.request(), path=path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +157,7 @@ def read_sources(folder: Path, trigger: str | None = None, *, first_captions: bo
             named.add(bad.video)
             quarantined.append(Rejected(printable(bad.video), bad.reason))
             continue
-        named.add(video.video)
+        named |= {video.video, *([video.mask] if video.mask is not None else [])}
         if video.further_captions:
             further[place] = further.get(place, 0) + len(video.further_captions)
         if first_captions:
@@ -213,6 +231,9 @@ def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any]
     captions = take_first(CAPTION_COLUMNS, lambda cell: read_texts(cell) or None)
     if captions is None:
         raise _RowError(video, f"has no caption ({place})")
+    mask, mask_path = _find_mask(files, base, take("mask", read_text))
+    if isinstance(mask_path, str):
+        raise _RowError(video, f"{mask_path} ({place})")
     group = take("group", read_name)
     spans = ("start", "end", "start_frame", "end_frame")
     start, end, first, last = (take(each, read_number) if each in cells else None for each in spans)
@@ -227,7 +248,19 @@ def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any]
     frame_span = (int(first or 0), None if last is None else int(last)) if frames else None
     notes = {column: note for column, cell in cells.items() if (note := read_note(cell)) is not None}
     caption, *further = dict.fromkeys(captions)
-    return SourceVideo(path, video, caption, group or video, start, end, frame_span, notes, tuple(further))
+    spans_and_notes = start, end, frame_span, notes
+    return SourceVideo(path, video, caption, group or video, *spans_and_notes, tuple(further), mask, mask_path)
+
+
+def _find_mask(files: SourceFolder, base: str, name: str | None) -> tuple[str | None, Path | str | None]:
+    """A row's mask by its name in the folder, and where it is, or why it cannot be used."""
+    if name is None:
+        return None, None
+    reason, path = refuse_name(name), files.root
+    if reason is None:
+        name = files.find(f"{base}/{name}" if base else name)
+        reason, path = files.locate(name)
+    return name, path if reason is None else f"its mask {printable(name)} {reason}"
 
 
 def _by_suffix(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -37,6 +37,7 @@ REFUSED: Mapping[str, str] = {
     "data.encoding.dtype": _CLIPS,
     "data.encoding.posterior": _CLIPS,
     "data.encoding.background": _CLIPS,
+    "data.unmasked_weight": _SCORES,
     "data.batches.small_bucket": "the order of batches follows from it",
     "samples.num_audit": _AUDITS,
     "samples.audit_steps": _AUDITS,

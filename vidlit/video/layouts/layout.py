@@ -24,7 +24,8 @@ class Rejected:
 
 Row = Mapping[str, Any] | Rejected
 """What a row says, by column: ``file_name`` (relative to the folder), ``caption`` and, where there are any, ``group``,
-``start`` and ``end`` in seconds or ``start_frame`` and ``end_frame``; others are kept with the clip."""
+``mask`` (a path, too), ``start`` and ``end`` in seconds or ``start_frame`` and ``end_frame``; others are kept with the
+clip."""
 
 
 class Listing(NamedTuple):

@@ -33,7 +33,10 @@ class PromptsAndVideos(Layout):
 class CaptionFiles(Layout):
     """A text file beside each video."""
 
-    description = "a.mp4 beside a.txt or a.mp4.txt, which holds its caption, in any folder below"
+    description = (
+        "a.mp4 beside a.txt or a.mp4.txt, which holds its caption, in any folder below, and a.mask.png or a.mask.mp4, "
+        "its mask, if it has one"
+    )
 
     @classmethod
     def read(cls, source: Path) -> Listing | None:
@@ -44,7 +47,10 @@ class CaptionFiles(Layout):
         captions = caption_files(folder)
         if not captions:
             return None
-        rows = [(video, caption_row(folder, video, captions.get(video))) for video in folder.media if is_utf8(video)]
+        masks = mask_files(folder)
+        videos = sorted({name for name in folder.media if is_utf8(name)} - set(masks.values()))
+        said = {video: caption_row(folder, video, captions.get(video)) for video in videos}
+        rows = [(video, _with_mask(row, masks.get(video))) for video, row in said.items()]
         return Listing("a caption file beside each video", rows, tuple(captions.values()))
 
 
@@ -61,6 +67,17 @@ def caption_files(folder: SourceFolder, suffix: str = ".txt") -> dict[str, str]:
         if text is not None:
             found[video] = text
     return found
+
+
+def mask_files(folder: SourceFolder) -> dict[str, str]:
+    """The mask of each video that has one: ``a.mask.png`` or ``a.mask.mp4`` beside ``a.mp4``."""
+    stems = {name: PurePosixPath(name).with_suffix("") for name in folder.media}
+    masks = {stem.with_suffix(""): name for name, stem in stems.items() if stem.suffix == ".mask"}
+    return {name: masks[stem] for name, stem in stems.items() if stem in masks}
+
+
+def _with_mask(row: Row, mask: str | None) -> Row:
+    return row if mask is None or isinstance(row, Rejected) else {**row, "mask": mask}
 
 
 def caption_row(
