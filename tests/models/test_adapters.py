@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from vidlit.diffusion.batch import Conditioning
-from vidlit.models.adapters import LoRA, export_weights
+from vidlit.models.adapters import LoRA, export_weights, without_adapter
 from vidlit.models.family import open_family
 
 
@@ -27,6 +27,18 @@ def inputs():
 @torch.no_grad()
 def velocities(family, transformer):
     return family.velocity(transformer.eval(), *inputs())
+
+
+def test_a_lora_switched_off_is_the_base_and_stays_trainable(family):
+    base, adapted = family.load_transformer(), trained(family, LoRA(rank=4))
+    made = velocities(family, adapted)
+    with without_adapter([adapted]):
+        assert torch.equal(velocities(family, adapted), velocities(family, base))
+        assert any(parameter.requires_grad for parameter in adapted.parameters())
+    assert torch.equal(velocities(family, adapted), made)
+    assert not torch.equal(made, velocities(family, base))
+    with pytest.raises(ValueError, match="LoraLayer"), without_adapter([base]):
+        raise AssertionError
 
 
 def trained(family, lora):

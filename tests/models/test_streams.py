@@ -21,7 +21,7 @@ from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.models.family import open_family
 from vidlit.training.flops import flops_of_a_sample
 from vidlit.training.module import VideoDiffusionModule
-from vidlit.training.open_parts import OpenParts
+from vidlit.training.step.open_parts import OpenParts
 
 SIZE = (9, 32, 32)
 FLOW = RectifiedFlow()

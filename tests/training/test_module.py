@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
-import vidlit.training.module
+import vidlit.training.step.objective
 from tests.models import bases
 from vidlit.__main__ import main
 from vidlit.data.batching import Batching
@@ -23,7 +23,7 @@ from vidlit.models.adapters import LoRA
 from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
-from vidlit.training.posterior import draw_conditioning, draw_latents
+from vidlit.training.step.posterior import draw_conditioning, draw_latents
 
 
 def metrics_of(run):
@@ -242,7 +242,7 @@ def vae_base(tmp_path_factory):
 @pytest.mark.slow
 def test_latents_are_drawn_anew_at_each_visit_and_in_training_alone(quickstart, vae_base, tmp_path, monkeypatch):
     drawn, scored = [], []
-    loss = vidlit.training.module.denoising_loss
+    loss = vidlit.training.step.objective.denoising_loss
 
     class Spied(VideoDiffusionModule):
         def training_step(self, batch, batch_idx):
@@ -258,7 +258,7 @@ def test_latents_are_drawn_anew_at_each_visit_and_in_training_alone(quickstart, 
         return loss(model, noising, batch, *given)
 
     monkeypatch.setattr("vidlit.commands.cli.lightning_cli.VideoDiffusionModule", Spied)
-    monkeypatch.setattr(vidlit.training.objective, "denoising_loss", denoising_loss)
+    monkeypatch.setattr(vidlit.training.step.objective, "denoising_loss", denoising_loss)
 
     def run(name, latents, *further, **options):
         drawn.clear(), scored.clear()

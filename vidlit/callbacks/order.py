@@ -20,6 +20,7 @@ from vidlit.callbacks.wandb_record import WandbRecord
 from vidlit.callbacks.weight_export import ModelCard, WeightExport
 from vidlit.runs.resumes import Change
 from vidlit.signals.divergence_monitor import DivergenceMonitor
+from vidlit.signals.drift_monitor import DriftMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.sample_videos import SampleVideos
@@ -43,6 +44,7 @@ ORDER = (
     Place(BadSteps, "names the clips of a bad step before anything is saved or counted on"),
     Place(DivergenceMonitor, "its curves are what the others' verdicts and the kept weights go by"),
     Place(ExposureLedger, "counts a batch before the checkpoint that holds it is saved"),
+    Place(DriftMonitor, "measures with the weights that were scored, before the check is decided"),
     Place(Signal, "all signals, a plugin's too, hold their check when it is decided"),
     Place(OverfitStopping, "decides when all have judged, and puts the kept weights back before these are used"),
     Place(WeightExport, "exports these weights before anything else that can fail"),

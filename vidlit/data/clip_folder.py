@@ -89,6 +89,7 @@ class ClipFolder:
         self.unmasked_weight = unmasked_weight
         self.further_captions = further_captions or []
         self.seed = seed
+        self._prompts: dict[str, Conditioning] = {}  # that were asked for
         if not 0 < unmasked_weight <= 1:
             raise UserError(
                 f"data.unmasked_weight is {unmasked_weight:g}: it must be above 0, as something counts in every clip, "
@@ -244,11 +245,13 @@ class ClipFolder:
         Raises:
             UserError: it is not stored: it is neither a clip's nor one of ``further_captions``.
         """
-        recipe = PromptRecipe.of(caption, self.family.identity, self.encoding.dtype)
-        self.store.require([recipe])
-        names = ("prompt_embeds", *self.family.prompt_extras)
-        tensors = {name: self.store.locate("prompt", name, [recipe.key]).read(0) for name in names}
-        return Conditioning.of([tensors], self.family.prompt_length)
+        if caption not in self._prompts:
+            recipe = PromptRecipe.of(caption, self.family.identity, self.encoding.dtype)
+            self.store.require([recipe])
+            names = ("prompt_embeds", *self.family.prompt_extras)
+            tensors = {name: self.store.locate("prompt", name, [recipe.key]).read(0) for name in names}
+            self._prompts[caption] = Conditioning.of([tensors], self.family.prompt_length)
+        return self._prompts[caption]
 
     def sampler(self, num_replicas: int, rank: int, start: int = 0) -> ResolutionBatchSampler:
         """The endless order of training batches of one rank.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -47,23 +47,56 @@ def denoising_loss(
     Raises:
         ValueError: the model predicts other streams than noise was given for.
     """
-    noises, levels = by_stream(noise), by_stream(sigmas)
-    clean = {name: batch.stream(name).float() for name in noises}
-    noisy = {name: noising.add_noise(clean[name], noises[name], levels[name]) for name in noises}
-    latents, of_others = noisy.pop(LATENTS), {name: levels[name] for name in noises if name != LATENTS}
-    velocities = by_stream(model(latents, levels[LATENTS], batch.conditioning.with_streams(noisy, of_others)))
+    noises = by_stream(noise)
+    velocities = by_stream(model(*noisy_inputs(noising, batch, noise, sigmas)))
     if velocities.keys() != noises.keys():
         raise ValueError(f"the model predicts {sorted(velocities)}, but noise was given for {sorted(noises)}.")
-    targets = {name: noising.target(clean[name], noises[name]) for name in noises}
-    return as_given(
-        {
-            name: _loss_of_stream(
-                noising, velocities[name], targets[name], levels[name], batch.weights if name == LATENTS else None
-            )
-            for name in noises
-        },
-        noise,
-    )
+    targets = {name: noising.target(batch.stream(name).float(), noises[name]) for name in noises}
+    return as_given(velocity_errors(noising, velocities, targets, sigmas, batch.weights), noise)
+
+
+def noisy_inputs(
+    noising: RectifiedFlow, batch: LatentBatch, noise: Given, sigmas: Given
+) -> tuple[Tensor, Tensor, Conditioning]:
+    """What a model is given of a batch at a noise level: noisy latents, sigmas, and the conditioning.
+
+    Args:
+        noising: the forward process.
+        batch: B clips of one resolution.
+        noise: as for :func:`denoising_loss`.
+        sigmas: as for :func:`denoising_loss`.
+    """
+    levels = by_stream(sigmas)
+    noisy = {
+        name: noising.add_noise(batch.stream(name).float(), each, levels[name])
+        for name, each in by_stream(noise).items()
+    }
+    latents = noisy.pop(LATENTS)
+    conditioning = batch.conditioning.with_streams(noisy, {name: levels[name] for name in noisy})
+    return latents, levels[LATENTS], conditioning
+
+
+def velocity_errors(
+    noising: RectifiedFlow,
+    velocities: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    sigmas: Given,
+    weights: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Mean squared error (B,) of each stream's velocity, weighted by noise level.
+
+    Args:
+        noising: the forward process.
+        velocities: (B, ...) by stream.
+        targets: the same, in float32.
+        sigmas: as for :func:`denoising_loss`.
+        weights: (B, 1, F, H, W), of the picture's places; ``None`` where all count alike.
+    """
+    levels = by_stream(sigmas)
+    return {
+        name: _loss_of_stream(noising, velocities[name], target, levels[name], weights if name == LATENTS else None)
+        for name, target in targets.items()
+    }
 
 
 def _loss_of_stream(
@@ -71,8 +104,8 @@ def _loss_of_stream(
 ) -> Tensor:
     errors = (velocity.float() - target).square()
     if weights is not None:
-        by_frame = sigmas.view(len(errors), 1, -1, 1, 1)
-        return weighted_mean(errors * noising.weight(by_frame), weights * (by_frame > 0))
+        levels = sigmas.view(len(errors), 1, -1, 1, 1)
+        return weighted_mean(errors * noising.weight(levels), weights * (levels > 0))
     if sigmas.dim() == 1:
         return errors.flatten(1).mean(1) * noising.weight(sigmas)
     by_frame = errors.mean(dim=(1, 3, 4)) * noising.weight(sigmas)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,23 @@ def freeze(transformer: nn.Module, pattern: str) -> None:
     for name, parameter in transformer.named_parameters():
         if pattern and re.fullmatch(pattern, name):
             parameter.requires_grad_(False)
+
+
+@contextmanager
+def without_adapter(transformers: Iterable[nn.Module]) -> Iterator[None]:
+    """Transformers with LoRA predict as their base does while this is open.
+
+    The update is multiplied by 0: switched off in peft's other way, weights would for a moment not be trainable.
+
+    Raises:
+        ValueError: one of them has no LoRA.
+    """
+    from peft.helpers import rescale_adapter_scale
+
+    with ExitStack() as held:
+        for transformer in transformers:
+            held.enter_context(rescale_adapter_scale(transformer, 0.0))
+        yield
 
 
 def train_layers(transformer: nn.Module, pattern: str) -> None:

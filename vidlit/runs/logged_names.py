@@ -169,6 +169,17 @@ THRESHOLD = LoggedName(
     limit=True,
     needs=HELD_OUT,
 )
+DRIFT = LoggedName(
+    "drift/velocity",
+    "Drift from the base model",
+    OVERFITTING,
+    unit="% of the velocity's square, at captions that are not trained on",
+    scale="share",
+    summary="last",
+    lower_is_better=True,
+    compared=True,
+    words="How far predictions have moved where nothing was to be learned: what the model forgets.",
+)
 TRAIN_LOSS = LoggedName(
     "train/loss",
     "Loss of the training batches",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch, clip_key
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.noising import Noise, num_positions, start_noise, stratum_sigmas
+from vidlit.diffusion.preservation import Preservation
 from vidlit.diffusion.streams import LATENTS, Given, by_stream
 from vidlit.errors import UserError
 from vidlit.lightning_internals import datamodule_of, expect_unused_parameters, is_attached
-from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights
+from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights, without_adapter
 from vidlit.models.family import open_family
 from vidlit.models.parts import ExpertChoice, Part, chosen_parts
 from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
@@ -28,11 +29,12 @@ from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
 from vidlit.training.expert_weights import ExpertWeights
 from vidlit.training.fit_check import check_fits, describe
-from vidlit.training.gradients import BadStepPolicy, clip_gradients
 from vidlit.training.memory import Memory, shard, whole
-from vidlit.training.objective import check_losses, training_loss
-from vidlit.training.open_parts import TURN, OpenParts
 from vidlit.training.optimizers import apply_changes, hyperparameters, is_schedule_free, with_warmup
+from vidlit.training.option_check import check_options
+from vidlit.training.step.gradients import BadStepPolicy, clip_gradients
+from vidlit.training.step.objective import check_losses, training_loss
+from vidlit.training.step.open_parts import TURN, OpenParts
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -55,6 +57,7 @@ class VideoDiffusionModule(LightningModule):
         warmup_steps: number of optimizer steps over which the learning rate rises linearly to its value; 0 for none.
         caption_dropout: share of the training samples whose caption is replaced by the empty one, so that guidance
             keeps working.
+        preservation: captions at which a LoRA shall change nothing; ``None`` for none.
         noise: noise in training, and the noise levels at which clips are scored.
         memory: options that make the model fit into memory.
         expert: transformer to train of a base with one for high and one for low noise (Wan 2.2 A14B): ``high``, ``low``
@@ -78,6 +81,7 @@ class VideoDiffusionModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         warmup_steps: int = 0,
         caption_dropout: float = 0.0,
+        preservation: Preservation | None = None,
         noise: Noise = Noise(),  # noqa: B008 - frozen, as the two below
         memory: Memory = Memory(),  # noqa: B008
         expert: ExpertChoice = "both",
@@ -95,6 +99,7 @@ class VideoDiffusionModule(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.warmup_steps = warmup_steps
         self.caption_dropout = caption_dropout
+        self.preservation = preservation
         parts = chosen_parts(self.family, expert)
         self.parts = OpenParts(parts, seed, TURN if memory.offload_experts else 1)
         levels = [part.sigmas for part in parts]
@@ -108,32 +113,12 @@ class VideoDiffusionModule(LightningModule):
             setattr(self, name, None)
         self.experts = ExpertWeights(self)
         self.averaged: AveragedWeights | None = None
-        self._empty_prompt: Conditioning | None = None
         self._asked_numbers: list[dict[str, Any]] = []
         self._restored_numbers: list[dict[str, Any]] | None = None
         self.step_was_bad = False
         self.grad_norm = torch.zeros(())
         self.strict_loading = False  # a frozen base is not in the checkpoint; on_load_checkpoint checks the rest
-        self._check_options()
-
-    def _check_options(self) -> None:
-        if self.adapter is not None and self.layers is not None:
-            raise UserError("model.adapter and model.layers exclude each other: a LoRA, or chosen layers of the model.")
-        if self.memory.lowers_base and self.adapter is None and self.layers is None:
-            raise UserError(
-                f"model.memory.base_dtype {self.memory.base_dtype} is for weights that are not trained, and here all "
-                "are: set model.adapter or model.layers, or --trainer.precision bf16-true."
-            )
-        if self.ema is not None and self.is_schedule_free:
-            raise UserError("a schedule-free optimizer averages by itself: leave model.ema out.")
-        if not 0 <= self.caption_dropout < 1:
-            raise UserError(f"model.caption_dropout is {self.caption_dropout}: it must be at least 0 and below 1.")
-        if self.first_frame and not self.family.takes_first_frame:
-            raise UserError(
-                f"model.noise.first_frame is {self.first_frame:g}, but {self.family.base} cannot be given a frame "
-                "without noise: of the families here LTX-2, LTX-Video and Wan 2.2 TI2V-5B can. An image-to-video "
-                "base is always given its first frame."
-            )
+        check_options(self)
 
     # -- the model
 
@@ -211,24 +196,25 @@ class VideoDiffusionModule(LightningModule):
     # -- steps
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch; see :func:`vidlit.training.objective.training_loss`."""
+        """Mean loss of a batch; see :func:`vidlit.training.step.objective.training_loss`."""
         position = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        loss = training_loss(self, batch, position, position // self.trainer.accumulate_grad_batches)
+        loss, added = training_loss(self, batch, position, position // self.trainer.accumulate_grad_batches)
         # Lightning counts logged steps from 0 and once per batch; "step" in the log overrides that.
         stepped = float(self.trainer.global_step + 1)
         shared = self.trainer.world_size > 1
         self.log_dict({TRAIN_LOSS.name: loss, "step": stepped}, batch_size=len(batch.keys), sync_dist=shared)
-        return loss
+        return loss + added
 
-    @property
-    def empty_prompt(self) -> Conditioning:
-        """The empty caption, in the place of one that is dropped."""
-        if self._empty_prompt is None:
-            self._empty_prompt = datamodule_of(self.trainer).prompt("").to(self.device)
-        return self._empty_prompt
+    def prompt(self, caption: str) -> Conditioning:
+        """A stored caption, as of one sample."""
+        return datamodule_of(self.trainer).prompt(caption).to(self.device)  # type: ignore[no-any-return]  # undeclared
+
+    def base_only(self) -> AbstractContextManager[None]:
+        """While it is open, a model with a LoRA is its base."""
+        return without_adapter(self.transformers.values())
 
     def validation_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Losses (B, num_strata) of every part; see :func:`vidlit.training.objective.check_losses`."""
+        """Losses (B, num_strata) of every part; see :func:`vidlit.training.step.objective.check_losses`."""
         return check_losses(self, batch)
 
     def scored_sigmas(self, clips: Sequence[Clip], part: Part) -> Tensor:

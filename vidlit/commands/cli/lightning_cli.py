@@ -31,6 +31,7 @@ from vidlit.commands.options.resumed_options import changed_options
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
 from vidlit.data.identity import DataIdentity
+from vidlit.diffusion.preservation import read_captions
 from vidlit.errors import UserError
 from vidlit.lightning_internals import callbacks_of, parser_of
 from vidlit.runs.checkpoint_files import AtomicCheckpointIO, check_checkpoint, remove_leftovers
@@ -50,6 +51,7 @@ from vidlit.runs.loggers.csv_logger import RunCSVLogger
 from vidlit.runs.rank import rank_from_environment
 from vidlit.runs.resumes import Change
 from vidlit.sampling.prediction import Predict
+from vidlit.signals.drift_monitor import watched_captions
 from vidlit.training.memory_advice import is_out_of_memory, memory_use
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.precision import BFloat16Weights
@@ -148,7 +150,13 @@ class VidlitCLI(LightningCLI):
         parser.link_arguments("model.base", "data.base")
         parser.link_arguments("data.fps", "model.fps")
         parser.link_arguments(
-            ("samples.guidance_scale", "samples.negative_prompt", "model.caption_dropout"),
+            (
+                "samples.guidance_scale",
+                "samples.negative_prompt",
+                "model.caption_dropout",
+                "model.preservation",
+                "drift.captions",
+            ),
             "data.further_captions",
             compute_fn=_further_captions,
         )
@@ -363,10 +371,19 @@ def _report(directory: RunDirectory) -> None:
         print(f"with `vidlit report {directory.path}`.")
 
 
-def _further_captions(guidance_scale: float, negative_prompt: str, caption_dropout: float) -> list[str]:
-    """What samples and training need beside the captions of clips."""
+def _further_captions(
+    guidance_scale: float,
+    negative_prompt: str,
+    caption_dropout: float,
+    preservation: Any,
+    drift: list[str] | Path | None,
+) -> list[str]:
+    """What samples, training and checks need beside the captions of clips."""
     guided = [negative_prompt] if guidance_scale != 1.0 else []
-    return list(dict.fromkeys([*guided, *([""] if caption_dropout > 0 else [])]))
+    given = preservation.get("init_args", preservation) if preservation is not None else {}
+    kept = read_captions(given.get("captions", []))
+    watched = watched_captions(drift, kept)
+    return list(dict.fromkeys([*guided, *([""] if caption_dropout > 0 else []), *kept, *watched]))
 
 
 def _used(data: LatentDataModule) -> str:

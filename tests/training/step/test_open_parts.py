@@ -7,7 +7,7 @@ from torch import nn
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import Stream
 from vidlit.models.parts import Expert, parts_of
-from vidlit.training.open_parts import OpenParts
+from vidlit.training.step.open_parts import OpenParts
 
 EXPERTS = parts_of((Expert("transformer", 0.875, "high"), Expert("transformer_2", 0.0, "low")), (Stream(),))
 STREAMS = parts_of((Expert(),), (Stream(title="video"), Stream("sound", title="audio", weights="audio_")))

@@ -11,14 +11,16 @@ from torch import Tensor
 from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import training_noise
-from vidlit.training.posterior import draw_conditioning, draw_latents
+from vidlit.training.step.posterior import draw_conditioning, draw_latents
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import LatentBatch
     from vidlit.training.module import VideoDiffusionModule
 
 
-def training_loss(module: VideoDiffusionModule, batch: LatentBatch, position: int, step: int) -> Tensor:
+def training_loss(
+    module: VideoDiffusionModule, batch: LatentBatch, position: int, step: int
+) -> tuple[Tensor, Tensor | float]:
     """Mean loss of a batch: of the parts that the step trains the sum by their weights.
 
     Noise and sigma of a sample, and its latents where they are drawn from the VAE's posterior, are a function of (seed,
@@ -30,6 +32,9 @@ def training_loss(module: VideoDiffusionModule, batch: LatentBatch, position: in
         batch: B clips of one resolution.
         position: of the batch in the run.
         step: number of the optimizer step that it belongs to.
+
+    Returns:
+        The denoising loss, and what ``model.preservation`` adds to it.
     """
     first_row = module.global_rank * len(batch.latents)
     rows = range(first_row, first_row + len(batch.latents))
@@ -43,9 +48,13 @@ def training_loss(module: VideoDiffusionModule, batch: LatentBatch, position: in
     batch = draw_conditioning(module.family, batch, module.seed, position, rows)
     if module.caption_dropout > 0:
         dropped = draw_dropped(module.caption_dropout, module.seed, position, rows).to(module.device)
-        batch = batch._replace(conditioning=drop_captions(batch.conditioning, module.empty_prompt, dropped))
-    losses = denoising_loss(partial(module, expert=parts[0].expert), noising, batch, noise, sigmas)
-    return torch.stack([part.loss_weight * losses[part.stream].mean() for part in parts]).sum()
+        batch = batch._replace(conditioning=drop_captions(batch.conditioning, module.prompt(""), dropped))
+    expert = parts[0].expert
+    losses = denoising_loss(partial(module, expert=expert), noising, batch, noise, sigmas)
+    loss = torch.stack([part.loss_weight * losses[part.stream].mean() for part in parts]).sum()
+    if module.preservation is None:
+        return loss, 0.0
+    return loss, module.preservation.loss(module, noising, batch, noise, sigmas, position, rows, expert)
 
 
 def check_losses(module: VideoDiffusionModule, batch: LatentBatch) -> dict[str, Tensor]:

@@ -1,0 +1,37 @@
+"""Options of a model that contradict each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vidlit.errors import UserError
+
+if TYPE_CHECKING:
+    from vidlit.training.module import VideoDiffusionModule
+
+
+def check_options(module: VideoDiffusionModule) -> None:
+    """Refuse options of a model that contradict each other, or its base.
+
+    Raises:
+        UserError: they do.
+    """
+    if module.adapter is not None and module.layers is not None:
+        raise UserError("model.adapter and model.layers exclude each other: a LoRA, or chosen layers of the model.")
+    if module.preservation is not None:
+        module.preservation.check(has_adapter=module.adapter is not None)
+    if module.memory.lowers_base and module.adapter is None and module.layers is None:
+        raise UserError(
+            f"model.memory.base_dtype {module.memory.base_dtype} is for weights that are not trained, and here all "
+            "are: set model.adapter or model.layers, or --trainer.precision bf16-true."
+        )
+    if module.ema is not None and module.is_schedule_free:
+        raise UserError("a schedule-free optimizer averages by itself: leave model.ema out.")
+    if not 0 <= module.caption_dropout < 1:
+        raise UserError(f"model.caption_dropout is {module.caption_dropout}: it must be at least 0 and below 1.")
+    if module.first_frame and not module.family.takes_first_frame:
+        raise UserError(
+            f"model.noise.first_frame is {module.first_frame:g}, but {module.family.base} cannot be given a frame "
+            "without noise: of the families here LTX-2, LTX-Video and Wan 2.2 TI2V-5B can. An image-to-video "
+            "base is always given its first frame."
+        )
