@@ -1,11 +1,12 @@
 """What masks do: the same run with and without them, and the loss where the shape of each clip is.
 
-    python -m benchmarks.masks                   # three seeds
-    python -m benchmarks.masks --steps 4 --seeds 0   # does it run?
+    python -m benchmarks.masks                   # trains a base first, then two runs for each of three seeds
+    python -m benchmarks.masks --base runs/demo_base/0/weights
+    python -m benchmarks.masks --steps 4 --seeds 0 --base demo/base   # does it run?
 
-Trains the demo's tiny transformer on clips of one small subject, always the same, in scenes that differ. Both runs are
-scored on the same validation clips, of other scenes, at the same noise: inside the mask alone, outside of it alone, and
-everywhere. Prints one row a run; steps are counts, which a busy machine does not change.
+Trains a LoRA on clips of one small subject, always the same, in scenes that differ; the base knows such scenes. Both
+runs are scored on the same validation clips, of other scenes, at the same noise: inside the mask alone, outside of it
+alone, and everywhere. Prints one row a run; steps are counts, which a busy machine does not change.
 """
 
 import argparse
@@ -20,26 +21,23 @@ import torch
 from lightning.pytorch import Callback
 
 import vidlit
+from benchmarks.preservation import BUCKET, train_base
 from vidlit.data.demo_clips import FPS, Scene
-from vidlit.data.demo_folder import Demo
 from vidlit.diffusion.loss import paired_losses
 from vidlit.diffusion.streams import LATENTS
 from vidlit.video.mp4 import write_mp4
 
-VIDEOS, HELD_OUT = 24, 0.34
-BUCKET = "9x64x64"
+VIDEOS, HELD_OUT = 48, 0.34
 UNMASKED_WEIGHT = 0.1  # the default
 SUBJECT: dict[str, Any] = {"shape": "cross", "texture": "checkered", "radius": 0.18}
 
 
 def write_masked_clips(folder: Path, num_videos: int) -> None:
-    """Clips with their masks, which ``masked.csv`` names and ``plain.csv`` does not, and the demo's base."""
-    Demo(folder, num_videos=1, clips_per_video=1).write()
-    for path in (folder / "clips").iterdir():
-        path.unlink()
+    """Clips with their masks, which ``masked.csv`` names and ``plain.csv`` does not."""
+    (folder / "clips").mkdir(parents=True)
     rows = []
     for number in range(num_videos):
-        drawn, name = Scene.draw(2 * number), f"scene_{number:03d}"  # even ones are square
+        drawn, name = Scene.draw(1000 + 2 * number), f"scene_{number:03d}"  # even ones are square
         scene = replace(drawn, **SUBJECT, colours=("pink", "green", *drawn.colours[2:]))
         for suffix, render in (("", scene.render), ("_mask", scene.render_mask)):
             write_mp4(folder / f"clips/{name}{suffix}.mp4", render(np.random.default_rng([number, 0])), FPS)
@@ -94,11 +92,11 @@ class Inside(Callback):
         module.train()
 
 
-def run(folder: Path, table: str, seed: int, steps: int) -> dict[str, object]:
-    """Train once; the change of the losses against the untrained model, in per cent."""
+def run(folder: Path, base: Path, table: str, seed: int, steps: int) -> dict[str, object]:
+    """Train once; the change of the losses against the base, in per cent."""
     scored = Inside(folder / "clips/masked.csv")
     vidlit.fit(
-        "quickstart",
+        "demo_lora",
         quiet=True,
         callbacks=[scored],
         demo=None,
@@ -108,11 +106,11 @@ def run(folder: Path, table: str, seed: int, steps: int) -> dict[str, object]:
         data__source=folder / f"clips/{table}.csv",
         data__store=folder / "latents",
         data__buckets=[BUCKET],
-        data__cutting__mode="head",
         data__split__val_fraction=HELD_OUT,
         data__batches__size=4,
         data__unmasked_weight=UNMASKED_WEIGHT,
-        model__base=folder / "base",
+        model__base=base,
+        model__optimizer__init_args__lr=1e-3,
         samples__num_videos=0,
         samples__num_audit=0,
         overfit_stopping__policy=dict.fromkeys(("divergence", "exposure"), "warn"),
@@ -129,16 +127,19 @@ def main(words: list[str] | None = None) -> list[dict[str, object]]:
     """Print the table; return its rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--base-steps", type=int, default=1500)
     parser.add_argument("--videos", type=int, default=VIDEOS)
     options = parser.parse_args(words)
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        base = options.base.resolve() if options.base else train_base(folder, options.base_steps)
         write_masked_clips(folder, options.videos)
         for seed in options.seeds:
             for table in ("plain", "masked"):
-                rows.append(run(folder, table, seed, options.steps))
+                rows.append(run(folder, base, table, seed, options.steps))
                 if len(rows) == 1:
                     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
                 print("| " + " | ".join(str(value) for value in rows[-1].values()) + " |", flush=True)

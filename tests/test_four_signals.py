@@ -1,4 +1,7 @@
-"""Runs made to show one sign of overfitting, each stopped by the signal that judges it; and one that shows none."""
+"""Runs made to show one sign of overfitting, each stopped by the signal that judges it; and one that shows none.
+
+Drift, the fifth signal, only warns: tests/signals/test_drift_monitor.py has its runs.
+"""
 
 import json
 from pathlib import Path

@@ -184,7 +184,7 @@ def test_the_policy_names_signals_that_there_are():
 def test_a_run_says_what_its_signals_are(finished_run):
     directory = RunDirectory(finished_run)
     signals = {each["name"]: each for each in json.loads(directory.signals.read_text())}
-    assert list(signals) == ["divergence", "exposure", "copies", "diversity"]
+    assert list(signals) == ["divergence", "exposure", "drift", "copies", "diversity"]
     assert signals["divergence"]["title"] == "overfitting"
     summary = {**directory.read_summary(), "stopped_by": "divergence+exposure"}
     text = closing_paragraph(summary, directory)

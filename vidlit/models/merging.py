@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from vidlit.models.adapters import ADAPTER_NAME, LoRAFile
 from vidlit.models.base_folder import add_base_parts
@@ -36,12 +36,12 @@ def merge_lora(
         dtypes = stored_dtypes(family.base / name)
         kinds = Counter(dtypes.values())
         # Mixed ones are loaded in float32, which holds them all, and cast one by one.
-        transformer = family.load_transformer(next(iter(kinds)) if len(kinds) == 1 else torch.float32, name)
+        transformer: Any = family.load_transformer(next(iter(kinds)) if len(kinds) == 1 else torch.float32, name)
         LoRAFile(file).apply(transformer, family)
         _merge(transformer, scale)
         for key, parameter in transformer.named_parameters():
             parameter.data = parameter.data.to(dtypes.get(key, parameter.dtype))
-        transformer.save_pretrained(folder / name)  # type: ignore[operator]  # diffusers' method
+        transformer.save_pretrained(folder / name)
     add_base_parts(family.base, folder, list(files), copy=copy)
 
 
@@ -57,7 +57,7 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     return dtypes
 
 
-def _merge(transformer: nn.Module, scale: float) -> None:
+def _merge(transformer: Any, scale: float) -> None:
     """Put an adapter's update into the weights, in place: added in float32, then rounded once."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -69,4 +69,4 @@ def _merge(transformer: nn.Module, scale: float) -> None:
             module.set_scale(ADAPTER_NAME, scale)
             module.merge()
             weights.to(dtype)
-    transformer.unload_lora()  # type: ignore[operator]  # diffusers' method
+    transformer.unload_lora()

@@ -30,7 +30,7 @@ class OverfitStopping(RunCallback):
 
     Args:
         policy: mode of each signal, by name: ``stop`` the run, at most ``warn``, or ``off``. A signal that is not named
-            keeps its own default, ``stop`` for all that come with vidlit.
+            keeps its own default, ``stop`` for all that come with vidlit but ``drift``, which warns.
         restore: weights to keep: ``best``, of the check with the lowest validation loss; ``conservative``, of the
             earliest check within a tenth of the best gain, which has seen each video less often; or ``last``. Where no
             check was better than it, ``best`` and ``conservative`` keep the base model.

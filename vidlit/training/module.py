@@ -207,7 +207,8 @@ class VideoDiffusionModule(LightningModule):
 
     def prompt(self, caption: str) -> Conditioning:
         """A stored caption, as of one sample."""
-        return datamodule_of(self.trainer).prompt(caption).to(self.device)  # type: ignore[no-any-return]  # undeclared
+        found: Conditioning = datamodule_of(self.trainer).prompt(caption)
+        return found.to(self.device)
 
     def base_only(self) -> AbstractContextManager[None]:
         """While it is open, a model with a LoRA is its base."""
@@ -294,7 +295,8 @@ class VideoDiffusionModule(LightningModule):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move to a device, but for experts that wait on the CPU."""
         with self.experts.left_where_they_are():
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
+            parent: Any = super()
+            parent._apply(fn, recurse)
         return self
 
     def on_train_start(self) -> None:
