@@ -47,7 +47,7 @@ class FreeEncoders:
         """Nothing to move."""
         return self
 
-    def encode_video(self, frames):
+    def encode_video(self, frames, sound):
         """(B, F, H, W, 3) to (B, 3, f, h, w)."""
         return {"latents": frames[:, ::8, ::32, ::32].permute(0, 4, 1, 2, 3).float()}
 

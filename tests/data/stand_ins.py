@@ -49,7 +49,7 @@ class PoolingEncoders:
     def to(self, device):
         return self
 
-    def encode_video(self, frames):
+    def encode_video(self, frames, sound):
         time.sleep(self.seconds)
         video = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         return {"latents": F.avg_pool3d(video, (1, 8, 8)), "first_frame": video[:, :, 0].mean((2, 3))}
@@ -92,8 +92,8 @@ class LoggingEncoders(PoolingEncoders):
         os.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
         os.close(descriptor)
 
-    def encode_video(self, frames):
-        encoded = super().encode_video(frames)
+    def encode_video(self, frames, sound):
+        encoded = super().encode_video(frames, sound)
         self.write(round(float(clip.float().mean())) for clip in frames)
         return encoded
 

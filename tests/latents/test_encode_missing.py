@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 
 import filelock
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -105,6 +106,36 @@ def test_a_bad_clip_is_quarantined_and_the_rest_goes_on(tmp_path):
     assert run(clips, store, retry_quarantined=True).encoded == 1
     assert store.keys("quarantined") == set()
     assert run(clips, store, never).quarantined == []
+
+
+class Listening(ColourReader):
+    """Sound as loud as its clip's number, for those that have any; names in ``deaf`` fail."""
+
+    deaf = ()
+
+    def read_sound(self, request, rate):
+        if request.path.name in self.deaf:
+            raise UserError("its sound cannot be decoded: noise")
+        return np.full((2, round(request.num_frames / request.fps * rate)), int(request.path.stem), np.float32)
+
+
+class Hearing(PoolingEncoders):
+    def encode_video(self, frames, sound):
+        return {**super().encode_video(frames, sound), "loudness": sound.mean(dim=2)}
+
+
+def test_encoders_are_given_the_sound_that_goes_with_the_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(Listening, "deaf", ("00003.mp4",))
+    store, clips = LatentStore(tmp_path), make_clips(5, buckets=(Bucket(5, 16, 16),))
+    options = {"open_reader": Listening, "sample_rate": 100, "encoding": Encoding(batch_size=2, num_workers=0)}
+    report = run(clips, store, Hearing, **options)
+    assert [(clip.clip_id, clip.reason) for clip in report.quarantined] == [
+        (clips[3].clip_id, "its sound cannot be decoded: noise")
+    ]
+    good = [*clips[:3], clips[4]]
+    dataset = LatentDataset.from_clips(store, good, IDENTITY, clip_extras=("loudness",))
+    assert [dataset[row].extras["loudness"].tolist() for row in range(4)] == [[n, n] for n in (0.0, 1.0, 2.0, 4.0)]
+    assert run(clips, LatentStore(tmp_path / "deaf"), open_reader=Listening).encoded == 5, "nobody listens"
 
 
 class StuckReader(ColourReader):
@@ -233,8 +264,8 @@ def test_a_changed_file_is_tried_again(tmp_path):
 class NotANumber(PoolingEncoders):
     tensor = "latents"
 
-    def encode_video(self, frames):
-        encoded = super().encode_video(frames)
+    def encode_video(self, frames, sound):
+        encoded = super().encode_video(frames, sound)
         encoded[self.tensor].view(len(frames), -1)[0, 0] = torch.nan
         return encoded
 
@@ -274,10 +305,10 @@ def test_a_full_disk_is_a_user_error_and_the_store_stays_readable(tmp_path, monk
 
 
 class Interrupting(PoolingEncoders):
-    def encode_video(self, frames):
+    def encode_video(self, frames, sound):
         if frames.float().mean() > 3.5:
             raise KeyboardInterrupt
-        return super().encode_video(frames)
+        return super().encode_video(frames, sound)
 
 
 def test_an_interrupt_keeps_what_was_encoded(tmp_path):

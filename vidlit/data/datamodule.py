@@ -57,6 +57,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             lambda: BaseEncoders(self.family, self.encoding.with_std),
             self.encoding,
             further_captions=self.further_captions,
+            sample_rate=self.family.sample_rate,
             retry_quarantined=retry_quarantined,
             retry_transient=retry_transient,
             repair=repair,

@@ -1,4 +1,4 @@
-"""Clips to batches of frames in the workers of a loader; what cannot be read comes with its reason."""
+"""Clips to batches of frames and sound in the workers of a loader; what cannot be read comes with its reason."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class ClipReader(Protocol):
     def read_clip(self, request: ClipRequest) -> NDArray[np.uint8]:
         """Frames (F, H, W, 3) uint8."""
 
+    def read_sound(self, request: ClipRequest, rate: int) -> NDArray[np.float32]:
+        """What is heard with them (2, n), at so many samples a second."""
+
 
 class DecodedClips(NamedTuple):
     """A batch of decoded clips of one bucket; clips by row, because Lightning walks through batches."""
@@ -40,6 +43,8 @@ class DecodedClips(NamedTuple):
     """(F, H, W) uint8, by row, of those that have one; F is 1 where it is the same for all frames"""
     failed: dict[int, tuple[str, bool]]
     """Row to the reason, and whether it may be gone at the next try: it is one of time, memory or the system."""
+    sound: Tensor | None = None
+    """(B, 2, n) float32, zero where a clip is silent; ``None`` where nobody wants it"""
 
 
 class ClipBatches(Dataset[DecodedClips]):
@@ -50,6 +55,7 @@ class ClipBatches(Dataset[DecodedClips]):
         batches: rows of clips of one bucket.
         open_reader: called once in each worker.
         background: red, green, blue (0-255) behind transparent pixels.
+        sample_rate: samples a second of their sound; ``None`` to leave it alone.
     """
 
     def __init__(
@@ -58,9 +64,10 @@ class ClipBatches(Dataset[DecodedClips]):
         batches: list[list[int]],
         open_reader: Callable[[], ClipReader],
         background: Color,
+        sample_rate: int | None = None,
     ) -> None:
         self.clips, self.batches = clips, batches
-        self.open_reader, self.background = open_reader, background
+        self.open_reader, self.background, self.sample_rate = open_reader, background, sample_rate
         self._reader: ClipReader | None = None  # opened in the worker
         self._mask_reader: ClipReader | None = None  # each keeps its place in a file
 
@@ -73,13 +80,16 @@ class ClipBatches(Dataset[DecodedClips]):
         clips = [self.clips[row] for row in self.batches[index]]
         num_frames, height, width = clips[0].bucket
         frames = batch_memory((len(clips), num_frames, height, width, 3), torch.uint8)
+        sounds: list[Tensor] = []
         rows: list[int] = []
         masks: dict[int, Tensor] = {}
         failed: dict[int, tuple[str, bool]] = {}
         for row, clip in zip(self.batches[index], clips, strict=True):
             try:
-                pixels = self._reader.read_clip(clip.request(self.background))
+                request = clip.request(self.background)
+                pixels = self._reader.read_clip(request)
                 mask = self._read_mask(clip)
+                sound = self._read_sound(request)
             except (UserError, OSError, MemoryError) as error:
                 transient = getattr(error, "transient", not isinstance(error, UserError))
                 failed[row] = " ".join(str(error).split()), transient
@@ -87,7 +97,14 @@ class ClipBatches(Dataset[DecodedClips]):
                 frames[len(rows)] = torch.from_numpy(pixels)
                 rows.append(row)
                 masks |= {} if mask is None else {row: mask}
-        return DecodedClips(frames[: len(rows)], rows, masks, failed)
+                sounds += [] if sound is None else [sound]
+        return DecodedClips(frames[: len(rows)], rows, masks, failed, torch.stack(sounds) if sounds else None)
+
+    def _read_sound(self, request: ClipRequest) -> Tensor | None:
+        if self.sample_rate is None:
+            return None
+        assert self._reader is not None
+        return torch.from_numpy(self._reader.read_sound(request, self.sample_rate))
 
     def _read_mask(self, clip: Clip) -> Tensor | None:
         request = clip.mask_request()

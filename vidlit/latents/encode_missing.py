@@ -44,8 +44,11 @@ class Encoders(Protocol):
     def to(self, device: torch.device) -> Self:
         """Move to the device of a rank."""
 
-    def encode_video(self, frames: Tensor) -> dict[str, Tensor]:
-        """Frames (B, F, H, W, 3) uint8 to named tensors, at least normalised ``latents`` (B, C, f, h, w)."""
+    def encode_video(self, frames: Tensor, sound: Tensor | None) -> dict[str, Tensor]:
+        """Frames (B, F, H, W, 3) uint8 to named tensors, at least normalised ``latents`` (B, C, f, h, w).
+
+        With them goes their sound (B, 2, n), zero where a clip is silent, if the call of :func:`encode` asks for it.
+        """
 
     def encode_masks(self, masks: Tensor) -> Tensor:
         """Masks (B, F, H, W) uint8 of clips to (B, 1, f, h, w) in [0, 1], of the shape of their latents."""
@@ -65,6 +68,7 @@ def encode(
     encoding: Encoding = Encoding(),  # noqa: B008 - frozen
     *,
     further_captions: Sequence[str] = (),
+    sample_rate: int | None = None,
     retry_quarantined: bool = False,
     retry_transient: bool = True,
     repair: bool = False,
@@ -86,6 +90,7 @@ def encode(
         load_encoders: called on each rank, only if something is missing.
         encoding: how. The encoders give ``latents_std``, too, where it is with a standard deviation.
         further_captions: to encode beside those of the clips.
+        sample_rate: samples a second of the sound that the encoders are given; ``None`` for none.
         retry_quarantined: try clips again that failed before, whatever the reason.
         retry_transient: try clips again that failed for a reason of time, memory or the system. A run that goes on
             does not: it would go on with other clips.
@@ -102,7 +107,9 @@ def encode(
     recipes = [LatentRecipe.of(clip, identity, dtype, background, encoding.with_std) for clip in clips]
     captions = dict.fromkeys([*(caption for clip in clips for caption in clip.source.captions), *further_captions])
     work = _Work(clips, recipes, [PromptRecipe.of(caption, identity, dtype) for caption in captions])
-    decode = functools.partial(ClipBatches, clips, open_reader=open_reader, background=background)
+    decode = functools.partial(
+        ClipBatches, clips, open_reader=open_reader, background=background, sample_rate=sample_rate
+    )
     module = _EncodingModule(work, decode, encoding, identity, load_encoders)
     damaged: list[Damage] = []
     with contextlib.ExitStack() as held:
@@ -280,7 +287,7 @@ class _EncodingModule(LightningModule):
         items = [self.work.item(row, {}, reason, transient) for row, (reason, transient) in batch.failed.items()]
         if not batch.rows:
             return items
-        encoded = encoders.encode_video(batch.frames)
+        encoded = encoders.encode_video(batch.frames, batch.sound)
         for place, row in enumerate(batch.rows):
             dtype = self.work.recipes[row].dtype
             stored = {name: _to_store(tensor[place], dtype) for name, tensor in encoded.items()}

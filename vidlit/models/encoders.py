@@ -45,6 +45,15 @@ class VideoEncoder:
             encoded["latents_std"] = self.family.normalise_std(self.vae, posterior.std)
         return encoded
 
+    def encode_sound(self, sound: Tensor, num_frames: int) -> dict[str, Tensor]:
+        """Clip extras of the sound that goes with videos; families with a ``sample_rate`` make some.
+
+        Args:
+            sound: (B, 2, n) float32 in about [-1, 1] of the videos' spans, zero where one is silent.
+            num_frames: of the videos, before they are encoded.
+        """
+        raise NotImplementedError(f"{type(self.family).__name__} says a sample_rate, but encodes no sound")
+
 
 class ReadTokens(NamedTuple):
     """How much of a caption a text encoder reads."""
@@ -176,11 +185,19 @@ class BaseEncoders:
         return self.family.load_prompt_encoder(self.device)
 
     @torch.no_grad()
-    def encode_video(self, frames: Tensor) -> dict[str, Tensor]:
-        """Frames (B, F, H, W, 3) uint8 to ``latents`` (B, C, F, H, W) and clip extras, float32 on the CPU."""
+    def encode_video(self, frames: Tensor, sound: Tensor | None = None) -> dict[str, Tensor]:
+        """Frames (B, F, H, W, 3) uint8 to ``latents`` (B, C, F, H, W) and clip extras, float32 on the CPU.
+
+        Args:
+            frames: to encode.
+            sound: (B, 2, n) float32 of the same spans, for families with a ``sample_rate``.
+        """
         # Bytes travel to the device, a quarter of what floats would be.
         video = frames.to(self.device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
-        return {name: tensor.float().cpu() for name, tensor in self._video_encoder(video).items()}
+        encoded = self._video_encoder(video)
+        if sound is not None:
+            encoded |= self._video_encoder.encode_sound(sound.to(self.device), frames.shape[1])
+        return {name: tensor.float().cpu() for name, tensor in encoded.items()}
 
     def encode_masks(self, masks: Tensor) -> Tensor:
         """Masks (B, F, H, W) uint8 of clips to (B, 1, f, h, w) in [0, 1], of the shape of their latents."""

@@ -84,6 +84,8 @@ class Family(ABC):
     """Names of further tensors stored with each caption's ``prompt_embeds`` and read into the conditioning."""
     clip_extras: tuple[str, ...] = ()
     """The same of each clip's ``latents``."""
+    sample_rate: int | None = None
+    """Samples a second of the clips' sound as the video encoder is given it; ``None`` where it needs none."""
     takes_first_frame: bool = False
     """Whether :meth:`velocity` takes a sigma for each latent frame, so that the first one can be given clean."""
     embeds_guidance: bool = False

@@ -78,6 +78,8 @@ class VideoInfo:
     """Frames that are displayed."""
     rounding: float = 0.0
     """Seconds by which times in the file may be off, where its clock is too coarse for its frame rate."""
+    has_sound: bool | None = None
+    """Whether there is a stream of sound, however silent; ``None`` if nobody looked."""
 
 
 def probe(path: Path) -> VideoInfo:
@@ -90,7 +92,7 @@ def probe(path: Path) -> VideoInfo:
     check_regular(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         height, width = read_image(path, BLACK).shape[:2]
-        return VideoInfo("image", width, height, duration=0.0, fps=0.0, num_frames=1)
+        return VideoInfo("image", width, height, duration=0.0, fps=0.0, num_frames=1, has_sound=False)
     with ffmpeg_errors():
         container, stream = open_stream(path)
         with closing(container):
@@ -102,8 +104,9 @@ def probe(path: Path) -> VideoInfo:
             if Orientation.of(frame).transpose:
                 width, height = height, width
             fps, rounding = frame_rate_of(stream), rounding_of(stream)
+            has_sound = bool(container.streams.audio)
     times = frame_times(path)
-    return VideoInfo("video", width, height, float(times[-1]), fps, len(times) - 1, rounding)
+    return VideoInfo("video", width, height, float(times[-1]), fps, len(times) - 1, rounding, has_sound)
 
 
 def frame_times(path: Path) -> NDArray[np.float64]:

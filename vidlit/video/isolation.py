@@ -2,8 +2,8 @@
 
 The child is a plain ``python -m``, not a fork and not ``multiprocessing``: loader workers may not have children of
 that kind, and CUDA does not survive a fork. Requests and answers are lines of JSON; the parent never unpickles what a
-broken decoder wrote. Pixels go through a file that both hold open, in memory where the system has that: tens of
-megabytes would crawl through a pipe, whose two sides wait for each other every 64 kB.
+broken decoder wrote. Pixels and sound go through a file that both hold open, in memory where the system has that: tens
+of megabytes would crawl through a pipe, whose two sides wait for each other every 64 kB.
 
 Every system can do this but for the limit on memory, which Windows and macOS do not have.
 """
@@ -39,6 +39,7 @@ from vidlit.video.frames import (
     probe,
 )
 from vidlit.video.pixels import because
+from vidlit.video.sound import num_samples, read_sound
 
 TIME_LIMIT = 120.0
 """Seconds for one clip or one file; what reads all of a file may take longer if it is large or long."""
@@ -66,7 +67,7 @@ class IsolatedReader:
         self.time_limit = time_limit
         self.memory_limit = memory_limit
         self._child: subprocess.Popen[bytes] | None = None
-        self._pixels: SharedFile | None = None
+        self._decoded: SharedFile | None = None
         self._owner = 0
 
     def read_clip(self, request: ClipRequest) -> NDArray[np.uint8]:
@@ -80,6 +81,18 @@ class IsolatedReader:
         fields = asdict(request)
         self._ask("read_clip", fields.pop("path"), clip, **fields)
         return clip
+
+    def read_sound(self, request: ClipRequest, rate: int) -> NDArray[np.float32]:
+        """As :func:`vidlit.video.sound.read_sound`.
+
+        Raises:
+            VideoError: as there, and for a file that crashed the decoder or took too long.
+            RuntimeError: the child does not start.
+        """
+        sound = np.empty((2, num_samples(request.num_frames, request.fps, rate)), np.float32)
+        fields = asdict(request)
+        self._ask("read_sound", fields.pop("path"), sound, rate=rate, clip=fields)
+        return sound
 
     def inspect(self, path: Path, fingerprint: bool) -> tuple[VideoInfo, list[Any]]:
         """:func:`vidlit.video.frames.probe`, and the fields of :func:`vidlit.video.duplicates.fingerprint` if wanted.
@@ -123,8 +136,8 @@ class IsolatedReader:
     def _end(self, child: subprocess.Popen[bytes]) -> None:
         child.kill()
         child.communicate()
-        if self._pixels is not None:
-            self._pixels.close()
+        if self._decoded is not None:
+            self._decoded.close()
 
     def __enter__(self) -> IsolatedReader:
         return self
@@ -138,10 +151,10 @@ class IsolatedReader:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_child": None, "_pixels": None}
+        return {**self.__dict__, "_child": None, "_decoded": None}
 
     def _ask(
-        self, task: str, path: Path, pixels: NDArray[np.uint8] | None = None, patience: float = 0.0, **arguments: Any
+        self, task: str, path: Path, decoded: NDArray[Any] | None = None, patience: float = 0.0, **arguments: Any
     ) -> Any:
         """The child's answer; ``patience`` are seconds beyond the time limit."""
         try:
@@ -152,15 +165,15 @@ class IsolatedReader:
         request = {"task": task, "path": os.fspath(path), "time_limit": time_limit, **arguments}
         assert child.stdin is not None
         assert child.stdout is not None
-        assert self._pixels is not None
+        assert self._decoded is not None
         began = time.monotonic()
         try:
             child.stdin.write(json.dumps(request).encode() + b"\n")
             child.stdin.flush()
             line = child.stdout.readline()
             answer = json.loads(line) if line else None
-            if answer is not None and "error" not in answer and pixels is not None:
-                self._pixels.read(pixels)
+            if answer is not None and "error" not in answer and decoded is not None:
+                self._decoded.read(decoded)
         except (OSError, EOFError, ValueError):
             answer = None
         except BaseException:  # Ctrl-C between question and answer: the next question must not get this answer
@@ -180,14 +193,14 @@ class IsolatedReader:
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                 "OPENBLAS_NUM_THREADS": "1",  # its thread pools would count against the memory limit
             }
-            self._pixels = SharedFile.create()
+            self._decoded = SharedFile.create()
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "vidlit.video.isolation", str(self.memory_limit), self._pixels.name],
+                [sys.executable, "-m", "vidlit.video.isolation", str(self.memory_limit), self._decoded.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=environment,
-                pass_fds=self._pixels.inherited,
+                pass_fds=self._decoded.inherited,
                 # Ctrl-C is for the parent, which then ends its child. The second is the same on Windows.
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -200,7 +213,7 @@ class IsolatedReader:
                     f"the decoding process does not start; '{sys.executable} -m vidlit.video.isolation "
                     f"{self.memory_limit} 1' shows why"
                 )
-            self._pixels.forget_name()
+            self._decoded.forget_name()
         return self._child
 
     def _bury(self, child: subprocess.Popen[bytes], timed_out: bool, time_limit: float) -> VideoError:
@@ -249,22 +262,22 @@ class SharedFile:
         os.close(descriptor)
         return cls(path)
 
-    def read(self, pixels: NDArray[np.uint8]) -> None:
+    def read(self, decoded: NDArray[Any]) -> None:
         """Fill an array.
 
         Raises:
             EOFError: the file is shorter.
         """
-        view, done = pixels.data.cast("B"), self._file.seek(0)
+        view, done = decoded.data.cast("B"), self._file.seek(0)
         while done < len(view):
             count = self._file.readinto(view[done:])
             if not count:
                 raise EOFError
             done += count
 
-    def write(self, pixels: NDArray[np.uint8]) -> None:
+    def write(self, decoded: NDArray[Any]) -> None:
         """Write a contiguous array."""
-        view, done = pixels.data.cast("B"), self._file.seek(0)
+        view, done = decoded.data.cast("B"), self._file.seek(0)
         while done < len(view):
             done += self._file.write(view[done:])
 
@@ -284,6 +297,9 @@ def _do(task: str, path: Path, arguments: dict[str, Any], reader: VideoReader, s
     """One task, in the child; imports what reading clips never needs."""
     if task == "read_clip":
         shared.write(reader.read_clip(ClipRequest(path, **arguments)))
+        return None
+    if task == "read_sound":
+        shared.write(read_sound(ClipRequest(path, **arguments["clip"]), arguments["rate"]))
         return None
     if task == "frame_times":
         times = frame_times(path)

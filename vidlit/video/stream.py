@@ -1,4 +1,4 @@
-"""The video stream of one file: opening it safely, its times, and a place in it that seeks and reads on."""
+"""The streams of one file: opening it safely, its times, and a place in the pictures that seeks and reads on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OPEN_OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
 }
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop the alpha plane
-_GUESSED_TIMES = ("mpeg",)  # a seek lands amid a packet, whose time another frame gets then: read from the beginning
+GUESSED_TIMES = ("mpeg",)  # a seek lands amid a packet, whose time another frame gets then: read from the beginning
 _SEEK_BACK = (0.0, 2.0, 20.0)  # seconds: some containers land after the wanted time
 _READ_AHEAD = 4.0  # seconds that are decoded and passed over rather than sought over
 MOST_SECONDS_OF_A_FRAME = 3600.0
@@ -96,7 +96,7 @@ class Cursor:
 
     def _frames_from(self, start: float) -> Iterator[tuple[float, Any]]:
         for back in _SEEK_BACK:
-            if start - back <= 0 or self._container.format.name in _GUESSED_TIMES:
+            if start - back <= 0 or self._container.format.name in GUESSED_TIMES:
                 break
             offset = int((start - back) / self._stream.time_base) + start_of(self._stream)
             try:
@@ -127,15 +127,15 @@ def check_regular(path: Path) -> tuple[object, ...]:
 
 
 @contextmanager
-def ffmpeg_errors() -> Iterator[None]:
-    """Turn what FFmpeg and the system raise into a :class:`VideoError`."""
+def ffmpeg_errors(subject: str = "") -> Iterator[None]:
+    """Turn what FFmpeg and the system raise into a :class:`VideoError`, whose words begin with a subject."""
     try:
         yield
     except MemoryError as error:  # FFmpeg's own is one, too
-        raise because("needs more memory than one clip may have", error) from error
+        raise because(f"{subject}needs more memory than one clip may have", error) from error
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise because(f"cannot be decoded: {reason}", error) from error
+        raise because(f"{subject}cannot be decoded: {reason}", error) from error
 
 
 def open_stream(path: Path) -> tuple[Any, Any]:
@@ -171,6 +171,19 @@ def _best_stream(container: Any) -> Any:
     best.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     best.codec_context.thread_count = 1  # clips are read in several processes: those fill the cores
     return best
+
+
+def sound_stream(container: Any) -> Any | None:
+    """The sound that players choose: the default stream, then the first; ``None`` where there is none.
+
+    Raises:
+        VideoError: there is sound, but none that can be decoded.
+    """
+    known = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    if container.streams.audio and not known:
+        raise VideoError("its sound is of a kind that cannot be decoded")
+    default = (stream for stream in known if stream.disposition & stream.disposition.default)
+    return next(default, known[0] if known else None)
 
 
 def sample_aspect_of(stream: Any) -> float:
