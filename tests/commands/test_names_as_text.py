@@ -36,6 +36,7 @@ def plan_of_names(name):
         skipped={name: [name]},
         remarks=[name],
         crossing=[name],
+        silent=[name],
         split={"train": {"clips": 1, "videos": 1}},
         batch_size=1,
         max_steps=1,

@@ -1,10 +1,12 @@
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -17,8 +19,12 @@ from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Splitting
 from vidlit.latents.encoding import Encoding
+from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.training import forecast
 from vidlit.training.forecast import make_plan
+from vidlit.video.frames import ClipRequest, read_clip
+from vidlit.video.mp4 import write_mp4
+from vidlit.video.sound import Sound
 
 
 @pytest.fixture
@@ -111,6 +117,24 @@ def test_the_command_prints_a_table_or_json(quickstart, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["clips"] == 12
     assert plan["max_steps"] == 12
+
+
+def test_clips_without_sound_are_counted_where_a_model_makes_some(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(LTXVideo, "sample_rate", 16_000)
+    folder = tmp_path / "clips"
+    shutil.copytree(demo.dir / "clips", folder)
+    first = min(folder.glob("*.mp4"))
+    frames = read_clip(ClipRequest(first, 0.0, 9, 16.0, 64, 64))
+    write_mp4(first, frames, 16.0, Sound(np.full((2, 17_000), 0.1, np.float32), 16_000))
+    split = Splitting(val_fraction=0.34)
+    data = LatentDataModule(folder, tmp_path / "store", str(demo.dir / "base"), ["9x64x64"], fps=16, split=split)
+    plan = make_plan(data, max_steps=10, num_replicas=1, accumulate=1, learning_rate=1e-4)
+    assert plan.silent == [clip.clip_id for clip in data.plan.clips if clip.source.video != first.name]
+    assert 0 < len(plan.silent) < plan.clips
+    shown = io.StringIO()
+    print_plan(plan, Console(file=shown, width=100))
+    assert f"{len(plan.silent)} of {plan.clips} clips have no sound, and no part in learning it:" in shown.getvalue()
+    assert plan.encode["decode_seconds"] > 0
 
 
 def test_long_lists_are_cut_short(data):

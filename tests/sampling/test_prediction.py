@@ -18,6 +18,8 @@ from vidlit.__main__ import main
 from vidlit.models.encoders import BaseEncoders
 from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.models.family import open_family
+from vidlit.video.frames import ClipRequest
+from vidlit.video.sound import read_sound
 
 
 @pytest.fixture
@@ -92,6 +94,22 @@ def test_prompts_from_a_text_file_and_from_words(predict, tmp_path):
         assert np.array_equal(frames, from_words[name][0])
     (alone,) = predict(output="alone", prompts="A red disc: it moves", **small).values()
     assert alone[1]["prompt"] == "A red disc: it moves"
+
+
+def test_a_family_with_sound_is_heard(predict, monkeypatch, tmp_path):
+    def load(family, device):
+        def decode(streams):
+            loudness = 0.5 * streams["latents"].std().clamp(max=1)
+            return loudness * torch.ones(1, 2, 12_000), 24_000
+
+        return decode
+
+    monkeypatch.setattr(LTXVideo, "load_sound_decoder", load)
+    predict(prompts="A red disc", size="5x48x80")
+    heard = read_sound(ClipRequest(tmp_path / "out" / "00_a_red_disc.mp4", 0.0, 5, 16.0, 48, 80), 16_000)
+    assert heard.shape == (2, 5000)
+    assert heard[:, 1000:4000] == pytest.approx(np.full((2, 3000), heard[0, 2000]), abs=0.05)
+    assert heard[0, 2000] > 0.1
 
 
 @pytest.mark.slow

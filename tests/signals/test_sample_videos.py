@@ -47,9 +47,10 @@ def render(data, module):
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     vae = module.family.load_vae("cpu")
 
-    def made(clips, model=module, look=None, **options):
+    def made(clips, model=module, look=None, decode_sound=None, **options):
         sampling = Sampling(**{"num_steps": 2, "seed": 0, "guidance_scale": 1.0, "negative_prompt": "", **options})
-        return sample_clips(trainer, model, data, clips, sampling, step=7, vae=vae, look=look)
+        seen = {"vae": vae, "look": look, "decode_sound": decode_sound}
+        return sample_clips(trainer, model, data, clips, sampling, step=7, **seen)
 
     return made
 
@@ -74,6 +75,22 @@ def test_videos_have_their_clips_size_and_repeat(data, module, render):
     assert np.abs(alone.astype(int) - samples[1].frames).max() <= 1
     other = render(clips[1:2], seed=1)[0].frames
     assert np.abs(other.astype(int) - alone).mean() > 1
+
+
+def test_samples_have_the_sound_of_their_own_streams(data, render):
+    def decode(streams):
+        loudness = streams["latents"].flatten(1).mean(dim=1)
+        return loudness[:, None, None].expand(-1, 2, 10), 8
+
+    chunks = []
+    clips = [clip for clip in data.plan.clips if clip.bucket == data.plan.clips[0].bucket]
+    samples = render(clips, look=chunks.append, decode_sound=decode)
+    assert len(samples) > 1
+    expected = torch.cat([chunk.latents for chunk in chunks]).flatten(1).mean(dim=1).clamp(-1, 1)
+    for sample, loudness in zip(samples, expected, strict=True):
+        assert sample.sound.rate == 8
+        np.testing.assert_array_equal(sample.sound.samples, np.full((2, 10), loudness))
+    assert render(clips[:1])[0].sound is None
 
 
 def test_guidance_leads_away_from_the_negative_prompt(data, render):

@@ -1,6 +1,7 @@
 import errno
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -114,3 +115,17 @@ def test_no_thread_and_no_child_is_left(tmp_path):
         inspect_files(files, Wanted(), None, reader, interrupt)
     assert set(threading.enumerate()) == before
     assert all(each._child is None for each in readers)
+
+
+class Listening(StandIn):
+    def inspect(self, path, fingerprint):
+        _, hashes = super().inspect(path, fingerprint)
+        return replace(INFO, has_sound=True), hashes
+
+
+def test_files_are_listened_to_once_where_an_earlier_version_had_not(file, tmp_path):
+    cache = tmp_path / "store" / "files.json"
+    inspect(file, cache)
+    found, asked = inspect(file, cache, Wanted(sound=True), Listening)
+    assert (found.info.has_sound, asked) == (True, ["inspect"])
+    assert inspect(file, cache, Wanted(sound=True), Listening) == (found, [])

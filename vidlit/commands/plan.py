@@ -244,6 +244,11 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
             [{"clip": clip} for clip in plan.crossing],
             "{clip}",
         ),
+        (
+            f"of {plan.clips} clips have no sound, and no part in learning it",
+            [{"clip": clip} for clip in plan.silent],
+            "{clip}",
+        ),
         ("in the folder but not in the table", [{"video": video} for video in plan.unlisted], "{video}"),
         *((what, [{"name": name} for name in names], "{name}") for what, names in plan.skipped.items()),
     ):

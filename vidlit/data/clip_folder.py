@@ -128,6 +128,7 @@ class ClipFolder:
             trigger=self.trigger,
             first_captions=self.caption_variants == "first",
             tie_near_duplicates=self.splitting.tie_near_duplicates,
+            with_sound=self.family.sample_rate is not None,
             cache=self.store.root / "files.json",
         )
         if not plan.clips:

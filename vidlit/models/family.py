@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from vidlit.diffusion.generate import Scheduler
 
 
+SoundDecoder = Callable[[Mapping[str, Tensor]], tuple[Tensor, int]]
+"""Latents of every stream (B, ...) to sound (B, 2, n) in [-1, 1], and its samples a second."""
 _COMPRESSION = ("temporal_compression_ratio", "spatial_compression_ratio"), ("patch_frames", "patch_size")
 """Keys of a VAE's config, diffusers' and the codec's: making a VAE to ask it imports diffusers, which takes seconds."""
 
@@ -313,6 +315,10 @@ class Family(ABC):
     @abstractmethod
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, F, H, W) to videos (B, 3, F, H, W) in about [-1, 1]."""
+
+    def load_sound_decoder(self, device: torch.device | str) -> SoundDecoder | None:
+        """What makes sound of one of the :attr:`streams`; ``None`` where videos are silent."""
+        return None
 
     # -- prompts
 

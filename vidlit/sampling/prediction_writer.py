@@ -14,12 +14,14 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, nn
 
 from vidlit.diffusion.batch import PromptBatch
+from vidlit.diffusion.streams import LATENTS
 from vidlit.errors import UserError
-from vidlit.sampling.rendering import Sample, sample_name, to_frames, write_sample
+from vidlit.sampling.rendering import Sample, sample_name, to_frames, to_sound, write_sample
 from vidlit.sampling.sampler import Sampling
 from vidlit.training.run_callback import RunCallback
 
 if TYPE_CHECKING:
+    from vidlit.models.family import SoundDecoder
     from vidlit.sampling.prompts import Prompt
     from vidlit.training.module import VideoDiffusionModule
 
@@ -69,6 +71,7 @@ class PredictionWriter(RunCallback, BasePredictionWriter):
         self.step: int | None = None
         self._made_with: dict[str, Any] = {}
         self._vae: nn.Module | None = None
+        self._decode_sound: SoundDecoder | None = None
         self._done = 0
         there = [path for path in map(self.path, prompts) if path.exists()]
         if there and not overwrite:
@@ -85,19 +88,31 @@ class PredictionWriter(RunCallback, BasePredictionWriter):
     def on_predict_start(self, *_: Any) -> None:
         """Load what decodes, and hash the weights, once for all ranks."""
         self._vae = self.module.family.load_vae(self.module.device)
+        self._decode_sound = self.module.family.load_sound_decoder(self.module.device)
         made_with = self.weights.describe(self.module) if self.trainer.is_global_zero else {}
         self._made_with = self.trainer.strategy.broadcast(made_with)
 
     @torch.no_grad()
     def write_on_batch_end(
-        self, trainer: Trainer, pl_module: Any, prediction: Tensor, batch_indices: Any, batch: PromptBatch, *_: Any
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        prediction: dict[str, Tensor],
+        batch_indices: Any,
+        batch: PromptBatch,
+        *_: Any,
     ) -> None:
-        """Decode latents (B, C, F, H, W) one by one and write them."""
+        """Decode latents (B, ...) of each stream one by one and write them."""
         if batch.is_repeat:
             return
-        for number, latents in zip(batch.numbers, prediction, strict=True):
+        for row, number in enumerate(batch.numbers):
             prompt = self.prompts[number]
-            video = self.module.family.decode_latents(self._vae, latents[None])[0]
+            streams = {name: latents[row : row + 1] for name, latents in prediction.items()}
+            video = self.module.family.decode_latents(self._vae, streams[LATENTS])[0]
+            sound = None
+            if self._decode_sound is not None:
+                samples, rate = self._decode_sound(streams)
+                sound = to_sound(samples[0], rate)
             metadata = {
                 "prompt": prompt.text,
                 **({"image": str(prompt.image)} if prompt.image else {}),
@@ -110,12 +125,12 @@ class PredictionWriter(RunCallback, BasePredictionWriter):
                 "step": self.step,
                 **self._made_with,
             }
-            write_sample(self.path(prompt), Sample(to_frames(video), metadata), self.module.family.fps)
+            write_sample(self.path(prompt), Sample(to_frames(video), metadata, sound), self.module.family.fps)
             self._done += 1
             if trainer.is_global_zero:
                 ranks = f" on rank 0 of {trainer.world_size}" if trainer.world_size > 1 else f" of {len(self.prompts)}"
                 print(f"{self._done}{ranks}: {self.path(prompt)}")
 
     def on_predict_end(self, *_: Any) -> None:
-        """Let the VAE go."""
-        self._vae = None
+        """Let the decoders go."""
+        self._vae = self._decode_sound = None

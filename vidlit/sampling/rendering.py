@@ -19,6 +19,7 @@ from torch import Tensor
 from vidlit.runs.directory import write_text
 from vidlit.runs.loggers.background_logger import BackgroundLogger
 from vidlit.video.mp4 import write_mp4
+from vidlit.video.sound import Sound
 
 CONTACT_SHEET = "contact_sheet.png"
 SHEET_FRAMES = 5
@@ -33,12 +34,19 @@ class Sample(NamedTuple):
     """(F, H, W, 3)"""
     metadata: dict[str, Any]
     """at least ``prompt``"""
+    sound: Sound | None = None
+    """what is heard with it"""
 
 
 def to_frames(video: Tensor) -> NDArray[np.uint8]:
     """A video (3, F, H, W) in about [-1, 1] to frames (F, H, W, 3) uint8."""
     scaled = ((video.float().clamp(-1, 1) + 1) * 127.5).round()
     return scaled.permute(1, 2, 3, 0).to("cpu", torch.uint8).numpy()
+
+
+def to_sound(samples: Tensor, rate: int) -> Sound:
+    """Samples (2, n) in about [-1, 1], as a family's decoder gives them with their rate."""
+    return Sound(samples.float().clamp(-1, 1).cpu().numpy(), rate)
 
 
 def sample_name(number: int, caption: str, prefix: str = "") -> str:
@@ -51,7 +59,7 @@ def sample_name(number: int, caption: str, prefix: str = "") -> str:
 
 def write_sample(path: Path, sample: Sample, fps: float) -> None:
     """Write a video as mp4 and, beside it as JSON, how it came about."""
-    write_mp4(path, sample.frames, fps)
+    write_mp4(path, sample.frames, fps, sample.sound)
     write_text(path.with_suffix(".json"), json.dumps(sample.metadata, indent=2) + "\n")
 
 

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from vidlit.diffusion.noising import start_noise
 from vidlit.diffusion.streams import LATENTS
-from vidlit.sampling.rendering import Sample, to_frames
+from vidlit.sampling.rendering import Sample, to_frames, to_sound
 from vidlit.sampling.sampling_progress import track_sampling
 
 if TYPE_CHECKING:
+    from vidlit.models.family import SoundDecoder
     from vidlit.training.module import VideoDiffusionModule
+    from vidlit.video.sound import Sound
     from vidlit.video.sources import Clip
 
 
@@ -75,6 +77,7 @@ def sample_clips(
     vae: Any,
     draws: Sequence[int] | None = None,
     look: Callable[[Chunk], None] | None = None,
+    decode_sound: SoundDecoder | None = None,
 ) -> list[Sample]:
     """A video for each clip, from its caption and at its size; every rank makes its share.
 
@@ -91,6 +94,7 @@ def sample_clips(
         vae: of the family, to decode with.
         draws: numbers that tell videos of the same clip apart; all 0 by default.
         look: called on every rank with each chunk.
+        decode_sound: of the family; ``None`` for silent samples.
 
     Returns:
         All videos, in order, on rank 0; on the others nothing.
@@ -121,9 +125,14 @@ def sample_clips(
                 look(Chunk(rows, mine, not_repeated, latents, videos))
             pixels = torch.stack([torch.from_numpy(to_frames(video)) for video in videos])
             made = gather(pixels.to(pl_module.device), len(rows), trainer).cpu().numpy()
+            sounds: list[Sound | None] = [None] * len(rows)
+            if decode_sound is not None:
+                heard, rate = decode_sound(streams)
+                sounds = [to_sound(each, rate) for each in gather(heard, len(rows), trainer)]
             if trainer.is_global_zero:
-                for row, frames in zip(rows, made, strict=True):
-                    samples[row] = Sample(frames, _describe(pl_module, clips[row], draws[row], sampling, step))
+                for row, frames, sound in zip(rows, made, sounds, strict=True):
+                    described = _describe(pl_module, clips[row], draws[row], sampling, step)
+                    samples[row] = Sample(frames, described, sound)
     return [samples[row] for row in range(len(clips))] if trainer.is_global_zero else []
 
 

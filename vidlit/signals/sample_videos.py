@@ -165,8 +165,18 @@ class SampleVideos(RunCallback):
         clips = one_a_caption(self.data.val_clips or self.data.train_clips)[: self.num_videos]
         kept_step = next((each.kept_step for each in self.others(OverfitStopping)), self.trainer.global_step)
         with own_randomness(self.module.device):
-            vae = self.module.family.load_vae(self.module.device)
-            samples = sample_clips(self.trainer, self.module, self.data, clips, self.sampling, kept_step, vae)
+            family, device = self.module.family, self.module.device
+            vae, decode_sound = family.load_vae(device), family.load_sound_decoder(device)
+            samples = sample_clips(
+                self.trainer,
+                self.module,
+                self.data,
+                clips,
+                self.sampling,
+                kept_step,
+                vae,
+                decode_sound=decode_sound,
+            )
         if self.trainer.is_global_zero:
             write_samples(self.run.samples(kept_step), samples, self.module.family.fps)
             log_samples(self.trainer, "samples", kept_step, samples)

@@ -62,6 +62,8 @@ class RunPlan:
     """What else is not used as it stands in the source."""
     crossing: list[str]
     """Clips that probably cross a cut."""
+    silent: list[str]
+    """Clips without sound, of a model that makes some."""
     split: dict[str, dict[str, int]]
     """Clips and recordings of each side."""
     batch_size: float
@@ -136,6 +138,7 @@ def make_plan(
         skipped={what: list(names) for what, names in folder.skipped.items()},
         remarks=list(folder.remarks),
         crossing=list(folder.crossing),
+        silent=list(folder.silent),
         split={
             side: {"clips": len(clips), "videos": len({clip.source.group for clip in clips})}
             for side, clips in split._asdict().items()
@@ -217,11 +220,11 @@ def _encoding(data: ClipFolder) -> dict[str, float]:
         "clips": len(todo),
         "captions": len(missing),
         "gigabytes": size / 1e9,
-        "decode_seconds": _decode_seconds(todo, data.encoding.num_workers),
+        "decode_seconds": _decode_seconds(todo, data.encoding.num_workers, data.family.sample_rate),
     }
 
 
-def _decode_seconds(clips: Sequence[Clip], workers: int | None) -> float:
+def _decode_seconds(clips: Sequence[Clip], workers: int | None, sample_rate: int | None) -> float:
     """Extrapolated from a few clips, spread over the list."""
     chosen = clips[:: math.ceil(len(clips) / _TIMED)] if clips else []
     reader = IsolatedReader()
@@ -230,6 +233,8 @@ def _decode_seconds(clips: Sequence[Clip], workers: int | None) -> float:
         for clip in chosen:
             try:
                 reader.read_clip(clip.request())
+                if sample_rate is not None:
+                    reader.read_sound(clip.request(), sample_rate)
             except UserError:
                 continue  # encoding will say what is wrong with it
         seconds = time.monotonic() - began

@@ -232,13 +232,13 @@ class VideoDiffusionModule(LightningModule):
         self.log("test/loss", mean, batch_size=len(batch.keys), on_epoch=True, sync_dist=shared)
         return losses
 
-    def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Latents (B, C, F, H, W) of prompts; the start noise of each is a function of its seed and number."""
+    def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Latents (B, ...) of each stream of prompts; the start noise is a function of a prompt's seed and number."""
         keys = list(zip(batch.seeds, batch.numbers, strict=True))
         noise = start_noise("predict", keys, self.family.stream_shapes(*batch.size))
         prompts, null = batch.conditioning, batch.null_conditioning
         noise = {name: start.to(self.device) for name, start in noise.items()}
-        return self.sample(noise, prompts, batch.num_steps, null, batch.guidance_scale, batch.first_frame)[LATENTS]
+        return self.sample(noise, prompts, batch.num_steps, null, batch.guidance_scale, batch.first_frame)
 
     @torch.no_grad()
     def sample(

@@ -97,6 +97,8 @@ class DatasetPlan:
     """What else is not used as it stands in the source, a line each."""
     crossing: tuple[str, ...] = ()
     """Clips that probably cross a hard cut: of the first 20 seconds of each video, where those were hashed."""
+    silent: tuple[str, ...] = ()
+    """Clips of files without sound, where sound is wanted."""
 
     def clips_per_bucket(self) -> dict[Bucket, int]:
         """Number of clips of each bucket, in the order of the buckets; 0 for one that no clip fits."""
@@ -113,6 +115,7 @@ def plan_clips(
     trigger: str | None = None,
     first_captions: bool = False,
     tie_near_duplicates: bool = True,
+    with_sound: bool = False,
     cache: Path | None = None,
     reader: Callable[[], IsolatedReader] = IsolatedReader,
     on_progress: Callable[[int, int], None] | None = None,
@@ -130,6 +133,7 @@ def plan_clips(
         trigger: put before captions that do not have it, see :func:`~vidlit.video.sources.with_trigger`.
         first_captions: leave out the further captions of rows with several.
         tie_near_duplicates: whether to find videos that show the same and tie their groups. Identical files always are.
+        with_sound: whether to tell which clips have sound.
         cache: file that remembers what was read of each file, by path, size and time of change.
         reader: makes the readers that open files.
         on_progress: called with (files done, files in all).
@@ -147,7 +151,7 @@ def plan_clips(
     cutting = cutting if isinstance(cutting, Cutting) else Cutting(cutting)
     sources = read_sources(folder, trigger, first_captions=first_captions)
     files = {source.video: source.path for source in sources.videos}
-    wanted = Wanted(tie_near_duplicates, cutting.mode == "scenes", _frames_asked_for(sources.videos))
+    wanted = Wanted(tie_near_duplicates, cutting.mode == "scenes", _frames_asked_for(sources.videos), with_sound)
     if wanted.cuts:
         require_scene_detection()
     inspected = inspect_files(files, wanted, cache, reader, on_progress)
@@ -185,6 +189,7 @@ def plan_clips(
         skipped=sources.skipped,
         remarks=(*sources.notes, *_on_captions(sources, trigger, first_captions)),
         crossing=() if cutting.mode == "scenes" else tuple(_crossing(clips, known)),
+        silent=tuple(clip.clip_id for clip in clips if with_sound and not known[clip.source.video].info.has_sound),
     )
 
 

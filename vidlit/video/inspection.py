@@ -36,6 +36,8 @@ class Wanted:
     """Where scenes begin: :func:`vidlit.video.scenes.find_cuts`."""
     frames: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """Numbers of frames whose times are wanted, by the name of the file."""
+    sound: bool = False
+    """Whether there is any, which earlier versions did not look for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Inspection:
         return (
             (wanted.fingerprint and self.fingerprint is None)
             or (wanted.cuts and self.cuts is None)
+            or (wanted.sound and self.info.has_sound is None)
             or not wanted.frames.get(video, frozenset()) <= self.frame_times.keys()
         )
 
