@@ -344,6 +344,8 @@ def ltx2(folder, version="2.3", **scheduler):
         mel_bins=16,
         resolution=16,
     )
+    audio_vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 16))
+    audio_vae.latents_std.copy_(torch.linspace(0.5, 2, 16))
     pipeline = LTX2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
         vae=vae,

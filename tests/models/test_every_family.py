@@ -13,7 +13,8 @@ from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.models.adapters import LoRA
-from vidlit.models.family import known_families, open_family
+from vidlit.models.family import open_family
+from vidlit.models.known_families import known_families
 from vidlit.training.flops import count_flops, flops_of_a_sample
 from vidlit.training.memory import checkpoint_blocks, repeated_blocks, shard
 from vidlit.training.module import VideoDiffusionModule

@@ -9,7 +9,8 @@ from vidlit.errors import UserError
 from vidlit.models.base_folder import fingerprint
 from vidlit.models.encoders import BaseEncoders
 from vidlit.models.families.ltx_video import LTXVideo
-from vidlit.models.family import known_families, open_family
+from vidlit.models.family import open_family
+from vidlit.models.known_families import known_families
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ from dataclasses import asdict
 from json import dumps
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from vidlit.diffusion.batch import LatentBatch
-from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, summarise
+from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, scored_rows, summarise
 from vidlit.models.parts import Part
 from vidlit.runs.directory import write_text
 from vidlit.sampling.audit import Audit
@@ -108,8 +109,9 @@ class Evaluation(RunCallback):
         self._add(batch, outputs)
 
     def _add(self, batch: LatentBatch, losses: Mapping[str, Tensor]) -> None:
-        for name, of_batch in losses.items():
-            self._tables[name].update(batch.indices, of_batch)
+        for part in self.module.parts.scored:
+            examples = batch.has(part.marker).cpu()
+            self._tables[part.name].update(batch.indices[examples], losses[part.name][examples])
 
     def on_test_end(self, *_: Any) -> None:
         """Audit, write and print."""
@@ -117,6 +119,7 @@ class Evaluation(RunCallback):
             return
         folder = self.run.test(self.step)
         summaries = {part.name: self._summary(part) for part in self.module.parts.parts}
+        summaries = {name: summary for name, summary in summaries.items() if summary.clips}
         results: dict[str, Any] = {"checkpoint": str(self.trainer.ckpt_path), "step": self.step}
         if len(summaries) == 1:
             results |= asdict(next(iter(summaries.values())))
@@ -138,9 +141,11 @@ class Evaluation(RunCallback):
             print(f"Written to {folder}")
 
     def _summary(self, part: Part) -> PairedSummary:
-        clips = self.data.test_clips
+        losses, reference = self._tables[part.name].compute().cpu(), self._references[part.name]
+        rows = scored_rows(reference) if part.marker else torch.arange(len(reference))
+        clips = [self.data.test_clips[row] for row in rows.tolist()]
         sigmas, videos = self.module.scored_sigmas(clips, part), [clip.source.group for clip in clips]
-        return summarise(self._tables[part.name].compute().cpu(), self._references[part.name], sigmas, videos)
+        return summarise(losses[rows], reference[rows], sigmas, videos)
 
 
 def _as_json(verdict: Verdict) -> dict[str, Any]:

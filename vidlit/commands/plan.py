@@ -31,6 +31,7 @@ _READ = (
     "demo",
     "seed_everything",
     "model.base",
+    "model.audio",
     "model.optimizer",
     "model.noise",
     "model.expert",
@@ -113,7 +114,7 @@ def _reader() -> ArgumentParser:
     from vidlit.data.clip_folder import ClipFolder
     from vidlit.data.demo_folder import Demo
     from vidlit.diffusion.noising import Noise
-    from vidlit.models.parts import ExpertChoice
+    from vidlit.models.parts import AudioChoice, ExpertChoice
 
     made = ArgumentParser(prog="vidlit", exit_on_error=False)
     made.add_argument("--config", action="config")
@@ -121,6 +122,7 @@ def _reader() -> ArgumentParser:
     made.add_argument("--demo", type=Demo | None, default=None)
     made.add_class_arguments(ClipFolder, "data", skip={"further_captions"})
     made.add_argument("--model.base", type=str)
+    made.add_argument("--model.audio", type=AudioChoice, default="off")
     made.add_argument("--model.optimizer", type=Callable[[Iterable], torch.optim.Optimizer], default=torch.optim.AdamW)
     made.add_argument("--model.noise", type=Noise, default=Noise())
     made.add_argument("--model.expert", type=ExpertChoice, default="both")
@@ -135,6 +137,7 @@ def _reader() -> ArgumentParser:
         made.add_argument(f"--trainer.{name}", type=kind, default=default)
     made.link_arguments("seed_everything", "data.seed", compute_fn=int)
     made.link_arguments("model.base", "data.base")
+    made.link_arguments("model.audio", "data.audio")
     return made
 
 

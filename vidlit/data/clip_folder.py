@@ -22,6 +22,7 @@ from vidlit.latents.encoding import Encoding, QuarantinedClip, first_three
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
 from vidlit.latents.store import LatentStore
 from vidlit.models.family import open_family
+from vidlit.models.parts import AudioChoice
 from vidlit.stopping.schedule import scored_train_clips, scored_val_clips
 from vidlit.video.buckets import Bucket, BucketBudget, BucketPolicy
 from vidlit.video.cut import Cutting, DatasetPlan, plan_clips
@@ -41,6 +42,7 @@ class ClipFolder:
         buckets: resolutions as ``FRAMESxHEIGHTxWIDTH``, e.g. ``49x480x704``; or a policy that chooses them,
             such as a budget.
         fps: frame rate that clips are resampled to; ``None`` for the family's own.
+        audio: sound that is encoded with them: that of ``model.audio``.
         cutting: options for cutting videos into clips.
         split: options for splitting into training, validation and test.
         batches: size of batches, and how they are read.
@@ -65,6 +67,7 @@ class ClipFolder:
         base: str,
         buckets: list[str] | BucketBudget | BucketPolicy,
         fps: float | None = None,
+        audio: AudioChoice = "off",
         cutting: Cutting = Cutting(),  # noqa: B008 - frozen, as the three below
         split: Splitting = Splitting(),  # noqa: B008
         batches: Batching = Batching(),  # noqa: B008
@@ -76,7 +79,7 @@ class ClipFolder:
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.family = open_family(base, fps)
+        self.family = open_family(base, fps, audio)
         self.source = source
         self.store = LatentStore(store)
         self.buckets = self._make_buckets(buckets)
@@ -134,6 +137,8 @@ class ClipFolder:
         if not plan.clips:
             reasons = [f"{bad.video}: {bad.reason}" for bad in (*plan.quarantined, *plan.dropped)]
             raise UserError(f"no clip of {self.source} can be used. {first_three(reasons, '; ')}")
+        if len(plan.silent) == len(plan.clips):
+            raise UserError(f"no clip of {self.source} has sound, for which model.audio asks: set it to off.")
         return plan
 
     def latent_recipes(self) -> list[LatentRecipe]:

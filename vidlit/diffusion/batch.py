@@ -128,6 +128,12 @@ class LatentBatch(NamedTuple):
         """Clean latents (B, ...) of one of the family's streams."""
         return self.latents if name == LATENTS else self.conditioning.extras[name]
 
+    def has(self, marker: str) -> Tensor:
+        """Which clips (B,) bool have what a clip extra marks, such as a sound; all, where it has no name."""
+        if not marker:
+            return torch.ones(len(self.latents), dtype=torch.bool)
+        return self.conditioning.extras[marker][:, 0] > 0
+
     def to(self, device: torch.device | str) -> Self:
         """What the transformer reads, on a device; the rows and keys stay where the CPU reads them without waiting.
 

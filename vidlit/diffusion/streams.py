@@ -27,12 +27,14 @@ class Stream:
         loss_weight: of its loss in training; each is validated by itself.
         title: what people call it.
         weights: pattern that finds the names of the parameters that make it; all others make the picture.
+        marker: name of the clip extra (B, 1) that is 0 where a clip has no such stream; none where all have.
     """
 
     name: str = LATENTS
     loss_weight: float = 1.0
     title: str = ""
     weights: str = ""
+    marker: str = ""
 
 
 def by_stream(given: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:

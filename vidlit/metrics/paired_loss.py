@@ -64,6 +64,11 @@ class PairedLoss(Metric):
         return self.total / self.count[:, None]
 
 
+def scored_rows(losses: Tensor) -> Tensor:
+    """Rows of the clips that were scored, ascending, in what a :class:`PairedLoss` computed."""
+    return (~losses.isnan().all(dim=1)).nonzero()[:, 0]
+
+
 def log_ratio(losses: Tensor, reference: Tensor, sigmas: Tensor) -> Tensor:
     """Weighted mean over strata of ``log(loss / reference)``, for each clip.
 

@@ -8,8 +8,6 @@ Its family follows from the class that ``transformer/config.json`` names. To add
 from __future__ import annotations
 
 import hashlib
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -33,7 +31,7 @@ from vidlit.models.base_folder import (
 )
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, VideoEncoder
-from vidlit.models.parts import Expert, Part, parts_of, rows_by_call
+from vidlit.models.parts import AudioChoice, Expert, Part, parts_of, rows_by_call
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
@@ -63,6 +61,8 @@ class Family(ABC):
 
     comfyui_layers: ClassVar[Layers] = {}
     """Names that ComfyUI has for layers LoRA may adapt; empty where they are not known, and no such file is written."""
+    clip_parts: ClassVar[tuple[str, ...]] = ("image_encoder", "image_processor", "feature_extractor")
+    """Beginnings of the names of the base's folders that make clip extras, beside the VAE: part of their identity."""
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     """Beginnings of the names of the base's folders that make prompt embeddings: part of their identity."""
 
@@ -100,8 +100,15 @@ class Family(ABC):
     trained, and gets no adapter."""
 
     def __init__(self, base: Path, fps: float | None = None) -> None:
-        self.base = base
-        self.fps = fps or self.default_fps
+        self.base, self.fps = base, fps or self.default_fps
+
+    def with_sound(self, only: bool) -> Family:
+        """The same base with sound among its streams, or as the only one that is trained.
+
+        Raises:
+            UserError: it makes none.
+        """
+        raise UserError(f"{self.base} makes no sound: leave model.audio at off. Of the families here LTX-2 makes some.")
 
     # -- the transformer
 
@@ -334,7 +341,7 @@ class Family(ABC):
         video = fingerprint(self.base / "vae")
         if self.clip_extras:
             recipe = f"{self.clip_recipe}{self.clip_extras}{video}"
-            video = self._fingerprint(recipe, "image_encoder", "image_processor", "feature_extractor")
+            video = self._fingerprint(recipe, *self.clip_parts)
         return {"vae": video, "text": self._fingerprint(self.prompt_recipe, *self.text_parts)}
 
     @property
@@ -356,13 +363,20 @@ class Family(ABC):
         return diffusers_class(self.base, "vae", AUTOENCODER), config
 
 
-def open_family(base: str | Path, fps: float | None = None) -> Family:
+def open_family(base: str | Path, fps: float | None = None, audio: AudioChoice = "off") -> Family:
     """The family of a base folder or hub name.
 
+    Args:
+        base: folder or hub name.
+        fps: frames a second of the training clips; ``None`` takes the family's own.
+        audio: whether sound is denoised with the video, and whether it alone is trained.
+
     Raises:
-        UserError: the folder is no diffusers folder, the hub name cannot be fetched, or its transformer belongs to
-            no known family.
+        UserError: the folder is no diffusers folder, the hub name cannot be fetched, its transformer belongs to no
+            known family, or the family makes no sound and is to make some.
     """
+    from vidlit.models.known_families import known_families
+
     folder = local_folder(str(base))
     name = read_config(folder, "transformer").get("_class_name")
     families = known_families()
@@ -373,18 +387,7 @@ def open_family(base: str | Path, fps: float | None = None) -> Family:
         )
     with errors_of_base(folder, families[name].__name__):
         family = families[name](folder, fps)
+        if audio not in ("off", False):
+            family = family.with_sound(only=audio == "only")
         family.pixel_multiple, family.latent_channels, family.noising()  # what reads the configs of its parts
     return family
-
-
-def known_families() -> dict[str, type[Family]]:
-    """Every family, by the class name of its transformer."""
-    package = importlib.import_module("vidlit.models.families")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"vidlit.models.families.{module.name}")
-    return {family.transformer_class: family for family in _subclasses(Family)}
-
-
-def _subclasses(family: type[Family]) -> list[type[Family]]:
-    """All of them: one family may derive from another."""
-    return [derived for child in family.__subclasses__() for derived in (child, *_subclasses(child))]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
     from vidlit.models.family import Family
 
+AudioChoice = Literal["off", "on", "only"] | bool
+"""Whether sound is denoised with the video, and whether it alone is trained; YAML reads ``on`` and ``off`` as bools."""
 WHOLE = "all"
 """Name of the one part of most models."""
 ExpertChoice = Literal["high", "low", "both"]
@@ -50,6 +52,7 @@ class Part:
         sigmas: lowest and highest noise level that it is trained and scored at.
         expert: name of the transformer that it is or belongs to.
         weights: pattern that finds the names of the module's parameters that are its own.
+        marker: name of the clip extra (B, 1) that is 0 where a clip is no example for it; none where all are.
     """
 
     name: str = WHOLE
@@ -58,6 +61,7 @@ class Part:
     sigmas: tuple[float, float] = (0.0, 1.0)
     expert: str = "transformer"
     weights: str = ""
+    marker: str = ""
 
     def owns(self, parameter: str) -> bool:
         """Whether a parameter of the module, by its name, is one of its own."""
@@ -86,7 +90,7 @@ def parts_of(experts: Sequence[Expert], streams: Sequence[Stream]) -> tuple[Part
         others = "|".join(f"({stream.weights})" for stream in streams[1:])
         patterns = (rf"^(?!.*({others}))", *(stream.weights for stream in streams[1:]))
         return tuple(
-            Part(stream.title or stream.name, stream.name, stream.loss_weight, weights=pattern)
+            Part(stream.title or stream.name, stream.name, stream.loss_weight, weights=pattern, marker=stream.marker)
             for stream, pattern in zip(streams, patterns, strict=True)
         )
     return (Part(),)

@@ -65,7 +65,11 @@ class DivergenceMonitor(Signal):
         clips = {"val": self.data.scored_clips, "train_eval": self.data.train_eval_clips}
         self.sets = tuple(name for name in SETS if clips[name])
         self.parts = {
-            part.name: PairedCurves(clips, {name: self.module.scored_sigmas(clips[name], part) for name in self.sets})
+            part.name: PairedCurves(
+                clips,
+                {name: self.module.scored_sigmas(clips[name], part) for name in self.sets},
+                partial=bool(part.marker),
+            )
             for part in self.module.parts.parts
         }
         if stage == "fit":
@@ -81,8 +85,10 @@ class DivergenceMonitor(Signal):
     ) -> None:
         """Feed the losses of one batch."""
         losses: Mapping[str, Tensor] = outputs
-        for name, of_batch in losses.items():
-            self.parts[name].add(self.sets[dataloader_idx], batch.indices, of_batch)
+        for part in self.module.parts.scored:
+            examples = batch.has(part.marker).cpu()
+            rows, of_part = batch.indices[examples], losses[part.name][examples]
+            self.parts[part.name].add(self.sets[dataloader_idx], rows, of_part)
 
     def on_validation_epoch_end(self, *_: Any) -> None:
         """Turn the tables into log-ratios, remember and log them."""
@@ -95,10 +101,10 @@ class DivergenceMonitor(Signal):
         for name in self._scored:
             curves = self.parts[name]
             values = logged[name] = curves.finish(step if checked else None)
-            if curves.has_validation:
+            if curves.has_validation and TRAIN_EVAL_LOG_RATIO.name in values:
                 values[GAP.name] = values[VAL_LOG_RATIO.name] - values[TRAIN_EVAL_LOG_RATIO.name]
-                if checked:
-                    values[VAL_SCORE.name] = float(check_scores(curves.history())[-1])
+            if curves.has_validation and checked:
+                values[VAL_SCORE.name] = float(check_scores(curves.history())[-1])
         numbers = self._with_means(logged)
         numbers["step"] = float(step)
         tensors = {name: torch.tensor(value) for name, value in numbers.items()}
@@ -143,9 +149,9 @@ class DivergenceMonitor(Signal):
 
     def verdict(self) -> Verdict:
         """Has validation turned, stalled or never gained?"""
-        if "val" not in self.sets:
-            return self._nothing_held_out()
         judged = self.verdicts()
+        if not judged:
+            return self._nothing_held_out()
         verdict = join_parts(judged, self.stop_at)
         tested = {"statistic": STATISTIC, "threshold": THRESHOLD}
         numbers = {

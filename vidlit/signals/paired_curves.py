@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidlit.diffusion.batch import clip_key
 from vidlit.errors import UserError
-from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, log_ratio, summarise
+from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, log_ratio, scored_rows, summarise
 from vidlit.runs.logged_name import LoggedName
 from vidlit.runs.logged_names import (
     TRAIN_EVAL_LOG_RATIO,
@@ -39,11 +39,17 @@ class PairedCurves:
     Args:
         clips: scored ones by set; a set without clips is left out.
         sigmas: (N, K) noise levels that they are scored at, by set.
+        partial: clips that step 0 does not score are no examples for the part, and left out from then on.
     """
 
-    def __init__(self, clips: Mapping[str, Sequence[Clip]], sigmas: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, clips: Mapping[str, Sequence[Clip]], sigmas: Mapping[str, Tensor], *, partial: bool = False
+    ) -> None:
         self.clips = {name: clips[name] for name in SETS if clips[name]}
         self.sigmas = sigmas
+        self.partial = partial
+        self.rows = {name: torch.arange(len(each)) for name, each in self.clips.items()}
+        """Of each set the clips that are examples, ascending, once step 0 is known."""
         self.steps: list[int] = []
         self.curves: dict[str, list[Tensor]] = {name: [] for name in self.clips}
         self.references: dict[str, Tensor] = {}
@@ -67,8 +73,9 @@ class PairedCurves:
         Returns:
             What to log of it.
         """
-        self.steps = [step]
-        self.references = {name: table.compute().cpu() for name, table in self._tables.items()}
+        self.steps, self.references = [step], {}
+        losses = self._computed()
+        self.references = {name: each for name, each in losses.items() if len(each)}
         self.curves = {name: [torch.zeros(len(each), dtype=torch.float64)] for name, each in self.references.items()}
         means = {LOSS[name]: float(losses.mean()) for name, losses in self.references.items()}
         return means | {LOG_RATIO[name]: 0.0 for name in self.references}
@@ -82,10 +89,10 @@ class PairedCurves:
         Returns:
             What to log of it, by name; the loss alone where no step 0 is known.
         """
-        losses = {name: table.compute().cpu() for name, table in self._tables.items()}
-        logged = {LOSS[name].name: float(each.mean()) for name, each in losses.items()}
+        losses = self._computed()
+        logged = {LOSS[name].name: float(each.mean()) for name, each in losses.items() if len(each)}
         for name, reference in self.references.items():
-            ratio = log_ratio(losses[name], reference, self.sigmas[name])
+            ratio = log_ratio(losses[name], reference, self.sigmas[name][self.rows[name]])
             bins = (losses[name] / reference).log().mean(0)
             logged[LOG_RATIO[name].name] = float(ratio.mean())
             logged |= {LOG_RATIO_BIN[name].at(k): float(value) for k, value in enumerate(bins)}
@@ -95,12 +102,19 @@ class PairedCurves:
             self.steps.append(step)
         return logged
 
+    def _computed(self) -> dict[str, Tensor]:
+        """Losses (N, K) of each set's examples, which are those that were scored where no step 0 has told yet."""
+        computed = {name: table.compute().cpu() for name, table in self._tables.items()}
+        if self.partial and not self.references:
+            self.rows = {name: scored_rows(losses) for name, losses in computed.items()}
+        return {name: losses[self.rows[name]] for name, losses in computed.items()}
+
     # -- all checks
 
     @property
     def has_validation(self) -> bool:
         """Whether any clips are held out, and step 0 is known."""
-        return bool(self.references) and "val" in self.clips
+        return "val" in self.references
 
     def history(self) -> DivergenceHistory:
         """All checks so far, step 0 included."""
@@ -108,7 +122,7 @@ class PairedCurves:
             torch.stack(self.curves[name]).numpy() if name in self.curves else torch.zeros(len(self.steps), 0).numpy()
             for name in SETS
         )
-        groups = {name: tuple(clip.source.group for clip in each) for name, each in self.clips.items()}
+        groups = {name: tuple(self._groups(name)) for name in self.curves}
         return DivergenceHistory(
             steps=torch.tensor(self.steps).numpy(),
             val=val,
@@ -121,9 +135,14 @@ class PairedCurves:
         """The latest check of each set against step 0; empty where no step 0 is known."""
         found = {}
         for name, reference in self.references.items():
-            videos = [clip.source.group for clip in self.clips[name]]
-            found[name] = summarise(self._tables[name].compute().cpu(), reference, self.sigmas[name], videos)
+            rows = self.rows[name]
+            losses = self._tables[name].compute().cpu()[rows]
+            found[name] = summarise(losses, reference, self.sigmas[name][rows], self._groups(name))
         return found
+
+    def _groups(self, name: str) -> list[str]:
+        """Recordings that the examples of a set are of."""
+        return [self.clips[name][row].source.group for row in self.rows[name].tolist()]
 
     # -- state: tensors and numbers only, so that checkpoints load with weights_only
 
@@ -135,7 +154,8 @@ class PairedCurves:
             "steps": self.steps,
             **{f"{name}_curves": torch.stack(curve) for name, curve in self.curves.items()},
             **{f"{name}_reference": reference for name, reference in self.references.items()},
-            **{f"{name}_keys": self._keys[name] for name in self.references},
+            **{f"{name}_keys": self._keys[name] for name in self.clips},
+            **{f"{name}_rows": self.rows[name] for name in self.clips if self.partial},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -153,15 +173,18 @@ class PairedCurves:
                     f"{len(here)} here, or others): its curve cannot be continued. Use the same "
                     "data and split options, or start a new run."
                 )
-            if len(there) and (levels := state_dict[f"{name}_reference"].shape[1]) != self.sigmas[name].shape[1]:
+            reference = state_dict.get(f"{name}_reference")
+            if reference is not None and (levels := reference.shape[1]) != self.sigmas[name].shape[1]:
                 raise UserError(
                     f"The checkpoint scored its {name} clips at {levels} noise levels, here it is "
                     f"{self.sigmas[name].shape[1]}: its curve cannot be continued. Set "
                     f"--model.noise.num_strata={levels}, or start a new run."
                 )
         self.steps = list(state_dict["steps"])
-        self.curves = {name: list(state_dict[f"{name}_curves"]) for name in self.clips}
-        self.references = {name: state_dict[f"{name}_reference"] for name in self.clips}
+        self.rows = {name: state_dict.get(f"{name}_rows", rows) for name, rows in self.rows.items()}
+        scored = [name for name in self.clips if f"{name}_reference" in state_dict]
+        self.curves = {name: list(state_dict[f"{name}_curves"]) for name in scored}
+        self.references = {name: state_dict[f"{name}_reference"] for name in scored}
 
 
 def _keys(clips: Sequence[Clip]) -> Tensor:

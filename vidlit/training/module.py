@@ -23,7 +23,7 @@ from vidlit.errors import UserError
 from vidlit.lightning_internals import datamodule_of, expect_unused_parameters, is_attached
 from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights, without_adapter
 from vidlit.models.family import open_family
-from vidlit.models.parts import ExpertChoice, Part, chosen_parts
+from vidlit.models.parts import AudioChoice, ExpertChoice, Part, chosen_parts
 from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
 from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
@@ -64,6 +64,7 @@ class VideoDiffusionModule(LightningModule):
             or ``both``. Trained together they take turns, and each is judged and kept by itself.
         bad_steps: treatment of steps whose loss or gradient is NaN or infinite.
         fps: frame rate of the clips; ``None`` for the family's own.
+        audio: sound of a base that makes some: ``on`` trains it with the video, ``only`` by itself; or ``off``.
         seed: seed of noise and sigmas, in training and validation.
 
     Raises:
@@ -87,18 +88,17 @@ class VideoDiffusionModule(LightningModule):
         expert: ExpertChoice = "both",
         bad_steps: BadStepPolicy = BadStepPolicy(),  # noqa: B008
         fps: float | None = None,
+        audio: AudioChoice = "off",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.base = base
-        self.family = open_family(base, fps)
+        self.family = open_family(base, fps, audio)
         self.adapter: LoRA | LoRAFile | None = adapter
         self.layers = layers
         self.ema = ema
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.warmup_steps = warmup_steps
-        self.caption_dropout = caption_dropout
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.warmup_steps, self.caption_dropout = warmup_steps, caption_dropout
         self.preservation = preservation
         parts = chosen_parts(self.family, expert)
         self.parts = OpenParts(parts, seed, TURN if memory.offload_experts else 1)
@@ -106,8 +106,7 @@ class VideoDiffusionModule(LightningModule):
         process = noise.process or self.family.noising()
         self.noising = process.between(min(low for low, _ in levels), max(high for _, high in levels))
         self.num_strata, self.first_frame = noise.num_strata, noise.first_frame
-        self.memory, self.bad_steps = memory, bad_steps
-        self.seed = seed
+        self.memory, self.bad_steps, self.seed = memory, bad_steps, seed
         self.is_schedule_free = is_schedule_free(optimizer)
         for name in self.expert_names:
             setattr(self, name, None)
@@ -228,17 +227,17 @@ class VideoDiffusionModule(LightningModule):
     def test_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """As :meth:`validation_step`; logs ``test/loss``, the mean over clips, strata and parts."""
         losses = self.validation_step(batch, batch_idx, dataloader_idx)
-        shared, mean = self.trainer.world_size > 1, torch.stack([each.mean() for each in losses.values()]).mean()
-        self.log("test/loss", mean, batch_size=len(batch.keys), on_epoch=True, sync_dist=shared)
+        scored = torch.cat([losses[part.name][batch.has(part.marker)] for part in self.parts.scored])
+        mean, shared = scored.sum() / max(1, scored.numel()), self.trainer.world_size > 1
+        self.log("test/loss", mean, batch_size=len(scored), on_epoch=True, sync_dist=shared)
         return losses
 
     def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Latents (B, ...) of each stream of prompts; the start noise is a function of a prompt's seed and number."""
         keys = list(zip(batch.seeds, batch.numbers, strict=True))
-        noise = start_noise("predict", keys, self.family.stream_shapes(*batch.size))
-        prompts, null = batch.conditioning, batch.null_conditioning
-        noise = {name: start.to(self.device) for name, start in noise.items()}
-        return self.sample(noise, prompts, batch.num_steps, null, batch.guidance_scale, batch.first_frame)
+        starts = start_noise("predict", keys, self.family.stream_shapes(*batch.size))
+        noise, null = {name: start.to(self.device) for name, start in starts.items()}, batch.null_conditioning
+        return self.sample(noise, batch.conditioning, batch.num_steps, null, batch.guidance_scale, batch.first_frame)
 
     @torch.no_grad()
     def sample(

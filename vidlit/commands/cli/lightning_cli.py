@@ -148,6 +148,7 @@ class VidlitCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("model.base", "data.base")
+        parser.link_arguments("model.audio", "data.audio")
         parser.link_arguments("data.fps", "model.fps")
         parser.link_arguments(
             (

@@ -22,6 +22,7 @@ REFUSED: Mapping[str, str] = {
     "model.adapter": _STATE,
     "model.layers": _STATE,
     "model.expert": _STATE,
+    "model.audio": "it decides what is trained and scored, and what is stored of clips and captions",
     "model.ema": _STATE,
     "model.optimizer.class_path": "the checkpoint holds the state of the other one",
     "model.lr_scheduler": "the checkpoint is in the middle of it",

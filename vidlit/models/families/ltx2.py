@@ -1,7 +1,7 @@
 """LTX-2, 2.3 and 2.5 (https://arxiv.org/abs/2601.03233): a video and a sound stream in one transformer.
 
 Here the video stream alone is trained, isolated from the other: the transformer has learned to do without it, which is
-the original's way to generate without sound.
+the original's way to generate without sound. Both together are in :mod:`vidlit.models.families.ltx2_sound`.
 """
 
 from __future__ import annotations
@@ -49,34 +49,68 @@ class LTX2(LTXVideo):
         r"(audio_|av_cross_attn_|video_to_audio_|video_a2v_cross_attn_|keyframes_abs_pos_embedding).*"
     )
 
-    def velocity(self, transformer: nn.Module, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
+    def velocity(
+        self, transformer: nn.Module, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning
+    ) -> Tensor | dict[str, Tensor]:
         """See :meth:`Family.velocity`: the pipeline's prediction with ``isolate_modalities``.
 
         The sound stream cannot be left out; isolated, one silent token does, and the video is the same.
+        """
+        dtype = next(transformer.parameters()).dtype
+        silent, unsaid = (noisy.new_zeros(len(noisy), 1, size, dtype=dtype) for size in self._sound_widths)
+        levels = level_of_sample(sigmas)
+        return self.call(transformer, noisy, sigmas, conditioning, silent, unsaid, levels, isolate_modalities=True)[0]
+
+    def call(
+        self,
+        transformer: nn.Module,
+        noisy: Tensor,
+        sigmas: Tensor,
+        conditioning: Conditioning,
+        sound: Tensor,
+        sound_prompt: Tensor,
+        sound_sigmas: Tensor,
+        *,
+        isolate_modalities: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Ask the transformer for both streams, as the pipeline does.
+
+        Args:
+            transformer: from :meth:`load_transformer`.
+            noisy: as for :meth:`velocity`, and so are the next two.
+            sigmas: of the video.
+            conditioning: of B samples.
+            sound: (B, L, D), noisy tokens of sound.
+            sound_prompt: (B, tokens, D'), what they read of the prompt.
+            sound_sigmas: (B,), their noise level.
+            isolate_modalities: neither stream reads the other.
+
+        Returns:
+            The velocities of the video (B, C, F, H, W) and of the sound (B, L, D).
         """
         num_frames, height, width = noisy.shape[2:]
         dtype = next(transformer.parameters()).dtype
         levels = 1000.0 * level_of_sample(sigmas)
         by_token = 1000.0 * sigmas.repeat_interleave(height * width, dim=1) if sigmas.dim() == 2 else levels
-        silent, unsaid = (noisy.new_zeros(len(noisy), 1, size, dtype=dtype) for size in self._sound_widths)
-        tokens = transformer(
+        tokens, heard = transformer(
             hidden_states=noisy.flatten(2).transpose(1, 2).to(dtype),
-            audio_hidden_states=silent,
+            audio_hidden_states=sound.to(dtype),
             encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
-            audio_encoder_hidden_states=unsaid,
+            audio_encoder_hidden_states=sound_prompt.to(dtype),
             timestep=by_token,
-            audio_timestep=levels,
+            audio_timestep=1000.0 * sound_sigmas,
             sigma=levels,
+            audio_sigma=1000.0 * sound_sigmas,
             num_frames=num_frames,
             height=height,
             width=width,
             fps=self.fps,
-            audio_num_frames=1,
-            isolate_modalities=True,
-            use_cross_timestep=True,  # as the pipeline; without effect here, but cheaper than False, by token
+            audio_num_frames=sound.shape[1],
+            isolate_modalities=isolate_modalities,
+            use_cross_timestep=True,  # as the pipelines of all versions; the transformer's own default is LTX-2.0's
             return_dict=False,
-        )[0]
-        return tokens.transpose(1, 2).reshape(noisy.shape)
+        )
+        return tokens.transpose(1, 2).reshape(noisy.shape), heard
 
     @cached_property
     def _sound_widths(self) -> tuple[int, int]:
@@ -96,6 +130,12 @@ class LTX2(LTXVideo):
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """Gemma and the connectors, which take no part in training."""
         return GemmaPromptEncoder(self, device)
+
+    def with_sound(self, only: bool) -> Family:
+        """See :meth:`Family.with_sound`."""
+        from vidlit.models.families.ltx2_sound import LTX2Sound, LTX2SoundAlone
+
+        return (LTX2SoundAlone if only else LTX2Sound)(self.base, self.fps)
 
 
 class GemmaPromptEncoder(PromptEncoder):

@@ -65,7 +65,7 @@ class LTXVideo(Family):
         noisy: Tensor,
         sigmas: Tensor,
         conditioning: Conditioning,
-    ) -> Tensor:
+    ) -> Tensor | dict[str, Tensor]:
         """See :meth:`Family.velocity`. The pipeline's ``_pack_latents`` at patch size 1 is a transpose."""
         num_frames, height, width = noisy.shape[2:]
         dtype = next(transformer.parameters()).dtype

@@ -51,7 +51,9 @@ def training_loss(
         batch = batch._replace(conditioning=drop_captions(batch.conditioning, module.prompt(""), dropped))
     expert = parts[0].expert
     losses = denoising_loss(partial(module, expert=expert), noising, batch, noise, sigmas)
-    loss = torch.stack([part.loss_weight * losses[part.stream].mean() for part in parts]).sum()
+    # What a clip lacks counts nothing, so that it takes no other clip's weight in its place.
+    means = [(losses[part.stream] * batch.has(part.marker).to(module.device)).mean() for part in parts]
+    loss = torch.stack([part.loss_weight * mean for part, mean in zip(parts, means, strict=True)]).sum()
     if module.preservation is None:
         return loss, 0.0
     return loss, module.preservation.loss(module, noising, batch, noise, sigmas, position, rows, expert)
