@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from vidlit.training.objective import training_loss
 
 from tests.models import bases
 from tests.models.test_export import adapted_layers
@@ -27,7 +28,6 @@ from vidlit.models.families.ltx2_sound import AUDIO, HAS_SOUND
 from vidlit.models.family import open_family
 from vidlit.models.log_mel import SAMPLE_RATE, log_mel
 from vidlit.training.module import VideoDiffusionModule
-from vidlit.training.objective import training_loss
 from vidlit.video.frames import ClipRequest, probe, read_clip
 from vidlit.video.mp4 import write_mp4
 from vidlit.video.sound import Sound, read_sound
