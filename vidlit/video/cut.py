@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple, get_args
 
 from vidlit.errors import UserError
 from vidlit.video.buckets import Bucket, nearest_bucket
-from vidlit.video.duplicates import NearDuplicate, find_near_duplicates, tie_groups
 from vidlit.video.frames import VideoInfo
 from vidlit.video.inspection import Inspection, Wanted, inspect_files
 from vidlit.video.isolation import IsolatedReader
 from vidlit.video.masks import inspect_masks
+from vidlit.video.repeats.duplicates import NearDuplicate, find_near_duplicates, tie_groups
 from vidlit.video.scenes import probable_cuts, require_scene_detection
 from vidlit.video.sources import Clip, Rejected, Sources, SourceVideo, read_sources
 

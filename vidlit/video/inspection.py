@@ -16,9 +16,9 @@ from typing import Any
 
 import filelock
 
-from vidlit.video.duplicates import Fingerprint
 from vidlit.video.frames import VideoError, VideoInfo
 from vidlit.video.isolation import IsolatedReader
+from vidlit.video.repeats.duplicates import Fingerprint
 from vidlit.whole_files import write_whole
 
 _CACHE_VERSION = 3  # goes up whenever a file that did not change would be inspected differently
@@ -31,7 +31,7 @@ class Wanted:
     """What a plan needs to know of files, beyond their headers and checksums."""
 
     fingerprint: bool = False
-    """Perceptual hashes: :func:`vidlit.video.duplicates.fingerprint`."""
+    """Perceptual hashes: :func:`vidlit.video.repeats.duplicates.fingerprint`."""
     cuts: bool = False
     """Where scenes begin: :func:`vidlit.video.scenes.find_cuts`."""
     frames: Mapping[str, frozenset[int]] = field(default_factory=dict)

@@ -95,7 +95,8 @@ class IsolatedReader:
         return sound
 
     def inspect(self, path: Path, fingerprint: bool) -> tuple[VideoInfo, list[Any]]:
-        """:func:`vidlit.video.frames.probe`, and the fields of :func:`vidlit.video.duplicates.fingerprint` if wanted.
+        """:func:`vidlit.video.frames.probe`, and, if wanted, the fields of a
+        :func:`vidlit.video.repeats.duplicates.fingerprint`.
 
         Raises:
             VideoError: the file cannot be used.
@@ -311,7 +312,7 @@ def _do(task: str, path: Path, arguments: dict[str, Any], reader: VideoReader, s
     info = probe(path)
     hashes: list[Any] = []
     if arguments["fingerprint"]:
-        from vidlit.video.duplicates import fingerprint
+        from vidlit.video.repeats.duplicates import fingerprint
 
         hashes = list(fingerprint(path, info))
     return {"info": asdict(info), "fingerprint": hashes}

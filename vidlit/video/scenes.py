@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from vidlit.errors import UserError
-from vidlit.video.excerpts import Timeline
 from vidlit.video.frames import VideoError, read_frames
+from vidlit.video.repeats.excerpts import Timeline
 
 _HEIGHT = 64  # pixels: on 110 real films as good as the full size, which is slower
 _JUMP = 24  # bits of 64; unrelated pictures differ by about 32
@@ -70,7 +70,7 @@ def probable_cuts(timeline: Timeline) -> list[tuple[float, float]]:
     """Where perceptual hashes of a film's beginning jump: seconds of the frames before and after each likely cut.
 
     Args:
-        timeline: of a :class:`~vidlit.video.duplicates.Fingerprint`.
+        timeline: of a :class:`~vidlit.video.repeats.duplicates.Fingerprint`.
     """
     known = [(time, int(text, 16)) for time, text in timeline if text is not None]
     steps = [(one[1] ^ other[1]).bit_count() for one, other in itertools.pairwise(known)]

@@ -8,8 +8,8 @@ from PIL import Image
 from tests.video.films import texture, write_film
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import Cutting, plan_clips
-from vidlit.video.duplicates import NUM_FRAMES, Fingerprint, find_near_duplicates, fingerprint, tie_groups
 from vidlit.video.frames import ClipRequest, probe, read_clip
+from vidlit.video.repeats.duplicates import NUM_FRAMES, Fingerprint, find_near_duplicates, fingerprint, tie_groups
 
 
 def fingerprints(paths):

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vidlit.video.excerpts import DENSE_RATE, DENSE_SECONDS, find_excerpts
 from vidlit.video.frames import ClipRequest, VideoError, VideoInfo, read_clip, read_key_frames
+from vidlit.video.repeats.excerpts import DENSE_RATE, DENSE_SECONDS, find_excerpts
 
 NUM_FRAMES = 4
 """Frames hashed of a video, evenly spread over it."""
@@ -48,7 +48,7 @@ class Fingerprint(NamedTuple):
     spread: tuple[str | None, ...]
     """:data:`NUM_FRAMES` evenly spread over a video, one of an image; ``None`` for a flat, dark or damaged frame"""
     timeline: tuple[tuple[float, str | None], ...]
-    """See :mod:`vidlit.video.excerpts`; empty for an image, and for a short video that is damaged"""
+    """See :mod:`vidlit.video.repeats.excerpts`; empty for an image, and for a short video that is damaged"""
 
     def tells_something(self) -> bool:
         """Whether enough frames have a hash for two videos with the same ones to show the same."""

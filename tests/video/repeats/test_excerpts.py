@@ -7,9 +7,9 @@ from PIL import Image
 from tests.video.films import texture, write_film
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import Cutting, plan_clips
-from vidlit.video.duplicates import find_near_duplicates, fingerprint
-from vidlit.video.excerpts import find_excerpts
 from vidlit.video.frames import ClipRequest, probe, read_clip
+from vidlit.video.repeats.duplicates import find_near_duplicates, fingerprint
+from vidlit.video.repeats.excerpts import find_excerpts
 
 FPS = 8
 

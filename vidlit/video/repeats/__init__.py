@@ -1,0 +1,1 @@
+"""Videos that show the same: near-duplicates of each other, and excerpts of longer ones."""
