@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from vidlit.stopping.verdict import Verdict
 
 LIMIT = 0.1
-"""Drift from which on a run is told that it forgets: on the demo's runs (`benchmarks/preservation.py`) the loss on the
-base's own kind of clips had risen by a tenth beyond it, and by 2 to 4 % at drifts of 4 to 7 %."""
+"""Drift from which on a run is told that it forgets: in the demo's runs (`benchmarks/preservation.py`) the loss on the
+base's own kind of clips had risen by a tenth beyond it, and by 2 to 5 % at drifts of 4 to 8 %."""
 
 
 def relative_drift(velocities: ArrayLike, base_velocities: ArrayLike) -> float:
