@@ -95,8 +95,7 @@ class IsolatedReader:
         return sound
 
     def inspect(self, path: Path, fingerprint: bool) -> tuple[VideoInfo, list[Any]]:
-        """:func:`vidlit.video.frames.probe`, and, if wanted, the fields of a
-        :func:`vidlit.video.repeats.duplicates.fingerprint`.
+        """:func:`vidlit.video.frames.probe`, and the fields of ``repeats.duplicates.fingerprint`` if wanted.
 
         Raises:
             VideoError: the file cannot be used.
