@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from tests.models import bases
+from tests.models.hunyuan_bases import few_glyphs
 from tests.models.test_export import adapted_layers
 from tests.report.test_model_card import card_of, code_of
 from vidlit.__main__ import main
@@ -46,6 +47,12 @@ CASES = [
     *((name, make, size) for name, (make, size) in TINY.items()),
     *((name, make, TINY[name][1]) for name, make in OTHERS.items()),
 ]
+
+
+@pytest.fixture(autouse=True)
+def cheap_glyphs():
+    with few_glyphs():
+        yield
 
 
 @pytest.mark.parametrize(("name", "make", "size"), CASES)

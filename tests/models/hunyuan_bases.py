@@ -1,8 +1,20 @@
 """Tiny bases of HunyuanVideo and of what has its VAE or encoders; as those of ``bases``."""
 
+from contextlib import contextmanager
+
+import pytest
 import transformers
 
 from tests.models.tiny_parts import DIM, llama_and_clip, qwen_and_byt5, qwen_and_clip, save, seeded
+from vidlit.models.families import hunyuan_video15 as hunyuan_video15_family
+
+
+@contextmanager
+def few_glyphs():
+    """16 tokens of what is to be written, not 256: in the tiniest HunyuanVideo 1.5 their layers are 2048 wide."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hunyuan_video15_family, "MAX_GLYPH_TOKENS", 16)
+        yield
 
 
 def hunyuan_vae():

@@ -9,6 +9,7 @@ import torch
 
 from tests.models import bases
 from tests.models.batches import batch_of, random_frames
+from tests.models.hunyuan_bases import few_glyphs
 from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
@@ -23,7 +24,8 @@ from vidlit.video.buckets import Bucket
 
 @pytest.fixture(scope="module", params=bases.EVERY)
 def family(request, tmp_path_factory):
-    return open_family(bases.EVERY[request.param](tmp_path_factory.mktemp(request.param) / "base"))
+    with few_glyphs():
+        yield open_family(bases.EVERY[request.param](tmp_path_factory.mktemp(request.param) / "base"))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.models import bases
+from tests.models.hunyuan_bases import few_glyphs
 from vidlit.models.adapters import LoRA, export_weights, pipeline_loads_lora
 from vidlit.models.comfyui import comfyui_lora
 from vidlit.models.families.hunyuan_video import HunyuanVideo
@@ -16,7 +17,8 @@ from vidlit.models.family import open_family
 
 @pytest.fixture(scope="module", params=bases.EVERY)
 def family(request, tmp_path_factory):
-    return open_family(bases.EVERY[request.param](tmp_path_factory.mktemp(request.param) / "base"))
+    with few_glyphs():
+        yield open_family(bases.EVERY[request.param](tmp_path_factory.mktemp(request.param) / "base"))
 
 
 @pytest.fixture(scope="module")
