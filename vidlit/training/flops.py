@@ -14,7 +14,7 @@ from torch.fx.experimental import _config as fx_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidlit.diffusion.streams import by_stream
+from vidlit.diffusion.streams import LATENTS, by_stream
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import LatentBatch
@@ -97,6 +97,8 @@ def flops_of_a_sample(family: Family, transformer: nn.Module, batch: LatentBatch
     noisy = torch.empty(1, *batch.latents.shape[1:], device="meta")
     sigmas = torch.empty(1, device="meta")
     one = batch.conditioning.of_rows([0]).to("meta")
+    further = {stream.name: one.extras[stream.name] for stream in family.streams if stream.name != LATENTS}
+    one = one.with_streams(further, dict.fromkeys(further, sigmas))
 
     def loss() -> Tensor:
         velocities = by_stream(family.velocity(transformer, noisy, sigmas, one)).values()
