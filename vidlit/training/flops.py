@@ -114,7 +114,8 @@ def _lenient_meta() -> Iterator[None]:
     torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment,misc]  # patched for as long as one count
     try:
         lenient = fx_config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]  # declared as it loads
-        with lenient, _SaysNo():  # type: ignore[no-untyped-call]  # torch has no types for it
+        says_no: Any = _SaysNo  # torch has no types for what it derives from
+        with lenient, says_no():
             yield
     finally:
         torch.autocast = autocast  # type: ignore[misc]  # put back

@@ -80,7 +80,7 @@ class Wan(Family):
 
     def velocity(self, transformer: nn.Module, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
         """See :meth:`Family.velocity`."""
-        dtype: torch.dtype = transformer.dtype  # type: ignore[assignment]  # without the modules kept in float32
+        dtype: Any = transformer.dtype  # without the modules kept in float32
         hidden, embeds = noisy, conditioning.extras.get("image_embeds")
         if self.from_image:
             image = conditioning.extras["image_latents"]
