@@ -9,7 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from vidlit.training.objective import training_loss
+from vidlit.training.step.objective import training_loss
 
 from tests.models import bases
 from tests.models.test_export import adapted_layers
@@ -249,7 +249,7 @@ def test_a_silent_clip_is_no_example_of_sound(family):
 
     def loss(*samples, parts=("video", "audio")):
         module.parts.done = {"video", "audio"} - set(parts)
-        return training_loss(module, collate(samples), 0, 0)
+        return training_loss(module, collate(samples), 0, 0)[0]
 
     video, both = loss(*heard, parts=["video"]), loss(*heard)
     audio = [loss(heard[0], sample, parts=["audio"]) for sample in (heard[1], silent)]
