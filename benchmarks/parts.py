@@ -1,0 +1,160 @@
+"""Two parts of one model that overfit at different times: each has its verdict and its best step.
+
+    python -m benchmarks.parts experts   # one transformer for high noise, one for low, on the quickstart's clips
+    python -m benchmarks.parts streams   # video and sound, of which few training clips have any
+
+Prints a row a part, and one for what a single verdict on the mean of both curves would have said of the same run.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from vidlit.__main__ import main as vidlit
+from vidlit.data.demo_clips import FPS, Scene
+from vidlit.data.demo_folder import Demo
+from vidlit.runs.record import RunRecord
+from vidlit.stopping.divergence import DivergenceHistory, best_check, judge_divergence
+from vidlit.video.mp4 import write_mp4
+from vidlit.video.sound import Sound
+
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+BOUNDARY = 0.7
+SIZE = "17x64x64"
+RATE = 16_000
+
+
+def fit(folder: Path, base: Path, **options: object) -> RunRecord:
+    """A run of the quickstart that goes on until each part is done, or to the end."""
+    given = {
+        "demo": "null",
+        "data.source": folder / "clips",
+        "data.store": folder / "latents",
+        "model.base": base,
+        "run.dir": folder / "runs",
+        "run.report": False,
+        "samples.num_videos": 0,
+        "samples.num_audit": 0,
+        "exposure.policy": None,
+        **{name.replace("__", "."): value for name, value in options.items()},
+    }
+    words = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    if vidlit(["fit", "--config", str(CONFIG), "--overfit_stopping.policy.exposure=off", *words]):
+        raise SystemExit("the run failed")
+    (run,) = (folder / "runs" / "quickstart").iterdir()
+    return RunRecord(run)
+
+
+def experts(folder: Path, seed: int, max_steps: int) -> RunRecord:
+    """The demo's transformer twice, told to be a pair."""
+    from vidlit.models.families.ltx_video import LTXVideo
+    from vidlit.models.parts import Expert
+
+    Demo(folder, num_videos=16, clips_per_video=4).write()
+    base = folder / "base"
+    shutil.copytree(base / "transformer", base / "transformer_2")
+    LTXVideo.experts = (Expert("transformer", BOUNDARY, "high"), Expert("transformer_2", title="low"))
+    return fit(folder, base, seed_everything=seed, trainer__max_steps=max_steps, overfit_stopping__parts="warn")
+
+
+def streams(folder: Path, seed: int, max_steps: int) -> RunRecord:
+    """A tiny LTX-2 on clips most of which are silent: the others have a chord of their recording, in a rhythm of their own."""
+    from tests.models.bases import ltx2
+
+    clips = folder / "clips"
+    clips.mkdir(parents=True)
+    rows = ["file_name,caption,group"]
+    for number in range(16):
+        scene = Scene.draw(number)
+        for take in range(4):
+            frames = scene.render(np.random.default_rng([number, take]))[:17]
+            name = f"scene_{number:03d}_take_{take}.mp4"
+            write_mp4(clips / name, frames, FPS, None if is_silent(number) else chord(number, take, len(frames) / FPS))
+            rows.append(f"{name},{scene.caption},scene_{number:03d}")
+    (clips / "metadata.csv").write_text("\n".join(rows) + "\n")
+    options = {"model__audio": "on", "data__buckets": f"[{SIZE}]", "data__fps": FPS, "data__cutting__mode": "first"}
+    return fit(
+        folder,
+        ltx2(folder / "base"),
+        seed_everything=seed,
+        trainer__max_steps=max_steps,
+        overfit_stopping__parts="warn",
+        **options,
+    )
+
+
+def is_silent(number: int) -> bool:
+    """Whether a recording has no sound."""
+    return number % 4 == 0
+
+
+def chord(number: int, take: int, seconds: float) -> Sound:
+    """Three notes of a recording, loud and soft as a take has it."""
+    notes = 220.0 * 2 ** (np.random.default_rng(number).integers(0, 24, 3) / 12)
+    time = np.arange(round(seconds * RATE)) / RATE
+    rhythm = np.interp(time, np.linspace(0, seconds, 9), np.random.default_rng([number, take]).uniform(0.1, 1, 9))
+    wave = (np.sin(2 * np.pi * notes[:, None] * time).mean(0) * rhythm * 0.5).astype(np.float32)
+    return Sound(np.stack([wave, wave]), RATE)
+
+
+def told(run: RunRecord) -> list[dict[str, object]]:
+    """When each part was done, and when the mean of both curves would have been."""
+    histories = run.histories
+    length = min(len(history.steps) for history in histories.values())
+    rows = [row(name, history) for name, history in histories.items()]
+    first = next(iter(histories.values()))
+    mean = DivergenceHistory(
+        first.steps[:length],
+        np.mean([history.val[:length] for history in histories.values()], axis=0),
+        np.mean([history.train_eval[:length] for history in histories.values()], axis=0),
+        first.val_videos,
+        first.train_eval_videos,
+    )
+    return [*rows, row("the mean of both", mean)]
+
+
+def row(name: str, history: DivergenceHistory) -> dict[str, object]:
+    """What the rule says of one curve, check by check."""
+    stopped = None
+    for checks in range(2, len(history.steps) + 1):
+        part = DivergenceHistory(
+            history.steps[:checks],
+            history.val[:checks],
+            history.train_eval[:checks],
+            history.val_videos,
+            history.train_eval_videos,
+        )
+        if judge_divergence(part, warmup_steps=20).action == "stop":
+            stopped = int(part.steps[-1])
+            break
+    best = best_check(history)
+    return {
+        "part": name,
+        "done at": stopped,
+        "best step": int(history.steps[best]),
+        "gain": f"{100 * np.expm1(history.val[best].mean()):+.1f} %",
+        "at the end": f"{100 * np.expm1(history.val[-1].mean()):+.1f} %",
+    }
+
+
+def main(words: list[str] | None = None) -> list[dict[str, object]]:
+    """Print the table; return its rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["experts", "streams"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max_steps", type=int, default=1500)
+    options = parser.parse_args(words)
+    with tempfile.TemporaryDirectory() as folder:
+        make = experts if options.what == "experts" else streams
+        rows = told(make(Path(folder), options.seed, options.max_steps))
+    for each in rows:
+        print(json.dumps(each))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
