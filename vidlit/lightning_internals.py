@@ -52,7 +52,9 @@ def is_attached(pl_module: LightningModule) -> bool:
 
 
 def expect_unused_parameters(trainer: Trainer) -> None:
-    """Let a step leave parameters without a gradient where ranks are copies of each other: experts take turns.
+    """Let a step leave parameters without a gradient where ranks are copies of each other.
+
+    Experts take turns, and once a stream is done no loss reaches the layers that end in it.
 
     ``DDPStrategy`` takes ``find_unused_parameters`` when it is made, and shows it to nobody.
     """

@@ -134,7 +134,7 @@ class VideoDiffusionModule(LightningModule):
         training = is_attached(self) and self.trainer.state.fn == "fit"
         if training and (self.ema is not None or self.is_schedule_free):
             self.averaged = AveragedWeights(self.trainable_state())
-        if training and self.parts.take_turns:
+        if training and len(self.parts.parts) > 1:
             expect_unused_parameters(self.trainer)
         path = self.trainer.ckpt_path if is_attached(self) else None
         if training and path is not None and is_sharded(Path(path)):
