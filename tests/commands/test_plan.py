@@ -18,6 +18,7 @@ from vidlit.commands.plan import plan_of, print_plan
 from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Splitting
+from vidlit.errors import UserError
 from vidlit.latents.encoding import Encoding
 from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.training import forecast
@@ -135,6 +136,9 @@ def test_clips_without_sound_are_counted_where_a_model_makes_some(demo, tmp_path
     print_plan(plan, Console(file=shown, width=100))
     assert f"{len(plan.silent)} of {plan.clips} clips have no sound, and no part in learning it:" in shown.getvalue()
     assert plan.encode["decode_seconds"] > 0
+    silent = LatentDataModule(demo.dir / "clips", tmp_path / "silent", str(demo.dir / "base"), ["9x64x64"], fps=16)
+    with pytest.raises(UserError, match=r"no clip of .* has sound, for which model\.audio asks"):
+        _ = silent.plan
 
 
 def test_long_lists_are_cut_short(data):

@@ -27,6 +27,7 @@ from vidlit.models.families.ltx2 import AUDIO_PROMPT_EMBEDS
 from vidlit.models.families.ltx2_sound import AUDIO, HAS_SOUND
 from vidlit.models.family import open_family
 from vidlit.models.log_mel import SAMPLE_RATE, log_mel
+from vidlit.training.flops import flops_of_a_sample
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.video.frames import ClipRequest, probe, read_clip
 from vidlit.video.mp4 import write_mp4
@@ -257,6 +258,14 @@ def test_a_silent_clip_is_no_example_of_sound(family):
     torch.testing.assert_close(loss(heard[0], silent), video + audio[1])
     assert 0 < audio[1] < audio[0]
     assert loss(silent, silent, parts=["audio"]) == 0
+
+
+def test_operations_of_both_streams_are_counted(family):
+    module = VideoDiffusionModule(str(family.base), fps=FPS, audio="on")
+    silent = VideoDiffusionModule(str(family.base), fps=FPS)
+    batch = collate([sample_of(family, CAPTIONS[0], heard=True)])
+    alone, both = (flops_of_a_sample(each.family, each.structure(), batch) for each in (silent, module))
+    assert 0 < alone < both
 
 
 def test_bases_without_sound_and_clips_too_short_for_it_are_refused(folder_of, tmp_path):
