@@ -9,7 +9,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from vidlit.training.step.objective import training_loss
 
 from tests.models import bases
 from tests.models.test_export import adapted_layers
@@ -29,6 +28,7 @@ from vidlit.models.family import open_family
 from vidlit.models.log_mel import SAMPLE_RATE, log_mel
 from vidlit.training.flops import flops_of_a_sample
 from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.step.objective import training_loss
 from vidlit.video.frames import ClipRequest, probe, read_clip
 from vidlit.video.mp4 import write_mp4
 from vidlit.video.sound import Sound, read_sound
