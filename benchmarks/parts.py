@@ -62,7 +62,7 @@ def experts(folder: Path, seed: int, max_steps: int) -> RunRecord:
 
 
 def streams(folder: Path, seed: int, max_steps: int) -> RunRecord:
-    """A tiny LTX-2 on clips most of which are silent: the others have a chord of their recording, in a rhythm of their own."""
+    """A tiny LTX-2 on clips of which a quarter is silent: the others have a chord of their recording."""
     from tests.models.bases import ltx2
 
     clips = folder / "clips"

@@ -114,16 +114,22 @@ def summary_base(run):
     return (run / "config.yaml").read_text().split("base: ")[1].split("\n")[0].strip()
 
 
-def test_a_run_that_goes_on_knows_what_is_done(words, judged, tmp_path):
-    judged(high=2, low=8)
+def test_a_run_that_goes_on_knows_what_is_done_and_at_which_weights(words, judged, tmp_path, capsys):
+    """Interrupted at the very check: its checkpoint is from before the best weights were put back."""
+    judged(high=4, low=8)
     assert main(words(trainer__max_steps=4)) == 0
     run = tmp_path / "runs" / "quickstart" / "0"
-    before = trained(run, "last.ckpt")["transformer"]
+    kept = trained(run, "best.ckpt")["transformer"]
     assert main([*words(trainer__max_steps=6), "--ckpt_path=last"]) == 0
-    after = trained(run, "last.ckpt")
-    assert all(torch.equal(before[name], after["transformer"][name]) for name in before)
-    assert steps_with(run, "val/log_ratio/high") == [0, 2]
+    after = trained(run, "last.ckpt")["transformer"]
+    assert all(torch.equal(kept[name], after[name]) for name in kept)
+    assert steps_with(run, "val/log_ratio/high") == [0, 2, 4]
     assert steps_with(run, "val/log_ratio/low") == [0, 2, 4, 6]
+    capsys.readouterr()
+    assert main([*words("validate"), f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]) == 0
+    table = capsys.readouterr().out
+    assert "validation, high" in table
+    assert "nan" not in table
 
 
 @pytest.mark.parametrize(("mode", "stop_step", "high"), [("stop", 2, [0, 2]), ("warn", 6, [0, 2, 4, 6])])

@@ -41,6 +41,7 @@ def test_the_expert_that_is_not_trained_is_loaded_when_a_sample_asks_it(pair):
 def test_only_the_expert_that_is_asked_is_on_the_device(pair, moves):
     module = VideoDiffusionModule(pair, memory=Memory(offload_experts=True))
     module.configure_model()
+    assert [module.experts.device_of(name).type for name in module.expert_names] == ["cpu", "cpu"]  # all that is here
     moves.clear()
     high, low = module.transformer, module.transformer_2
     assert module.experts["transformer"] is high

@@ -154,7 +154,9 @@ def _as_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def print_summaries(summaries: dict[str, PairedSummary]) -> None:
-    """A table of paired losses, one row a set of clips."""
+    """A table of paired losses, one row a set of clips; none where no clip was an example for any part."""
+    if not summaries:
+        return
     bins = max(len(summary.log_ratio_bins) for summary in summaries.values())
     table = Table(title="loss of the denoiser, each clip against itself under the base model")
     table.add_column("clips", no_wrap=True)

@@ -66,16 +66,21 @@ class RunCheckpoints(RunCallback, ModelCheckpoint):
 
     def on_validation_end(self, *_: Any) -> None:
         """Save the best, then the last."""
-        if self.data.val_clips:
+        if self._is_judged:
             super().on_validation_end(self.trainer, self.module)
         if self.is_checking:
             self._save_last()
 
     def on_train_end(self, *_: Any) -> None:
         """Save steps since the last check, before the best weights are restored."""
-        if self.data.val_clips:
+        if self._is_judged:
             super().on_train_end(self.trainer, self.module)
         self._save_last()
+
+    @property
+    def _is_judged(self) -> bool:
+        """Whether any validation clip is an example for any part: there is a best check."""
+        return bool(self.others(DivergenceMonitor)[0].histories())
 
     def _save_last(self) -> None:
         self.trainer.save_checkpoint(self.run.last_checkpoint)

@@ -120,6 +120,7 @@ def summarise_folds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
             **{name: summary[name] for name in ("stopped_by", "stop_step", "best_step", "kept_step", "kept_gain")},
             "exposures_at_kept": summary["exposures_at_kept"]["mean"],
             "num_clips": summary["num_clips"],
+            **({"parts": summary["parts"]} if "parts" in summary else {}),
         }
         for number, summary in enumerate(summaries)
     ]
@@ -170,7 +171,11 @@ def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console:
         f"validation loss against the base model: {_change(gain['mean'])} on average over folds "
         f"({_change(gain['max'])} to {_change(gain['min'])})"
     ]
-    if told["steps"]:
+    if any("parts" in fold for fold in told["folds"]):
+        lines.append(
+            "each part of the model has a best step of its own: fold runs of one (--model.expert high, then low)"
+        )
+    elif told["steps"]:
         options = " ".join(words)
         lines += [
             f"best on all clips: {told['steps']} steps, about {told['exposures']:.0f} exposures of each video:",

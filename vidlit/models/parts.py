@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 
 from vidlit.diffusion.noising import level_of_sample
+from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS, Stream
 from vidlit.errors import UserError
 
@@ -151,6 +152,29 @@ def chosen_parts(family: Family, expert: ExpertChoice) -> tuple[Part, ...]:
             f"model.expert is {expert}, but {family.base} has one transformer for all levels of noise: leave it out."
         )
     return chosen
+
+
+def cut_to(parts: Sequence[Part], noising: RectifiedFlow) -> tuple[Part, ...]:
+    """Parts at the noise levels that training draws at all.
+
+    Args:
+        parts: of a model.
+        noising: how training draws sigmas.
+
+    Raises:
+        UserError: none of a part's own are drawn.
+    """
+    cut = []
+    for part in parts:
+        low, high = max(part.sigmas[0], noising.min_sigma), min(part.sigmas[1], noising.max_sigma)
+        if low >= high:
+            raise UserError(
+                f"model.noise.process draws sigmas from {noising.min_sigma:g} to {noising.max_sigma:g}, none of which "
+                f"the expert of {part.name} noise is asked at ({part.sigmas[0]:g} to {part.sigmas[1]:g}): train the "
+                "other one alone (model.expert), or draw them, too."
+            )
+        cut.append(replace(part, sigmas=(low, high)))
+    return tuple(cut)
 
 
 def num_scored(family: Family, expert: ExpertChoice) -> int:

@@ -183,15 +183,21 @@ def _training(run: RunRecord) -> list[str]:
     ]
     if summary.get("best_step") is not None:
         facts.append(f"Best step: {summary['best_step']}.")
-    if summary["kept_step"] == 0:
-        facts.append("These are the base model's own weights: no check was better.")
-    else:
-        facts.append(f"These weights are those of step {summary['kept_step']}.")
-        if (gain := summary["kept_gain"]) is not None:
-            facts.append(f"Their validation loss is {VAL_LOG_RATIO.text(-gain)} against the base's.")
+    for name, part in summary.get("parts", {"": summary}).items():
+        facts += _kept(part, f"Of the part {name}: these" if name else "These")
     if seen := summary["exposures_at_kept"]:
         facts.append(f"By then each video had been seen {seen['mean']:,.0f} times on average.")
     return ["\n".join(f"- {fact}" for fact in facts)]
+
+
+def _kept(summary: Mapping[str, Any], these: str) -> list[str]:
+    """Which step's weights a run, or a part of its model, ends with."""
+    if summary["kept_step"] == 0:
+        return [f"{these} are the base model's own weights: no check was better."]
+    kept = [f"{these} weights are those of step {summary['kept_step']}."]
+    if (gain := summary["kept_gain"]) is not None:
+        kept.append(f"Their validation loss is {VAL_LOG_RATIO.text(-gain)} against the base's.")
+    return kept
 
 
 def _code(facts: CardFacts) -> str:

@@ -50,7 +50,8 @@ def _go_on(summary: dict[str, Any], directory: RunDirectory) -> str:
 def _kept(summary: dict[str, Any]) -> str:
     """Which weights the run ends with, and how good they are."""
     if "parts" in summary:
-        return " ".join(f"{name}: {_kept_of(part)}" for name, part in summary["parts"].items())
+        told = " ".join(f"{name}: {_kept_of(part)}" for name, part in summary["parts"].items())
+        return f"{told} (Exposures count the steps of all parts.)"
     return _kept_of(summary)
 
 

@@ -235,33 +235,41 @@ class RunRecord:
         if not state or not self.exposures:
             raise UserError(f"{self.path} has no check yet: there is nothing to judge.")
         groups = {clip_key(row.clip_id): row.video for row in self.exposures}
-        return {name: self._history(part, groups) for name, part in state.get("parts", {"all": state}).items()}
+        parts = {name: part for name, part in state.get("parts", {"all": state}).items() if "val_curves" in part}
+        if not parts:
+            raise UserError(f"{self.path} has no validation clips: there is no validation loss to judge.")
+        return {name: self._history(part, groups) for name, part in parts.items()}
 
     def _history(self, state: Mapping[str, Any], groups: Mapping[int, str]) -> DivergenceHistory:
-        if "val_keys" not in state:
-            raise UserError(f"{self.path} has no validation clips: there is no validation loss to judge.")
-        named = {name: tuple(groups[int(key)] for key in state[f"{name}_keys"]) for name in ("val", "train_eval")}
+        curves, named = {}, {}
+        for name in ("val", "train_eval"):
+            curve = state.get(f"{name}_curves")
+            curves[name] = curve.numpy() if curve is not None else np.zeros((len(state["steps"]), 0))
+            keys = state.get(f"{name}_keys", ()) if curve is not None else ()
+            examples = state.get(f"{name}_rows")  # of a part for which some clips are none
+            named[name] = tuple(groups[int(key)] for key in (keys if examples is None else keys[examples]))
         return DivergenceHistory(
             steps=np.array(state["steps"]),
-            val=state["val_curves"].numpy(),
-            train_eval=state["train_eval_curves"].numpy(),
+            val=curves["val"],
+            train_eval=curves["train_eval"],
             val_videos=named["val"],
             train_eval_videos=named["train_eval"],
         )
 
-    def replay(self, settings: DivergenceSettings | None = None) -> list[Verdict]:
+    def replay(self, settings: DivergenceSettings | None = None, part: str | None = None) -> list[Verdict]:
         """Judge every check again as the run did, or with other settings: what would they have done?
 
         Args:
             settings: of the divergence rule; ``None`` takes its defaults.
+            part: of a model of several, whose curve is judged; ``None`` for the first.
 
         Returns:
             A verdict for each check after step 0. A run that stopped has no later checks to judge.
         """
-        history = self.history
+        history = self.history if part is None else self.histories[part]
         verdicts = []
         for checks in range(2, len(history.steps) + 1):
-            part = DivergenceHistory(
+            known = DivergenceHistory(
                 history.steps[:checks],
                 history.val[:checks],
                 history.train_eval[:checks],
@@ -269,7 +277,7 @@ class RunRecord:
                 history.train_eval_videos,
             )
             verdicts.append(
-                judge_divergence(part, settings, warmup_steps=int(self.config.get("model", {}).get("warmup_steps", 0)))
+                judge_divergence(known, settings, warmup_steps=int(self.config.get("model", {}).get("warmup_steps", 0)))
             )
         return verdicts
 

@@ -30,7 +30,7 @@ class DivergenceMonitor(Signal):
     ``divergence/gap``, ``divergence/statistic``, ``divergence/threshold``.
 
     A model of several parts (two experts, video and sound) has curves and a verdict for each: its names end in the
-    part's (``val/log_ratio/high``), and the bare ones are means over the parts.
+    part's (``val/log_ratio/high``), and the bare log-ratios are means over the parts, of those that are done the last.
 
     Args:
         settings: numbers of the rule that detects overfitting.
@@ -125,15 +125,17 @@ class DivergenceMonitor(Signal):
             logger.log_metrics(self._with_means(logged), step=0)
 
     def _with_means(self, logged: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """What parts log, each under names of its own, and their means, which parts that are done no longer move."""
+        """What parts log, each under names of its own, and their means; a part that is done counts as it was then."""
         if len(self.parts) == 1:
             return dict(logged[next(iter(self.parts))])
         numbers = {of_part(name, part): value for part, each in logged.items() for name, value in each.items()}
+        before = {part: curves.latest() for part, curves in self.parts.items() if part not in logged}
         means: dict[str, list[float]] = {}
-        for each in logged.values():
+        for each in (*logged.values(), *before.values()):
             for name, value in each.items():
                 means.setdefault(name, []).append(value)
-        return {name: math.fsum(values) / len(values) for name, values in means.items()} | numbers
+        known = {name: values for name, values in means.items() if len(values) == len(self.parts)}
+        return {name: math.fsum(values) / len(values) for name, values in known.items()} | numbers
 
     def summaries(self) -> dict[tuple[str, str], PairedSummary]:
         """The latest check of each part and set against step 0; empty where no step 0 is known."""
@@ -172,15 +174,17 @@ class DivergenceMonitor(Signal):
 
     def _nothing_held_out(self) -> Verdict:
         curves = self.parts[self._scored[0]]
-        evidence: dict[str, float | int | str] = {"step": curves.steps[-1], "held_out_videos": 0}
-        train_eval = float(curves.curves["train_eval"][-1].mean())
+        step = self.trainer.global_step
+        evidence: dict[str, float | int | str] = {"step": step, "held_out_videos": 0}
+        train_eval = float(curves.curves["train_eval"][-1].mean()) if "train_eval" in curves.references else 0.0
         if not math.isfinite(train_eval):
             reason = (
-                f"At step {curves.steps[-1]} the loss of a training clip is no longer a finite number: training has "
+                f"At step {step} the loss of a training clip is no longer a finite number: training has "
                 "broken down; lower the learning rate."
             )
             return Verdict("divergence", "stop", reason, {"case": "not finite", **evidence}, fatal=True)
-        reason = "There are no validation clips: overfitting cannot be detected from losses."
+        none = "no validation clip has any sound" if "val" in self.sets else "There are no validation clips"
+        reason = f"{none[0].upper()}{none[1:]}: overfitting cannot be detected from losses."
         evidence |= {"case": "nothing held out", "train_eval_log_ratio": train_eval}
         return Verdict("divergence", "continue", reason, evidence)
 
@@ -209,4 +213,5 @@ class DivergenceMonitor(Signal):
             if state:
                 self.parts[name].load_state_dict(state)
         self.done = {name: Verdict(**words) for name, words in state_dict.get("done", {}).items()}
-        self.module.parts.done |= self.done.keys()
+        if self.trainer.state.fn == "fit":  # a look at a checkpoint scores all parts
+            self.module.parts.done |= self.done.keys()

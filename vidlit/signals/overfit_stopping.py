@@ -66,6 +66,8 @@ class OverfitStopping(RunCallback):
     def on_train_start(self, *_: Any) -> None:
         """Start the clock, and write down what the signals say of themselves."""
         self._since = time.monotonic()
+        # A checkpoint of the check at which a part was done holds the weights from before they were put back.
+        self._to_put_back = sorted(self._monitor.done)
         if self.trainer.is_global_zero:
             save_signals(self.run, (signal.words() for signal in self.others(Signal)))
 
@@ -154,7 +156,7 @@ class OverfitStopping(RunCallback):
         kept = {name: self._put_back(name) for name in self._monitor.parts}
         self.kept_step = max(self._step_of(name, each) for name, each in kept.items())
         if len(kept) > 1 and self._monitor.histories():  # what best.ckpt held was of one part's best check
-            self.trainer.save_checkpoint(self.run.best_checkpoint, weights_only=True)
+            self.trainer.save_checkpoint(self.run.best_checkpoint)
         if self.trainer.is_global_zero:
             self._write_summary(stopped_by, reason, kept)
 

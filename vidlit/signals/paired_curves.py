@@ -19,8 +19,9 @@ from vidlit.runs.logged_names import (
     VAL_LOG_RATIO,
     VAL_LOG_RATIO_BIN,
     VAL_LOSS,
+    VAL_SCORE,
 )
-from vidlit.stopping.divergence import DivergenceHistory
+from vidlit.stopping.divergence import DivergenceHistory, check_scores
 
 if TYPE_CHECKING:
     from vidlit.video.sources import Clip
@@ -102,6 +103,11 @@ class PairedCurves:
             self.steps.append(step)
         return logged
 
+    def latest(self) -> dict[str, float]:
+        """Log-ratios of the last check, by the names that they are logged under."""
+        found = {LOG_RATIO[name].name: float(curve[-1].mean()) for name, curve in self.curves.items() if curve}
+        return found | ({VAL_SCORE.name: float(check_scores(self.history())[-1])} if self.has_validation else {})
+
     def _computed(self) -> dict[str, Tensor]:
         """Losses (N, K) of each set's examples, which are those that were scored where no step 0 has told yet."""
         computed = {name: table.compute().cpu() for name, table in self._tables.items()}
@@ -155,6 +161,7 @@ class PairedCurves:
             **{f"{name}_curves": torch.stack(curve) for name, curve in self.curves.items()},
             **{f"{name}_reference": reference for name, reference in self.references.items()},
             **{f"{name}_keys": self._keys[name] for name in self.clips},
+            **{f"{name}_sigmas": self.sigmas[name] for name in self.clips},
             **{f"{name}_rows": self.rows[name] for name in self.clips if self.partial},
         }
 
@@ -173,6 +180,13 @@ class PairedCurves:
                     f"{len(here)} here, or others): its curve cannot be continued. Use the same "
                     "data and split options, or start a new run."
                 )
+            sigmas = state_dict.get(f"{name}_sigmas")  # runs of earlier versions do not say
+            if sigmas is not None and sigmas.shape == self.sigmas[name].shape:
+                if not torch.allclose(sigmas, self.sigmas[name]):
+                    raise UserError(
+                        f"The checkpoint scored its {name} clips at other noise levels than this version would: its "
+                        "curve cannot be continued. Start a new run."
+                    )
             reference = state_dict.get(f"{name}_reference")
             if reference is not None and (levels := reference.shape[1]) != self.sigmas[name].shape[1]:
                 raise UserError(

@@ -28,7 +28,8 @@ class ExpertWeights(Mapping[str, nn.Module]):
         # Kept from nn.Module, which would take them for children of the module.
         self._module = module
         self._frozen: dict[str, nn.Module] = {}
-        self._asked = module.expert_names[0]
+        self.asked = module.expert_names[0]
+        """The one that was asked last: with offloading it alone is on the device."""
 
     @property
     def _offloads(self) -> bool:
@@ -38,13 +39,18 @@ class ExpertWeights(Mapping[str, nn.Module]):
         module = self._module
         if name not in module.expert_names and name not in self._frozen:
             self._frozen[name] = self._load_frozen(name)
-        if self._offloads and name != self._asked:
-            before, self._asked = self._asked, name
+        if self._offloads and name != self.asked:
+            before, self.asked = self.asked, name
             self._loaded(before).to("cpu")
         transformer = self._loaded(name)
         if self._offloads or name in self._frozen:
             transformer.to(module.device)
         return transformer
+
+    def device_of(self, name: str) -> torch.device:
+        """Where a transformer is until it is asked."""
+        waits = self._offloads and name != self.asked
+        return torch.device("cpu") if waits else self._module.device
 
     def __iter__(self) -> Iterator[str]:
         return (expert.name for expert in self._module.family.experts)
@@ -65,7 +71,7 @@ class ExpertWeights(Mapping[str, nn.Module]):
     @contextmanager
     def left_where_they_are(self) -> Iterator[None]:
         """While the module moves to another device, what waits is no part of it; in order, so that no name moves."""
-        waiting = {name for name in self if name != self._asked} if self._offloads else set()
+        waiting = {name for name in self if name != self.asked} if self._offloads else set()
         modules = self._module._modules
         order = dict(modules)
         for name in waiting & order.keys():

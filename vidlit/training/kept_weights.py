@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from lightning.pytorch import Trainer
 
-from vidlit.models.adapters import choose_trained
 from vidlit.runs.checkpoint_files import load_weights, remove_checkpoint
 from vidlit.runs.directory import RunDirectory
 from vidlit.stopping.divergence import DivergenceHistory, best_check, conservative_check
@@ -138,9 +137,7 @@ def start_again(pl_module: VideoDiffusionModule, wanted: Callable[[str], bool]) 
         trained = {name: each for name, each in transformer.named_parameters() if each.requires_grad}
         mine = {name: each for name, each in trained.items() if wanted(f"{expert}.{name}")}
         if mine:
-            fresh = pl_module.family.load_transformer(expert=expert)
-            choose_trained(fresh, pl_module.family, pl_module.adapter, pl_module.layers, pl_module.seed)
-            start = dict(fresh.named_parameters())
+            start = dict(pl_module.fresh_transformer(expert).named_parameters())
             for name, parameter in mine.items():
                 copy_whole(start[name], parameter)
     if pl_module.averaged is not None:

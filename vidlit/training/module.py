@@ -23,7 +23,7 @@ from vidlit.errors import UserError
 from vidlit.lightning_internals import datamodule_of, expect_unused_parameters, is_attached
 from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights, without_adapter
 from vidlit.models.family import open_family
-from vidlit.models.parts import AudioChoice, ExpertChoice, Part, chosen_parts
+from vidlit.models.parts import AudioChoice, ExpertChoice, Part, chosen_parts, cut_to
 from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
 from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
@@ -100,11 +100,11 @@ class VideoDiffusionModule(LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.warmup_steps, self.caption_dropout = warmup_steps, caption_dropout
         self.preservation = preservation
-        parts = chosen_parts(self.family, expert)
-        self.parts = OpenParts(parts, seed, TURN if memory.offload_experts else 1)
-        levels = [part.sigmas for part in parts]
         process = noise.process or self.family.noising()
-        self.noising = process.between(min(low for low, _ in levels), max(high for _, high in levels))
+        parts = cut_to(chosen_parts(self.family, expert), process)
+        self.parts = OpenParts(parts, seed, TURN if memory.offload_experts else 1)
+        levels = [level for part in parts for level in part.sigmas]
+        self.noising = process.between(min(levels), max(levels))
         self.num_strata, self.first_frame = noise.num_strata, noise.first_frame
         self.memory, self.bad_steps, self.seed = memory, bad_steps, seed
         self.is_schedule_free = is_schedule_free(optimizer)
@@ -130,6 +130,11 @@ class VideoDiffusionModule(LightningModule):
                 "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "
                 "--trainer.precision bf16-mixed with --model.memory.base_dtype bfloat16, which needs no more memory."
             )
+        if self.memory.offload_experts and is_attached(self) and self.trainer.world_size > 1:
+            raise UserError(
+                "model.memory.offload_experts is for one device: set it to false on several, or train one expert a run "
+                "(--model.expert high, then low)."
+            )
         self.load_base()
         training = is_attached(self) and self.trainer.state.fn == "fit"
         if training and (self.ema is not None or self.is_schedule_free):
@@ -150,16 +155,21 @@ class VideoDiffusionModule(LightningModule):
         for name in self.expert_names:
             setattr(self, name, self._load_expert(name))
 
-    def _load_expert(self, name: str) -> nn.Module:
+    def fresh_transformer(self, name: str) -> nn.Module:
+        """A base's transformer on the CPU, with an untrained adapter where there is one."""
         low = self.memory.lowers_base and self.adapter is not None  # trained layers start from all their digits
         transformer = self.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
         if not isinstance(self.adapter, LoRAFile) or self.adapter.is_of(self.family, name):
             choose_trained(transformer, self.family, self.adapter, self.layers, self.seed)
+        return transformer
+
+    def _load_expert(self, name: str) -> nn.Module:
+        transformer = self.fresh_transformer(name)
         self.memory.apply(transformer, trains_in_bfloat16=self._trains_in_bfloat16)
         if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
             low_precision = self.trainer.precision == "bf16-mixed"
             shard(transformer, self.device_mesh, self.memory.base_dtype, low_precision=low_precision)
-        return transformer.to(self.device).train()
+        return transformer.to(self.experts.device_of(name)).train()
 
     @property
     def _trains_in_bfloat16(self) -> bool:

@@ -27,6 +27,11 @@ def check_options(module: VideoDiffusionModule) -> None:
         )
     if module.ema is not None and module.is_schedule_free:
         raise UserError("a schedule-free optimizer averages by itself: leave model.ema out.")
+    if module.is_schedule_free and len(module.parts.parts) > 1:
+        raise UserError(
+            "a schedule-free optimizer averages all weights at once, and parts of a model (experts, video and sound) "
+            "are put back one by one: choose another optimizer, or train one part (model.expert, model.audio only)."
+        )
     if not 0 <= module.caption_dropout < 1:
         raise UserError(f"model.caption_dropout is {module.caption_dropout}: it must be at least 0 and below 1.")
     if module.first_frame and not module.family.takes_first_frame:

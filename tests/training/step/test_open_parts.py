@@ -6,7 +6,8 @@ from torch import nn
 
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import Stream
-from vidlit.models.parts import Expert, parts_of
+from vidlit.errors import UserError
+from vidlit.models.parts import Expert, cut_to, parts_of
 from vidlit.training.step.open_parts import OpenParts
 
 EXPERTS = parts_of((Expert("transformer", 0.875, "high"), Expert("transformer_2", 0.0, "low")), (Stream(),))
@@ -32,6 +33,16 @@ def test_an_expert_keeps_its_turn_where_the_other_waits_on_the_cpu():
     drawn = [names(parts.of_step(step, flow))[0] for step in range(400)]
     assert all(len(set(drawn[start : start + 10])) == 1 for start in range(0, 400, 10))
     assert len(set(drawn)) == 2
+
+
+def test_turns_go_by_what_is_drawn_of_an_experts_levels():
+    flow = RectifiedFlow(shift=5.0, min_sigma=0.7)
+    parts = OpenParts(cut_to(EXPERTS, flow), seed=0)
+    low, at, high = flow.share_below(torch.tensor([0.7, 0.875, 1.0])).tolist()
+    drawn = Counter(names(parts.of_step(step, flow))[0] for step in range(4000))
+    assert drawn["high"] / 4000 == pytest.approx((high - at) / (high - low), abs=0.025)
+    with pytest.raises(UserError, match="none of which the expert of low noise"):
+        cut_to(EXPERTS, RectifiedFlow(min_sigma=0.9))
 
 
 def test_what_is_done_has_no_turn():

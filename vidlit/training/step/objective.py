@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
-from vidlit.diffusion.loss import denoising_loss, paired_losses
+from vidlit.diffusion.loss import VelocityModel, denoising_loss, paired_losses
 from vidlit.diffusion.noising import training_noise
 from vidlit.training.step.posterior import draw_conditioning, draw_latents
 
@@ -38,7 +38,7 @@ def training_loss(
     """
     first_row = module.global_rank * len(batch.latents)
     rows = range(first_row, first_row + len(batch.latents))
-    parts = module.parts.of_step(step, module.noising.at(batch.latents[0, 0].numel()))
+    parts = module.parts.of_step(step, module.noising)
     shapes = {stream.name: batch.stream(stream.name).shape[1:] for stream in module.family.streams}
     noising = module.noising.between(*parts[0].sigmas)
     noise, sigmas = training_noise(
@@ -49,8 +49,8 @@ def training_loss(
     if module.caption_dropout > 0:
         dropped = draw_dropped(module.caption_dropout, module.seed, position, rows).to(module.device)
         batch = batch._replace(conditioning=drop_captions(batch.conditioning, module.prompt(""), dropped))
-    expert = parts[0].expert
-    losses = denoising_loss(partial(module, expert=expert), noising, batch, noise, sigmas)
+    expert = parts[0].expert if module.parts.take_turns else None
+    losses = denoising_loss(asked(module, expert), noising, batch, noise, sigmas)
     # What a clip lacks counts nothing, so that it takes no other clip's weight in its place.
     means = [(losses[part.stream] * batch.has(part.marker).to(module.device)).mean() for part in parts]
     loss = torch.stack([part.loss_weight * mean for part, mean in zip(parts, means, strict=True)]).sum()
@@ -71,10 +71,17 @@ def check_losses(module: VideoDiffusionModule, batch: LatentBatch) -> dict[str, 
     streams = [stream.name for stream in module.family.streams]
     scored: dict[str, dict[str, Tensor]] = {}
     losses = {}
-    for part in module.parts.scored:
+    # The expert that is on the device goes first: with offloading the other one has to come.
+    for part in sorted(module.parts.scored, key=lambda part: part.expert != module.experts.asked):
         if part.expert not in scored:  # the streams of a transformer are scored together
             noising = module.noising.between(*part.sigmas)
             options = module.seed, module.num_strata, module.first_frame, streams
-            scored[part.expert] = paired_losses(partial(module, expert=part.expert), noising, batch, *options)
+            model = asked(module, part.expert if module.parts.take_turns else None)
+            scored[part.expert] = paired_losses(model, noising, batch, *options)
         losses[part.name] = scored[part.expert][part.stream]
     return losses
+
+
+def asked(module: VideoDiffusionModule, expert: str | None) -> VelocityModel:
+    """The module as one of its experts for all samples; itself, where each sample goes to its own."""
+    return module if expert is None else partial(module, expert=expert)

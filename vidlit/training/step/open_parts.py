@@ -11,6 +11,8 @@ from vidlit.diffusion.noising import keyed_generator
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.models.parts import Part
 
+_POSITIONS = 4096
+"""Latent positions of a video of middling size: where a shift depends on the size, turns go by this one."""
 TURN = 10
 """Optimizer steps that an expert trains in a row where the others wait on the CPU: moving 14 billion weights in
 bfloat16 there and back takes about as long as a step (28 GB at 25 GB/s each way)."""
@@ -50,15 +52,17 @@ class OpenParts:
         """The parts that an optimizer step trains: all, or of those that take turns one, the same on every rank.
 
         Which one is drawn by the share of the noise levels that are its own, so that over the run each level is trained
-        as often as if one transformer were asked at all of them.
+        as often as if one transformer were asked at all of them. All batches of a step get the same answer, whatever
+        their size.
 
         Args:
             step: number of the optimizer step.
-            noising: how training draws sigmas of the batch's size.
+            noising: how training draws sigmas.
         """
         parts = self.scored
         if not self.take_turns:
             return parts
+        noising = noising.at(_POSITIONS)
         shares = torch.stack([noising.share_below(torch.tensor(part.sigmas).double()).diff()[0] for part in parts])
         draw = torch.rand(1, generator=keyed_generator("part", self.seed, step // self.turn), dtype=torch.float64)
         chosen = int(torch.searchsorted(shares.cumsum(0) / shares.sum(), draw).clamp(max=len(parts) - 1))
