@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vidlit.diffusion.batch import LatentSample, collate
+from vidlit.diffusion.conditions import Condition
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import stratum_noise, stratum_sigmas
 from vidlit.diffusion.rectified_flow import RectifiedFlow, ResolutionShift
@@ -156,7 +157,7 @@ def test_a_share_of_the_evaluations_is_given_the_first_frame_always_the_same():
     calls = []
     for _ in range(2):
         model = Recorder()
-        paired_losses(model, FLOW, batch, seed=0, num_strata=4, first_frame=0.3)[LATENTS]
+        paired_losses(model, FLOW, batch, seed=0, num_strata=4, conditions=[Condition(share=0.3)])[LATENTS]
         calls.append(torch.stack([sigmas for _, sigmas, _ in model.calls], dim=1))
     assert torch.equal(*calls)
     given = calls[0][:, :, 0] == 0
@@ -166,14 +167,14 @@ def test_a_share_of_the_evaluations_is_given_the_first_frame_always_the_same():
     torch.testing.assert_close(calls[0][:, :, 1:], scored[..., None].expand(-1, -1, 2))
     alone = Recorder()
     one = batch._replace(latents=batch.latents[7:8], keys=batch.keys[7:8])
-    paired_losses(alone, FLOW, one, seed=0, num_strata=4, first_frame=0.3)[LATENTS]
+    paired_losses(alone, FLOW, one, seed=0, num_strata=4, conditions=[Condition(share=0.3)])[LATENTS]
     assert torch.equal(torch.stack([sigmas for _, sigmas, _ in alone.calls], dim=1), calls[0][7:8])
 
 
 def test_a_clip_of_one_latent_frame_is_never_given_it():
     """There would be nothing left to score."""
     batch = make_batch(shape=(4, 1, 3, 5))
-    given = paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4, first_frame=1.0)[LATENTS]
+    given = paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4, conditions=[Condition()])[LATENTS]
     torch.testing.assert_close(given, paired_losses(Recorder(), FLOW, batch, seed=0, num_strata=4)[LATENTS])
 
 

@@ -65,7 +65,7 @@ def test_the_page_names_the_interface_and_nothing_else():
     section = prose[prose.index("## Where to look") : prose.index("## The entry in the tests")]
     named = set(re.findall(r"`([a-z_]+)`", section))
     known = set(dir(Family)) | set(Family.__annotations__)
-    assert named & known >= {"velocity", "load_scheduler", "prompt_extras", "clip_extras", "takes_first_frame"}
+    assert named & known >= {"velocity", "load_scheduler", "prompt_extras", "clip_extras", "takes_clean_frames"}
     pipelines = {"timestep", "mu", "set_timesteps", "retrieve_timesteps", "calculate_shift", "encode_prompt", "step"}
     pipelines |= {"max_sequence_length", "temporal_compression_ratio", "spatial_compression_ratio", "latent_channels"}
     keys = {"read_tokens", "prompt_embeds", "pooled_projections", "latents", "image_latents", "__init__", "__call__"}

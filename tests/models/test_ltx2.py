@@ -5,13 +5,14 @@ import json
 import diffusers
 import pytest
 import torch
+from PIL import Image
 
 from tests.models import bases
 from tests.models.test_export import adapted_layers
 from tests.models.test_ltx_video import SCHEDULES
 from vidlit.diffusion.batch import Conditioning
+from vidlit.diffusion.conditions import Condition, GivenFrames, without_noise
 from vidlit.diffusion.generate import generate
-from vidlit.diffusion.noising import without_first_frame
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA, choose_trained, export_weights
 from vidlit.models.families.ltx2 import LTX2
@@ -60,7 +61,8 @@ def calls_of(pipeline, **given):
         calls.append((kwargs, made[0]))
 
     handle = pipeline.transformer.register_forward_hook(keep, with_kwargs=True)
-    pipeline(num_frames=NUM_FRAMES, height=HEIGHT, width=WIDTH, frame_rate=FPS, output_type="latent", **PLAIN, **given)
+    size = {"num_frames": NUM_FRAMES, "height": HEIGHT, "width": WIDTH}
+    pipeline(**(size | given), frame_rate=FPS, output_type="latent", **PLAIN)
     handle.remove()
     return calls
 
@@ -90,10 +92,38 @@ def test_velocity_is_the_pipelines_isolated_prediction(folder_of, version, from_
         noisy = pipeline._unpack_latents(given["hidden_states"], *SHAPE[1:])
         sigmas = given["sigma"] / 1000
         if from_image:
-            sigmas = without_first_frame(sigmas, torch.tensor([True]), SHAPE[1])
+            sigmas = without_noise(sigmas, torch.arange(SHAPE[1])[None] == 0)
         made = family.velocity(transformer, noisy, sigmas, conditioning)
         torch.testing.assert_close(made, pipeline._unpack_latents(expected, *SHAPE[1:]), atol=1e-5, rtol=1e-4)
         assert (expected - with_sound).abs().mean() > 1e-2
+
+
+@torch.no_grad()
+def test_leading_frames_are_given_as_the_condition_pipeline_gives_a_video(folder_of):
+    from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+
+    family = open_family(folder_of("2.3"), FPS)
+    pipeline = pipeline_of(family.base, "LTX2ConditionPipeline")
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), (200, 30, 30))] * (1 + family.compression[0])
+    calls = calls_of(
+        pipeline,
+        conditions=LTX2VideoCondition(frames, index=0),
+        num_frames=1 + 2 * family.compression[0],
+        prompt=CAPTIONS[0],
+        guidance_scale=1.0,
+        audio_guidance_scale=1.0,
+        modality_scale=3.0,
+        num_inference_steps=2,
+    )
+    isolated = [call for call in calls if call[0]["isolate_modalities"]]
+    assert len(isolated) == 2
+    conditioning = Conditioning.of(family.load_prompt_encoder("cpu")(CAPTIONS[:1]))
+    for given, expected in isolated:
+        sigmas = without_noise(given["sigma"] / 1000, Condition(2).given(3, None))
+        noisy, expected = (pipeline._unpack_latents(each, 3, *SHAPE[2:]) for each in (given["hidden_states"], expected))
+        made = family.velocity(pipeline.transformer, noisy, sigmas, conditioning)
+        torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-4)
+        assert (made - family.velocity(pipeline.transformer, noisy, sigmas[:, 2], conditioning)).abs().mean() > 1e-3
 
 
 @pytest.mark.parametrize(("schedule", "from_image"), [("shifted", False), ("shifted", True), ("plain", False)])
@@ -110,8 +140,10 @@ def test_guided_generate_against_a_run_of_the_pipeline(tmp_path, schedule, from_
     prompt, null = (Conditioning.of(encode([text])) for text in (CAPTIONS[0], ""))
     generator = torch.Generator().manual_seed(0)
     noise, video = torch.randn(1, *SHAPE, generator=generator), torch.rand(1, 3, NUM_FRAMES, HEIGHT, WIDTH)
-    first_frame = family.encode_video(vae, 2 * video - 1)[:, :, :1] if from_image else None
-    start = torch.cat([first_frame, noise[:, :, 1:]], dim=2) if from_image else noise
+    given = None
+    if from_image:
+        given = GivenFrames(family.encode_video(vae, 2 * video - 1), torch.arange(SHAPE[1])[None] == 0)
+    start = given.put_into(noise) if given else noise
     expected = pipeline(
         prompt=CAPTIONS[0],
         latents=family.denormalise(vae, start),  # it normalises what it is given
@@ -135,7 +167,7 @@ def test_guided_generate_against_a_run_of_the_pipeline(tmp_path, schedule, from_
         prompt,
         null,
         3.0,
-        first_frame,
+        given,
     )
     assert (made - noise).abs().mean() > 0.1
     torch.testing.assert_close(family.denormalise(vae, made), expected, atol=1e-4, rtol=1e-4)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from vidlit.diffusion.batch import Conditioning, LatentSample, collate
+from vidlit.diffusion.conditions import GivenFrames, without_noise
 from vidlit.diffusion.generate import generate
-from vidlit.diffusion.noising import RectifiedFlow, without_first_frame
+from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.models.family import open_family
 
 FPS = 16.0
@@ -245,7 +246,7 @@ def test_the_first_frame_has_timestep_zero_on_its_tokens(family, transformer):
     """As LTXImageToVideoPipeline masks timesteps; the other frames keep the sample's."""
     batch = prompts()
     noisy, sigmas = torch.randn(3, *SHAPE), torch.tensor([0.15, 0.5, 0.97])
-    by_frame = without_first_frame(sigmas, torch.ones(3, dtype=torch.bool), SHAPE[1])
+    by_frame = without_noise(sigmas, torch.arange(SHAPE[1])[None] == 0)
     ours = family.velocity(transformer, noisy, by_frame, batch.conditioning)
     pipeline = pipeline_of(family, transformer)
     mask = torch.zeros(3, 1, *SHAPE[1:])
@@ -312,7 +313,7 @@ def test_generate_from_a_frame_against_a_run_of_the_pipeline(vae_family, transfo
         conditioning,
         null,
         guidance,
-        first_frame=latents[:, :, :1],
+        GivenFrames(latents, torch.arange(SHAPE[1])[None] == 0),
     )
     assert torch.equal(made[:, :, :1], latents[:, :, :1])
     torch.testing.assert_close(made, pipeline._unpack_latents(packed, *SHAPE[1:]), atol=1e-4, rtol=1e-4)

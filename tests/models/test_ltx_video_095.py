@@ -3,9 +3,11 @@
 import diffusers
 import pytest
 import torch
+from PIL import Image
 
 from tests.models.bases import ltx_video, ltx_video_095
 from vidlit.diffusion.batch import Conditioning
+from vidlit.diffusion.conditions import GivenFrames
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.noising import RectifiedFlow
 from vidlit.models.family import open_family
@@ -57,21 +59,27 @@ def test_the_schedule_is_the_pipelines(family, pipeline, num_steps):
     torch.testing.assert_close(scheduler.sigmas, pipeline.scheduler.sigmas)
 
 
-@pytest.mark.parametrize("from_frame", [False, True])
-def test_generate_against_a_run_of_the_pipeline(family, pipeline, from_frame):
+@pytest.mark.parametrize("num_given", [0, 1, 2])
+def test_generate_against_a_run_of_the_pipeline(family, pipeline, num_given):
+    """From text, from an image, and from the beginning of a video."""
     shape = family.latent_shape(NUM_FRAMES, HEIGHT, WIDTH)
     encode = family.load_prompt_encoder("cpu")
     prompt, null = (Conditioning.of(encode([text]), 40) for text in (CAPTIONS[0], ""))
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
-    given, frame = {}, None
-    if from_frame:
-        video = torch.rand(1, 3, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    given, frames = {}, None
+    if num_given:
+        video = torch.rand(1, 3, NUM_FRAMES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2)) * 2 - 1
         # The mode, as the store has it: the pipeline draws from the posterior.
-        frame, vae = family.encode_video(pipeline.vae, video), pipeline.vae
-        given = {"image": torch.zeros(1, 3, HEIGHT, WIDTH), "image_cond_noise_scale": 0.0}
-        raw = family.denormalise(vae, frame)
+        latents = family.encode_video(pipeline.vae, video)
+        frames = GivenFrames(latents, torch.arange(shape[1])[None] < num_given)
+        raw = family.denormalise(pipeline.vae, latents[:, :, :num_given])
+        if num_given == 1:
+            given = {"image": torch.zeros(1, 3, HEIGHT, WIDTH)}
+        else:
+            given = {"video": [Image.new("RGB", (WIDTH, HEIGHT))] * (1 + (num_given - 1) * family.compression[0])}
+        given["image_cond_noise_scale"] = 0.0
     with pytest.MonkeyPatch.context() as patch:
-        if from_frame:
+        if num_given:
             patch.setattr("diffusers.pipelines.ltx.pipeline_ltx_condition.retrieve_latents", lambda *_, **__: raw)
         expected = pipeline(
             prompt_embeds=prompt.prompt_embeds,
@@ -95,7 +103,7 @@ def test_generate_against_a_run_of_the_pipeline(family, pipeline, from_frame):
         prompt,
         null,
         3.0,
-        first_frame=frame,
+        frames,
     )
     assert (made - noise).abs().mean() > 0.1
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)

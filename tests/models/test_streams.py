@@ -12,6 +12,7 @@ import torch
 
 from tests.models.batches import batch_of
 from vidlit.__main__ import main
+from vidlit.diffusion.conditions import Condition
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import RectifiedFlow, stratum_noise, stratum_sigmas, training_noise
@@ -102,8 +103,10 @@ def test_every_stream_is_noised_at_a_level_of_its_own_and_scored_alone(batch, by
 
 def test_each_stream_has_noise_of_its_own_and_the_pictures_is_what_it_was(batch):
     shape = tuple(batch.latents.shape[1:])
-    both, sigmas = training_noise(FLOW, 3, 5, range(2), {"latents": shape, "sound": shape}, first_frame=0.5)
-    alone, same = training_noise(FLOW, 3, 5, range(2), {"latents": shape}, first_frame=0.5)
+    both, sigmas = training_noise(
+        FLOW, 3, 5, range(2), {"latents": shape, "sound": shape}, conditions=[Condition(share=0.5)]
+    )
+    alone, same = training_noise(FLOW, 3, 5, range(2), {"latents": shape}, conditions=[Condition(share=0.5)])
     assert torch.equal(both["latents"], alone["latents"])
     assert torch.equal(sigmas["latents"], same["latents"])
     assert not torch.equal(sigmas["latents"], sigmas["sound"])

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.models import bases
 from tests.models.batches import batch_of, random_frames
 from vidlit.diffusion.batch import Conditioning
+from vidlit.diffusion.conditions import GivenFrames
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.diffusion.rectified_flow import RectifiedFlow
@@ -63,7 +64,7 @@ def first_frame_image(row):
 
 def test_each_base_is_told_apart_by_its_configs(families):
     told = {
-        kind: (family.fps, family.pipeline_class, family.clip_extras, family.takes_first_frame)
+        kind: (family.fps, family.pipeline_class, family.clip_extras, family.takes_clean_frames)
         for kind, family in families.items()
     }
     assert told == {
@@ -219,6 +220,7 @@ def test_generate_from_a_frame_against_a_run_of_the_pipeline(folders, family, ki
         latents=noise,
         output_type="latent",
     ).frames
+    first = torch.arange(noise.shape[2])[None] == 0
     made = generate(
         model_of(family),
         family.load_scheduler(4, noise[0, 0].numel()),
@@ -226,7 +228,7 @@ def test_generate_from_a_frame_against_a_run_of_the_pipeline(folders, family, ki
         batch.conditioning,
         null,
         guidance,
-        first_frame=batch.latents[:, :, :1] if family.takes_first_frame else None,
+        GivenFrames(batch.latents, first) if family.takes_clean_frames else None,
     )
     assert (made - noise).abs().mean() > 0.05
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)

@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from vidlit.__main__ import main
@@ -71,6 +72,19 @@ def test_videos_of_the_base_for_a_table_of_prompts(predict, table, demo):
         assert (note["number"], note["step"], note["base"], note["weights"]) == (number, None, base, base)
         assert (note["num_steps"], note["guidance_scale"], note["fps"]) == (2, 1.0, 16.0)
         assert note["weights_hash"] == f"fingerprint:{open_family(base).transformer_fingerprint}"
+
+
+def test_a_video_ends_with_its_last_image(predict, tmp_path):
+    """Which is held for the frames that the last latent frame stands for; the first image is one frame."""
+    colours = {"image": (200, 30, 30), "last_image": (30, 30, 200)}
+    for name, colour in colours.items():
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
+    (tmp_path / "prompts.csv").write_text("prompt,image,last_image,num_frames\nA disc,image.png,last_image.png,17\n")
+    ((frames, note),) = predict(prompts=tmp_path / "prompts.csv").values()
+    for name, places in (("image", [0]), ("last_image", [13, 14, 15, 16])):
+        assert note[name] == str(tmp_path / f"{name}.png")
+        assert (np.abs(frames[places] - colours[name]).mean(axis=(1, 2, 3)) < 12).all()
+        assert (np.abs(frames[1:13] - colours[name]).mean(axis=(1, 2, 3)) > 12).all()
 
 
 def test_a_video_is_a_function_of_seed_and_number(predict, table, tmp_path):
@@ -205,6 +219,10 @@ ERRORS = {
     "nothing": ({}, "there are no prompts"),
     "missing file": ({"prompts": "nowhere.csv"}, "nowhere.csv: no such file"),
     "no prompt column": ({"table": "text,seed\na,1\n"}, "its columns are text, seed"),
+    "pictures for all frames": (
+        {"table": "prompt,image,last_image,num_frames\na,table.csv,table.csv,5\n"},
+        "nothing is left to make",
+    ),
     "unknown column": ({"table": "prompt,seeds\na,1\n"}, "its columns are prompt, seeds"),
     "bad seed": ({"table": "prompt,seed\na,1\nb,x\n"}, "line 3: seed and num_frames"),
     "bad size": ({"table": "prompt,resolution\na,big\n"}, "line 2: bucket"),

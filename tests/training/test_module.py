@@ -17,7 +17,7 @@ from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Splitting
 from vidlit.diffusion.batch import Conditioning, LatentBatch
-from vidlit.diffusion.noising import Noise
+from vidlit.diffusion.conditions import Condition
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA
 from vidlit.models.families.ltx_video import LTXVideo
@@ -342,13 +342,14 @@ def test_latents_of_a_codec_without_spread_cannot_be_drawn(quickstart, capsys):
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_the_training_samples_is_given_its_first_frame(quickstart, monkeypatch, share):
+    """As ``model.noise.first_frame`` said it before there were other conditions."""
     asked = []
 
     class Asked(VideoDiffusionModule):
-        def forward(self, noisy, sigmas, conditioning):
+        def forward(self, noisy, sigmas, conditioning, expert=None):
             if self.training:
                 asked.append(sigmas if sigmas.dim() == 2 else sigmas[:, None].expand(-1, noisy.shape[2]))
-            return super().forward(noisy, sigmas, conditioning)
+            return super().forward(noisy, sigmas, conditioning, expert)
 
     monkeypatch.setattr("vidlit.commands.cli.lightning_cli.VideoDiffusionModule", Asked)
     assert main(quickstart(model__noise__first_frame=share, trainer__max_steps=4, data__batches__size=4)) == 0
@@ -358,13 +359,11 @@ def test_a_share_of_the_training_samples_is_given_its_first_frame(quickstart, mo
     assert given.sum() in {0.0: range(1), 0.5: range(4, 13), 1.0: range(16, 17)}[share]
 
 
-def test_a_first_frame_that_a_base_cannot_take_is_refused(demo, tmp_path):
-    with pytest.raises(
-        UserError, match=r"model\.noise\.first_frame is 0\.2.*cannot be given a frame without noise.*LTX-Video"
-    ):
-        VideoDiffusionModule(str(bases.wan(tmp_path / "base")), noise=Noise(first_frame=0.2))
-    with pytest.raises(UserError, match=r"from 0 to 1"):
-        Noise(first_frame=1.5)
+def test_conditions_that_a_base_cannot_take_are_refused(demo, tmp_path):
+    with pytest.raises(UserError, match=r"model\.conditions gives some samples frames without noise.*LTX-Video"):
+        VideoDiffusionModule(str(bases.wan(tmp_path / "base")), conditions=[Condition(share=0.2)])
+    with pytest.raises(UserError, match=r"the shares sum to 1\.1"):
+        VideoDiffusionModule(str(demo.dir / "base"), conditions=[Condition(share=0.6), Condition("last", 0.5)])
 
 
 def rates_of(module, num_steps):

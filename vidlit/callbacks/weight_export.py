@@ -76,7 +76,7 @@ class ModelCard(RunCallback):
             base_folder=family.base,
             pipeline_class=family.pipeline_class,
             transformer_class=family.transformer_class,
-            takes_image=self.module.first_frame > 0 or bool(family.image_extras),
+            takes_image=bool(self.module.conditions) or bool(family.image_extras),
             is_lora=self.export.is_lora,
             experts={name: title for name in self.module.expert_names if (title := expert_title(family, name))},
             pipeline_loads_lora=pipeline_loads_lora(family),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from vidlit.diffusion.conditions import GivenFrames
 from vidlit.diffusion.streams import LATENTS
 
 
@@ -151,8 +152,8 @@ class PromptBatch(NamedTuple):
     """of B prompts"""
     null_conditioning: Conditioning | None
     """of the negative prompt, for one sample; ``None`` without guidance"""
-    first_frame: Tensor | None
-    """(B, C, 1, H, W), latents to go on from, for families that take some; ``None`` to start from noise alone"""
+    given: GivenFrames | None
+    """latent frames to start from, for families that take some; ``None`` to start from noise alone"""
     seeds: list[int]
     numbers: list[int]
     """places in the list of prompts; with the seeds they key the start noise"""

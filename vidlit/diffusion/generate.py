@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vidlit.diffusion.batch import Conditioning
+from vidlit.diffusion.conditions import GivenFrames, without_noise
 from vidlit.diffusion.loss import VelocityModel
-from vidlit.diffusion.noising import without_first_frame
 from vidlit.diffusion.streams import LATENTS, Given, as_given, by_stream
 
 
@@ -40,7 +40,7 @@ def generate(
     conditioning: Conditioning,
     null_conditioning: Conditioning | None = None,
     guidance_scale: float = 1.0,
-    first_frame: Tensor | None = None,
+    given: GivenFrames | None = None,
 ) -> Given:
     """Walk from noise to latents along a schedule, all streams in step.
 
@@ -52,7 +52,7 @@ def generate(
         null_conditioning: of the empty prompt, for one sample or B; needed when guidance is on. Extras that it lacks,
             such as the image of an image-to-video base, are those of ``conditioning``.
         guidance_scale: 1 is no guidance; above, ``v_null + scale * (v_prompt - v_null)``.
-        first_frame: (B, C, 1, H, W), latents of the frame to start from, for families that take one.
+        given: latent frames to start from, for families that take clean ones.
 
     Returns:
         (B, C, F, H, W) float32, of every stream by name if the noise was so.
@@ -73,10 +73,9 @@ def generate(
         further = {name: noisy for name, noisy in streams.items() if name != LATENTS}
         sigmas = sigma.to(streams[LATENTS]).expand(batch_size)
         levels = dict.fromkeys(further, sigmas)
-        if first_frame is not None:
-            streams[LATENTS] = _begin_with(first_frame, streams[LATENTS])
-            given = torch.ones_like(sigmas, dtype=torch.bool)
-            sigmas = without_first_frame(sigmas, given, streams[LATENTS].shape[2])
+        if given is not None:
+            streams[LATENTS] = given.put_into(streams[LATENTS])
+            sigmas = without_noise(sigmas, given.mask)
         velocities = _predict(model, streams[LATENTS], sigmas, conditioning.with_streams(further, levels))
         if guidance_scale != 1.0 and null_conditioning is not None:
             without = _predict(model, streams[LATENTS], sigmas, null_conditioning.with_streams(further, levels))
@@ -85,14 +84,10 @@ def generate(
             name: schedulers[name].step(velocities[name], timestep, noisy, return_dict=False)[0]
             for name, noisy in streams.items()
         }
-    if first_frame is not None:
-        streams[LATENTS] = _begin_with(first_frame, streams[LATENTS])
+    if given is not None:
+        streams[LATENTS] = given.put_into(streams[LATENTS])
     return as_given(streams, noise)
 
 
 def _predict(model: VelocityModel, *given: Any) -> dict[str, Tensor]:
     return {name: velocity.float() for name, velocity in by_stream(model(*given)).items()}
-
-
-def _begin_with(first_frame: Tensor, latents: Tensor) -> Tensor:
-    return torch.cat([first_frame.to(latents), latents[:, :, 1:]], dim=2)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch
+from vidlit.diffusion.conditions import Condition, without_noise
 from vidlit.diffusion.loss_weights import weighted_mean
-from vidlit.diffusion.noising import num_positions, stratum_draws, stratum_noise, stratum_sigmas, without_first_frame
+from vidlit.diffusion.noising import num_positions, stratum_given, stratum_noise, stratum_sigmas
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS, Given, as_given, by_stream
 
@@ -119,7 +120,7 @@ def paired_losses(
     batch: LatentBatch,
     seed: int,
     num_strata: int,
-    first_frame: float = 0.0,
+    conditions: Sequence[Condition] = (),
     streams: Sequence[str] = (LATENTS,),
 ) -> dict[str, Tensor]:
     """The loss of each clip at its own fixed noise and sigmas, so that two checks of one clip can be compared.
@@ -133,8 +134,8 @@ def paired_losses(
         batch: B clips of one resolution.
         seed: of the run.
         num_strata: noise levels for each clip.
-        first_frame: share of the evaluations that are given the clip's first latent frame without noise; which, depends
-            on seed, clip and stratum.
+        conditions: latent frames that shares of the evaluations are given without noise; which, depends on seed, clip
+            and stratum.
         streams: names of those that the model denoises.
 
     Returns:
@@ -154,9 +155,9 @@ def paired_losses(
             name: stratum_noise(seed, batch.keys, stratum, shape, name).to(device) for name, shape in shapes.items()
         }
         levels = {name: each[:, stratum] for name, each in sigmas.items()}
-        if first_frame > 0:
-            given = stratum_draws(seed, batch.keys, stratum) < first_frame
-            levels[LATENTS] = without_first_frame(levels[LATENTS], given.to(device), shapes[LATENTS][1])
+        if conditions:
+            given = stratum_given(conditions, seed, batch.keys, stratum, shapes[LATENTS][1])
+            levels[LATENTS] = without_noise(levels[LATENTS], given.to(device))
         for name, loss in denoising_loss(model, noising, batch, noise, levels).items():
             losses[name].append(loss)
     return {name: torch.stack(each, dim=1) for name, each in losses.items()}

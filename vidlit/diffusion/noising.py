@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vidlit.diffusion.conditions import Condition, given_frames, without_noise
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS
 from vidlit.errors import UserError
@@ -29,10 +30,6 @@ class Noise:
     Args:
         process: forward process, and the distribution of training sigmas; ``None`` for the family's own.
         num_strata: number of noise levels at which each validation clip is scored at every check.
-        first_frame: share of the training samples that are given their first latent frame without noise and learn to
-            continue it, for families that can (LTX-2, LTX-Video, Wan 2.2 TI2V-5B). Validation clips are scored with the
-            same share, always the same ones at the same noise levels. At 1 the model is for image-to-video only: its
-            samples start from their clip's first frame; below 1 they start from noise.
 
     Raises:
         UserError: an option is out of range.
@@ -40,13 +37,10 @@ class Noise:
 
     process: RectifiedFlow | None = None
     num_strata: int = 2
-    first_frame: float = 0.0
 
     def __post_init__(self) -> None:
         if self.num_strata < 1:
             raise UserError(f"model.noise.num_strata is {self.num_strata}: it must be at least 1.")
-        if not 0 <= self.first_frame <= 1:
-            raise UserError(f"model.noise.first_frame is {self.first_frame:g}: it is a share, from 0 to 1.")
 
 
 def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -59,23 +53,6 @@ def stream_generator(purpose: str, stream: str, *key: int, device: torch.device 
     """A generator for the noise of one stream. The picture's key does not name it: it is older than the others."""
     names = (purpose,) if stream == LATENTS else (purpose, stream)
     return keyed_generator(*names, *key, device=device)
-
-
-def without_first_frame(sigmas: Tensor, given: Tensor, num_frames: int) -> Tensor:
-    """Noise levels by frame, with none on the first latent frame of samples that are given it.
-
-    Args:
-        sigmas: (B,).
-        given: (B,) bool, samples whose first frame is given; of a single frame it never is.
-        num_frames: latent frames of a sample.
-
-    Returns:
-        (B, num_frames).
-    """
-    by_frame = sigmas[:, None].repeat(1, num_frames)
-    if num_frames > 1:
-        by_frame[:, 0] = torch.where(given, 0.0, sigmas)
-    return by_frame
 
 
 def level_of_sample(sigmas: Tensor) -> Tensor:
@@ -95,7 +72,7 @@ def training_noise(
     rows: Sequence[int],
     shapes: Mapping[str, Sequence[int]],
     *,
-    first_frame: float = 0.0,
+    conditions: Sequence[Condition] = (),
     device: torch.device | str = "cpu",
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Noise and noise levels of a training batch: of each sample a function of (seed, position, row) alone.
@@ -106,22 +83,23 @@ def training_noise(
         position: of the batch in the run.
         rows: of each sample in the global batch.
         shapes: of one sample, by stream: (C, F, H, W) of its latents, then any others.
-        first_frame: share of the samples whose first latent frame gets no noise.
+        conditions: latent frames that shares of the samples are given without noise.
         device: to draw on.
 
     Returns:
-        Noise (B, ...) and sigmas (B,) by stream; the picture's (B, F) by frame where some first frames get none.
+        Noise (B, ...) and sigmas (B,) by stream; the picture's (B, F) by frame where there are conditions.
     """
     noise, sigmas = {}, {}
     for stream, shape in shapes.items():
         generators = [stream_generator("train", stream, seed, position, row, device=device) for row in rows]
 
-        def draw(generators: Sequence[torch.Generator] = generators) -> Tensor:
-            return torch.cat([torch.rand(1, generator=each, device=device) for each in generators])
+        def draw(number: int = 1, generators: Sequence[torch.Generator] = generators) -> Tensor:
+            return torch.stack([torch.rand(number, generator=each, device=device) for each in generators])
 
-        sigmas[stream] = noising.at(num_positions(shape)).quantile(draw())
-        if stream == LATENTS and first_frame > 0:
-            sigmas[stream] = without_first_frame(sigmas[stream], draw() < first_frame, shape[1])
+        sigmas[stream] = noising.at(num_positions(shape)).quantile(draw()[:, 0])
+        if stream == LATENTS and conditions:
+            chosen = draw()[:, 0]
+            sigmas[stream] = without_noise(sigmas[stream], given_frames(conditions, chosen, shape[1], draw))
         noise[stream] = torch.stack([torch.randn(*shape, generator=each, device=device) for each in generators])
     return noise, sigmas
 
@@ -191,3 +169,21 @@ def stratum_draws(seed: int, keys: Tensor, stratum: int) -> Tensor:
     return torch.cat(
         [torch.rand(1, generator=keyed_generator("paired draw", seed, key, stratum)) for key in keys.tolist()]
     )
+
+
+def stratum_given(conditions: Sequence[Condition], seed: int, keys: Tensor, stratum: int, num_frames: int) -> Tensor:
+    """Which latent frames (B, F) bool of clips are given at a stratum: on the CPU, a function of (seed, clip, stratum).
+
+    Args:
+        conditions: of which a clip has one or none.
+        seed: of the run.
+        keys: (B,) int64 clip keys.
+        stratum: number of the stratum.
+        num_frames: F, latent frames of a clip.
+    """
+
+    def draw(number: int) -> Tensor:
+        generators = [keyed_generator("paired frames", seed, key, stratum) for key in keys.tolist()]
+        return torch.stack([torch.rand(number, generator=each) for each in generators])
+
+    return given_frames(conditions, stratum_draws(seed, keys, stratum), num_frames, draw)

@@ -88,8 +88,8 @@ class Family(ABC):
     """The same of each clip's ``latents``."""
     sample_rate: int | None = None
     """Samples a second of the clips' sound as the video encoder is given it; ``None`` where it needs none."""
-    takes_first_frame: bool = False
-    """Whether :meth:`velocity` takes a sigma for each latent frame, so that the first one can be given clean."""
+    takes_clean_frames: bool = False
+    """Whether :meth:`velocity` takes a sigma for each latent frame, so that some can be given clean."""
     embeds_guidance: bool = False
     """The transformer takes the scale of guidance as an input, ``guidance`` (B,) among the conditioning's extras, and
     is called once a step: a distilled model."""
@@ -155,7 +155,7 @@ class Family(ABC):
         Args:
             transformer: from :meth:`load_transformer`.
             noisy: (B, C, F, H, W).
-            sigmas: (B,); or (B, F), one for each latent frame, where the family ``takes_first_frame``.
+            sigmas: (B,); or (B, F), one for each latent frame, where the family ``takes_clean_frames``.
             conditioning: of B samples. Further :attr:`streams` are among its extras, as noisy as its ``levels`` (B,)
                 say, which are the picture's own in sampling alone.
 

@@ -26,8 +26,8 @@ class Predict:
 
     Args:
         prompts: text file (one prompt per line), CSV file (``prompt``, and ``seed``, ``resolution`` as
-            HEIGHTxWIDTH, ``num_frames`` where rows differ, ``image`` for a first frame), prompt in quotes, or list of
-            these.
+            HEIGHTxWIDTH, ``num_frames`` where rows differ, ``image`` and ``last_image`` for a first and a last frame),
+            prompt in quotes, or list of these.
         output: folder for an mp4 and a JSON file per prompt.
         lora: LoRA file, of this project or another, or its folder.
         size: size of videos whose prompt names none, as FRAMESxHEIGHTxWIDTH; ``None`` for the largest of
@@ -71,7 +71,7 @@ class Predict:
             sampling.guidance_scale,
             sampling.negative_prompt,
             self.batch_size,
-            first_frame=module.first_frame == 1,
+            conditions=module.conditions,
         )
         return loader, writer
 

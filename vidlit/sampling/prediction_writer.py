@@ -115,7 +115,7 @@ class PredictionWriter(RunCallback, BasePredictionWriter):
                 sound = to_sound(samples[0], rate)
             metadata = {
                 "prompt": prompt.text,
-                **({"image": str(prompt.image)} if prompt.image else {}),
+                **{name: str(path) for name, path in prompt.pictures.items()},
                 **self.sampling.as_dict(),
                 "seed": prompt.seed,
                 "number": number,

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vidlit.diffusion.batch import Conditioning, PromptBatch, as_is
+from vidlit.diffusion.conditions import Condition, GivenFrames, are_always_given
 from vidlit.errors import UserError, printable
 from vidlit.models.encoders import BaseEncoders
 from vidlit.video.buckets import Bucket
@@ -26,8 +27,9 @@ from vidlit.video.layouts.table_files import read_text_file
 if TYPE_CHECKING:
     from vidlit.models.family import Family
 
-COLUMNS = ("prompt", "seed", "resolution", "num_frames", "image")
+COLUMNS = ("prompt", "seed", "resolution", "num_frames", "image", "last_image")
 _PROMPTS_PER_BATCH = 16
+_Row = tuple[str, int, Bucket, Path | None, Path | None]
 _OTHER_FILES = tuple(".csv.gz .htm .html .json .jsonl .md .ods .parquet .tsv .xls .xlsx .yaml .yml".split())
 
 
@@ -41,6 +43,14 @@ class Prompt(NamedTuple):
     size: Bucket
     image: Path | None = None
     """First frame, of image-to-video."""
+    last_image: Path | None = None
+    """Last frame, of families that take clean ones."""
+
+    @property
+    def pictures(self) -> dict[str, Path]:
+        """Those that there are, by their columns."""
+        found = {"image": self.image, "last_image": self.last_image}
+        return {name: path for name, path in found.items() if path is not None}
 
 
 def read_prompts(sources: Sequence[str], seed: int, size: Bucket) -> list[Prompt]:
@@ -48,8 +58,8 @@ def read_prompts(sources: Sequence[str], seed: int, size: Bucket) -> list[Prompt
 
     Args:
         sources: each a text file (``.txt``, one prompt a line), a CSV file (a column ``prompt``, and ``seed``,
-            ``resolution`` as ``HEIGHTxWIDTH`` and ``num_frames`` where rows differ, ``image`` for image-to-video,
-            seen from the file's folder), or a prompt itself.
+            ``resolution`` as ``HEIGHTxWIDTH`` and ``num_frames`` where rows differ, ``image`` for image-to-video and
+            ``last_image`` for its end, seen from the file's folder), or a prompt itself.
         seed: where a row has none.
         size: where a row has none.
 
@@ -62,11 +72,11 @@ def read_prompts(sources: Sequence[str], seed: int, size: Bucket) -> list[Prompt
     return [Prompt(number, *row) for number, row in enumerate(rows)]
 
 
-def _read(source: str, seed: int, size: Bucket) -> Iterator[tuple[str, int, Bucket, Path | None]]:
+def _read(source: str, seed: int, size: Bucket) -> Iterator[_Row]:
     path = Path(source)
     if path.suffix.lower() not in (".txt", ".csv"):
         _refuse_file(source)
-        yield source.strip(), seed, size, None
+        yield source.strip(), seed, size, None, None
         return
     try:
         text = read_text_file(path)
@@ -75,7 +85,7 @@ def _read(source: str, seed: int, size: Bucket) -> Iterator[tuple[str, int, Buck
             raise UserError(f"--prompts {source}: no such file.") from error
         raise UserError(f"--prompts: {error}") from error
     if path.suffix.lower() == ".txt":
-        yield from ((line.strip(), seed, size, None) for line in text.split("\n") if line.strip())
+        yield from ((line.strip(), seed, size, None, None) for line in text.split("\n") if line.strip())
         return
     for where, row in read_delimited(path, text, COLUMNS[:1]):
         place = f"{path.parent / where}"
@@ -105,20 +115,20 @@ def _refuse_file(source: str) -> None:
         )
 
 
-def _read_row(
-    row: Mapping[str, Any], path: Path, where: str, seed: int, size: Bucket
-) -> tuple[str, int, Bucket, Path | None]:
+def _read_row(row: Mapping[str, Any], path: Path, where: str, seed: int, size: Bucket) -> _Row:
     if None in row.values():
         raise UserError(f"{where}: the row has other columns than the header; put texts with commas in quotes.")
     if not row["prompt"].strip():
         raise UserError(f"{where}: the prompt is empty.")
-    image = path.parent / row["image"] if row.get("image") else None
-    if image is not None and not image.is_file():
-        raise UserError(f"{where}: there is no image {image}.")
+    image, last_image = (path.parent / row[name] if row.get(name) else None for name in ("image", "last_image"))
+    for each in (image, last_image):
+        if each is not None and not each.is_file():
+            raise UserError(f"{where}: there is no image {each}.")
     try:
         frames = int(row.get("num_frames") or size.num_frames)
         resolution = row.get("resolution") or f"{size.height}x{size.width}"
-        return row["prompt"].strip(), int(row.get("seed") or seed), Bucket.parse(f"{frames}x{resolution}"), image
+        bucket = Bucket.parse(f"{frames}x{resolution}")
+        return row["prompt"].strip(), int(row.get("seed") or seed), bucket, image, last_image
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except ValueError as error:
@@ -137,10 +147,11 @@ class PromptDataModule(LightningDataModule):
         guidance_scale: 1 is none.
         negative_prompt: what guidance leads away from.
         batch_size: videos sampled at once.
-        first_frame: the model goes on from first frames alone; image-to-video bases do anyway.
+        conditions: of the model's training: one that was always given some frames needs a picture, as image-to-video
+            bases do anyway.
 
     Raises:
-        UserError: the model cannot make a size, or a first frame is missing or too much; names the prompt.
+        UserError: the model cannot make a size, or a picture is missing or too much; names the prompt.
     """
 
     def __init__(
@@ -151,7 +162,7 @@ class PromptDataModule(LightningDataModule):
         guidance_scale: float = 1.0,
         negative_prompt: str = "",
         batch_size: int = 1,
-        first_frame: bool = False,
+        conditions: Sequence[Condition] = (),
     ) -> None:
         super().__init__()
         self.family = family
@@ -160,25 +171,34 @@ class PromptDataModule(LightningDataModule):
         self.guidance_scale = guidance_scale
         self.negative_prompt = negative_prompt
         self._batches: list[PromptBatch] = []
-        self._takes_image = bool(family.image_extras) or family.takes_first_frame
-        self._needs_image = bool(family.image_extras) or first_frame
+        self._is_always_given = are_always_given(conditions)
         alike: dict[tuple[Bucket, bool], list[int]] = defaultdict(list)
         for prompt in prompts:
             try:
                 self._check(prompt)
             except UserError as error:
                 raise UserError(f"prompt {prompt.number} ({prompt.text[:40]!r}): {error}") from error
-            alike[prompt.size, prompt.image is not None].append(prompt.number)
+            alike[prompt.size, bool(prompt.pictures)].append(prompt.number)
         self._rows = [
             rows[first : first + batch_size] for rows in alike.values() for first in range(0, len(rows), batch_size)
         ]
 
     def _check(self, prompt: Prompt) -> None:
         prompt.size.check(self.family.frame_multiple, self.family.pixel_multiple)
-        self.family.latent_shape(*prompt.size)
-        if prompt.image is None and self._needs_image:
+        num_frames = self.family.latent_shape(*prompt.size)[1]
+        if prompt.image is None and self.family.image_extras:
             raise UserError("this model continues a first frame: name one in the column `image` of a CSV file.")
-        if prompt.image is not None and not self._takes_image:
+        if not prompt.pictures and self._is_always_given:
+            raise UserError(
+                "this model was always given some frames: name a picture in the column `image` or `last_image` of a "
+                "CSV file."
+            )
+        if self.family.takes_clean_frames:
+            if len(prompt.pictures) > max(1, num_frames - 1):
+                raise UserError(f"with {prompt.size} nothing is left to make between `image` and `last_image`.")
+        elif prompt.last_image is not None:
+            raise UserError(f"{prompt.last_image} cannot be the last frame: this model is given none.")
+        elif prompt.image is not None and not self.family.image_extras:
             raise UserError(f"{prompt.image} cannot be the first frame: this model makes videos from text alone.")
 
     def setup(self, stage: str) -> None:
@@ -199,7 +219,7 @@ class PromptDataModule(LightningDataModule):
         self._batches = [
             PromptBatch(
                 conditioning=Conditioning.of([read[row] for row in rows], length),
-                first_frame=_stack([images[row].first_frame for row in rows]),
+                given=_stack([images[row].given for row in rows]),
                 null_conditioning=null,
                 seeds=[self.prompts[row].seed for row in rows],
                 numbers=rows,
@@ -219,42 +239,58 @@ class PromptDataModule(LightningDataModule):
         return dict(zip(texts, encoded, strict=True))
 
     @torch.no_grad()
-    def _encode_images(self, rows: Sequence[int], device: Any) -> dict[int, _EncodedImage]:
-        """What the model reads of first frames; nothing of prompts without."""
-        encoded = dict.fromkeys(rows, _EncodedImage({}, None))
-        with_image = [row for row in rows if self.prompts[row].image is not None]
-        encode = self.family.load_video_encoder(device) if with_image else None
-        for row in with_image:
-            size, image = self.prompts[row].size, self.prompts[row].image
-            assert encode is not None and image is not None  # noqa: PT018
-            try:
-                request = ClipRequest(image, 0.0, 1, self.family.fps, size.height, size.width)
-                pixels = torch.from_numpy(read_clip(request))
-            except UserError as error:
-                raise UserError(f"prompt {row}: {image} {error}") from error
-            # Grey after the first frame: what extras are made of it is of the whole length.
-            frames = size.num_frames if self.family.image_extras else 1
-            video = torch.zeros(1, 3, frames, size.height, size.width)
-            video[0, :, 0] = pixels[0].permute(2, 0, 1) / 127.5 - 1
-            tensors = {name: value[0].float().cpu() for name, value in encode(video.to(device)).items()}
-            made = {name: tensors[name] for name in self.family.image_extras}
-            encoded[row] = _EncodedImage(made, None if made else tensors["latents"][:, :1])
+    def _encode_images(self, rows: Sequence[int], device: Any) -> dict[int, _EncodedImages]:
+        """What the model reads of pictures; nothing of prompts without."""
+        with_pictures = [row for row in rows if self.prompts[row].pictures]
+        encode = self.family.load_video_encoder(device) if with_pictures else None
+        encoded = dict.fromkeys(rows, _EncodedImages({}, None))
+        for row in with_pictures:
+            size = self.prompts[row].size
+            assert encode is not None
+            if self.family.image_extras:
+                # Grey after the first frame: what extras are made of it is of the whole length.
+                video = torch.zeros(1, 3, size.num_frames, size.height, size.width)
+                video[0, :, :1] = self._read_picture(row, "image")
+                tensors = encode(video.to(device))
+                extras = {name: tensors[name][0].float().cpu() for name in self.family.image_extras}
+                encoded[row] = _EncodedImages(extras, None)
+                continue
+            latents = torch.zeros(self.family.latent_shape(*size))
+            mask = torch.zeros(latents.shape[1], dtype=torch.bool)
+            # A last latent frame is several of the video's, and tells of those before: a still picture is held there.
+            for name, place, length in (("image", 0, 1), ("last_image", -1, 1 + self.family.compression[0])):
+                if name in self.prompts[row].pictures:
+                    video = self._read_picture(row, name).expand(-1, length, -1, -1)[None]
+                    latents[:, place] = encode(video.to(device))["latents"][0, :, -1].float().cpu()
+                    mask[place] = True
+            encoded[row] = _EncodedImages({}, GivenFrames(latents, mask))
         return encoded
+
+    def _read_picture(self, row: int, name: str) -> Tensor:
+        """One of a prompt's pictures (3, 1, H, W) in [-1, 1]."""
+        size, image = self.prompts[row].size, self.prompts[row].pictures[name]
+        try:
+            request = ClipRequest(image, 0.0, 1, self.family.fps, size.height, size.width)
+            pixels = torch.from_numpy(read_clip(request))
+        except UserError as error:
+            raise UserError(f"prompt {row}: {image} {error}") from error
+        return pixels.permute(3, 0, 1, 2) / 127.5 - 1
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
         """This rank's batches."""
         return DataLoader(self._batches, batch_size=None, collate_fn=as_is)  # type: ignore[arg-type]  # a list will do
 
 
-class _EncodedImage(NamedTuple):
-    """A prompt's first frame."""
+class _EncodedImages(NamedTuple):
+    """A prompt's pictures."""
 
     extras: dict[str, Tensor]
     """the family's image extras"""
-    first_frame: Tensor | None
-    """(C, 1, H, W), of families that take its latents without noise"""
+    given: GivenFrames | None
+    """(C, F, H, W) and (F,), of families that take latents without noise"""
 
 
-def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """One tensor of those of a batch, which all have one or none."""
-    return torch.stack([tensor for tensor in tensors if tensor is not None]) if tensors[0] is not None else None
+def _stack(given: Sequence[GivenFrames | None]) -> GivenFrames | None:
+    """What is given in a batch, of which all have something or none."""
+    some = [each for each in given if each is not None]
+    return GivenFrames(*map(torch.stack, zip(*some, strict=True))) if some else None

@@ -12,12 +12,14 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from vidlit.diffusion.noising import start_noise
+from vidlit.diffusion.conditions import GivenFrames, are_always_given
+from vidlit.diffusion.noising import start_noise, stratum_given
 from vidlit.diffusion.streams import LATENTS
 from vidlit.sampling.rendering import Sample, to_frames, to_sound
 from vidlit.sampling.sampling_progress import track_sampling
 
 if TYPE_CHECKING:
+    from vidlit.diffusion.batch import LatentBatch
     from vidlit.models.family import SoundDecoder
     from vidlit.training.module import VideoDiffusionModule
     from vidlit.video.sound import Sound
@@ -81,7 +83,8 @@ def sample_clips(
 ) -> list[Sample]:
     """A video for each clip, from its caption and at its size; every rank makes its share.
 
-    Those of an image-to-video model start from the clips' first frames.
+    Those of an image-to-video model start from the clips' first frames, and those of a model that is always given some
+    frames (``model.conditions`` with shares that sum to 1) from these.
     The start noise is keyed by (seed, clip, draw), so a video depends on nothing but these and the weights.
 
     Args:
@@ -110,13 +113,13 @@ def sample_clips(
             noise = _start_noise(pl_module, dataset, clips, mine, draws, sampling.seed)
             batch = dataset.read_batch(mine, pl_module.family.prompt_length)
             conditioning = batch.conditioning.to(pl_module.device)
-            first_frame = batch.latents[:, :, :1].to(pl_module.device) if pl_module.first_frame == 1 else None
+            given = _given_frames(pl_module, batch)
             null = None
             if sampling.guided:
                 null = datamodule.prompt(sampling.negative_prompt).to(pl_module.device).instead_of(conditioning)
             with trainer.precision_plugin.forward_context():
                 streams = pl_module.sample(
-                    noise, conditioning, sampling.num_steps, null, sampling.guidance_scale, first_frame
+                    noise, conditioning, sampling.num_steps, null, sampling.guidance_scale, given
                 )
             latents = streams[LATENTS]
             videos = pl_module.family.decode_latents(vae, latents)
@@ -159,6 +162,15 @@ def _start_noise(
     keys = [[seed, int(dataset.keys[row]), *([draws[row]] if draws[row] > 0 else [])] for row in rows]
     noise = start_noise("sample", keys, pl_module.family.stream_shapes(*clips[rows[0]].bucket))
     return {name: start.to(pl_module.device) for name, start in noise.items()}
+
+
+def _given_frames(pl_module: VideoDiffusionModule, batch: LatentBatch) -> GivenFrames | None:
+    """The clips' own frames, as validation gives them at the lowest noise level, where the model always has some."""
+    conditions = pl_module.conditions
+    if not are_always_given(conditions):
+        return None
+    mask = stratum_given(conditions, pl_module.seed, batch.keys, 0, batch.latents.shape[2])
+    return GivenFrames(batch.latents, mask).to(pl_module.device)
 
 
 def _describe(pl_module: VideoDiffusionModule, clip: Clip, draw: int, sampling: Sampling, step: int) -> dict[str, Any]:

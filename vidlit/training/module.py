@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch, clip_key
+from vidlit.diffusion.conditions import Condition, GivenFrames
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.noising import Noise, num_positions, start_noise, stratum_sigmas
 from vidlit.diffusion.preservation import Preservation
@@ -31,7 +32,7 @@ from vidlit.training.expert_weights import ExpertWeights
 from vidlit.training.fit_check import check_fits, describe
 from vidlit.training.memory import Memory, shard, whole
 from vidlit.training.optimizers import apply_changes, hyperparameters, is_schedule_free, with_warmup
-from vidlit.training.option_check import check_options
+from vidlit.training.option_check import check_devices, check_options
 from vidlit.training.step.gradients import BadStepPolicy, clip_gradients
 from vidlit.training.step.objective import check_losses, training_loss
 from vidlit.training.step.open_parts import TURN, OpenParts
@@ -59,6 +60,9 @@ class VideoDiffusionModule(LightningModule):
             keeps working.
         preservation: captions at which a LoRA shall change nothing; ``None`` for none.
         noise: noise in training, and the noise levels at which clips are scored.
+        conditions: latent frames that shares of the samples are given without noise, in training and validation alike,
+            for families that can be given some (LTX-2, LTX-Video, Wan 2.2 TI2V-5B); where the shares sum to 1, samples
+            start from such frames of their clip. ``None`` for text to video alone.
         memory: options that make the model fit into memory.
         expert: transformer to train of a base with one for high and one for low noise (Wan 2.2 A14B): ``high``, ``low``
             or ``both``. Trained together they take turns, and each is judged and kept by itself.
@@ -68,7 +72,7 @@ class VideoDiffusionModule(LightningModule):
         seed: seed of noise and sigmas, in training and validation.
 
     Raises:
-        UserError: the base is no diffusers folder of a known family, does not take a first frame, or options
+        UserError: the base is no diffusers folder of a known family, takes no clean frames, or options
             contradict each other.
     """
 
@@ -84,6 +88,7 @@ class VideoDiffusionModule(LightningModule):
         caption_dropout: float = 0.0,
         preservation: Preservation | None = None,
         noise: Noise = Noise(),  # noqa: B008 - frozen, as the two below
+        conditions: list[Condition] | None = None,
         memory: Memory = Memory(),  # noqa: B008
         expert: ExpertChoice = "both",
         bad_steps: BadStepPolicy = BadStepPolicy(),  # noqa: B008
@@ -105,7 +110,7 @@ class VideoDiffusionModule(LightningModule):
         self.parts = OpenParts(parts, seed, TURN if memory.offload_experts else 1)
         levels = [level for part in parts for level in part.sigmas]
         self.noising = process.between(min(levels), max(levels))
-        self.num_strata, self.first_frame = noise.num_strata, noise.first_frame
+        self.num_strata, self.conditions = noise.num_strata, tuple(conditions or ())
         self.memory, self.bad_steps, self.seed = memory, bad_steps, seed
         self.is_schedule_free = is_schedule_free(optimizer)
         for name in self.expert_names:
@@ -130,11 +135,7 @@ class VideoDiffusionModule(LightningModule):
                 "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "
                 "--trainer.precision bf16-mixed with --model.memory.base_dtype bfloat16, which needs no more memory."
             )
-        if self.memory.offload_experts and is_attached(self) and self.trainer.world_size > 1:
-            raise UserError(
-                "model.memory.offload_experts is for one device: set it to false on several, or train one expert a run "
-                "(--model.expert high, then low)."
-            )
+        check_devices(self)
         self.load_base()
         training = is_attached(self) and self.trainer.state.fn == "fit"
         if training and (self.ema is not None or self.is_schedule_free):
@@ -247,7 +248,7 @@ class VideoDiffusionModule(LightningModule):
         keys = list(zip(batch.seeds, batch.numbers, strict=True))
         starts = start_noise("predict", keys, self.family.stream_shapes(*batch.size))
         noise, null = {name: start.to(self.device) for name, start in starts.items()}, batch.null_conditioning
-        return self.sample(noise, batch.conditioning, batch.num_steps, null, batch.guidance_scale, batch.first_frame)
+        return self.sample(noise, batch.conditioning, batch.num_steps, null, batch.guidance_scale, batch.given)
 
     @torch.no_grad()
     def sample(
@@ -257,7 +258,7 @@ class VideoDiffusionModule(LightningModule):
         num_steps: int,
         null_conditioning: Conditioning | None = None,
         guidance_scale: float = 1.0,
-        first_frame: Tensor | None = None,
+        given: GivenFrames | None = None,
     ) -> Given:
         """Walk from noise to latents (B, C, F, H, W), or those of each stream, on the family's schedule.
 
@@ -273,7 +274,7 @@ class VideoDiffusionModule(LightningModule):
         scheduler = self.family.load_scheduler(num_steps, picture[0, 0].numel())
         was_training = self.training
         self.eval()
-        latents = generate(self, scheduler, noise, conditioning, null_conditioning, guidance_scale, first_frame)
+        latents = generate(self, scheduler, noise, conditioning, null_conditioning, guidance_scale, given)
         self.train(was_training)
         return latents
 

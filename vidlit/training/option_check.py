@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vidlit.diffusion.conditions import check_conditions
 from vidlit.errors import UserError
+from vidlit.lightning_internals import is_attached
 
 if TYPE_CHECKING:
     from vidlit.training.module import VideoDiffusionModule
@@ -34,9 +36,23 @@ def check_options(module: VideoDiffusionModule) -> None:
         )
     if not 0 <= module.caption_dropout < 1:
         raise UserError(f"model.caption_dropout is {module.caption_dropout}: it must be at least 0 and below 1.")
-    if module.first_frame and not module.family.takes_first_frame:
+    check_conditions(module.conditions)
+    if module.conditions and not module.family.takes_clean_frames:
         raise UserError(
-            f"model.noise.first_frame is {module.first_frame:g}, but {module.family.base} cannot be given a frame "
-            "without noise: of the families here LTX-2, LTX-Video and Wan 2.2 TI2V-5B can. An image-to-video "
-            "base is always given its first frame."
+            f"model.conditions gives some samples frames without noise, but {module.family.base} takes none: of the "
+            "families here LTX-2, LTX-Video and Wan 2.2 TI2V-5B do. An image-to-video base is always given its first "
+            "frame."
+        )
+
+
+def check_devices(module: VideoDiffusionModule) -> None:
+    """Refuse options that a model's devices do not go with.
+
+    Raises:
+        UserError: they do not.
+    """
+    if module.memory.offload_experts and is_attached(module) and module.trainer.world_size > 1:
+        raise UserError(
+            "model.memory.offload_experts is for one device: set it to false on several, or train one expert a run "
+            "(--model.expert high, then low)."
         )

@@ -33,6 +33,7 @@ VALUES = {
     "model.noising": {"distribution": "uniform", "shift": 3.0},
     "model.num_strata": 2,
     "model.first_frame": 0.2,
+    "model.noise.first_frame": 0.2,
     "model.base_dtype": "bfloat16",
     "model.gradient_checkpointing": True,
     "model.compile": True,
@@ -55,6 +56,8 @@ def parse(*words):
 
 def is_set(config, key, value):
     found = config[NEW_KEYS[key]]
+    if NEW_KEYS[key] == "model.conditions":
+        return [vars(each) for each in found] == [{"frames": "first", "share": value}]
     return found == value or found.as_dict().items() >= value.items()
 
 
@@ -82,8 +85,11 @@ def test_old_options_on_the_command_line(joined, capsys):
 def test_old_keys_in_a_config(tmp_path, capsys):
     sections = {"data": {}, "model": {}}
     for key, value in VALUES.items():
-        section, name = key.split(".")
-        sections[section][name] = value
+        section, *above, name = key.split(".")
+        place = sections[section]
+        for each in above:
+            place = place.setdefault(each, {})
+        place[name] = value
     path = tmp_path / "old.yaml"
     path.write_text(yaml.safe_dump(sections))
     assert check(["fit", *BASE, "--config", str(path)])
@@ -122,6 +128,17 @@ def test_a_whole_section_at_once(tmp_path, capsys):
     config = parse("--data", "{batch_size: 4}", f"--model={path}")
     assert (config.data.batches.size, config.model.noise.num_strata) == (4, 2)
     assert len(told(capsys)) == 2
+
+
+@pytest.mark.parametrize("key", ["first_frame", "noise.first_frame"])
+def test_a_share_of_first_frames_is_an_entry_of_the_list_and_none_where_it_is_0(key, tmp_path):
+    name, below = key.rpartition(".")[2], key.count(".")
+    for share, listed in ((0.2, [{"frames": "first", "share": 0.2}]), (0, None), (0.0, None)):
+        path = tmp_path / "old.yaml"
+        path.write_text(yaml.safe_dump({"model": {"noise": {name: share}} if below else {name: share}}))
+        for words in ([f"--model.{key}={share}"], [f"--model.{key}", str(share)], ["--config", str(path)]):
+            found = parse(*words).model.conditions
+            assert (found and [vars(each) for each in found]) == listed
 
 
 def test_a_config_of_the_command_before_it(tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,16 @@ NEW_KEYS = {
     "data.latents": "data.encoding.posterior",
     "model.noising": "model.noise.process",
     "model.num_strata": "model.noise.num_strata",
-    "model.first_frame": "model.noise.first_frame",
+    "model.first_frame": "model.conditions",
+    "model.noise.first_frame": "model.conditions",
     "model.base_dtype": "model.memory.base_dtype",
     "model.gradient_checkpointing": "model.memory.gradient_checkpointing",
     "model.compile": "model.memory.compile",
     "model.on_bad_loss": "model.bad_steps.action",
     "model.max_bad_steps": "model.bad_steps.max_skipped",
 }
+_SHARES_OF_FIRST_FRAMES = ("model.first_frame", "model.noise.first_frame")
+"""Were numbers, and are entries of a list."""
 NEW_PATHS = {
     "vidlit.callbacks.averaging": "vidlit.callbacks.averaged_validation",
     "vidlit.callbacks.checkpoints": "vidlit.callbacks.run_checkpoints",
@@ -79,10 +82,13 @@ def rename_words(words: Iterable[str]) -> list[str]:
     Args:
         words: of the command line.
     """
-    renamed = [_rename_word(word) for word in words]
-    for place, word in enumerate(renamed[:-1]):  # the whole of a section at once, as text or as a file
-        if word in ("--data", "--model"):
+    given = list(words)
+    renamed = [_rename_word(word) for word in given]
+    for place, word in enumerate(given[:-1]):
+        if word in ("--data", "--model"):  # the whole of a section at once, as text or as a file
             renamed[place + 1] = _rename_section(word[2:], renamed[place + 1])
+        if word.startswith("--"):
+            renamed[place + 1] = _as_text(_value_of_today(word[2:], renamed[place + 1]))
     return renamed
 
 
@@ -92,10 +98,8 @@ def rename_key(key: str) -> str:
     Args:
         key: without dashes, with dots; of a section, and whatever lies below it.
     """
-    section, _, rest = key.partition(".")
-    name = re.split(r"[.+]", rest, maxsplit=1)[0]
-    old = f"{section}.{name}"
-    if old not in NEW_KEYS:
+    old = next((old for old in NEW_KEYS if re.match(rf"{re.escape(old)}($|[.+])", key)), None)
+    if old is None:
         return key
     _tell(old, NEW_KEYS[old])
     return NEW_KEYS[old] + key[len(old) :]
@@ -166,6 +170,7 @@ def _rename_word(word: str) -> str:
     if option in ("--data", "--model") and equals:
         return f"{option}={_rename_section(option[2:], value)}"
     if option.startswith("--"):
+        value = _as_text(_value_of_today(option[2:], value))
         return "--" + rename_key(option[2:]) + equals + _rename_class(value)
     return _rename_class(word)
 
@@ -187,13 +192,31 @@ def _rename_section(section: str, value: str) -> str:
     if not isinstance(given, dict):
         return value
     renamed = rename_config({section: given})[section]
-    return value if renamed == given else yaml.safe_dump(renamed, default_flow_style=True, width=10**6).strip()
+    return value if renamed == given else _as_text(renamed)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "null" if value is None else yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
+
+
+def _value_of_today(key: str, value: Any) -> Any:
+    """What the option that a key was renamed to takes."""
+    if key not in _SHARES_OF_FIRST_FRAMES:
+        return value
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        return value  # whoever reads it next says what is wrong with it
+    return [{"frames": "first", "share": share}] if share else None
 
 
 def _rename_keys(section: str, options: dict[str, Any]) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
-    for key, value in options.items():
+    for key, value in _with_renamed_apart(section, options):
         _, *path, last = rename_key(f"{section}.{key}").split(".")
+        value = _value_of_today(f"{section}.{key}", value)
         place = renamed
         for name in path:  # beside what the file says under the new name
             place[name] = dict(place.get(name) or {})
@@ -201,6 +224,16 @@ def _rename_keys(section: str, options: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(place.get(last), dict) and isinstance(value, dict)
         place[last] = {**place[last], **value} if both else value
     return renamed
+
+
+def _with_renamed_apart(section: str, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values; what lies below a key and is elsewhere now comes by itself, under both names."""
+    for key, value in options.items():
+        below = value if isinstance(value, dict) else {}
+        moved = {name: below[name] for name in below if f"{section}.{key}.{name}" in NEW_KEYS}
+        yield from ((f"{key}.{name}", each) for name, each in moved.items())
+        if not moved or len(moved) < len(below):
+            yield key, {name: below[name] for name in below if name not in moved} if moved else value
 
 
 def _tell(old: str, new: str) -> None:

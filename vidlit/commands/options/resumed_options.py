@@ -28,6 +28,7 @@ REFUSED: Mapping[str, str] = {
     "model.lr_scheduler": "the checkpoint is in the middle of it",
     "model.warmup_steps": "the checkpoint is in the middle of it, or past it",
     "model.noise": _SCORES,
+    "model.conditions": _SCORES,
     "model.memory.base_dtype": _SCORES,
     "model.memory.offload_experts": "which expert a step trains was drawn with it",
     "drift.captions": "drift is compared with that of the checks before",

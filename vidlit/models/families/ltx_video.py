@@ -46,7 +46,7 @@ class LTXVideo(Family):
     }
     default_fps = 25.0
     pipeline_class = "LTXPipeline"
-    takes_first_frame = True
+    takes_clean_frames = True
     prompt_recipe = f"T5, padded to {MAX_PROMPT_TOKENS} without a mask"
 
     def __init__(self, base: Path, fps: float | None = None) -> None:

@@ -68,7 +68,7 @@ class Wan(Family):
         if config.get("pos_embed_seq_len"):
             raise UserError(f"{base} is given a first and a last frame, which vidlit does not train.")
         self.expand_timesteps = bool(index.get("expand_timesteps"))
-        self.takes_first_frame = self.expand_timesteps
+        self.takes_clean_frames = self.expand_timesteps
         if self.expand_timesteps:
             self.default_fps = 24.0
         self.from_image = config["in_channels"] > config["out_channels"]

@@ -42,7 +42,7 @@ def training_loss(
     shapes = {stream.name: batch.stream(stream.name).shape[1:] for stream in module.family.streams}
     noising = module.noising.between(*parts[0].sigmas)
     noise, sigmas = training_noise(
-        noising, module.seed, position, rows, shapes, first_frame=module.first_frame, device=module.device
+        noising, module.seed, position, rows, shapes, conditions=module.conditions, device=module.device
     )
     batch = draw_latents(module.family, batch, module.seed, position, rows)
     batch = draw_conditioning(module.family, batch, module.seed, position, rows)
@@ -75,7 +75,7 @@ def check_losses(module: VideoDiffusionModule, batch: LatentBatch) -> dict[str, 
     for part in sorted(module.parts.scored, key=lambda part: part.expert != module.experts.asked):
         if part.expert not in scored:  # the streams of a transformer are scored together
             noising = module.noising.between(*part.sigmas)
-            options = module.seed, module.num_strata, module.first_frame, streams
+            options = module.seed, module.num_strata, module.conditions, streams
             model = asked(module, part.expert if module.parts.take_turns else None)
             scored[part.expert] = paired_losses(model, noising, batch, *options)
         losses[part.name] = scored[part.expert][part.stream]
