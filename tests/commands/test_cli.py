@@ -331,11 +331,11 @@ def test_a_signal_while_encoding_ends_it_and_keeps_what_was_encoded(quickstart, 
     store = tmp_path / "store"
     encode_video, calls = BaseEncoders.encode_video, []
 
-    def interrupted(self, frames):
+    def interrupted(self, frames, sound):
         calls.append(len(frames))
         if len(calls) == 3:
             os.kill(os.getpid(), number)
-        return encode_video(self, frames)
+        return encode_video(self, frames, sound)
 
     # Where the tests themselves run in the background, the shell has made them deaf to SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -359,7 +359,7 @@ def test_what_could_not_be_encoded_is_tried_again_when_asked(quickstart, tmp_pat
         broken.setattr(
             BaseEncoders,
             "encode_video",
-            lambda self, frames: {name: value * math.nan for name, value in encode_video(self, frames).items()},
+            lambda self, *given: {name: value * math.nan for name, value in encode_video(self, *given).items()},
         )
         assert run_main(words) == 0
     assert "the video autoencoder gave NaN" in capsys.readouterr().out

@@ -22,7 +22,7 @@ class Adapted:
         self.factor = torch.tensor(update, requires_grad=True)
         self.on, self.asked = True, []
 
-    def __call__(self, noisy, sigmas, conditioning):
+    def __call__(self, noisy, sigmas, conditioning, expert=None):
         self.asked.append((noisy, conditioning, self.on))
         return noisy * (1 + (self.factor if self.on else 0))
 

@@ -20,7 +20,8 @@ NAMES = {"prompt_extras": ("pooled_projections",), "clip_extras": ("first_frame"
 
 
 def flat(batch):
-    latents, (embeds, mask, extras), *rest = batch
+    latents, (embeds, mask, extras, levels), *rest = batch
+    assert levels == {}  # of streams that are noisy
     return [latents, embeds, mask, *(extras[name] for name in EXTRAS), *(each for each in rest if each is not None)]
 
 

@@ -189,8 +189,8 @@ def test_resuming_with_other_clips_is_refused(fit):
 class Recall(VideoDiffusionModule):
     """After step 2 it knows its training clips by heart: the flow of a training caption ends in a clip of it."""
 
-    def forward(self, noisy, sigmas, conditioning):
-        velocity = super().forward(noisy, sigmas, conditioning)
+    def forward(self, noisy, sigmas, conditioning, expert=None):
+        velocity = super().forward(noisy, sigmas, conditioning, expert)
         if self.training or self.trainer.sanity_checking or self.trainer.global_step < 3:
             return velocity
         dataset = self.trainer.datamodule.dataset(self.trainer.datamodule.train_clips)
@@ -234,8 +234,8 @@ def test_the_same_run_goes_on_where_copies_may_only_warn(fit, demo):
 class Collapse(VideoDiffusionModule):
     """At step 0 every prompt gives something of its own, after step 2 all give the same."""
 
-    def forward(self, noisy, sigmas, conditioning):
-        velocity = super().forward(noisy, sigmas, conditioning)
+    def forward(self, noisy, sigmas, conditioning, expert=None):
+        velocity = super().forward(noisy, sigmas, conditioning, expert)
         if self.training:
             return velocity
         apart = self.trainer.sanity_checking or self.trainer.global_step < 3

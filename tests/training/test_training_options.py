@@ -75,7 +75,7 @@ def test_dropped_captions_train_on_the_empty_prompt(quickstart, tmp_path, monkey
     seen = []
     forward = VideoDiffusionModule.forward
 
-    def recorded(self, noisy, sigmas, conditioning):
+    def recorded(self, noisy, sigmas, conditioning, expert=None):
         if self.training:
             empty = self.trainer.datamodule.prompt("").prompt_embeds[0]
             length = len(empty)
@@ -83,7 +83,7 @@ def test_dropped_captions_train_on_the_empty_prompt(quickstart, tmp_path, monkey
                 is_empty = torch.equal(conditioning.prompt_embeds[row, :length], empty)
                 assert not is_empty or int(conditioning.prompt_attention_mask[row].sum()) == length
                 seen.append(is_empty)
-        return forward(self, noisy, sigmas, conditioning)
+        return forward(self, noisy, sigmas, conditioning, expert)
 
     monkeypatch.setattr(VideoDiffusionModule, "forward", recorded)
     assert main([*quickstart(trainer__max_steps=8, trainer__val_check_interval=8), "--model.caption_dropout=0.5"]) == 0
