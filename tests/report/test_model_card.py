@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vidlit.__main__ import main
-from vidlit.report.model_card import base_licence, plain
+from vidlit.report.model_card import base_licence, plain, push
 
 
 class Hub:
@@ -40,6 +40,13 @@ def card_of(folder):
     """Front matter and text."""
     _, matter, text = (folder / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(matter), text
+
+
+def sent(upload):
+    """Files that an upload takes, as the hub's client matches them."""
+    folder = upload["folder_path"]
+    every = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return {file for file in every if any(fnmatch.fnmatch(file, pattern) for pattern in upload["allow_patterns"])}
 
 
 def code_of(text):
@@ -86,20 +93,29 @@ def test_a_run_leaves_a_card_whose_code_loads_its_weights(quickstart, demo, tmp_
 
 def test_weights_are_uploaded_where_asked_and_no_more_than_them(quickstart, tmp_path, hub, capsys):
     words = quickstart(trainer__max_steps=4, samples__num_audit=0, export__push_to_hub="someone/something")
-    assert main(words) == 0
+    assert main([*words, "--model.noise.first_frame=0.1"]) == 0
     (created, name, options), (uploaded, upload) = hub
     assert (created, uploaded, name) == ("create_repo", "upload_folder", "someone/something")
     assert options["private"] is True
-    folder = upload["folder_path"]
-    every = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    sent = {file for file in every if any(fnmatch.fnmatch(file, pattern) for pattern in upload["allow_patterns"])}
-    assert sent == {
+    assert sent(upload) == {
         "README.md",
         "validation_curve.png",
         "transformer/config.json",
         "transformer/diffusion_pytorch_model.safetensors",
     }
     assert "Uploaded to https://huggingface.co/someone/something" in capsys.readouterr().out
+    matter, _ = card_of(upload["folder_path"])
+    assert matter["pipeline_tag"] == "text-to-video"  # a few samples with their first frame need no image
+
+
+def test_experts_are_uploaded_with_their_configs(tmp_path, hub):
+    files = {f"{name}/{file}" for name in ("transformer", "transformer_2") for file in ("config.json", "index.json")}
+    for file in [*files, "vae/config.json"]:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    push(tmp_path, "someone/something")
+    _, (_, upload) = hub
+    assert sent(upload) == files
 
 
 def test_a_failed_upload_costs_nothing_else(quickstart, tmp_path, hub, monkeypatch, capsys):

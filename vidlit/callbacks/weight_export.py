@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from vidlit.diffusion.conditions import are_always_given
 from vidlit.models.adapters import expert_title, pipeline_loads_lora
 from vidlit.models.base_folder import add_base_parts
 from vidlit.report.model_card import CardFacts, check_hub_name, push, write_model_card
@@ -76,7 +77,7 @@ class ModelCard(RunCallback):
             base_folder=family.base,
             pipeline_class=family.pipeline_class,
             transformer_class=family.transformer_class,
-            takes_image=bool(self.module.conditions) or bool(family.image_extras),
+            takes_image=are_always_given(self.module.conditions) or bool(family.image_extras),
             is_lora=self.export.is_lora,
             experts={name: title for name in self.module.expert_names if (title := expert_title(family, name))},
             pipeline_loads_lora=pipeline_loads_lora(family),

@@ -43,7 +43,7 @@ class CardFacts:
         base_folder: where the base lies, for its licence.
         pipeline_class: diffusers pipeline of the family.
         transformer_class: diffusers class of the transformer.
-        takes_image: the model goes on from a first frame.
+        takes_image: the model goes on from a first frame, always.
         is_lora: the weights are an adapter.
         experts: title of each transformer that was trained, by name, of a base that has several.
         pipeline_loads_lora: the pipeline has a loader of LoRA files; else the transformer's is used.
@@ -126,7 +126,7 @@ def push(folder: Path, name: str) -> str:
     api.upload_folder(
         repo_id=name,
         folder_path=folder,
-        allow_patterns=["README.md", "*.png", "*.safetensors", "transformer/*"],
+        allow_patterns=["README.md", "*.png", "*.safetensors", "transformer*/*"],  # of experts, too
         commit_message=f"Weights from vidlit {__version__}",
     )
     return str(address)
