@@ -80,6 +80,22 @@ def test_most_steps_carry_nothing_at_a_small_share():
     assert model.asked == []
 
 
+def test_captions_that_are_held_out_are_not_drawn_where_as_many_are_left():
+    preservation = Preservation(["a", "b", "c", "d"], share=1.0)
+    preservation.held_out = ["a", "c"]
+    assert set(preservation.draw(0, 0, range(30))) == {"b", "d"}
+    preservation.held_out = ["a", "b", "c"]
+    assert preservation.trained == ["a", "b", "c", "d"]
+
+
+def test_a_file_of_captions_is_read_once(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("a woman")
+    preservation = Preservation(path, share=1.0)
+    path.unlink()
+    assert preservation.draw(0, 0, range(2)) == ["a woman"] * 2
+
+
 def test_captions_may_be_lines_of_a_file(tmp_path):
     (tmp_path / "captions.txt").write_text("a woman\n\n  a man \n")
     assert read_captions(tmp_path / "captions.txt") == ["a woman", "a man"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -41,9 +41,12 @@ class Adapted(Protocol):
         """A stored caption, as of one sample."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Preservation:
     """Keeps a LoRA from changing what the model does at captions without its subject.
+
+    Captions that drift is measured at are held out, where as many others are left: at captions that it trains on, drift
+    would tell how well it trains.
 
     Args:
         captions: captions without the subject, such as ``a woman walks down a street`` where a clip's has a name for
@@ -58,14 +61,25 @@ class Preservation:
     captions: list[str] | Path
     weight: float = 1.0
     share: float = 0.5
+    texts: list[str] = field(init=False, repr=False)
+    """The captions, read once: a run goes on with them whatever becomes of the file."""
+    held_out: Sequence[str] = field(init=False, default=())
+    """Captions to leave to drift."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise UserError(f"model.preservation.weight is {self.weight:g}: it must be above 0.")
         if not 0 < self.share <= 1:
             raise UserError(f"model.preservation.share is {self.share:g}: it must be above 0 and at most 1.")
-        if not read_captions(self.captions):
+        self.texts = read_captions(self.captions)
+        if not self.texts:
             raise UserError("model.preservation.captions is empty: name at least one caption without the subject.")
+
+    @property
+    def trained(self) -> list[str]:
+        """The captions that steps draw from."""
+        others = [caption for caption in self.texts if caption not in self.held_out]
+        return others if len(others) >= len(self.held_out) else self.texts
 
     def check(self, has_adapter: bool) -> None:
         """Refuse a model that cannot be its own base.
@@ -87,7 +101,7 @@ class Preservation:
         generator = keyed_generator("preservation", seed, position)
         if float(torch.rand(1, generator=generator)) >= self.share:
             return []
-        captions = read_captions(self.captions)
+        captions = self.trained
         numbers = torch.randint(len(captions), (rows[-1] + 1,), generator=generator)
         return [captions[number] for number in numbers[list(rows)].tolist()]
 

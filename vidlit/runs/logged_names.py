@@ -173,7 +173,7 @@ DRIFT = LoggedName(
     "drift/velocity",
     "Drift from the base model",
     OVERFITTING,
-    unit="% of the velocity's square, at captions that are not trained on",
+    unit="% of the velocity's square, at captions that are not the clips'",
     scale="share",
     summary="last",
     lower_is_better=True,

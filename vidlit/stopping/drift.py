@@ -1,4 +1,4 @@
-"""How much a model has forgotten: its predictions at captions that nobody trained on, against its base's."""
+"""How much a model has forgotten: its predictions at captions that are not the clips', against its base's."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def judge_drift(drifts: ArrayLike, limit: float = LIMIT) -> Verdict:
     if not np.isfinite(last):
         return Verdict("drift", "continue", "Predictions are no finite numbers.", {"case": "not finite"})
     evidence: dict[str, float | int | str] = {"drift": last, "limit": float(limit), "checks": int(curve.size)}
-    moved = f"At captions that are not trained on, predictions have moved by {100 * last:.2g} % from the base model's"
+    moved = f"At captions that are not the clips', predictions have moved by {100 * last:.2g} % from the base model's"
     if last < limit:
         return Verdict("drift", "continue", f"{moved} (limit {100 * limit:g} %).", evidence)
     reason = (

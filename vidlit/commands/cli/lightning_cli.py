@@ -23,6 +23,7 @@ from vidlit import plugins
 from vidlit.callbacks.order import callbacks_for
 from vidlit.callbacks.run_overview import closing_facts, print_facts
 from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes, check_run_name, expand_paths
+from vidlit.commands.cli.further_captions import link_further_captions
 from vidlit.commands.cli.refit import finished
 from vidlit.commands.cli.saved_config import SaveRunConfig, config_text
 from vidlit.commands.cli.trainer import VidlitTrainer
@@ -31,7 +32,6 @@ from vidlit.commands.options.resumed_options import changed_options
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
 from vidlit.data.identity import DataIdentity
-from vidlit.diffusion.preservation import read_captions
 from vidlit.errors import UserError
 from vidlit.lightning_internals import callbacks_of, parser_of
 from vidlit.runs.checkpoint_files import AtomicCheckpointIO, check_checkpoint, remove_leftovers
@@ -51,7 +51,6 @@ from vidlit.runs.loggers.csv_logger import RunCSVLogger
 from vidlit.runs.rank import rank_from_environment
 from vidlit.runs.resumes import Change
 from vidlit.sampling.prediction import Predict
-from vidlit.signals.drift_monitor import watched_captions
 from vidlit.training.memory_advice import is_out_of_memory, memory_use
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.precision import BFloat16Weights
@@ -150,20 +149,10 @@ class VidlitCLI(LightningCLI):
         parser.link_arguments("model.base", "data.base")
         parser.link_arguments("model.audio", "data.audio")
         parser.link_arguments("data.fps", "model.fps")
-        parser.link_arguments(
-            (
-                "samples.guidance_scale",
-                "samples.negative_prompt",
-                "model.caption_dropout",
-                "model.preservation",
-                "drift.captions",
-            ),
-            "data.further_captions",
-            compute_fn=_further_captions,
-        )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        link_further_captions(parser, subcommand)
         if subcommand == "predict":
             parser.add_class_arguments(Predict)
         return parser
@@ -370,21 +359,6 @@ def _report(directory: RunDirectory) -> None:
     except Exception as error:
         print(f"vidlit: warning: no report was made ({type(error).__name__}: {error}); the run is complete. Try again ")
         print(f"with `vidlit report {directory.path}`.")
-
-
-def _further_captions(
-    guidance_scale: float,
-    negative_prompt: str,
-    caption_dropout: float,
-    preservation: Any,
-    drift: list[str] | Path | None,
-) -> list[str]:
-    """What samples, training and checks need beside the captions of clips."""
-    guided = [negative_prompt] if guidance_scale != 1.0 else []
-    given = preservation.get("init_args", preservation) if preservation is not None else {}
-    kept = read_captions(given.get("captions", []))
-    watched = watched_captions(drift, kept)
-    return list(dict.fromkeys([*guided, *([""] if caption_dropout > 0 else []), *kept, *watched]))
 
 
 def _used(data: LatentDataModule) -> str:
