@@ -100,7 +100,7 @@ def test_captions_may_be_lines_of_a_file(tmp_path):
     (tmp_path / "captions.txt").write_text("a woman\n\n  a man \n")
     assert read_captions(tmp_path / "captions.txt") == ["a woman", "a man"]
     assert Preservation(tmp_path / "captions.txt", share=1.0).draw(0, 0, range(1))[0] in ("a woman", "a man")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9t\xe9")
     with pytest.raises(UserError, match="not UTF-8"):
         read_captions(tmp_path / "latin.txt")
 

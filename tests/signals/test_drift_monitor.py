@@ -107,6 +107,9 @@ def test_what_is_switched_off_is_neither_measured_nor_encoded(quickstart, tmp_pa
     assert "12 clips and 6 captions encoded" in capsys.readouterr().out
     with (tmp_path / "runs/quickstart/0/metrics.csv").open(newline="") as file:
         assert "drift/velocity" not in next(csv.reader(file))
+    training = {"model__caption_dropout": 0.5, "overfit_stopping.policy.drift": "warn"}
+    assert main(quickstart("validate", **options, **training)) == 0
+    assert "0 clips and 0 captions encoded" in capsys.readouterr().out
 
 
 def test_the_parts_that_are_trained_are_watched(monkeypatch):

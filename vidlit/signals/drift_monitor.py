@@ -30,7 +30,7 @@ _NUM_CLIPS = 2
 
 
 class DriftMonitor(Signal):
-    """Compares predictions at captions that are not trained on with the base's, at fixed noise, clips and levels.
+    """Compares predictions at captions that are not the clips' with the base's, at fixed noise, clips and levels.
 
     The base is the model with its LoRA switched off; where weights themselves are trained, the model of step 0, whose
     predictions are kept. Logs ``drift/velocity``: the squared distance of velocities as a share of the base's square,
@@ -86,14 +86,13 @@ class DriftMonitor(Signal):
             for logger in self.trainer.loggers:  # self.log is off during the sanity check
                 logger.log_metrics({DRIFT.name: 0.0}, step=0)
             return
-        base = self._base
-        if self._has_base:
-            with self.module.base_only():
-                base = self._velocities()
-        if not base:  # begun by a version without drift, or with drift off
+        if not self._base and not self._has_base:  # begun by a version without drift, or with drift off
             return
+        if not self._base:
+            with self.module.base_only():
+                self._base = self._velocities()
         made = self._velocities()
-        shares = [relative_drift(made[name].numpy(), base[name].numpy()) for name in base]
+        shares = [relative_drift(made[name].numpy(), base.numpy()) for name, base in self._base.items()]
         drift = torch.tensor(sum(shares) / len(shares), device=self.module.device)
         self.drifts.append(float(self.trainer.strategy.reduce(drift, reduce_op="mean")))  # a say of one voice
         self.module.log_dict({DRIFT.name: self.drifts[-1], "step": float(self.trainer.global_step)}, batch_size=1)
