@@ -19,6 +19,7 @@ from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA, LoRAFile
 from vidlit.models.encoders import BaseEncoders
 from vidlit.models.family import open_family
+from vidlit.models.parts import rows_by_call
 from vidlit.training.module import VideoDiffusionModule
 
 KINDS = {"wan": bases.wan, "wan_image_to_video": bases.wan_image_to_video, "wan_5b": bases.wan_5b}
@@ -294,6 +295,20 @@ def test_a_pair_generates_from_a_frame_as_its_pipeline_does(tmp_path):
     scheduler = family.load_scheduler(5, noise[0, 0].numel())
     made = generate(model_of_pair(family), scheduler, noise, batch.conditioning)
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_at_the_boundary_asks_the_expert_that_the_pipeline_asks(tmp_path):
+    """Timestep 900 is among the twenty at shift 3, and in float32 it is a sigma a little below the boundary of .9."""
+    base = bases.wan_pair_image_to_video(tmp_path / "base")
+    family = open_family(edited(base, "scheduler/scheduler_config.json", flow_shift=3.0))
+    scheduler = family.load_scheduler(20, 1)
+    boundary = pipeline_of(base, "WanImageToVideoPipeline").config.boundary_ratio
+    assert 900 in scheduler.timesteps
+    by_pipeline = ["transformer" if t >= boundary * 1000 else "transformer_2" for t in scheduler.timesteps]
+    prompts = Conditioning(torch.zeros(20, 1, 1), torch.ones(20, 1, dtype=torch.bool), {})
+    calls = rows_by_call(family.experts, scheduler.sigmas, prompts, None, by_length=False)
+    asked = {row: call.expert for call, rows in calls.items() for row in rows}
+    assert [asked[row] for row in range(20)] == by_pipeline
 
 
 def test_each_expert_of_a_pair_is_trained_on_its_side_of_the_boundary(pair):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -122,8 +123,10 @@ def rows_by_call(
     """
     chosen = [only] * len(sigmas)
     if only is None:
-        highest = level_of_sample(sigmas).tolist()
-        chosen = [next(each.name for each in experts if sigma >= each.min_sigma) for sigma in highest]
+        # In the sigmas' own dtype: in float32 timestep 900 is a sigma below .9, and pipelines give it to the first.
+        lowest = torch.tensor([each.min_sigma for each in experts], dtype=sigmas.dtype).tolist()
+        turns = [(each.name, low) for each, low in zip(experts, lowest, strict=True)]
+        chosen = [next(name for name, low in turns if sigma >= low) for sigma in level_of_sample(sigmas).tolist()]
     mask = conditioning.prompt_attention_mask
     lengths = mask.sum(dim=1).tolist() if by_length else [mask.shape[1]] * len(mask)
     # Other ranks train beside this one, and all must make as many calls: each gathers sharded weights.
