@@ -81,3 +81,12 @@ def test_each_expert_gets_its_own_file_or_stays_as_it_is(tmp_path, monkeypatch):
     LoRAFile(file).apply(adapted, family)
     found = velocities(merged, merged.load_transformer().eval(), conditioning)
     torch.testing.assert_close(found, velocities(family, adapted, conditioning), atol=1e-5, rtol=1e-5)
+
+    save_file(
+        load_file(tmp_path / "pytorch_lora_weights_low.safetensors"), nameless := tmp_path / "nameless.safetensors"
+    )
+    words = ["export", str(nameless), "--base", str(base), "--merge", "--output"]
+    assert main([*words, str(tmp_path / "unknown")]) == 2  # it does not say of which expert it is
+    assert main([*words, str(tmp_path / "low"), "--expert", "low"]) == 0
+    assert (tmp_path / "low/transformer").is_symlink()
+    assert not (tmp_path / "low/transformer_2").is_symlink()

@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from tests.models import bases
 from tests.models.batches import batch_of, random_frames
+from vidlit.__main__ import main
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.conditions import GivenFrames
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
-from vidlit.models.adapters import LoRA, LoRAFile
+from vidlit.models.adapters import LoRA, LoRAFile, lora_files, of_experts
 from vidlit.models.encoders import BaseEncoders
 from vidlit.models.family import open_family
 from vidlit.models.parts import rows_by_call
@@ -329,18 +330,28 @@ def test_one_transformer_has_no_expert_to_choose(folders):
         VideoDiffusionModule(str(folders["wan"]), expert="high")
 
 
-def test_both_files_of_a_pair_load_into_its_pipeline(pair, tmp_path):
-    """The second needs a word of its own, or it goes into the first transformer without complaint."""
+@pytest.fixture(scope="module")
+def lora_of_pair(pair, tmp_path_factory):
+    """A folder with the file of each expert, neither of which is without effect."""
     module = VideoDiffusionModule(str(pair), adapter=LoRA(rank=2))
     module.configure_model()
     generator = torch.Generator().manual_seed(5)
     for parameter in module.trainable_state().values():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    module.export(tmp_path)
+    folder = tmp_path_factory.mktemp("weights")
+    module.export(folder)
+    return folder
+
+
+def test_both_files_of_a_pair_load_into_its_pipeline(pair, lora_of_pair):
+    """The second needs a word of its own, or it goes into the first transformer without complaint."""
+    module = VideoDiffusionModule(str(pair))
+    module.adapter = of_experts(module.family, lora_files(lora_of_pair))
+    module.configure_model()
     pipeline = pipeline_of(pair)
-    pipeline.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights_high.safetensors", adapter_name="high")
-    low = {"weight_name": "pytorch_lora_weights_low.safetensors", "adapter_name": "low"}
-    pipeline.load_lora_weights(tmp_path, **low, load_into_transformer_2=True)
+    high, low = ({"weight_name": f"pytorch_lora_weights_{each}.safetensors"} for each in ("high", "low"))
+    pipeline.load_lora_weights(lora_of_pair, **high, adapter_name="high")
+    pipeline.load_lora_weights(lora_of_pair, **low, adapter_name="low", load_into_transformer_2=True)
     family, batch = module.family, batch_of(module.family, SIZE)
     noisy, sigmas = torch.randn(batch.latents.shape), torch.tensor([0.3, 0.9])
     loaded = {"transformer": pipeline.transformer.eval(), "transformer_2": pipeline.transformer_2.eval()}
@@ -350,20 +361,50 @@ def test_both_files_of_a_pair_load_into_its_pipeline(pair, tmp_path):
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_lora_file_of_one_expert_is_put_into_that_one(pair, tmp_path):
-    trained = VideoDiffusionModule(str(pair), adapter=LoRA(rank=2), expert="low")
-    trained.configure_model()
-    (file, _) = trained.export(tmp_path)
-    module = VideoDiffusionModule(str(pair))
-    module.adapter = LoRAFile(file)
+def adapted(pair, expert, *places):
+    """Which transformers of the pair have a LoRA when files are sampled with."""
+    module = VideoDiffusionModule(str(pair), expert=expert)
+    chosen = module.expert_names[0] if expert != "both" else None
+    module.adapter = of_experts(module.family, lora_files(*places), chosen)
     module.configure_model()
-    assert not getattr(module.transformer, "peft_config", None)
-    assert module.transformer_2.peft_config
+    return [name for name, each in module.experts.items() if getattr(each, "peft_config", None)]
+
+
+def test_a_lora_file_of_one_expert_is_put_into_that_one(pair, lora_of_pair, tmp_path):
+    """Also where that one is not the expert that the config trains: samples ask both."""
+    file = lora_of_pair / "pytorch_lora_weights_low.safetensors"
+    for expert in ("both", "low", "high"):
+        assert adapted(pair, expert, file) == ["transformer_2"]
+        assert adapted(pair, expert, lora_of_pair) == ["transformer", "transformer_2"]
     save_file(load_file(file), nameless := tmp_path / "nameless.safetensors")
-    module = VideoDiffusionModule(str(pair))
-    module.adapter = LoRAFile(nameless)
-    with pytest.raises(UserError, match="does not say which expert"):
-        module.configure_model()
+    with pytest.raises(UserError, match=r"does not say which expert.*model\.expert"):
+        adapted(pair, "both", nameless)
+    assert adapted(pair, "low", nameless) == ["transformer_2"]
+
+
+def test_two_files_of_one_transformer_are_refused(pair, lora_of_pair, folders, tmp_path):
+    low = [LoRAFile(lora_of_pair / "pytorch_lora_weights_low.safetensors")] * 2
+    with pytest.raises(UserError, match="are both for the expert low"):
+        of_experts(open_family(pair), low)
+    with pytest.raises(UserError, match="which has one transformer: name the file of one"):
+        of_experts(open_family(folders["wan"]), lora_files(lora_of_pair))
+
+
+def test_a_pairs_lora_is_sampled_from_its_folder(pair, lora_of_pair, tmp_path):
+    """With the files of both, and their hashes beside the video."""
+    words = ["predict", "--model.base", str(pair), "--prompts", "A red disc", "--size", "5x32x32"]
+    words += ["--samples.num_steps", "4", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+    words += ["--data.source", str(tmp_path), "--data.store", str(tmp_path / "store"), "--data.buckets", "[5x32x32]"]
+    made = {}
+    for name, lora in {"both": lora_of_pair, "base": None}.items():
+        given = ["--lora", str(lora)] if lora else []
+        assert main([*words, "--output", str(tmp_path / name), *given]) == 0
+        made[name] = json.loads((tmp_path / name / "00_a_red_disc.json").read_text())
+    files = [lora_of_pair / f"pytorch_lora_weights_{title}.safetensors" for title in ("high", "low")]
+    assert made["both"]["weights"] == f"{files[0]}, {files[1]}"
+    assert made["both"]["weights_hash"].count("sha256:") == 2
+    videos = [(tmp_path / name / "00_a_red_disc.mp4").read_bytes() for name in made]
+    assert videos[0] != videos[1]
 
 
 def test_bases_that_are_not_trained_are_refused(tmp_path):

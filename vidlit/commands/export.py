@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +9,7 @@ from vidlit.commands.cli.plain_parser import PlainParser, true_or_false
 from vidlit.errors import UserError
 
 if TYPE_CHECKING:
-    from vidlit.models.family import Family
-
-LORA_NAME = "pytorch_lora_weights"
+    from vidlit.models.adapters import LoRAFile
 
 
 def run(words: list[str]) -> None:
@@ -28,15 +25,19 @@ def run(words: list[str]) -> None:
         raise UserError(f"--output {options.output}: it is there already; give a new folder.")
     files, base = find_lora(options.lora, options.base)
 
+    from vidlit.models.adapters import of_experts
     from vidlit.models.family import open_family
     from vidlit.models.merging import merge_lora
+    from vidlit.models.parts import chosen_parts
 
     family = open_family(base)
-    merge_lora(family, of_experts(family, files), options.output, options.scale, copy=options.base_parts == "copy")
-    print(f"{base} with {' and '.join(map(str, files))} in its weights: {options.output}")
+    chosen = chosen_parts(family, options.expert)[0].expert if options.expert else None
+    found = of_experts(family, files, chosen)
+    merge_lora(family, found, options.output, options.scale, copy=options.base_parts == "copy")
+    print(f"{base} with {' and '.join(str(file.path) for file in files)} in its weights: {options.output}")
 
 
-def find_lora(given: Path, base: str | None) -> tuple[list[Path], str]:
+def find_lora(given: Path, base: str | None) -> tuple[list[LoRAFile], str]:
     """The files of a LoRA, one for each expert that it was trained for, and what it was trained on.
 
     Args:
@@ -47,34 +48,23 @@ def find_lora(given: Path, base: str | None) -> tuple[list[Path], str]:
         UserError: there is no such file, or nothing says what it was trained on.
     """
     from vidlit.bounded_yaml import load_yaml
+    from vidlit.models.adapters import LORA_NAME, lora_files
     from vidlit.runs.directory import RunDirectory
 
     directory = RunDirectory(given)
     if base is None and directory.config.is_file():
         model = (load_yaml(directory.config.read_text("utf-8")) or {}).get("model") or {}
         base = model.get("base")
-    folders = [directory.weights, given] if given.is_dir() else []
-    found = [sorted(folder.glob(f"{LORA_NAME}*.safetensors")) for folder in folders] or [[given]]
-    files = next((paths for paths in found if paths and all(path.is_file() for path in paths)), [])
+    files = lora_files(directory.weights, given)
     if not files:
         whole = (directory.weights / "transformer").is_dir()
         hint = f" {directory.weights} is a whole model already: all weights were trained." if whole else ""
+        folders = [directory.weights, given] if given.is_dir() else []
         looked = " or ".join(str(folder / f"{LORA_NAME}.safetensors") for folder in folders) or str(given)
         raise UserError(f"{given}: no LoRA ({looked}) is there.{hint}")
-    if files[0].suffix != ".safetensors":
-        raise UserError(f"{files[0]}: only safetensors files are read, others may hold code.")
     if base is None:
         raise UserError(f"{given} does not say what the LoRA was trained on: give --base, a folder or a hub name.")
     return files, str(base)
-
-
-def of_experts(family: Family, files: Sequence[Path]) -> dict[str, Path]:
-    """The files of a LoRA by the names of the base's transformers that they are of; see :meth:`LoRAFile.is_of`."""
-    from vidlit.models.adapters import LoRAFile
-
-    return {
-        expert.name: file for file in files for expert in family.experts if LoRAFile(file).is_of(family, expert.name)
-    }
 
 
 def parser() -> PlainParser:
@@ -84,6 +74,7 @@ def parser() -> PlainParser:
     made.add_argument("--base", help="diffusers folder or hub name it was trained on; a run's own if left out")
     made.add_argument("--merge", type=true_or_false, default=False, help="put the LoRA into the base's weights")
     made.add_argument("--output", type=Path, required=True, help="new folder, for pipelines and as model.base")
+    made.add_argument("--expert", choices=["high", "low"], help="of a pair: which a file is for that does not say so")
     made.add_argument("--scale", type=float, default=1.0, help="strength of the LoRA")
     made.add_argument(
         "--base_parts", choices=["link", "copy"], default="link", help="how the base's other parts come into the folder"

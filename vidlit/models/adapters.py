@@ -21,6 +21,8 @@ from vidlit.models.comfyui import comfyui_lora
 from vidlit.models.family import Family
 
 ADAPTER_NAME = "default"
+LORA_NAME = "pytorch_lora_weights"
+"""How names of LoRA files begin, in diffusers and here."""
 EXPERT = "expert"
 """Key in a LoRA file's metadata that says which of a base's experts it is of."""
 
@@ -70,26 +72,33 @@ class LoRAFile:
 
     path: Path
 
-    def is_of(self, family: Family, expert: str) -> bool:
-        """Whether it is of one of a base's transformers: of a base with one, always.
+    def expert(self, family: Family, otherwise: str | None = None) -> str:
+        """Name of the base's transformer that it is of, as its metadata says where there are several.
+
+        Args:
+            family: of the base.
+            otherwise: name of the one that a file is of which does not say so; ``None`` to refuse it.
 
         Raises:
             UserError: the base has several, and the file does not say which.
         """
+        first = family.experts[0].name
         if len(family.experts) == 1:
-            return True
+            return first
         try:
             with safe_open(self.path, "pt") as file:
-                named = (file.metadata() or {}).get(EXPERT)
+                named = str((file.metadata() or {}).get(EXPERT))
         except (OSError, SafetensorError):
-            return True  # loading it says what is wrong
+            return otherwise or first  # loading it says what is wrong
         titles = {each.title or each.name: each.name for each in family.experts}
-        if named not in titles:
+        found = titles.get(named) or otherwise
+        if found is None:
             raise UserError(
                 f"{self.path} does not say which expert of {family.base} it is of: its metadata has no {EXPERT!r} of "
-                f"{' or '.join(titles)}. It would fit either one, and be right for one."
+                f"{' or '.join(titles)}. It would fit either one, and be right for one: say which by model.expert, or "
+                "by --expert of vidlit export."
             )
-        return titles[named] == expert
+        return found
 
     def apply(self, transformer: nn.Module, family: Family) -> None:
         """Add it to the transformer, in place, as the family's pipeline does, or the transformer's own loader.
@@ -105,6 +114,48 @@ class LoRAFile:
             raise UserError(f"{self.path} cannot be loaded as a LoRA of {family.base}: {reason}") from error
         if not getattr(transformer, "peft_config", None):
             raise UserError(f"{self.path} holds no LoRA of {family.base}: it is of another family.")
+
+
+def lora_files(*places: Path) -> list[LoRAFile]:
+    """Files of a LoRA in the first of some places that holds any: a file, or a folder with what training exports.
+
+    Returns:
+        One file, or one for each expert; none where no place holds any.
+
+    Raises:
+        UserError: what is there is no safetensors file.
+    """
+    for place in places:
+        found = [place] if place.is_file() else [place / f"{LORA_NAME}.safetensors"]
+        if not found[0].is_file():
+            found = sorted(place.glob(f"{LORA_NAME}_*.safetensors"))
+        if found and found[0].suffix != ".safetensors":
+            raise UserError(f"{found[0]}: only safetensors files are read, others may hold code.")
+        if found:
+            return [LoRAFile(path) for path in found]
+    return []
+
+
+def of_experts(family: Family, files: Iterable[LoRAFile], otherwise: str | None = None) -> dict[str, LoRAFile]:
+    """Files of a LoRA by the names of the base's transformers that they are of.
+
+    Args:
+        family: of the base.
+        files: at most one for each transformer.
+        otherwise: see :meth:`LoRAFile.expert`.
+
+    Raises:
+        UserError: two are of one transformer, or a file does not say of which it is.
+    """
+    found: dict[str, LoRAFile] = {}
+    for file in files:
+        name = file.expert(family, otherwise)
+        if name in found:
+            title = expert_title(family, name)
+            of_one = f"the expert {title} of {family.base}" if title else f"{family.base}, which has one transformer"
+            raise UserError(f"{found[name].path} and {file.path} are both for {of_one}: name the file of one.")
+        found[name] = file
+    return found
 
 
 def pipeline_loads_lora(family: Family) -> bool:
@@ -227,7 +278,7 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
     state = get_peft_model_state_dict(transformer)
     title = expert_title(family, expert)
     suffix = f"_{title}" if title else ""
-    written = [folder / f"pytorch_lora_weights{suffix}.safetensors"]
+    written = [folder / f"{LORA_NAME}{suffix}.safetensors"]
     getattr(diffusers, writer).save_lora_weights(
         folder,
         weight_name=written[0].name,

@@ -18,7 +18,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def merge_lora(
-    family: Family, files: Mapping[str, Path], folder: Path, scale: float = 1.0, *, copy: bool = False
+    family: Family, files: Mapping[str, LoRAFile], folder: Path, scale: float = 1.0, *, copy: bool = False
 ) -> None:
     """Write a base with LoRA in its weights, in the dtypes that the base's files have.
 
@@ -37,7 +37,7 @@ def merge_lora(
         kinds = Counter(dtypes.values())
         # Mixed ones are loaded in float32, which holds them all, and cast one by one.
         transformer: Any = family.load_transformer(next(iter(kinds)) if len(kinds) == 1 else torch.float32, name)
-        LoRAFile(file).apply(transformer, family)
+        file.apply(transformer, family)
         _merge(transformer, scale)
         for key, parameter in transformer.named_parameters():
             parameter.data = parameter.data.to(dtypes.get(key, parameter.dtype))

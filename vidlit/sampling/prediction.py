@@ -7,14 +7,13 @@ from pathlib import Path
 
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.errors import UserError
-from vidlit.models.adapters import LoRAFile
+from vidlit.models.adapters import LORA_NAME, lora_files, of_experts
+from vidlit.runs.directory import RunDirectory
 from vidlit.sampling.prediction_writer import PredictionWriter, Weights
 from vidlit.sampling.prompts import PromptDataModule, read_prompts
 from vidlit.sampling.sampler import Sampling
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.video.buckets import Bucket
-
-LORA_NAME = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class Predict:
             HEIGHTxWIDTH, ``num_frames`` where rows differ, ``image`` and ``last_image`` for a first and a last frame),
             prompt in quotes, or list of these.
         output: folder for an mp4 and a JSON file per prompt.
-        lora: LoRA file, of this project or another, or its folder.
+        lora: LoRA file, of this project or another, or the folder or run with it, or with one for each expert. A file
+            that does not say of which expert it is belongs to that of ``model.expert``.
         size: size of videos whose prompt names none, as FRAMESxHEIGHTxWIDTH; ``None`` for the largest of
             ``data.buckets``.
         batch_size: number of videos sampled at once.
@@ -79,13 +79,14 @@ class Predict:
         if self.lora is None:
             if checkpoint is None:
                 module.adapter = None  # an untrained one changes nothing
-            return Weights(checkpoint or module.base, Path(checkpoint) if checkpoint else None)
+            return Weights(checkpoint or module.base, [Path(checkpoint)] if checkpoint else [])
         if checkpoint is not None:
             raise UserError("--ckpt_path and --lora are both given: name the weights of one.")
-        path = self.lora / LORA_NAME if self.lora.is_dir() else self.lora
-        if not path.is_file():
-            raise UserError(f"--lora {path}: no such file.")
-        if path.suffix != ".safetensors":
-            raise UserError(f"--lora {path}: only safetensors files are read, others may hold code.")
-        module.adapter = LoRAFile(path)
-        return Weights(str(path), path)
+        files = lora_files(RunDirectory(self.lora).weights, self.lora)
+        if not files:
+            what = "no such file" if not self.lora.exists() else f"no {LORA_NAME}.safetensors or {LORA_NAME}_* is there"
+            raise UserError(f"--lora {self.lora}: {what}.")
+        chosen = module.expert_names[0] if len(module.expert_names) == 1 else None
+        module.adapter = of_experts(module.family, files, chosen)
+        paths = [file.path for file in files]
+        return Weights(", ".join(map(str, paths)), paths)

@@ -31,19 +31,23 @@ class Weights:
     """What videos are made with, as it is written beside them.
 
     Args:
-        name: file, or the base.
-        file: to be hashed; ``None`` for the base, whose fingerprint is taken.
+        name: file or files, or the base.
+        files: to be hashed; none for the base, whose fingerprint is taken.
     """
 
     name: str
-    file: Path | None
+    files: Sequence[Path]
 
     def describe(self, pl_module: VideoDiffusionModule) -> dict[str, str]:
         """Name and hash."""
-        if self.file is None:
+        if not self.files:
             return {"weights": self.name, "weights_hash": f"fingerprint:{pl_module.family.transformer_fingerprint}"}
-        with self.file.open("rb") as file:
-            return {"weights": self.name, "weights_hash": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"}
+        return {"weights": self.name, "weights_hash": ", ".join(f"sha256:{_sha256(path)}" for path in self.files)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class PredictionWriter(RunCallback, BasePredictionWriter):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from vidlit.models.adapters import LoRAFile, choose_trained
+
 if TYPE_CHECKING:
     from vidlit.training.module import VideoDiffusionModule
 
@@ -16,9 +18,9 @@ if TYPE_CHECKING:
 class ExpertWeights(Mapping[str, nn.Module]):
     """The base's transformers by name, each where it can be asked once it is looked up.
 
-    Trained ones are the module's own. One that is not trained is loaded when it is first asked, which samples alone do:
-    it stays frozen, and no checkpoint holds it. With ``model.memory.offload_experts`` the one that is asked is on the
-    device, and all others wait on the CPU.
+    Trained ones are the module's own. One that is not trained is loaded when it is first asked, which samples alone do,
+    and with its LoRA where that comes from a file: it stays frozen, and no checkpoint holds it. With
+    ``model.memory.offload_experts`` the one that is asked is on the device, and all others wait on the CPU.
 
     Args:
         module: whose transformers they are.
@@ -66,6 +68,9 @@ class ExpertWeights(Mapping[str, nn.Module]):
         module = self._module
         low = module.memory.lowers_base or module.device.type != "cpu"
         transformer = module.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
+        adapter = module.adapter_of(name)
+        if isinstance(adapter, LoRAFile):  # a fresh one is for what is trained
+            choose_trained(transformer, module.family, adapter, None, module.seed)
         return transformer.requires_grad_(False).eval()
 
     @contextmanager

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def describe(family: Family, adapter: LoRA | LoRAFile | None, layers: str | None, ema: EMA | None) -> dict[str, str]:
+def describe(
+    family: Family, adapter: LoRA | Mapping[str, LoRAFile] | None, layers: str | None, ema: EMA | None
+) -> dict[str, str]:
     """What decides which weights a checkpoint holds and what they mean, by the option that sets it."""
     rank, alpha, targets = ("no adapter",) * 3 if adapter is None else ("from a file",) * 3
     if isinstance(adapter, LoRA):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -99,7 +99,7 @@ class VideoDiffusionModule(LightningModule):
         super().__init__()
         self.base = base
         self.family = open_family(base, fps, audio)
-        self.adapter: LoRA | LoRAFile | None = adapter
+        self.adapter: LoRA | Mapping[str, LoRAFile] | None = adapter  # files, by the names of their experts
         self.layers = layers
         self.ema = ema
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -160,8 +160,7 @@ class VideoDiffusionModule(LightningModule):
         """A base's transformer on the CPU, with an untrained adapter where there is one."""
         low = self.memory.lowers_base and self.adapter is not None  # trained layers start from all their digits
         transformer = self.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
-        if not isinstance(self.adapter, LoRAFile) or self.adapter.is_of(self.family, name):
-            choose_trained(transformer, self.family, self.adapter, self.layers, self.seed)
+        choose_trained(transformer, self.family, self.adapter_of(name), self.layers, self.seed)
         return transformer
 
     def _load_expert(self, name: str) -> nn.Module:
@@ -171,6 +170,10 @@ class VideoDiffusionModule(LightningModule):
             low_precision = self.trainer.precision == "bf16-mixed"
             shard(transformer, self.device_mesh, self.memory.base_dtype, low_precision=low_precision)
         return transformer.to(self.experts.device_of(name)).train()
+
+    def adapter_of(self, expert: str) -> LoRA | LoRAFile | None:
+        """The adapter of one of the base's transformers, by name; of files its own, if there is one."""
+        return self.adapter.get(expert) if isinstance(self.adapter, Mapping) else self.adapter
 
     @property
     def _trains_in_bfloat16(self) -> bool:
@@ -260,9 +263,7 @@ class VideoDiffusionModule(LightningModule):
         guidance_scale: float = 1.0,
         given: GivenFrames | None = None,
     ) -> Given:
-        """Walk from noise to latents (B, C, F, H, W), or those of each stream, on the family's schedule.
-
-        See :func:`vidlit.diffusion.generate.generate`.
+        """Walk from noise to latents (B, C, F, H, W), or those of each stream; see ``vidlit.diffusion.generate``.
 
         A distilled model is told the scale of guidance, and the negative prompt has no part.
         """
@@ -354,7 +355,7 @@ class VideoDiffusionModule(LightningModule):
         """A transformer as it is trained, on the ``meta`` device: shapes without memory."""
         with torch.device("meta"):
             transformer = self.family.empty_transformer(expert)
-            choose_trained(transformer, self.family, self.adapter, self.layers, self.seed)
+            choose_trained(transformer, self.family, self.adapter_of(expert), self.layers, self.seed)
         return transformer
 
     # -- checkpoints
