@@ -114,6 +114,9 @@ def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path, c
     assert video.shape[3:] == (height, width) or "height" not in given
     assert video.isfinite().all()
 
+    if make is OTHERS.get(name):  # what comes after a fit was shown with the configuration's own base
+        return
+
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
     capsys.readouterr()
     assert main(["validate", *words[1:], checkpoint]) == 0
