@@ -95,6 +95,8 @@ class Family(ABC):
     is called once a step: a distilled model."""
     clip_recipe: str = ""
     """How clip extras are made, in words: part of the identity of latents where there are any."""
+    vae_recipe: str = ""
+    """What decides latents beside the VAE, in words: part of their identity; empty where nothing does."""
     idle: str = ""
     """Pattern of what :meth:`velocity` never reaches, matched against whole names of modules and parameters: it is not
     trained, and gets no adapter."""
@@ -339,6 +341,8 @@ class Family(ABC):
     def identity(self) -> dict[str, str]:
         """Fingerprints of what makes latents (``vae``) and prompt embeddings (``text``): change one, re-encode."""
         video = fingerprint(self.base / "vae")
+        if self.vae_recipe:
+            video = self._fingerprint(f"{self.vae_recipe}{video}")
         if self.clip_extras:
             recipe = f"{self.clip_recipe}{self.clip_extras}{video}"
             video = self._fingerprint(recipe, *self.clip_parts)

@@ -7,6 +7,7 @@ further channels (the first frame's latents and a mask) and as SigLIP's tokens b
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,9 +39,9 @@ TRAINING_SHIFT = 3.0
 PIPELINES = {"HunyuanVideo15Pipeline": False, "HunyuanVideo15ImageToVideoPipeline": True}
 """Pipelines of a base, and whether they start from an image; ``task_type`` of the transformer's config cannot be relied
 on."""
-TILED_FROM = 480
-"""Pixels of the shorter side. The VAE's attention holds a mask over all pairs of latent positions: 4.9 GB at
-121x480x848, 25 GB at 121x720x1280."""
+TILED_FROM = 20_000
+"""Latent positions of a video. The VAE's attention holds a mask over all pairs of them: in bfloat16 0.8 GB at
+49x480x832, which has 20,280; 4.9 GB at 121x480x848, 25 GB at 121x720x1280."""
 _LAST_BLOCKS_CONTEXT = r"transformer_blocks\.{}\.(attn\.(add_q_proj|norm_added_q|to_add_out)|ff_context)(\..*)?"
 """What makes the prompt's tokens for a next block."""
 
@@ -66,6 +67,8 @@ class HunyuanVideo15(Family):
         "double_blocks.{}.txt_mlp.fc2": ("transformer_blocks.{}.ff_context.net.2",),
     }
     default_fps = 24.0
+    pipeline_class = "HunyuanVideo15Pipeline"
+    vae_recipe = f"in tiles from {TILED_FROM} latent positions on"
     prompt_recipe = (
         f"Qwen2.5-VL in the video template, {MAX_PROMPT_TOKENS} tokens after it, last layer but two; "
         f"ByT5 of quoted text, padded to {MAX_GLYPH_TOKENS} with zeros"
@@ -139,13 +142,13 @@ class HunyuanVideo15(Family):
         return torch.tensor(0.0), torch.tensor(1 / vae.config.scaling_factor)
 
     def posterior(self, vae: Any, video: Tensor) -> Any:
-        """See :meth:`Family.posterior`; in tiles from 480p on."""
-        vae.use_tiling = min(video.shape[-2:]) >= TILED_FROM
+        """See :meth:`Family.posterior`; large ones in tiles."""
+        vae.use_tiling = math.prod(self.latent_shape(*video.shape[2:])[1:]) >= TILED_FROM
         return super().posterior(vae, video)
 
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
-        """See :meth:`Family.decode_latents`; in tiles from 480p on."""
-        vae.use_tiling = min(latents.shape[-2:]) * self.compression[1] >= TILED_FROM
+        """See :meth:`Family.decode_latents`; large ones in tiles."""
+        vae.use_tiling = latents[0, 0].numel() >= TILED_FROM
         return vae.decode(self.denormalise(vae, latents), return_dict=False)[0].float()
 
     def load_video_encoder(self, device: torch.device | str, with_std: bool = False) -> VideoEncoder:
