@@ -65,13 +65,13 @@ def test_prompts_are_those_of_the_pipeline_one_by_one(family, pipeline):
 
 @torch.no_grad()
 def test_clips_are_encoded_and_decoded_as_the_pipeline_does(family, pipeline):
-    video = torch.rand(2, 3, NUM_FRAMES, HEIGHT, WIDTH) * 2 - 1
+    video = torch.rand(2, 3, NUM_FRAMES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = family.load_video_encoder("cpu")(video)["latents"]
     assert latents.shape[1:] == SHAPE
     raw = pipeline.vae.encode(video).latent_dist.mode()
     torch.testing.assert_close(latents, raw * pipeline.vae.config.scaling_factor)
     decoded = family.decode_latents(pipeline.vae, latents)
-    torch.testing.assert_close(decoded, pipeline.vae.decode(raw).sample, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoded, pipeline.vae.decode(raw).sample, atol=1e-4, rtol=1e-4)  # scaled and back
 
 
 class Told(torch.nn.Module):
