@@ -12,6 +12,8 @@ from tests.pages import DOCS, block, module_of
 from vidlit.commands.cli.parse_only import ParseOnly
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
+from vidlit.diffusion.streams import Stream
+from vidlit.models.encoders import VideoEncoder
 from vidlit.models.family import Family, open_family
 
 PAGE = "extending/family.md"
@@ -64,7 +66,7 @@ def test_the_page_names_the_interface_and_nothing_else():
     prose = re.sub(r"^```.*?^```$", "", (DOCS / PAGE).read_text(), flags=re.MULTILINE | re.DOTALL)
     section = prose[prose.index("## Where to look") : prose.index("## The entry in the tests")]
     named = set(re.findall(r"`([a-z_]+)`", section))
-    known = set(dir(Family)) | set(Family.__annotations__)
+    known = set(dir(Family)) | set(Family.__annotations__) | set(dir(VideoEncoder)) | set(Stream.__annotations__)
     assert named & known >= {"velocity", "load_scheduler", "prompt_extras", "clip_extras", "takes_clean_frames"}
     pipelines = {"timestep", "mu", "set_timesteps", "retrieve_timesteps", "calculate_shift", "encode_prompt", "step"}
     pipelines |= {"max_sequence_length", "temporal_compression_ratio", "spatial_compression_ratio", "latent_channels"}
