@@ -271,7 +271,7 @@ def ltx2(folder, version="2.3", **scheduler):
         LTX2VideoTransformer3DModel,
     )
     from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
-    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 
     new = version != "2.0"  # prompts are projected for each stream in the connectors, attention is gated and modulated
     transformer = seeded(
@@ -346,13 +346,28 @@ def ltx2(folder, version="2.3", **scheduler):
     )
     audio_vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 16))
     audio_vae.latents_std.copy_(torch.linspace(0.5, 2, 16))
+    vocoder = seeded(LTX2Vocoder, in_channels=32, hidden_channels=32)
+    if new:
+        blocks = {"resnet_kernel_sizes": [3], "resnet_dilations": [[1]]}
+        vocoder = seeded(
+            LTX2VocoderWithBWE,
+            in_channels=32,
+            hidden_channels=64,
+            bwe_in_channels=16,
+            bwe_hidden_channels=32,
+            num_mel_channels=8,
+            **blocks,
+            **{f"bwe_{key}": value for key, value in blocks.items()},
+        )
+        for number, buffer in enumerate((vocoder.mel_stft.mel_basis, vocoder.mel_stft.stft_fn.forward_basis)):
+            buffer.copy_(torch.rand(buffer.shape, generator=torch.Generator().manual_seed(number)))
     pipeline = LTX2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
         vae=vae,
         audio_vae=audio_vae,
         connectors=connectors,
         transformer=transformer,
-        vocoder=seeded(LTX2Vocoder, in_channels=32, hidden_channels=32),
+        vocoder=vocoder,
         **gemma(version),
     )
     return save(pipeline, folder)
