@@ -111,6 +111,18 @@ def test_all_batches_are_all_batches_however_that_is_said(saved, tmp_path):
     assert changed_options(directory, yaml.safe_dump(asked)) == []
 
 
+def test_sound_is_on_or_off_in_quotes_or_without(saved, tmp_path):
+    """YAML makes booleans of these words; the command line keeps them."""
+    directory = RunDirectory(tmp_path)
+    texts = {word: yaml.safe_dump(saved | {"model": saved["model"] | {"audio": word}}) for word in (True, "on", "only")}
+    directory.config.write_text(texts[True])
+    assert changed_options(directory, texts["on"]) == []
+    directory.config.write_text(texts["on"])
+    assert changed_options(directory, texts[True]) == []
+    with pytest.raises(UserError, match=r"model\.audio"):
+        changed_options(directory, texts["only"])
+
+
 def test_the_guide_has_the_table():
     guide = (CONFIGS.parent / "docs" / "guides" / "resuming.md").read_text()
     assert as_markdown() in guide

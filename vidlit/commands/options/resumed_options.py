@@ -89,6 +89,7 @@ APPLIED: Mapping[str, str] = {
 NOT_COMPARED = ("config", "print_config", "ckpt_path", "run.dir", "trainer.default_root_dir", "trainer.logger")
 """What says where a run that goes on is: it may have been moved. And loggers, into whose settings that is written."""
 _LIMITS = "trainer.limit_"  # 1.0 is all batches, and so is null
+_BOOLEANS = {True: "on", False: "off"}  # what YAML makes of these words where they are in no quotes
 _MAX_TOLD = 8
 
 
@@ -127,13 +128,19 @@ def _sections() -> set[str]:
 
 def _differences(saved: Any, asked: Any, option: str, leaves: set[str]) -> Iterator[Change]:
     if not (isinstance(saved, dict) and isinstance(asked, dict)):
-        if saved != asked and not (option.startswith(_LIMITS) and {saved, asked} == {None, 1.0}):
+        if not _is_same(option, saved, asked):
             yield Change(option, saved, asked)
         return
     # Within an option, a key that only one side has is a difference; between options, another version's.
     keys = saved.keys() | asked.keys() if _is_at(option, leaves) else saved.keys() & asked.keys()
     for key in sorted(keys):
         yield from _differences(saved.get(key), asked.get(key), f"{option}.{key}".lstrip("."), leaves)
+
+
+def _is_same(option: str, saved: Any, asked: Any) -> bool:
+    if option == "model.audio":
+        saved, asked = (_BOOLEANS.get(value, value) if isinstance(value, bool) else value for value in (saved, asked))
+    return bool(saved == asked or (option.startswith(_LIMITS) and {saved, asked} == {None, 1.0}))
 
 
 def rule_of(option: str) -> str:
