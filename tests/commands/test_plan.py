@@ -75,10 +75,11 @@ def test_plan_foretells_what_the_sampler_does(data):
     assert plan.encode["decode_seconds"] > 0
 
 
-def test_plan_counts_the_deviation_that_latents_are_drawn_with(demo, tmp_path):
+def test_plan_counts_further_streams_and_the_deviation_that_latents_are_drawn_with(demo, tmp_path, monkeypatch):
     base = ltx_video(tmp_path / "base")
-    sizes = []
-    for posterior in ("mode", "sample"):
+    sizes, shapes_of = [], LTXVideo.stream_shapes
+    for posterior, further in (("mode", {}), ("sample", {}), ("sample", {"sound": (16, 25)})):
+        monkeypatch.setattr(LTXVideo, "stream_shapes", lambda *given, more=further: shapes_of(*given) | more)
         data = LatentDataModule(
             demo.dir / "clips",
             tmp_path / "store",
@@ -90,6 +91,7 @@ def test_plan_counts_the_deviation_that_latents_are_drawn_with(demo, tmp_path):
         plan = make_plan(data, max_steps=10, num_replicas=1, accumulate=1, learning_rate=1e-4)
         sizes.append(plan.encode["gigabytes"])
     assert sizes[1] == 2 * sizes[0] > 0
+    assert sizes[2] == pytest.approx(sizes[1] + plan.encode["clips"] * 2 * 16 * 25 / 1e9)
 
 
 def test_plan_proposes_to_merge_a_bucket_that_is_too_small(demo, tmp_path):

@@ -286,6 +286,7 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
     )
     todo = plan.encode
     say(
-        f"to encode: {todo['clips']} clips and {todo['captions']} captions, {todo['gigabytes']:.3f} GB; decoding takes "
-        f"about {todo['decode_seconds']:.0f} s here, encoding with the VAE not counted"
+        f"to encode: {todo['clips']} clips, {todo['gigabytes']:.3f} GB, and {todo['captions']} captions, whose size is "
+        f"not counted: up to 16 MB each, by family. Decoding takes about {todo['decode_seconds']:.0f} s here, encoding "
+        "with the VAE not counted"
     )

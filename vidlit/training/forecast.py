@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from vidlit.diffusion.streams import LATENTS
 from vidlit.errors import UserError
 from vidlit.latents.encoding import num_cores
 from vidlit.latents.recipe import PromptRecipe
@@ -81,7 +82,8 @@ class RunPlan:
     conservative_max_steps: int
     moderate_max_steps: int
     encode: dict[str, float]
-    """Clips and captions to encode, gigabytes they take, seconds of decoding on this machine (the VAE not counted)."""
+    """Clips and captions to encode, gigabytes that the clips take (their sound with them, captions not), seconds of
+    decoding on this machine (the VAE not counted)."""
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -214,8 +216,11 @@ def _encoding(data: ClipFolder) -> dict[str, float]:
     todo = [clips[recipe] for recipe in data.store.missing(list(clips))]
     captions = list(dict.fromkeys(caption for clip in data.plan.clips for caption in clip.source.captions))
     missing = data.store.missing([PromptRecipe.of(caption, identity, data.encoding.dtype) for caption in captions])
-    width = (4 if data.encoding.dtype == "float32" else 2) * (1 + data.encoding.with_std)
-    size = sum(width * math.prod(data.family.latent_shape(*clip.bucket)) for clip in todo)
+    shapes = [data.family.stream_shapes(*clip.bucket) for clip in todo]
+    if data.encoding.with_std:
+        shapes += [{LATENTS: shape[LATENTS]} for shape in shapes]
+    width = 4 if data.encoding.dtype == "float32" else 2
+    size = sum(width * math.prod(each) for shape in shapes for each in shape.values())
     return {
         "clips": len(todo),
         "captions": len(missing),
