@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 SAMPLE_RATE = 16_000
+SOUND_PREPROCESSING = "span-16-khz-log-mel-1"
+"""How a spectrogram is made from a file, for the identity of latents. Goes up whenever
+:func:`vidlit.video.sound.read_sound` or :func:`log_mel` gives other numbers."""
 HOP = 160
 _WINDOW = 1024  # of the Fourier transform, too; LTX-2's own files name it, diffusers' configs do not
 SHORTEST = _WINDOW // 2 + 1

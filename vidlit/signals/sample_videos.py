@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from vidlit.diffusion.streams import LATENTS
 from vidlit.metrics.quality import Quality
 from vidlit.models.features import FeatureExtractor, LatentFeatures
 from vidlit.runs.logged_names import AUDIT_SHARE
@@ -46,7 +48,7 @@ class SampleVideos(RunCallback):
         guidance_scale: scale of guidance away from the negative prompt, at twice the cost; 1 for none.
         negative_prompt: prompt that guidance steers away from; the empty prompt by default.
         num_audit: number of samples in an audit: 16, of eight training and eight validation prompts, tell copies
-            reliably; 0 for no audits.
+            reliably; 0 for no audits. Where only the sound is trained there are none: they look at the picture.
         audit_steps: number of denoising steps in an audit; few are enough, as its samples are only compared and
             memorised clips appear in few steps.
         every_num_checks: number of checks from one audit to the next; ``None`` for as many audits as ``max_share``
@@ -95,13 +97,13 @@ class SampleVideos(RunCallback):
         return [CopiesSignal(self), DiversitySignal(self)]
 
     def make_audit(self, datamodule: LatentDataModule, held_out: Sequence[Clip] | None = None) -> Audit | None:
-        """An audit as these options say; none with ``num_audit`` 0.
+        """An audit as these options say; none with ``num_audit`` 0, or where the picture, which it looks at, stays.
 
         Args:
             datamodule: training clips and the latents of all.
             held_out: clips that were not trained on; ``None`` for the validation clips.
         """
-        if not self.num_audit:
+        if not self.num_audit or all(part.stream != LATENTS for part in datamodule.family.parts):
             return None
         # Unguided: what a model has memorised shows as well, at half the cost. A distilled model is told its scale.
         scale = self.sampling.guidance_scale if datamodule.family.embeds_guidance else 1.0
@@ -207,11 +209,15 @@ class SampleSignal(Signal):
     def __init__(self, samples: SampleVideos) -> None:
         self.samples = samples
 
-    @property
-    def audit(self) -> Audit:
-        """The audits so far."""
-        assert self.samples.audit is not None
-        return self.samples.audit
+    def verdict(self) -> Verdict:
+        """Of the latest audit."""
+        if self.samples.audit is None:
+            return Verdict(self.name, "continue", "Nothing is audited: training leaves the picture as it is.")
+        return self.judge(self.samples.audit)
+
+    @abstractmethod
+    def judge(self, audit: Audit) -> Verdict:
+        """What it says of the audits so far."""
 
 
 class CopiesSignal(SampleSignal):
@@ -223,9 +229,9 @@ class CopiesSignal(SampleSignal):
     judges = "whether samples are copies of training clips"
     because = "samples came too near to training clips"
 
-    def verdict(self) -> Verdict:
-        """Of the latest audit."""
-        return self.audit.copies()
+    def judge(self, audit: Audit) -> Verdict:
+        """See :meth:`Audit.copies`."""
+        return audit.copies()
 
 
 class DiversitySignal(SampleSignal):
@@ -237,6 +243,6 @@ class DiversitySignal(SampleSignal):
     judges = "how different samples are from each other"
     because = "samples grew alike"
 
-    def verdict(self) -> Verdict:
-        """Of the latest audit."""
-        return self.audit.diversity()
+    def judge(self, audit: Audit) -> Verdict:
+        """See :meth:`Audit.diversity`."""
+        return audit.diversity()

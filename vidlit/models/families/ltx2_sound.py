@@ -14,7 +14,7 @@ from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import VideoEncoder
 from vidlit.models.families.ltx2 import AUDIO_PROMPT_EMBEDS, LTX2
-from vidlit.models.log_mel import HOP, SAMPLE_RATE, SHORTEST, log_mel
+from vidlit.models.log_mel import HOP, SAMPLE_RATE, SHORTEST, SOUND_PREPROCESSING, log_mel
 from vidlit.models.parts import Part
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 AUDIO = "audio_latents"
 HAS_SOUND = "has_sound"
 """Clip extra (B, 1): 0 where a clip is silent, which says nothing of how it sounds."""
+LOUDEST_SILENCE = 2**-16
+"""Half a step of 16 bits: codecs such as AC-3 decode a silent track to noise far below it, not to zeros."""
 MEL_FRAMES = 4
 """Frames of the spectrogram for each latent: ``temporal_compression_ratio`` of every LTX-2 audio autoencoder."""
 VOCODERS = ("LTX2Vocoder", "LTX2VocoderWithBWE")
@@ -57,7 +59,7 @@ class LTX2Sound(LTX2):
     prompt_recipe = f"{LTX2.prompt_recipe}, for both streams"
     prompt_extras = (AUDIO_PROMPT_EMBEDS,)
     clip_extras = (AUDIO, HAS_SOUND)
-    clip_recipe = "mode of the audio VAE of the log-mel spectrogram, cut to the pipeline's length"
+    clip_recipe = f"mode of the audio VAE of {SOUND_PREPROCESSING}, cut to the pipeline's length"
     idle = "keyframes_abs_pos_embedding"  # no pipeline here gives any
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -166,7 +168,7 @@ class SoundEncoder(VideoEncoder):
         self.audio_vae = family.load_audio_vae(device)
 
     def encode_sound(self, sound: Tensor, num_frames: int) -> dict[str, Tensor]:
-        """``audio_latents`` (B, D, L) and ``has_sound`` (B, 1); a track of zeros, which no microphone records, is none.
+        """``audio_latents`` (B, D, L) and ``has_sound`` (B, 1); a track that 16 bits would round to zeros is none.
 
         The autoencoder may give one latent more than the pipeline makes of clips of this length: it is cut off.
         """
@@ -174,4 +176,5 @@ class SoundEncoder(VideoEncoder):
         latents = self.audio_vae.encode(mels).latent_dist.mode()
         tokens = latents.transpose(1, 2).flatten(2)[:, : self.family.num_audio_latents(num_frames)]
         normalised = (tokens - self.audio_vae.latents_mean) / self.audio_vae.latents_std
-        return {AUDIO: normalised.transpose(1, 2), HAS_SOUND: (sound != 0).flatten(1).any(dim=1, keepdim=True)}
+        heard = (sound.abs() > LOUDEST_SILENCE).flatten(1).any(dim=1, keepdim=True)
+        return {AUDIO: normalised.transpose(1, 2), HAS_SOUND: heard}
