@@ -52,11 +52,9 @@ def is_attached(pl_module: LightningModule) -> bool:
 
 
 def expect_unused_parameters(trainer: Trainer) -> None:
-    """Let a step leave parameters without a gradient where ranks are copies of each other.
+    """Let a step leave parameters without a gradient: ``DDPStrategy`` is told when it is made, and not later.
 
     Experts take turns, and once a stream is done no loss reaches the layers that end in it.
-
-    ``DDPStrategy`` takes ``find_unused_parameters`` when it is made, and shows it to nobody.
     """
     options = getattr(trainer.strategy, "_ddp_kwargs", None)
     if options is not None:
