@@ -90,6 +90,7 @@ STEP = "trainer/global_step"
 """The step axis of every chart in W&B, as Lightning names it."""
 CHANGE, SEEN, TIME = "change against the base model, %", "times each video was seen", "% of the time"
 HELD_OUT, AUDITS = "data.split.val_fraction", "samples.num_audit"
+DRIFT_POLICY = "overfit_stopping.policy"
 
 VAL_LOG_RATIO = LoggedName(
     "val/log_ratio",
@@ -179,6 +180,7 @@ DRIFT = LoggedName(
     lower_is_better=True,
     compared=True,
     words="How far predictions have moved where nothing was to be learned: what the model forgets.",
+    needs=DRIFT_POLICY,
 )
 TRAIN_LOSS = LoggedName(
     "train/loss",
