@@ -76,7 +76,7 @@ def streams(folder: Path, seed: int, max_steps: int) -> RunRecord:
             write_mp4(clips / name, frames, FPS, None if is_silent(number) else chord(number, take, len(frames) / FPS))
             rows.append(f"{name},{scene.caption},scene_{number:03d}")
     (clips / "metadata.csv").write_text("\n".join(rows) + "\n")
-    options = {"model__audio": "on", "data__buckets": f"[{SIZE}]", "data__fps": FPS, "data__cutting__mode": "first"}
+    options = {"model__audio": "on", "data__buckets": f"[{SIZE}]", "data__fps": FPS, "data__cutting__mode": "head"}
     return fit(
         folder,
         ltx2(folder / "base"),

@@ -113,7 +113,9 @@ def test_the_fingerprint_is_of_all_experts(family, tmp_path):
 @pytest.mark.parametrize("lora", [True, False])
 def test_a_run_trains_saves_and_exports_both(family, quickstart, tmp_path, lora):
     options = {"model__adapter": "{rank: 2}"} if lora else {}
-    words = quickstart(model__base=family.base, trainer__max_steps=4, trainer__val_check_interval=2, **options)
+    # As they are in the end: of a few steps one may have gained nothing, and the base's would be put back.
+    options |= {"overfit_stopping__restore": "last", "trainer__max_steps": 8, "trainer__val_check_interval": 4}
+    words = quickstart(model__base=family.base, **options)
     assert main(words) == 0
     weights = tmp_path / "runs" / "quickstart" / "0" / "weights"
     if not lora:

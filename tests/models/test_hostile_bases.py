@@ -81,6 +81,7 @@ DAMAGE = {
     "a word for a number": lambda base: edit(base / "transformer" / "config.json", num_layers="many"),
     "other sizes": other_sizes,
     "cut weights": cut_weights,
+    "layers without weights": lambda base: edit(base / "transformer" / "config.json", num_layers=9),
     "weights that are none": no_safetensors,
     "an index that names files outside": index_outside,
 }

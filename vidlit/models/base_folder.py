@@ -144,7 +144,12 @@ def load_part(part_class: Any, base: Path, part: str, **kwargs: Any) -> Any:
     elif part_class.__name__.startswith("Auto"):
         kwargs["trust_remote_code"] = False
     with errors_of_base(folder, part_class.__name__):
-        return part_class.from_pretrained(folder, **kwargs)
+        loaded = part_class.from_pretrained(folder, **kwargs)
+        if isinstance(loaded, torch.nn.Module):
+            unfilled = [name for name, parameter in loaded.named_parameters() if parameter.is_meta]
+            if unfilled:  # diffusers leaves what no file holds without memory, and says nothing
+                raise ValueError(f"its files hold no weights for {', '.join(unfilled[:3])}")
+        return loaded
 
 
 @contextmanager
