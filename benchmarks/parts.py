@@ -121,15 +121,8 @@ def row(name: str, history: DivergenceHistory) -> dict[str, object]:
     """What the rule says of one curve, check by check."""
     stopped = None
     for checks in range(2, len(history.steps) + 1):
-        part = DivergenceHistory(
-            history.steps[:checks],
-            history.val[:checks],
-            history.train_eval[:checks],
-            history.val_videos,
-            history.train_eval_videos,
-        )
-        if judge_divergence(part, warmup_steps=20).action == "stop":
-            stopped = int(part.steps[-1])
+        if judge_divergence(history.first(checks), warmup_steps=20).action == "stop":
+            stopped = int(history.steps[checks - 1])
             break
     best = best_check(history)
     return {

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from tests.models import bases
 from vidlit.__main__ import main
 from vidlit.signals.divergence_monitor import DivergenceMonitor
+from vidlit.signals.overfit_stopping import OverfitStopping
+from vidlit.stopping.verdict import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +150,13 @@ def test_one_expert_alone_has_the_run_of_any_model(words, tmp_path):
     assert (run / "weights" / "pytorch_lora_weights_low.safetensors").is_file()
     assert not (run / "weights" / "pytorch_lora_weights_high.safetensors").exists()
     assert "parts" not in json.loads((run / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("stop", True), ("warn", True), ("off", False)])
+def test_what_a_signal_that_is_off_would_say_puts_no_base_model_back(monkeypatch, mode, expected):
+    monitor = DivergenceMonitor()
+    monitor.judged = {"all": Verdict("divergence", "stop", "No gain.", {"case": "no gain"})}
+    stopping = OverfitStopping(policy={"divergence": mode})
+    monkeypatch.setattr(OverfitStopping, "_monitor", monitor)
+    assert stopping._no_gain("all") is expected
+    assert not stopping._no_gain("another")

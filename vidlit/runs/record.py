@@ -267,19 +267,9 @@ class RunRecord:
             A verdict for each check after step 0. A run that stopped has no later checks to judge.
         """
         history = self.history if part is None else self.histories[part]
-        verdicts = []
-        for checks in range(2, len(history.steps) + 1):
-            known = DivergenceHistory(
-                history.steps[:checks],
-                history.val[:checks],
-                history.train_eval[:checks],
-                history.val_videos,
-                history.train_eval_videos,
-            )
-            verdicts.append(
-                judge_divergence(known, settings, warmup_steps=int(self.config.get("model", {}).get("warmup_steps", 0)))
-            )
-        return verdicts
+        warmup_steps = int(self.config.get("model", {}).get("warmup_steps", 0))
+        known = (history.first(checks) for checks in range(2, len(history.steps) + 1))
+        return [judge_divergence(each, settings, warmup_steps=warmup_steps) for each in known]
 
 
 @contextmanager

@@ -54,6 +54,8 @@ class DivergenceMonitor(Signal):
         """By the name of the part."""
         self.done: dict[str, Verdict] = {}
         """Verdicts of parts that are trained no more, as they were then."""
+        self.judged: dict[str, Verdict] = {}
+        """Verdicts of all parts at the latest check."""
 
     # -- measuring
 
@@ -151,14 +153,14 @@ class DivergenceMonitor(Signal):
 
     def verdict(self) -> Verdict:
         """Has validation turned, stalled or never gained?"""
-        judged = self.verdicts()
-        if not judged:
+        self.judged = self.verdicts()
+        if not self.judged:
             return self._nothing_held_out()
-        verdict = join_parts(judged, self.stop_at)
+        verdict = join_parts(self.judged, self.stop_at)
         tested = {"statistic": STATISTIC, "threshold": THRESHOLD}
         numbers = {
-            of_part(row.name, part, of=len(judged)): float(each.evidence[key])
-            for part, each in judged.items()
+            of_part(row.name, part, of=len(self.parts)): float(each.evidence[key])
+            for part, each in self.judged.items()
             for key, row in tested.items()
             if key in each.evidence
         }

@@ -77,7 +77,7 @@ class OverfitStopping(RunCallback):
             return
         self.kept_weights.after_check(self.trainer, self.run, self._monitor.histories())
         signals = self.others(Signal)
-        modes = {signal.name: self.policy.get(signal.name, signal.default_mode) for signal in signals}
+        modes = {signal.name: self._mode_of(signal) for signal in signals}
         self._monitor.stop_at = "first" if self.parts == "stop" else "last"
         self.decision = join_verdicts((signal.verdict() for signal in signals), modes)
         # All ranks hold the same numbers; agreeing costs little and a rank that parts ways hangs the others.
@@ -101,7 +101,7 @@ class OverfitStopping(RunCallback):
     def _freeze(self) -> None:
         """Train parts no more that are done, while others are not."""
         monitor = self._monitor
-        for name, verdict in monitor.verdicts().items():
+        for name, verdict in monitor.judged.items():
             if verdict.action == "stop" and name not in monitor.done:
                 monitor.done[name] = verdict
                 self.module.parts.done.add(name)
@@ -171,9 +171,13 @@ class OverfitStopping(RunCallback):
             self._write_summary("error", f"{type(exception).__name__}: {exception}")
 
     def _no_gain(self, part: str) -> bool:
-        if self.decision is None or part not in self._monitor.histories():
+        if self._mode_of(self._monitor) == "off":
             return False
-        return self._monitor.verdicts()[part].evidence["case"] == "no gain"
+        judged = self._monitor.done.get(part) or self._monitor.judged.get(part)
+        return judged is not None and judged.evidence["case"] == "no gain"
+
+    def _mode_of(self, signal: Signal) -> Mode:
+        return self.policy.get(signal.name, signal.default_mode)
 
     def _is_improving(self) -> bool:
         """Whether the last step is the best of any part, in a run too short to be judged, too."""

@@ -55,8 +55,8 @@ class ValidationSchedule(RunCallback):
             return
         samples = self.data.samples_per_batch * accumulate
         num_clips = len(self.data.scored_clips) + len(self.data.train_eval_clips)
-        scored = len({part.expert for part in self.module.parts.parts})
-        self.chosen = check_schedule(samples, num_clips * self.module.num_strata * scored)
+        num_transformers = len(self.module.expert_names)  # each scores the clips at levels of its own
+        self.chosen = check_schedule(samples, num_clips * self.module.num_strata * num_transformers)
         # A whole number, so that Lightning counts batches over all of the endless epoch.
         trainer.val_check_interval = self.chosen.first * accumulate
 

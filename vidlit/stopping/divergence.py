@@ -18,7 +18,7 @@ of them agree and that the rise lasts twice as long, and says so in its reason.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,11 @@ class DivergenceHistory:
             raise ValueError("the first check must be step 0, where every log-ratio is zero")
         if np.any(np.diff(self.steps) <= 0):
             raise ValueError("steps must increase")
+
+    def first(self, num_checks: int) -> DivergenceHistory:
+        """What was known after so many checks."""
+        curves = {name: getattr(self, name)[:num_checks] for name in ("steps", "val", "train_eval")}
+        return replace(self, **curves)
 
 
 def check_scores(history: DivergenceHistory) -> NDArray[np.float64]:

@@ -95,7 +95,7 @@ class KeptWeights:
 
     def _first_needed(self, history: DivergenceHistory, step: int) -> int:
         """Step of the check that would be put back if the latest one had not been saved."""
-        saved = _without_latest(history) if history.steps[-1] == step else history
+        saved = history.first(len(history.steps) - 1) if history.steps[-1] == step else history
         check = conservative_check(saved) if self.restore == "conservative" else best_check(saved)
         return int(saved.steps[check])
 
@@ -142,9 +142,3 @@ def start_again(pl_module: VideoDiffusionModule, wanted: Callable[[str], bool]) 
                 copy_whole(start[name], parameter)
     if pl_module.averaged is not None:
         pl_module.averaged.begin_again(wanted)
-
-
-def _without_latest(history: DivergenceHistory) -> DivergenceHistory:
-    return DivergenceHistory(
-        history.steps[:-1], history.val[:-1], history.train_eval[:-1], history.val_videos, history.train_eval_videos
-    )

@@ -297,7 +297,8 @@ class VideoDiffusionModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip, and leave the step out where the gradient is NaN or infinite, as it is where the loss was."""
-        self.parts.drop_gradients(self.trainable_state())
+        if self.parts.done:
+            self.parts.drop_gradients(self.trainable_state())
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # float16's sees to its own
         self.grad_norm, self.step_was_bad = clip_gradients(
             optimizer, gradient_clip_val, gradient_clip_algorithm, drop_bad=not scaled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -76,10 +76,6 @@ class OpenParts:
         """
         for part in self.parts:
             if part.name in self.done:
-                for name in self.owned(part, parameters):
-                    parameters[name].grad = None
-
-    @staticmethod
-    def owned(part: Part, names: Iterable[str]) -> list[str]:
-        """Which parameters, by name, are a part's own."""
-        return [name for name in names if part.owns(name)]
+                for name, parameter in parameters.items():
+                    if part.owns(name):
+                        parameter.grad = None
