@@ -9,17 +9,15 @@ that are neither trained on nor preserved; forgetting itself is the rise of the 
 seen, at noise that is always the same. Prints one row a run; steps are counts, which a busy machine does not change.
 """
 
-import argparse
 import csv
-import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from lightning.pytorch import Callback
 
 import vidlit
+from benchmarks.lora_runs import BUCKET, BeforeAndAfter, Row, fit_lora, table
 from vidlit.data.demo_clips import FPS, Scene
 from vidlit.data.demo_folder import Demo
 from vidlit.data.split import Splitting
@@ -28,7 +26,6 @@ from vidlit.diffusion.streams import LATENTS
 from vidlit.runs.logged_names import DRIFT, VAL_LOG_RATIO
 from vidlit.video.mp4 import write_mp4
 
-BUCKET = "5x48x48"  # small, so that a base is trained in minutes
 PAINTED = range(500, 532)  # beyond those that the base was trained on
 NUM_NEON = 32
 KINDS: dict[str, dict[str, float] | None] = {
@@ -37,27 +34,6 @@ KINDS: dict[str, dict[str, float] | None] = {
     "every step": {"weight": 1.0, "share": 1.0},
 }
 CHECKS = 6
-
-
-def train_base(folder: Path, steps: int) -> Path:
-    """The base of configs/demo_base.yaml at one small resolution; the folder of its weights."""
-    trained = vidlit.fit(
-        "demo_base",
-        quiet=True,
-        demo__dir=folder / "demo",
-        data__source=folder / "demo/clips",
-        data__store=folder / "latents",
-        data__buckets=[BUCKET],
-        data__batches__size=8,
-        model__base=folder / "demo/base",
-        run__dir=folder / "runs",
-        run__report=False,
-        samples__num_videos=0,
-        samples__num_audit=0,
-        trainer__max_steps=steps,
-        trainer__val_check_interval=max(1, steps // 6),
-    )
-    return trained.directory / "weights"
 
 
 def write_painted(folder: Path) -> list[str]:
@@ -72,24 +48,15 @@ def write_painted(folder: Path) -> list[str]:
     return [scene.caption for scene in scenes.values()]
 
 
-class Painted(Callback):
-    """Scores the painted clips before training and after it."""
+class Painted(BeforeAndAfter[float]):
+    """Scores the painted clips."""
 
     def __init__(self, source: Path) -> None:
+        super().__init__()
         self.source = source
-        self.losses: list[float] = []
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Before."""
-        self.score(trainer, pl_module)
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """After."""
-        self.score(trainer, pl_module)
-
-    @torch.no_grad()
-    def score(self, trainer: Any, module: Any) -> None:
-        """Add the mean loss."""
+    def score(self, trainer: Any, module: Any) -> float:
+        """The mean of the losses' logarithms."""
         data = vidlit.LatentDataModule(
             self.source,
             trainer.datamodule.store.root,
@@ -101,36 +68,24 @@ class Painted(Callback):
         data.encode(accelerator="cpu", devices=1)
         dataset = data.dataset(data.train_clips)
         batch = dataset.read_batch(range(len(dataset)), module.family.prompt_length)
-        module.eval()
-        self.losses.append(float(paired_losses(module, module.noising, batch, 0, 4)[LATENTS].log().mean()))
-        module.train()
+        return float(paired_losses(module, module.noising, batch, 0, 4)[LATENTS].log().mean())
 
 
-def run(folder: Path, base: Path, kind: str, captions: list[str], seed: int, steps: int) -> dict[str, object]:
+def run(folder: Path, base: Path, kind: str, captions: list[str], seed: int, steps: int) -> Row:
     """Train one LoRA to its last step."""
     painted, preservation = Painted(folder / "painted"), KINDS[kind]
-    result = vidlit.fit(
-        "demo_lora",
-        quiet=True,
-        callbacks=[painted],
+    result = fit_lora(
+        folder,
+        base,
+        painted,
+        steps,
         seed_everything=seed,
-        demo=None,
         data__source=folder / "neon/clips",
-        data__store=folder / "latents",
-        data__buckets=[BUCKET],
-        model__base=base,
         model__preservation=None if preservation is None else {"captions": captions[4:], **preservation},
         drift__captions=captions[:4],
-        run__dir=folder / "runs",
-        run__report=False,
-        samples__num_videos=0,
-        samples__num_audit=0,
-        overfit_stopping__policy=dict.fromkeys(("divergence", "exposure"), "warn"),
-        overfit_stopping__restore="last",
-        trainer__max_steps=steps,
         trainer__val_check_interval=max(1, steps // CHECKS),
     )
-    before, after = painted.losses
+    before, after = painted.scores
     drifts, gains = (result.record.curve(row.name).values for row in (DRIFT, VAL_LOG_RATIO))
     curve = ", ".join(DRIFT.text(value) for value in drifts[1:])
     return {
@@ -144,27 +99,18 @@ def run(folder: Path, base: Path, kind: str, captions: list[str], seed: int, ste
     }
 
 
-def main(words: list[str] | None = None) -> list[dict[str, object]]:
+def rows_of(folder: Path, base: Path, seeds: Iterable[int], steps: int) -> Iterator[Row]:
+    """All kinds of run for each seed."""
+    Demo(folder / "neon", num_videos=NUM_NEON, clips_per_video=1, look="neon", base=False).write()
+    captions = write_painted(folder / "painted")
+    for seed in seeds:
+        for kind in KINDS:
+            yield run(folder, base, kind, captions, seed, steps)
+
+
+def main(words: list[str] | None = None) -> list[Row]:
     """Print the table; return its rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=90)
-    parser.add_argument("--base", type=Path)
-    parser.add_argument("--base-steps", type=int, default=1500)
-    options = parser.parse_args(words)
-    rows: list[dict[str, object]] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        base = options.base.resolve() if options.base else train_base(folder, options.base_steps)
-        Demo(folder / "neon", num_videos=NUM_NEON, clips_per_video=1, look="neon", base=False).write()
-        captions = write_painted(folder / "painted")
-        for seed in options.seeds:
-            for kind in KINDS:
-                rows.append(run(folder, base, kind, captions, seed, options.steps))
-                if len(rows) == 1:
-                    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-                print("| " + " | ".join(str(value) for value in rows[-1].values()) + " |", flush=True)
-    return rows
+    return table(words, __doc__, 90, rows_of)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from vidlit.__main__ import main
-from vidlit.diffusion.preservation import Preservation
 from vidlit.errors import UserError
 from vidlit.models.parts import Part
 from vidlit.signals.drift_monitor import DriftMonitor, watched_captions
+from vidlit.training.step.preservation import Preservation
 
 LORA = {"model__adapter": "{rank: 4, alpha: 4}", "trainer__max_steps": 8}
 PRESERVED = "{captions: [a disc on a plain ground], weight: 1.0, share: 1.0}"

@@ -217,8 +217,9 @@ class Family(ABC):
         """
 
     def noising(self) -> RectifiedFlow:
-        """How to draw sigmas where the user says nothing: as the published model was trained, where that is known."""
-        return RectifiedFlow()
+        """How to draw sigmas where the user says nothing: logit-normal, shifted as the base's sampler, by default."""
+        config = read_config(self.base, "scheduler", "scheduler_config.json")
+        return RectifiedFlow(shift=float(config.get("flow_shift", config.get("shift", 1.0))))
 
     # -- latents
 
@@ -282,9 +283,9 @@ class Family(ABC):
 
         return bool(read_config(self.base, "vae").get("_class_name") == PatchDCTCodec.__name__)
 
-    @abstractmethod
     def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation that latents are normalised by: (C,), or () for all channels alike."""
+        """Mean and standard deviation, (C,) or () for all channels, to normalise latents by; else a scaling factor."""
+        return torch.tensor(0.0), torch.tensor(1 / vae.config.scaling_factor)
 
     def posterior(self, vae: Any, video: Tensor) -> Any:
         """The VAE's distribution over the latents of videos (B, 3, F, H, W) in [-1, 1], before they are normalised."""
@@ -321,9 +322,10 @@ class Family(ABC):
         """What makes latents, and clip extras where the family has any; see :class:`VideoEncoder`."""
         return VideoEncoder(self, device, with_std)
 
-    @abstractmethod
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, F, H, W) to videos (B, 3, F, H, W) in about [-1, 1]."""
+        video: Tensor = vae.decode(self.denormalise(vae, latents), return_dict=False)[0]
+        return video.float()
 
     def load_sound_decoder(self, device: torch.device | str) -> SoundDecoder | None:
         """What makes sound of one of the :attr:`streams`; ``None`` where videos are silent."""

@@ -15,7 +15,6 @@ from torch import Tensor
 from vidlit.diffusion.batch import collate
 from vidlit.diffusion.loss import noisy_inputs
 from vidlit.diffusion.noising import stream_generator
-from vidlit.diffusion.preservation import read_captions
 from vidlit.diffusion.streams import by_stream
 from vidlit.errors import UserError
 from vidlit.runs.logged_names import DRIFT
@@ -23,6 +22,7 @@ from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.signal import Signal
 from vidlit.stopping.drift import LIMIT, judge_drift, relative_drift
 from vidlit.stopping.verdict import Verdict
+from vidlit.training.step.preservation import read_captions
 
 NUM_EVALUATIONS = 4
 """Of each transformer at a check: noise levels, each with a caption and a clip. A check scores some dozens of clips."""

@@ -18,7 +18,6 @@ from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch, clip_
 from vidlit.diffusion.conditions import Condition, GivenFrames
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.noising import Noise, num_positions, start_noise, stratum_sigmas
-from vidlit.diffusion.preservation import Preservation
 from vidlit.diffusion.streams import LATENTS, Given, by_stream
 from vidlit.errors import UserError
 from vidlit.lightning_internals import datamodule_of, expect_unused_parameters, is_attached
@@ -36,6 +35,7 @@ from vidlit.training.option_check import check_devices, check_options
 from vidlit.training.step.gradients import BadStepPolicy, clip_gradients
 from vidlit.training.step.objective import check_losses, training_loss
 from vidlit.training.step.open_parts import TURN, OpenParts
+from vidlit.training.step.preservation import Preservation
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidlit.diffusion.preservation import read_captions
 from vidlit.signals.drift_monitor import DriftMonitor, watched_captions
+from vidlit.training.step.preservation import read_captions
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser

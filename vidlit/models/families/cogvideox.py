@@ -218,10 +218,6 @@ class CogVideoX(Family):
         first = latents[:, :, :1].expand(-1, -1, self._padding(latents.shape[2]), -1, -1)
         return torch.cat([first, latents], dim=2)
 
-    def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
-        """See :meth:`Family.statistics`."""
-        return torch.tensor(0.0), torch.tensor(1 / vae.config.scaling_factor)
-
     def normalise(self, vae: Any, raw: Tensor) -> Tensor:
         """See :meth:`Family.normalise`. Padding repeats the first frame, as in its training."""
         return self._padded(super().normalise(vae, raw))
@@ -236,8 +232,7 @@ class CogVideoX(Family):
 
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """See :meth:`Family.decode_latents`; without the padding."""
-        raw = self.denormalise(vae, self._without_padding(latents))
-        return vae.decode(raw, return_dict=False)[0].float()
+        return super().decode_latents(vae, self._without_padding(latents))
 
     def load_video_encoder(self, device: torch.device | str, with_std: bool = False) -> VideoEncoder:
         """The VAE, and for image-to-video the VAE on the first frame."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
 from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.comfyui import Layers
@@ -90,28 +89,20 @@ class HunyuanVideo(Family):
 
     def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
         """Flow-matching Euler with the shift that the base's config states."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        scheduler = load_part(FlowMatchEulerDiscreteScheduler, self.base, "scheduler")
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1])
-        return scheduler
-
-    def noising(self) -> RectifiedFlow:
-        """Logit-normal, shifted as the base's sampling is."""
-        config = read_config(self.base, "scheduler", "scheduler_config.json")
-        return RectifiedFlow(shift=float(config.get("shift", 1.0)))
-
-    def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
-        """See :meth:`Family.statistics`."""
-        return torch.tensor(0.0), torch.tensor(1 / vae.config.scaling_factor)
-
-    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
-        """See :meth:`Family.decode_latents`."""
-        return vae.decode(self.denormalise(vae, latents), return_dict=False)[0].float()
+        return euler_scheduler(self.base, num_steps)
 
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """The language model and CLIP."""
         return HunyuanPromptEncoder(self, device)
+
+
+def euler_scheduler(base: Path, num_steps: int) -> Scheduler:
+    """A base's flow-matching Euler with even sigmas, which it shifts, as HunyuanVideo's pipelines set them."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = load_part(FlowMatchEulerDiscreteScheduler, base, "scheduler")
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1])
+    return scheduler
 
 
 class HunyuanPromptEncoder(PromptEncoder):

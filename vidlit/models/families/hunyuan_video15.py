@@ -11,7 +11,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from vidlit.errors import UserError
 from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, ReadTokens, VideoEncoder, count_tokens
+from vidlit.models.families.hunyuan_video import euler_scheduler
 from vidlit.models.family import Family
 
 if TYPE_CHECKING:
@@ -120,12 +120,8 @@ class HunyuanVideo15(Family):
         )[0]
 
     def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
-        """Flow-matching Euler with the shift that the base's config states."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        scheduler = load_part(FlowMatchEulerDiscreteScheduler, self.base, "scheduler")
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1])
-        return scheduler
+        """Flow-matching Euler with the shift that the base's config states, as HunyuanVideo's."""
+        return euler_scheduler(self.base, num_steps)
 
     def noising(self) -> RectifiedFlow:
         """Logit-normal, shifted as in the authors' ``train.py``, less than in sampling (5 to 9)."""
@@ -137,10 +133,6 @@ class HunyuanVideo15(Family):
         vae.enable_slicing()
         return vae
 
-    def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
-        """See :meth:`Family.statistics`."""
-        return torch.tensor(0.0), torch.tensor(1 / vae.config.scaling_factor)
-
     def posterior(self, vae: Any, video: Tensor) -> Any:
         """See :meth:`Family.posterior`; large ones in tiles."""
         vae.use_tiling = math.prod(self.latent_shape(*video.shape[2:])[1:]) >= TILED_FROM
@@ -149,7 +141,7 @@ class HunyuanVideo15(Family):
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """See :meth:`Family.decode_latents`; large ones in tiles."""
         vae.use_tiling = latents[0, 0].numel() >= TILED_FROM
-        return vae.decode(self.denormalise(vae, latents), return_dict=False)[0].float()
+        return super().decode_latents(vae, latents)
 
     def load_video_encoder(self, device: torch.device | str, with_std: bool = False) -> VideoEncoder:
         """With the first frame's latents and SigLIP tokens where the base is image-to-video."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
 from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.encoders import PromptEncoder, ReadTokens, count_tokens
@@ -85,19 +84,6 @@ class Kandinsky5(Family):
         scheduler = load_part(FlowMatchEulerDiscreteScheduler, self.base, "scheduler")
         scheduler.set_timesteps(num_steps)
         return scheduler
-
-    def noising(self) -> RectifiedFlow:
-        """Logit-normal, shifted as the base's sampling is."""
-        config = read_config(self.base, "scheduler", "scheduler_config.json")
-        return RectifiedFlow(shift=float(config.get("shift", 1.0)))
-
-    def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
-        """See :meth:`Family.statistics`."""
-        return torch.tensor(0.0), torch.tensor(1 / vae.config.scaling_factor)
-
-    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
-        """See :meth:`Family.decode_latents`."""
-        return vae.decode(self.denormalise(vae, latents), return_dict=False)[0].float()
 
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """Qwen2.5-VL and CLIP."""

@@ -118,7 +118,7 @@ class LTXVideo(Family):
             return RectifiedFlow(shift=OFFICIAL_SHIFT)
         config = read_config(self.base, "scheduler", "scheduler_config.json")
         if not config.get("use_dynamic_shifting", False):
-            return RectifiedFlow(shift=float(config.get("shift", 1.0)))
+            return super().noising()
         keys = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
         return RectifiedFlow(shift=ResolutionShift(*(config[key] for key in keys)))
 

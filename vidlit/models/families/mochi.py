@@ -78,10 +78,9 @@ class Mochi(Family):
 
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """See :meth:`Family.decode_latents`. Large videos in blended tiles: whole, their decoder takes tens of GB."""
-        raw = self.denormalise(vae, latents)
         vae.enable_tiling()
         try:
-            return vae.decode(raw, return_dict=False)[0].float()
+            return super().decode_latents(vae, latents)
         finally:
             vae.disable_tiling()
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
 from vidlit.models.base_folder import SCHEDULER, diffusers_class, load_part, read_config
 from vidlit.models.comfyui import Layers
@@ -107,11 +106,6 @@ class Wan(Family):
         scheduler.set_timesteps(num_steps)
         return AskedAtTimesteps(scheduler)
 
-    def noising(self) -> RectifiedFlow:
-        """Logit-normal as in the report, shifted as the base's sampler is."""
-        config = read_config(self.base, "scheduler", "scheduler_config.json")
-        return RectifiedFlow(shift=float(config.get("flow_shift", config.get("shift", 1.0))))
-
     @property
     def compression(self) -> tuple[int, int]:
         """As the VAE's config states it."""
@@ -130,11 +124,6 @@ class Wan(Family):
     def statistics(self, vae: Any) -> tuple[Tensor, Tensor]:
         """See :meth:`Family.statistics`."""
         return torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
-
-    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
-        """See :meth:`Family.decode_latents`."""
-        video: Tensor = vae.decode(self.denormalise(vae, latents), return_dict=False)[0]
-        return video.float()
 
     def load_video_encoder(self, device: torch.device | str, with_std: bool = False) -> VideoEncoder:
         """With the first frame's latents and CLIP tokens where the base is image-to-video."""

@@ -7,38 +7,23 @@ differential output preservation. DreamBooth's prior preservation (https://arxiv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.caption_dropout import drop_captions
 from vidlit.diffusion.loss import noisy_inputs, velocity_errors
 from vidlit.diffusion.noising import keyed_generator
-from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import Given, by_stream
 from vidlit.errors import UserError
 
-
-class Adapted(Protocol):
-    """A model beside its base: :class:`vidlit.training.module.VideoDiffusionModule` with a LoRA."""
-
-    seed: int
-
-    def __call__(
-        self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning, expert: str | None = None
-    ) -> Tensor | dict[str, Tensor]:
-        """See :class:`vidlit.diffusion.loss.VelocityModel`."""
-
-    def base_only(self) -> AbstractContextManager[None]:
-        """While it is open, the model is its base."""
-
-    def prompt(self, caption: str) -> Conditioning:
-        """A stored caption, as of one sample."""
+if TYPE_CHECKING:
+    from vidlit.diffusion.batch import LatentBatch
+    from vidlit.diffusion.rectified_flow import RectifiedFlow
+    from vidlit.training.module import VideoDiffusionModule
 
 
 @dataclass
@@ -107,7 +92,7 @@ class Preservation:
 
     def loss(
         self,
-        model: Adapted,
+        model: VideoDiffusionModule,
         noising: RectifiedFlow,
         batch: LatentBatch,
         noise: Given,

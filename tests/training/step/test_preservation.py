@@ -7,8 +7,8 @@ import torch
 
 from tests.diffusion.test_loss import FLOW, make_batch
 from vidlit.diffusion.batch import Conditioning
-from vidlit.diffusion.preservation import Preservation, read_captions
 from vidlit.errors import UserError
+from vidlit.training.step.preservation import Preservation, read_captions
 
 CAPTIONS = ["a woman", "a man", "a dog"]
 
