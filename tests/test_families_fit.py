@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from pathlib import Path
 
 import diffusers
 import pytest
@@ -15,12 +14,12 @@ from tests.models import bases
 from tests.models.hunyuan_bases import few_glyphs
 from tests.models.test_export import adapted_layers
 from tests.report.test_model_card import card_of, code_of
+from tests.tiny_runs import CONFIGS, tiny_words
 from vidlit.__main__ import main
 from vidlit.models.family import open_family
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 TINY = {
     "cogvideox_lora": (bases.cogvideox, "9x32x48"),
     "mochi_lora": (bases.mochi, "7x32x48"),
@@ -59,28 +58,7 @@ def cheap_glyphs():
 def test_a_family_from_clips_to_its_pipeline(name, make, size, demo, tmp_path, capsys, monkeypatch):
     base = make(tmp_path / "base")
     shipped = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    options = {
-        "data.source": demo.dir / "clips",
-        "data.store": tmp_path / "latents",
-        "data.buckets": f"[{size}]",
-        "data.fps": 16,
-        "data.split.val_fraction": 0.34,
-        "data.split.test_fraction": 0.34,
-        "data.encoding.num_workers": 1,
-        "model.base": base,
-        "model.warmup_steps": 1,
-        "run.dir": tmp_path / "runs",
-        "samples.num_videos": 1,
-        "samples.num_steps": 2,
-        "samples.num_audit": 0,
-        "trainer.accelerator": "cpu",
-        "trainer.devices": 1,
-        "trainer.strategy": "auto",
-        "trainer.max_steps": 2,
-        "trainer.val_check_interval": shipped["trainer"].get("accumulate_grad_batches", 1),
-        "trainer.log_every_n_steps": 1,
-    }
-    words = ["fit", "--config", str(CONFIGS / f"{name}.yaml"), *(f"--{key}={value}" for key, value in options.items())]
+    words = ["fit", *tiny_words(name, base, demo.dir / "clips", size, tmp_path)]
     assert main(words) == 0
 
     (run,) = (tmp_path / "runs" / name).iterdir()

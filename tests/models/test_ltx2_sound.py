@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
@@ -15,6 +14,7 @@ from tests.models import bases
 from tests.models.test_export import adapted_layers
 from tests.models.test_ltx2 import CAPTIONS, FPS, HEIGHT, NUM_FRAMES, PLAIN, SHAPE, WIDTH, pipeline_of
 from tests.models.test_ltx_video import SCHEDULES
+from tests.tiny_runs import tiny_words
 from vidlit.__main__ import main
 from vidlit.diffusion.batch import Conditioning, LatentSample, collate
 from vidlit.diffusion.generate import generate
@@ -308,27 +308,7 @@ def clips(demo, tmp_path):
 @pytest.mark.slow
 def test_from_clips_to_videos_that_are_heard(folder_of, clips, tmp_path):
     base = folder_of("2.3")
-    options = {
-        "data.source": clips,
-        "data.store": tmp_path / "latents",
-        "data.buckets": "[9x32x64]",
-        "data.fps": 16,
-        "data.split.val_fraction": 0.34,
-        "data.split.test_fraction": 0.34,
-        "data.encoding.num_workers": 1,
-        "model.base": base,
-        "model.warmup_steps": 1,
-        "run.dir": tmp_path / "runs",
-        "samples.num_videos": 1,
-        "samples.num_steps": 2,
-        "samples.num_audit": 0,
-        "trainer.accelerator": "cpu",
-        "trainer.max_steps": 2,
-        "trainer.val_check_interval": 4,
-        "trainer.log_every_n_steps": 1,
-    }
-    shipped = Path(__file__).parents[2] / "configs" / "ltx2_sound_lora.yaml"
-    words = ["--config", str(shipped), *(f"--{key}={value}" for key, value in options.items())]
+    words = tiny_words("ltx2_sound_lora", base, clips, "9x32x64", tmp_path)
     assert main(["fit", *words]) == 0
     (run,) = (tmp_path / "runs" / "ltx2_sound_lora").iterdir()
     with (run / "metrics.csv").open(newline="") as file:
