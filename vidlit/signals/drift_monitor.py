@@ -22,6 +22,7 @@ from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.signal import Signal
 from vidlit.stopping.drift import LIMIT, judge_drift, relative_drift
 from vidlit.stopping.verdict import Verdict
+from vidlit.training.step.open_parts import as_expert
 from vidlit.training.step.preservation import read_captions
 
 NUM_EVALUATIONS = 4
@@ -148,7 +149,7 @@ class DriftMonitor(Signal):
         }
         with self.trainer.precision_plugin.forward_context():
             given = noisy_inputs(noising, batch, noise, dict.fromkeys(streams, level))
-            return by_stream(self.module(*given, expert=expert))
+            return by_stream(as_expert(self.module, expert)(*given))
 
     def verdict(self) -> Verdict:
         """Has it forgotten?"""

@@ -297,8 +297,7 @@ class VideoDiffusionModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip, and leave the step out where the gradient is NaN or infinite, as it is where the loss was."""
-        if self.parts.done:
-            self.parts.drop_gradients(self.trainable_state())
+        self.parts.drop_gradients(self.named_parameters())
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # float16's sees to its own
         self.grad_norm, self.step_was_bad = clip_gradients(
             optimizer, gradient_clip_val, gradient_clip_algorithm, drop_bad=not scaled

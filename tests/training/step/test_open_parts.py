@@ -62,6 +62,6 @@ def test_streams_are_trained_together_until_one_is_done():
     assert names(parts.of_step(0, RectifiedFlow())) == ["video"]
     weights = {name: nn.Parameter(torch.ones(1)) for name in ("blocks.attn1", "blocks.audio_attn1")}
     sum(weights.values()).backward()
-    parts.drop_gradients(weights)
+    parts.drop_gradients(weights.items())
     assert weights["blocks.attn1"].grad is not None
     assert weights["blocks.audio_attn1"].grad is None

@@ -22,7 +22,7 @@ class Adapted:
         self.factor = torch.tensor(update, requires_grad=True)
         self.on, self.asked = True, []
 
-    def __call__(self, noisy, sigmas, conditioning, expert=None):
+    def __call__(self, noisy, sigmas, conditioning):
         self.asked.append((noisy, conditioning, self.on))
         return noisy * (1 + (self.factor if self.on else 0))
 
@@ -40,7 +40,7 @@ def loss_of(preservation, model, position=0, rows=range(3)):
     batch = make_batch()
     noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(0))
     sigmas = torch.tensor([0.1, 0.5, 0.9])
-    return preservation.loss(model, FLOW, batch, noise, sigmas, position, rows), batch, noise, sigmas
+    return preservation.loss(model, model, FLOW, batch, noise, sigmas, position, rows), batch, noise, sigmas
 
 
 def test_the_loss_is_the_distance_to_the_base_at_the_captions_drawn():

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
-from vidlit.diffusion.loss import VelocityModel, denoising_loss, paired_losses
+from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import training_noise
+from vidlit.training.step.open_parts import as_expert
 from vidlit.training.step.posterior import draw_conditioning, draw_latents
 
 if TYPE_CHECKING:
@@ -49,14 +49,14 @@ def training_loss(
     if module.caption_dropout > 0:
         dropped = draw_dropped(module.caption_dropout, module.seed, position, rows).to(module.device)
         batch = batch._replace(conditioning=drop_captions(batch.conditioning, module.prompt(""), dropped))
-    expert = parts[0].expert if module.parts.take_turns else None
-    losses = denoising_loss(asked(module, expert), noising, batch, noise, sigmas)
+    model = as_expert(module, parts[0].expert)
+    losses = denoising_loss(model, noising, batch, noise, sigmas)
     # What a clip lacks counts nothing, so that it takes no other clip's weight in its place.
     means = [(losses[part.stream] * batch.has(part.marker).to(module.device)).mean() for part in parts]
     loss = torch.stack([part.loss_weight * mean for part, mean in zip(parts, means, strict=True)]).sum()
     if module.preservation is None:
         return loss, 0.0
-    return loss, module.preservation.loss(module, noising, batch, noise, sigmas, position, rows, expert)
+    return loss, module.preservation.loss(module, model, noising, batch, noise, sigmas, position, rows)
 
 
 def check_losses(module: VideoDiffusionModule, batch: LatentBatch) -> dict[str, Tensor]:
@@ -76,12 +76,6 @@ def check_losses(module: VideoDiffusionModule, batch: LatentBatch) -> dict[str, 
         if part.expert not in scored:  # the streams of a transformer are scored together
             noising = module.noising.between(*part.sigmas)
             options = module.seed, module.num_strata, module.conditions, streams
-            model = asked(module, part.expert if module.parts.take_turns else None)
-            scored[part.expert] = paired_losses(model, noising, batch, *options)
+            scored[part.expert] = paired_losses(as_expert(module, part.expert), noising, batch, *options)
         losses[part.name] = scored[part.expert][part.stream]
     return losses
-
-
-def asked(module: VideoDiffusionModule, expert: str | None) -> VelocityModel:
-    """The module as one of its experts for all samples; itself, where each sample goes to its own."""
-    return module if expert is None else partial(module, expert=expert)

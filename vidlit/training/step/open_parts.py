@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,6 +12,10 @@ from torch import nn
 from vidlit.diffusion.noising import keyed_generator
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.models.parts import Part
+
+if TYPE_CHECKING:
+    from vidlit.diffusion.loss import VelocityModel
+    from vidlit.training.module import VideoDiffusionModule
 
 _POSITIONS = 4096
 """Latent positions of a video of middling size: where a shift depends on the size, turns go by this one."""
@@ -68,14 +74,18 @@ class OpenParts:
         chosen = int(torch.searchsorted(shares.cumsum(0) / shares.sum(), draw).clamp(max=len(parts) - 1))
         return [parts[chosen]]
 
-    def drop_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def drop_gradients(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Take the gradients of parts that are done, which other parts' losses reach, too: no step moves them.
 
         Args:
-            parameters: trained ones of the module, by name.
+            parameters: of the module, with their names.
         """
-        for part in self.parts:
-            if part.name in self.done:
-                for name, parameter in parameters.items():
-                    if part.owns(name):
-                        parameter.grad = None
+        done = [part for part in self.parts if part.name in self.done]
+        for name, parameter in parameters if done else ():
+            if any(part.owns(name) for part in done):
+                parameter.grad = None
+
+
+def as_expert(module: VideoDiffusionModule, expert: str) -> VelocityModel:
+    """A module as one of its experts, for all samples; as it is where it has one transformer."""
+    return partial(module, expert=expert) if module.parts.take_turns else module

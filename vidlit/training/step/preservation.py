@@ -22,6 +22,7 @@ from vidlit.errors import UserError
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import LatentBatch
+    from vidlit.diffusion.loss import VelocityModel
     from vidlit.diffusion.rectified_flow import RectifiedFlow
     from vidlit.training.module import VideoDiffusionModule
 
@@ -92,39 +93,39 @@ class Preservation:
 
     def loss(
         self,
-        model: VideoDiffusionModule,
+        module: VideoDiffusionModule,
+        model: VelocityModel,
         noising: RectifiedFlow,
         batch: LatentBatch,
         noise: Given,
         sigmas: Given,
         position: int,
         rows: Sequence[int],
-        expert: str | None = None,
     ) -> Tensor | float:
         """What a training step adds: the weighted mean squared distance to the base's velocity; 0 in most others.
 
         Args:
-            model: that is trained.
+            module: that is trained.
+            model: the same, as the expert that the step trains.
             noising: the forward process.
             batch: B clips of one resolution.
             noise: of the step; see :func:`vidlit.diffusion.loss.denoising_loss`.
             sigmas: of the step.
             position: of the batch in the run.
             rows: of its samples in the global batch.
-            expert: name of the transformer that the step trains; ``None`` for each sample's own.
         """
-        drawn = self.draw(model.seed, position, rows)
+        drawn = self.draw(module.seed, position, rows)
         if not drawn:
             return 0.0
         conditioning = batch.conditioning
         for caption in sorted(set(drawn)):
             at = torch.tensor([each == caption for each in drawn], device=batch.latents.device)
-            conditioning = drop_captions(conditioning, model.prompt(caption), at)
+            conditioning = drop_captions(conditioning, module.prompt(caption), at)
         given = noisy_inputs(noising, batch._replace(conditioning=conditioning), noise, sigmas)
-        with torch.no_grad(), model.base_only():
-            wanted = by_stream(model(*given, expert=expert))
+        with torch.no_grad(), module.base_only():
+            wanted = by_stream(model(*given))
         targets = {name: velocity.float() for name, velocity in wanted.items()}
-        errors = velocity_errors(noising, by_stream(model(*given, expert=expert)), targets, sigmas)
+        errors = velocity_errors(noising, by_stream(model(*given)), targets, sigmas)
         return self.weight * torch.stack([each.mean() for each in errors.values()]).sum()
 
 
