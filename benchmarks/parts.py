@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 BOUNDARY = 0.7
 SIZE = "17x64x64"
 RATE = 16_000
+WIDTH = 6
+"""Of the transformer, in those of the tests' own, which learns too little to overfit."""
 
 
 def fit(folder: Path, base: Path, **options: object) -> RunRecord:
@@ -58,28 +61,36 @@ def experts(folder: Path, seed: int, max_steps: int) -> RunRecord:
     base = folder / "base"
     shutil.copytree(base / "transformer", base / "transformer_2")
     LTXVideo.experts = (Expert("transformer", BOUNDARY, "high"), Expert("transformer_2", title="low"))
-    return fit(folder, base, seed_everything=seed, trainer__max_steps=max_steps, overfit_stopping__parts="warn")
+    return fit(
+        folder,
+        base,
+        seed_everything=seed,
+        trainer__max_steps=max_steps,
+        overfit_stopping__parts="warn",
+        data__buckets="[9x48x80, 9x64x64]",
+    )
 
 
 def streams(folder: Path, seed: int, max_steps: int) -> RunRecord:
-    """A tiny LTX-2 on clips of which a quarter is silent: the others have a chord of their recording."""
+    """A small LTX-2 on clips of which few have sound, a chord of their recording; the others are silent."""
     from tests.models.bases import ltx2
 
     clips = folder / "clips"
     clips.mkdir(parents=True)
     rows = ["file_name,caption,group"]
     for number in range(16):
-        scene = Scene.draw(number)
+        scene = replace(Scene.draw(number), num_frames=17, size=(64, 64))
         for take in range(4):
-            frames = scene.render(np.random.default_rng([number, take]))[:17]
+            frames = scene.render(np.random.default_rng([number, take]))
             name = f"scene_{number:03d}_take_{take}.mp4"
             write_mp4(clips / name, frames, FPS, None if is_silent(number) else chord(number, take, len(frames) / FPS))
             rows.append(f"{name},{scene.caption},scene_{number:03d}")
     (clips / "metadata.csv").write_text("\n".join(rows) + "\n")
+    base = ltx2(folder / "base", width=WIDTH)
     options = {"model__audio": "on", "data__buckets": f"[{SIZE}]", "data__fps": FPS, "data__cutting__mode": "head"}
     return fit(
         folder,
-        ltx2(folder / "base"),
+        base,
         seed_everything=seed,
         trainer__max_steps=max_steps,
         overfit_stopping__parts="warn",
@@ -88,8 +99,8 @@ def streams(folder: Path, seed: int, max_steps: int) -> RunRecord:
 
 
 def is_silent(number: int) -> bool:
-    """Whether a recording has no sound."""
-    return number % 4 == 0
+    """Whether a recording has no sound: two of three."""
+    return number % 3 > 0
 
 
 def chord(number: int, take: int, seconds: float) -> Sound:
@@ -118,20 +129,27 @@ def told(run: RunRecord) -> list[dict[str, object]]:
 
 
 def row(name: str, history: DivergenceHistory) -> dict[str, object]:
-    """What the rule says of one curve, check by check."""
-    stopped = None
-    for checks in range(2, len(history.steps) + 1):
-        if judge_divergence(history.first(checks), warmup_steps=20).action == "stop":
-            stopped = int(history.steps[checks - 1])
+    """What the rule says of one curve, check by check: when it is done, what is kept then, and what came after."""
+    checks = len(history.steps)
+    for known in range(2, checks + 1):
+        if judge_divergence(history.first(known), warmup_steps=20).action == "stop":
+            checks = known
             break
-    best = best_check(history)
+    kept, best = best_check(history.first(checks)), best_check(history)
     return {
         "part": name,
-        "done at": stopped,
-        "best step": int(history.steps[best]),
-        "gain": f"{100 * np.expm1(history.val[best].mean()):+.1f} %",
-        "at the end": f"{100 * np.expm1(history.val[-1].mean()):+.1f} %",
+        "done at": int(history.steps[checks - 1]) if checks < len(history.steps) else None,
+        "kept": int(history.steps[kept]),
+        "its gain": gain(history, kept),
+        "best of the run": int(history.steps[best]),
+        "the best gain": gain(history, best),
+        "gain at the end": gain(history, -1),
     }
+
+
+def gain(history: DivergenceHistory, check: int) -> str:
+    """Validation loss at a check against the base model's."""
+    return f"{100 * np.expm1(history.val[check].mean()):+.1f} %"
 
 
 def main(words: list[str] | None = None) -> list[dict[str, object]]:

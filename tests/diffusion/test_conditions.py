@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from vidlit.diffusion.conditions import Condition, GivenFrames, are_always_given, check_conditions, without_noise
+from vidlit.diffusion.conditions import (
+    Condition,
+    GivenFrames,
+    are_always_given,
+    check_conditions,
+    of_own_frames,
+    reads_references,
+    without_noise,
+)
 from vidlit.diffusion.noising import stratum_draws, stratum_given, stratum_sigmas, stream_generator, training_noise
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS
@@ -120,3 +128,14 @@ def test_options_out_of_range_are_refused():
         Condition(0)
     with pytest.raises(UserError, match=r"sum to 1\.2"):
         check_conditions([Condition(share=0.7), Condition("any", 0.5)])
+
+
+def test_a_reference_goes_with_other_conditions_and_is_none_of_them():
+    given = (Condition("reference"), Condition("first", 0.6), Condition("last", 0.4))
+    check_conditions(of_own_frames(given))
+    assert of_own_frames(given) == given[1:]
+    assert reads_references(given)
+    assert not reads_references(given[1:])
+    assert not reads_references(None)
+    with pytest.raises(UserError, match=r"the share of reference is 0\.5: every sample has its reference"):
+        Condition("reference", 0.5)

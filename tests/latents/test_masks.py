@@ -21,6 +21,7 @@ from vidlit.latents.recipe import LatentRecipe
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
 from vidlit.video.mp4 import write_mp4
+from vidlit.video.sources import Companion
 
 BUCKET = Bucket(5, 16, 16)
 
@@ -45,8 +46,8 @@ class MaskEncoders(PoolingEncoders):
 
 
 def masked(clip, mask, content="5" * 64):
-    source = dataclasses.replace(clip.source, mask=f"masks/{mask}", mask_path=Path("/nowhere/masks") / mask)
-    return dataclasses.replace(clip, source=source, mask_content=content)
+    companion = Companion(f"masks/{mask}", Path("/nowhere/masks") / mask, content)
+    return dataclasses.replace(clip, source=dataclasses.replace(clip.source, companions={"mask": companion}))
 
 
 def run(clips, store):

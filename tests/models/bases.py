@@ -261,8 +261,11 @@ def mochi(folder, **index):
     return save(diffusers.MochiPipeline(transformer=transformer, vae=vae, scheduler=scheduler, **t5(), **index), folder)
 
 
-def ltx2(folder, version="2.3", **scheduler):
-    """LTX-2 ``2.0``, ``2.3`` or ``2.5``; ``scheduler`` as in its config, without any as in distilled folders."""
+def ltx2(folder, version="2.3", width=1, **scheduler):
+    """LTX-2 ``2.0``, ``2.3`` or ``2.5``; ``scheduler`` as in its config, without any as in distilled folders.
+
+    ``width`` is how much wider the transformer is than the tests need.
+    """
     from diffusers import (
         AutoencoderKLLTX2Audio,
         AutoencoderKLLTX2Video,
@@ -278,14 +281,14 @@ def ltx2(folder, version="2.3", **scheduler):
         LTX2VideoTransformer3DModel,
         in_channels=16,
         out_channels=16,
-        num_attention_heads=2,
+        num_attention_heads=2 * width,
         attention_head_dim=12,
-        cross_attention_dim=24,
+        cross_attention_dim=24 * width,
         audio_in_channels=16,
         audio_out_channels=16,
-        audio_num_attention_heads=2,
+        audio_num_attention_heads=2 * width,
         audio_attention_head_dim=8,
-        audio_cross_attention_dim=16,
+        audio_cross_attention_dim=16 * width,
         num_layers=2,
         caption_channels=32,
         rope_type="split",
@@ -305,13 +308,13 @@ def ltx2(folder, version="2.3", **scheduler):
         rope_type="split",
         per_modality_projections=new,
         proj_bias=new,
-        video_hidden_dim=24,
-        audio_hidden_dim=16,
+        video_hidden_dim=24 * width,
+        audio_hidden_dim=16 * width,
         **{
             f"{stream}_{key}": value
             for stream, head_dim in (("video", 12 if new else 16), ("audio", 8 if new else 16))
             for key, value in {
-                "connector_num_attention_heads": 2,
+                "connector_num_attention_heads": 2 * width,
                 "connector_attention_head_dim": head_dim,
                 "connector_num_layers": 1,
                 "connector_num_learnable_registers": 8,

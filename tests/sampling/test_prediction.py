@@ -223,6 +223,8 @@ ERRORS = {
         {"table": "prompt,image,last_image,num_frames\na,table.csv,table.csv,5\n"},
         "nothing is left to make",
     ),
+    "no reference": ({"table": "prompt,reference\na,none.mp4\n"}, "there is no reference"),
+    "a reference too many": ({"table": "prompt,reference\na,table.csv\n"}, "was trained without any"),
     "unknown column": ({"table": "prompt,seeds\na,1\n"}, "its columns are prompt, seeds"),
     "bad seed": ({"table": "prompt,seed\na,1\nb,x\n"}, "line 3: seed and num_frames"),
     "bad size": ({"table": "prompt,resolution\na,big\n"}, "line 2: bucket"),

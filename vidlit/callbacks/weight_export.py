@@ -75,9 +75,10 @@ class ModelCard(RunCallback):
         facts = CardFacts(
             base=self.module.base,
             base_folder=family.base,
-            pipeline_class=family.pipeline_class,
+            pipeline_class=family.reference_pipeline if self.module.reads_references else family.pipeline_class,
             transformer_class=family.transformer_class,
             takes_image=are_always_given(self.module.conditions) or bool(family.image_extras),
+            takes_reference=self.module.reads_references,
             is_lora=self.export.is_lora,
             experts={name: title for name in self.module.expert_names if (title := expert_title(family, name))},
             pipeline_loads_lora=pipeline_loads_lora(family),

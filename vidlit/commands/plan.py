@@ -32,6 +32,7 @@ _READ = (
     "seed_everything",
     "model.base",
     "model.audio",
+    "model.conditions",
     "model.optimizer",
     "model.noise",
     "model.expert",
@@ -111,8 +112,10 @@ def _reader() -> ArgumentParser:
     import torch
     from jsonargparse import ArgumentParser
 
+    from vidlit.commands.cli.references import link_references
     from vidlit.data.clip_folder import ClipFolder
     from vidlit.data.demo_folder import Demo
+    from vidlit.diffusion.conditions import Condition
     from vidlit.diffusion.noising import Noise
     from vidlit.models.parts import AudioChoice, ExpertChoice
 
@@ -123,6 +126,7 @@ def _reader() -> ArgumentParser:
     made.add_class_arguments(ClipFolder, "data", skip={"further_captions"})
     made.add_argument("--model.base", type=str)
     made.add_argument("--model.audio", type=AudioChoice, default="off")
+    made.add_argument("--model.conditions", type=list[Condition] | None, default=None)
     made.add_argument("--model.optimizer", type=Callable[[Iterable], torch.optim.Optimizer], default=torch.optim.AdamW)
     made.add_argument("--model.noise", type=Noise, default=Noise())
     made.add_argument("--model.expert", type=ExpertChoice, default="both")
@@ -138,6 +142,7 @@ def _reader() -> ArgumentParser:
     made.link_arguments("seed_everything", "data.seed", compute_fn=int)
     made.link_arguments("model.base", "data.base")
     made.link_arguments("model.audio", "data.audio")
+    link_references(made)
     return made
 
 
@@ -228,6 +233,11 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
     say(count_words(plan.counts))
     if plan.masked:
         say(f"masks: of {plan.masked} of the {plan.clips} clips; the others count everywhere in the loss")
+    if plan.references:
+        say(
+            f"references: {plan.references} {'images' if plan.references_are_images else 'videos'}, which every sample "
+            "takes beside its own tokens"
+        )
     table = Table("bucket")
     for name in ("clips", "train", "tokens each", "repeats a batch"):
         table.add_column(name, justify="right")

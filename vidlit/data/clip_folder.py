@@ -5,6 +5,7 @@ Nothing here needs Lightning: ``vidlit plan`` answers from this alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,7 @@ class ClipFolder:
             such as a budget.
         fps: frame rate that clips are resampled to; ``None`` for the family's own.
         audio: sound that is encoded with them: that of ``model.audio``.
+        references: whether every row names a reference, which is encoded, too: whether ``model.conditions`` has one.
         cutting: options for cutting videos into clips.
         split: options for splitting into training, validation and test.
         batches: size of batches, and how they are read.
@@ -68,6 +70,7 @@ class ClipFolder:
         buckets: list[str] | BucketBudget | BucketPolicy,
         fps: float | None = None,
         audio: AudioChoice = "off",
+        references: bool = False,
         cutting: Cutting = Cutting(),  # noqa: B008 - frozen, as the three below
         split: Splitting = Splitting(),  # noqa: B008
         batches: Batching = Batching(),  # noqa: B008
@@ -87,6 +90,7 @@ class ClipFolder:
         tokens = [bucket.tokens(self.family.compression[0], self.family.pixel_multiple) for bucket in self.buckets]
         self.batch_sizes, self.val_batch_sizes = batches.sizes(tokens), batches.val_sizes(tokens)
         """Of each bucket, on one rank."""
+        self.references = references
         self.trigger = (trigger or "").strip() or None
         self.caption_variants = caption_variants
         self.unmasked_weight = unmasked_weight
@@ -132,6 +136,7 @@ class ClipFolder:
             first_captions=self.caption_variants == "first",
             tie_near_duplicates=self.splitting.tie_near_duplicates,
             with_sound=self.family.sample_rate is not None,
+            with_references=self.references,
             cache=self.store.root / "files.json",
         )
         if not plan.clips:
@@ -141,23 +146,31 @@ class ClipFolder:
             raise UserError(f"no clip of {self.source} has sound, for which model.audio asks: set it to off.")
         return plan
 
-    def latent_recipes(self) -> list[LatentRecipe]:
-        """What the latents of each of the plan's clips are made of."""
+    @property
+    def stored_clips(self) -> list[Clip]:
+        """What has latents in the store: the plan's clips, then their references."""
+        references = (clip.reference() for clip in self.plan.clips)
+        return [*self.plan.clips, *(reference for reference in references if reference is not None)]
+
+    def latent_recipes(self, clips: Iterable[Clip]) -> list[LatentRecipe]:
+        """What the latents of each of these clips are made of."""
         identity, encoding = self.family.identity, self.encoding
         return [
-            LatentRecipe.of(clip, identity, encoding.dtype, encoding.background, encoding.with_std)
-            for clip in self.plan.clips
+            LatentRecipe.of(clip, identity, encoding.dtype, encoding.background, encoding.with_std) for clip in clips
         ]
 
     @cached_property
     def _failed(self) -> dict[str, QuarantinedClip]:
-        """Clips that could not be encoded, by clip id."""
+        """Clips that could not be encoded, or whose reference could not be, by clip id."""
         quarantined = self.store.quarantined()
-        return {
-            clip.clip_id: quarantined[recipe.key]._replace(clip_id=clip.clip_id, video=clip.source.video)
-            for clip, recipe in zip(self.plan.clips, self.latent_recipes(), strict=True)
-            if recipe.key in quarantined
-        }
+        failed = {}
+        clips = [*self.plan.clips, *self.plan.clips]
+        for clip, stored, recipe in zip(clips, self.stored_clips, self.latent_recipes(self.stored_clips), strict=False):
+            found = quarantined.get(recipe.key)
+            if found is not None and clip.clip_id not in failed:
+                reason = found.reason if stored is clip else f"its reference {stored.source.video} {found.reason}"
+                failed[clip.clip_id] = QuarantinedClip(clip.clip_id, clip.source.video, reason, found.transient)
+        return failed
 
     @cached_property
     def split(self) -> Split:
@@ -168,17 +181,15 @@ class ClipFolder:
     @cached_property
     def clip_identity(self) -> DataIdentity:
         """Every clip of the split, with what makes it the one it is."""
-        encoding, identity = self.encoding, self.family.identity
         sides = ((side, clip) for side, clips in self.split._asdict().items() for clip in clips)
-        return DataIdentity.of(
-            (
-                side,
-                clip,
-                LatentRecipe.of(clip, identity, encoding.dtype, encoding.background, encoding.with_std),
-                PromptRecipe.of(clip.source.caption, identity, encoding.dtype),
-            )
-            for side, clip in sides
-        )
+        return DataIdentity.of((side, clip, self._recipes_of(clip)) for side, clip in sides)
+
+    def _recipes_of(self, clip: Clip) -> list[LatentRecipe | PromptRecipe]:
+        """Of all that training reads of a clip."""
+        reference = clip.reference()
+        prompt = PromptRecipe.of(clip.source.caption, self.family.identity, self.encoding.dtype)
+        latents = self.latent_recipes([clip, *([reference] if reference is not None else [])])
+        return [latents[0], prompt, *latents[1:]]
 
     @cached_property
     def usage(self) -> Usage:

@@ -51,7 +51,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             trainer_options: ``accelerator``, ``devices``, ``strategy`` ... of the Trainer that does it.
         """
         report = encode(
-            self.plan.clips,
+            self.stored_clips,
             self.store,
             self.family.identity,
             lambda: BaseEncoders(self.family, self.encoding.with_std),

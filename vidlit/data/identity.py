@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,17 +47,17 @@ class DataIdentity:
     clips: Mapping[str, ClipIdentity]
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[str, Clip, LatentRecipe, PromptRecipe]]) -> DataIdentity:
-        """Of clips with their sides and recipes."""
+    def of(cls, rows: Iterable[tuple[str, Clip, Sequence[LatentRecipe | PromptRecipe]]]) -> DataIdentity:
+        """Of clips with their sides, and the recipes of all that is stored of them."""
         return cls(
             {
                 clip.clip_id: ClipIdentity(
                     side,
                     clip.content[:_DIGITS],
                     _digest([clip.source.caption]),
-                    _digest([latents.key, prompt.key]),
+                    _digest([recipe.key for recipe in recipes]),
                 )
-                for side, clip, latents, prompt in rows
+                for side, clip, recipes in rows
             }
         )
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from vidlit.diffusion.conditions import GivenFrames
+from vidlit.diffusion.conditions import REFERENCE, GivenFrames
 from vidlit.diffusion.streams import LATENTS
 
 
@@ -45,6 +45,11 @@ class Conditioning(NamedTuple):
             mask[row, :used] = True
         names = [name for name in captions[0] if name != "prompt_embeds"]
         return cls(prompt_embeds, mask, {name: torch.stack([caption[name] for caption in captions]) for name in names})
+
+    @property
+    def num_given(self) -> int:
+        """Latent positions of a reference, which schedules that depend on the size count, too."""
+        return self.extras[REFERENCE][0, 0].numel() if REFERENCE in self.extras else 0
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""

@@ -1,6 +1,7 @@
 """Conditions: latent frames that a share of the samples is given without noise, and learns to go on from.
 
-A given frame is at sigma 0 in place, as the image-to-video pipelines of these families put it, and has no loss.
+A given frame is at sigma 0 in place, as the image-to-video pipelines of these families put it, and has no loss. A
+reference is another video, given beside the noisy one: in-context LoRA, as video-to-video and control are trained.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from vidlit.errors import UserError
 
+REFERENCE = "reference"
+"""Latents (B, C, F, H, W) among the conditioning's extras, of the videos that clips are made from."""
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -22,15 +26,16 @@ class Condition:
     Args:
         frames: latent frames without noise: the ``first``; the ``last``; ``first_last``, both; a number, as many at the
             beginning; or ``any``, a number of them and places drawn at random, but never all. A clip of which nothing
-            would be left to make is given none.
-        share: of the samples, from 0 to 1; a sample has one condition at most, so the shares of a list sum to 1 or
-            less.
+            would be left to make is given none. ``reference`` is none of the clip's own frames, but the video or image
+            that the column ``reference`` of its row names: every sample has it, with other conditions or alone.
+        share: of the samples, from 0 to 1; a sample has one condition at most beside its reference, so the shares of
+            all others sum to 1 or less.
 
     Raises:
         UserError: an option is out of range.
     """
 
-    frames: Literal["first", "last", "first_last", "any"] | int = "first"
+    frames: Literal["first", "last", "first_last", "any", "reference"] | int = "first"
     share: float = 1.0
 
     def __post_init__(self) -> None:
@@ -38,6 +43,11 @@ class Condition:
             raise UserError(f"model.conditions: the share of {self.frames} is {self.share:g}: it must be from 0 to 1.")
         if isinstance(self.frames, int) and self.frames < 1:
             raise UserError(f"model.conditions: frames is {self.frames}: a number of latent frames is at least 1.")
+        if self.frames == REFERENCE and self.share != 1:
+            raise UserError(
+                f"model.conditions: the share of reference is {self.share:g}: every sample has its reference, so leave "
+                "the share out."
+            )
 
     def given(self, num_frames: int, places: Tensor | None) -> Tensor:
         """Which of a sample's latent frames are given.
@@ -76,6 +86,16 @@ class GivenFrames(NamedTuple):
     def to(self, device: torch.device | str) -> GivenFrames:
         """The same on another device."""
         return GivenFrames(self.latents.to(device), self.mask.to(device))
+
+
+def reads_references(conditions: Sequence[Condition] | None) -> bool:
+    """Whether samples are made from references."""
+    return any(condition.frames == REFERENCE for condition in conditions or ())
+
+
+def of_own_frames(conditions: Sequence[Condition] | None) -> tuple[Condition, ...]:
+    """Those that give a sample frames of its own: what all other functions here are about."""
+    return tuple(condition for condition in conditions or () if condition.frames != REFERENCE)
 
 
 def check_conditions(conditions: Sequence[Condition]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch, LatentSample, clip_key
+from vidlit.diffusion.conditions import REFERENCE
 from vidlit.diffusion.loss_weights import loss_weights
 from vidlit.errors import UserError
 from vidlit.latents.batch_memory import Block, Layout
@@ -42,6 +43,7 @@ class LatentDataset(Dataset[LatentSample]):
         rows: row of the clip table that each belongs to; ``None`` where that is its place.
         masked: rows whose clips have a mask; where there are any, batches have weights.
         unmasked_weight: what a place counts that a mask leaves out.
+        reference_keys: key of the latents of each row's reference; ``None`` where there are none.
 
     Raises:
         KeyError: a key is not stored; :meth:`from_clips` says why in words.
@@ -58,11 +60,14 @@ class LatentDataset(Dataset[LatentSample]):
         rows: Sequence[int] | None = None,
         masked: Sequence[int] = (),
         unmasked_weight: float = 1.0,
+        reference_keys: Sequence[str] | None = None,
     ) -> None:
         self._latents = store.locate("latent", "latents", latent_keys)
         self._prompts = store.locate("prompt", "prompt_embeds", prompt_keys)
         self._extras = {name: store.locate("prompt", name, prompt_keys) for name in prompt_extras}
         self._extras |= {name: store.locate("latent", name, latent_keys) for name in clip_extras}
+        if reference_keys is not None:
+            self._extras[REFERENCE] = store.locate("latent", "latents", reference_keys)
         self._masks = store.locate("latent", MASK, [latent_keys[row] for row in masked]) if masked else None
         self._place_of_mask = {row: place for place, row in enumerate(masked)}
         self._unmasked_weight = unmasked_weight
@@ -88,6 +93,8 @@ class LatentDataset(Dataset[LatentSample]):
     ) -> LatentDataset:
         """Rows in the order of ``clips``, as the encoders of ``identity`` (``vae``, ``text``) would encode them.
 
+        Where clips have references, batches have these, too.
+
         Args:
             store: where the clips are.
             clips: of each row.
@@ -105,12 +112,18 @@ class LatentDataset(Dataset[LatentSample]):
         """
         latents = [LatentRecipe.of(clip, identity, dtype, background, with_std) for clip in clips]
         prompts = [PromptRecipe.of(clip.source.caption, identity, dtype) for clip in clips]
-        store.require(latents)
+        references = [reference for clip in clips if (reference := clip.reference()) is not None]
+        given = [LatentRecipe.of(each, identity, dtype, background, with_std) for each in references]
+        store.require([*latents, *given])
         store.require(prompts)
         ids = [clip.clip_id for clip in clips]
         latent_keys, prompt_keys = [recipe.key for recipe in latents], [recipe.key for recipe in prompts]
-        masked = [row for row, clip in enumerate(clips) if clip.mask_content is not None]
-        return cls(store, ids, latent_keys, prompt_keys, clip_extras, prompt_extras, rows, masked, unmasked_weight)
+        masked = [row for row, clip in enumerate(clips) if clip.source.mask is not None]
+        reference_keys = [recipe.key for recipe in given] or None  # all clips of a folder have one, or none has
+        names = clip_extras, prompt_extras
+        return cls(
+            store, ids, latent_keys, prompt_keys, *names, rows, masked, unmasked_weight, reference_keys=reference_keys
+        )
 
     def __len__(self) -> int:
         return len(self._latents)

@@ -107,15 +107,15 @@ class ClipBatches(Dataset[DecodedClips]):
         return torch.from_numpy(self._reader.read_sound(request, self.sample_rate))
 
     def _read_mask(self, clip: Clip) -> Tensor | None:
-        request = clip.mask_request()
-        if request is None:
+        request, mask = clip.mask_request(), clip.source.mask
+        if request is None or mask is None:
             return None
         self._mask_reader = self._mask_reader or self.open_reader()
         try:
             pixels = self._mask_reader.read_clip(request)
         except UserError as error:
-            error.args = (f"its mask {clip.source.mask} {error}",)
+            error.args = (f"its mask {mask.name} {error}",)
             raise
         if pixels.max(initial=0) <= BLACKEST:
-            raise UserError(f"its mask {clip.source.mask} is black all through this clip: nothing would be learned")
+            raise UserError(f"its mask {mask.name} is black all through this clip: nothing would be learned")
         return torch.from_numpy(pixels[..., 1].copy())  # green, as grey as the others

@@ -106,7 +106,7 @@ class LatentRecipe(_Recipe):
             dtype=dtype,
             preprocessing=f"{PREPROCESSING} on rgb {','.join(map(str, background))}",
             posterior="mode and std" if with_std else "mode",
-            mask=clip.mask_content or "none",
+            mask=clip.source.mask.content if clip.source.mask is not None else "none",
         )
 
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
     from vidlit.diffusion.generate import Scheduler
 
-
 SoundDecoder = Callable[[Mapping[str, Tensor]], tuple[Tensor, int]]
 """Latents of every stream (B, ...) to sound (B, 2, n) in [-1, 1], and its samples a second."""
 _COMPRESSION = ("temporal_compression_ratio", "spatial_compression_ratio"), ("patch_frames", "patch_size")
@@ -90,6 +89,8 @@ class Family(ABC):
     """Samples a second of the clips' sound as the video encoder is given it; ``None`` where it needs none."""
     takes_clean_frames: bool = False
     """Whether :meth:`velocity` takes a sigma for each latent frame, so that some can be given clean."""
+    reference_pipeline: str = ""
+    """diffusers pipeline that gives a reference, where :meth:`velocity` takes one; empty where it takes none."""
     embeds_guidance: bool = False
     """The transformer takes the scale of guidance as an input, ``guidance`` (B,) among the conditioning's extras, and
     is called once a step: a distilled model."""

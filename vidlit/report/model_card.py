@@ -44,6 +44,7 @@ class CardFacts:
         pipeline_class: diffusers pipeline of the family.
         transformer_class: diffusers class of the transformer.
         takes_image: the model goes on from a first frame, always.
+        takes_reference: it makes videos from references.
         is_lora: the weights are an adapter.
         experts: title of each transformer that was trained, by name, of a base that has several.
         pipeline_loads_lora: the pipeline has a loader of LoRA files; else the transformer's is used.
@@ -58,6 +59,7 @@ class CardFacts:
     is_lora: bool
     pipeline_loads_lora: bool = True
     has_guider: bool = False
+    takes_reference: bool = False
     experts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -135,7 +137,11 @@ def push(folder: Path, name: str) -> str:
 def _front_matter(facts: CardFacts) -> str:
     metadata: dict[str, Any] = {
         "library_name": "diffusers",
-        "pipeline_tag": "image-to-video" if facts.takes_image else "text-to-video",
+        "pipeline_tag": "video-to-video"
+        if facts.takes_reference
+        else "image-to-video"
+        if facts.takes_image
+        else "text-to-video",
         **base_licence(facts.base_folder),
         "tags": ["vidlit", "video", *(["lora"] if facts.is_lora else [])],
     }

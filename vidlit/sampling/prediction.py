@@ -72,6 +72,7 @@ class Predict:
             sampling.negative_prompt,
             self.batch_size,
             conditions=module.conditions,
+            with_references=module.reads_references,
         )
         return loader, writer
 

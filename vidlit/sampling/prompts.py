@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vidlit.diffusion.batch import Conditioning, PromptBatch, as_is
-from vidlit.diffusion.conditions import Condition, GivenFrames, are_always_given
+from vidlit.diffusion.conditions import REFERENCE, Condition, GivenFrames, are_always_given
 from vidlit.errors import UserError, printable
 from vidlit.models.encoders import BaseEncoders
 from vidlit.video.buckets import Bucket
-from vidlit.video.frames import ClipRequest, read_clip
+from vidlit.video.frames import IMAGE_SUFFIXES, ClipRequest, read_clip
 from vidlit.video.layouts.delimited import read_delimited
 from vidlit.video.layouts.layout import Rejected
 from vidlit.video.layouts.source_folder import is_utf8
@@ -27,9 +27,10 @@ from vidlit.video.layouts.table_files import read_text_file
 if TYPE_CHECKING:
     from vidlit.models.family import Family
 
-COLUMNS = ("prompt", "seed", "resolution", "num_frames", "image", "last_image")
+COLUMNS = ("prompt", "seed", "resolution", "num_frames", "image", "last_image", "reference")
+_FILES = ("image", "last_image", "reference")
 _PROMPTS_PER_BATCH = 16
-_Row = tuple[str, int, Bucket, Path | None, Path | None]
+_Row = tuple[str, int, Bucket, Path | None, Path | None, Path | None]
 _OTHER_FILES = tuple(".csv.gz .htm .html .json .jsonl .md .ods .parquet .tsv .xls .xlsx .yaml .yml".split())
 
 
@@ -45,6 +46,8 @@ class Prompt(NamedTuple):
     """First frame, of image-to-video."""
     last_image: Path | None = None
     """Last frame, of families that take clean ones."""
+    reference: Path | None = None
+    """Video or image to make it from, of models that were trained with some."""
 
     @property
     def pictures(self) -> dict[str, Path]:
@@ -58,8 +61,8 @@ def read_prompts(sources: Sequence[str], seed: int, size: Bucket) -> list[Prompt
 
     Args:
         sources: each a text file (``.txt``, one prompt a line), a CSV file (a column ``prompt``, and ``seed``,
-            ``resolution`` as ``HEIGHTxWIDTH`` and ``num_frames`` where rows differ, ``image`` for image-to-video and
-            ``last_image`` for its end, seen from the file's folder), or a prompt itself.
+            ``resolution`` as ``HEIGHTxWIDTH`` and ``num_frames`` where rows differ, ``image`` for image-to-video,
+            ``last_image`` for its end and ``reference``, seen from the file's folder), or a prompt itself.
         seed: where a row has none.
         size: where a row has none.
 
@@ -76,7 +79,7 @@ def _read(source: str, seed: int, size: Bucket) -> Iterator[_Row]:
     path = Path(source)
     if path.suffix.lower() not in (".txt", ".csv"):
         _refuse_file(source)
-        yield source.strip(), seed, size, None, None
+        yield source.strip(), seed, size, None, None, None
         return
     try:
         text = read_text_file(path)
@@ -85,7 +88,7 @@ def _read(source: str, seed: int, size: Bucket) -> Iterator[_Row]:
             raise UserError(f"--prompts {source}: no such file.") from error
         raise UserError(f"--prompts: {error}") from error
     if path.suffix.lower() == ".txt":
-        yield from ((line.strip(), seed, size, None, None) for line in text.split("\n") if line.strip())
+        yield from ((line.strip(), seed, size, None, None, None) for line in text.split("\n") if line.strip())
         return
     for where, row in read_delimited(path, text, COLUMNS[:1]):
         place = f"{path.parent / where}"
@@ -120,15 +123,15 @@ def _read_row(row: Mapping[str, Any], path: Path, where: str, seed: int, size: B
         raise UserError(f"{where}: the row has other columns than the header; put texts with commas in quotes.")
     if not row["prompt"].strip():
         raise UserError(f"{where}: the prompt is empty.")
-    image, last_image = (path.parent / row[name] if row.get(name) else None for name in ("image", "last_image"))
-    for each in (image, last_image):
+    files = [path.parent / row[name] if row.get(name) else None for name in _FILES]
+    for name, each in zip(_FILES, files, strict=True):
         if each is not None and not each.is_file():
-            raise UserError(f"{where}: there is no image {each}.")
+            raise UserError(f"{where}: there is no {name.removeprefix('last_')} {each}.")
     try:
         frames = int(row.get("num_frames") or size.num_frames)
         resolution = row.get("resolution") or f"{size.height}x{size.width}"
         bucket = Bucket.parse(f"{frames}x{resolution}")
-        return row["prompt"].strip(), int(row.get("seed") or seed), bucket, image, last_image
+        return row["prompt"].strip(), int(row.get("seed") or seed), bucket, *files
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except ValueError as error:
@@ -149,6 +152,7 @@ class PromptDataModule(LightningDataModule):
         batch_size: videos sampled at once.
         conditions: of the model's training: one that was always given some frames needs a picture, as image-to-video
             bases do anyway.
+        with_references: whether the model was given references, and every prompt needs one.
 
     Raises:
         UserError: the model cannot make a size, or a picture is missing or too much; names the prompt.
@@ -163,6 +167,7 @@ class PromptDataModule(LightningDataModule):
         negative_prompt: str = "",
         batch_size: int = 1,
         conditions: Sequence[Condition] = (),
+        with_references: bool = False,
     ) -> None:
         super().__init__()
         self.family = family
@@ -172,13 +177,15 @@ class PromptDataModule(LightningDataModule):
         self.negative_prompt = negative_prompt
         self._batches: list[PromptBatch] = []
         self._is_always_given = are_always_given(conditions)
-        alike: dict[tuple[Bucket, bool], list[int]] = defaultdict(list)
+        self._with_references = with_references
+        alike: dict[tuple[Bucket, bool, bool], list[int]] = defaultdict(list)
         for prompt in prompts:
             try:
                 self._check(prompt)
             except UserError as error:
                 raise UserError(f"prompt {prompt.number} ({prompt.text[:40]!r}): {error}") from error
-            alike[prompt.size, bool(prompt.pictures)].append(prompt.number)
+            still = prompt.reference is not None and prompt.reference.suffix.lower() in IMAGE_SUFFIXES
+            alike[prompt.size, bool(prompt.pictures), still].append(prompt.number)
         self._rows = [
             rows[first : first + batch_size] for rows in alike.values() for first in range(0, len(rows), batch_size)
         ]
@@ -193,6 +200,13 @@ class PromptDataModule(LightningDataModule):
                 "this model was always given some frames: name a picture in the column `image` or `last_image` of a "
                 "CSV file."
             )
+        if self._with_references and prompt.reference is None:
+            raise UserError(
+                "this model makes videos from references: name a video or an image in the column `reference` of a CSV "
+                "file."
+            )
+        if prompt.reference is not None and not self._with_references:
+            raise UserError(f"{prompt.reference} cannot be a reference: this model was trained without any.")
         if self.family.takes_clean_frames:
             if len(prompt.pictures) > max(1, num_frames - 1):
                 raise UserError(f"with {prompt.size} nothing is left to make between `image` and `last_image`.")
@@ -240,40 +254,46 @@ class PromptDataModule(LightningDataModule):
 
     @torch.no_grad()
     def _encode_images(self, rows: Sequence[int], device: Any) -> dict[int, _EncodedImages]:
-        """What the model reads of pictures; nothing of prompts without."""
-        with_pictures = [row for row in rows if self.prompts[row].pictures]
-        encode = self.family.load_video_encoder(device) if with_pictures else None
+        """What the model reads of pictures and references; nothing of prompts without."""
         encoded = dict.fromkeys(rows, _EncodedImages({}, None))
-        for row in with_pictures:
-            size = self.prompts[row].size
+        with_files = [row for row in rows if self.prompts[row].pictures or self.prompts[row].reference is not None]
+        encode = self.family.load_video_encoder(device) if with_files else None
+        for row in with_files:
+            prompt = self.prompts[row]
+            size = prompt.size
             assert encode is not None
             if self.family.image_extras:
                 # Grey after the first frame: what extras are made of it is of the whole length.
                 video = torch.zeros(1, 3, size.num_frames, size.height, size.width)
-                video[0, :, :1] = self._read_picture(row, "image")
+                video[0, :, :1] = self._read(row, prompt.pictures["image"], 1)
                 tensors = encode(video.to(device))
                 extras = {name: tensors[name][0].float().cpu() for name in self.family.image_extras}
                 encoded[row] = _EncodedImages(extras, None)
                 continue
+            extras = {}
+            if prompt.reference is not None:
+                still = prompt.reference.suffix.lower() in IMAGE_SUFFIXES
+                video = self._read(row, prompt.reference, 1 if still else size.num_frames)[None]
+                extras[REFERENCE] = encode(video.to(device))["latents"][0].float().cpu()
             latents = torch.zeros(self.family.latent_shape(*size))
             mask = torch.zeros(latents.shape[1], dtype=torch.bool)
             # A last latent frame is several of the video's, and tells of those before: a still picture is held there.
             for name, place, length in (("image", 0, 1), ("last_image", -1, 1 + self.family.compression[0])):
-                if name in self.prompts[row].pictures:
-                    video = self._read_picture(row, name).expand(-1, length, -1, -1)[None]
+                if name in prompt.pictures:
+                    video = self._read(row, prompt.pictures[name], 1).expand(-1, length, -1, -1)[None]
                     latents[:, place] = encode(video.to(device))["latents"][0, :, -1].float().cpu()
                     mask[place] = True
-            encoded[row] = _EncodedImages({}, GivenFrames(latents, mask))
+            encoded[row] = _EncodedImages(extras, GivenFrames(latents, mask) if prompt.pictures else None)
         return encoded
 
-    def _read_picture(self, row: int, name: str) -> Tensor:
-        """One of a prompt's pictures (3, 1, H, W) in [-1, 1]."""
-        size, image = self.prompts[row].size, self.prompts[row].pictures[name]
+    def _read(self, row: int, path: Path, num_frames: int) -> Tensor:
+        """One of a prompt's files (3, F, H, W) in [-1, 1], from its beginning on."""
+        size = self.prompts[row].size
         try:
-            request = ClipRequest(image, 0.0, 1, self.family.fps, size.height, size.width)
+            request = ClipRequest(path, 0.0, num_frames, self.family.fps, size.height, size.width)
             pixels = torch.from_numpy(read_clip(request))
         except UserError as error:
-            raise UserError(f"prompt {row}: {image} {error}") from error
+            raise UserError(f"prompt {row}: {path} {error}") from error
         return pixels.permute(3, 0, 1, 2) / 127.5 - 1
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
@@ -282,10 +302,10 @@ class PromptDataModule(LightningDataModule):
 
 
 class _EncodedImages(NamedTuple):
-    """A prompt's pictures."""
+    """A prompt's pictures and reference."""
 
     extras: dict[str, Tensor]
-    """the family's image extras"""
+    """the family's image extras, or the latents of a reference"""
     given: GivenFrames | None
     """(C, F, H, W) and (F,), of families that take latents without noise"""
 

@@ -47,6 +47,8 @@ class RunPlan:
     layout: str
     videos: int
     clips: int
+    references: int
+    references_are_images: bool
     masked: int
     """Clips with a mask."""
     counts: dict[str, dict[str, int]]
@@ -120,13 +122,16 @@ def make_plan(
         sampler.exposures(max_steps * accumulate), [clip.source.group for clip in data.train_clips]
     )
     mean = sum(exposures.values()) / len(exposures)
+    references = [clip.source.reference for clip in folder.clips if clip.source.reference is not None]
     batch_size = sampler.mean_batch_size * accumulate
     return RunPlan(
         source=str(folder.folder),
         layout=folder.layout,
         videos=len({clip.source.group for clip in folder.clips}),
         clips=len(folder.clips),
-        masked=sum(clip.mask_content is not None for clip in folder.clips),
+        references=len({reference.content for reference in references}),
+        references_are_images=any(reference.is_image for reference in references),
+        masked=sum(clip.source.mask is not None for clip in folder.clips),
         buckets=_buckets(data, num_replicas),
         counts=data.usage.counts(),
         quarantined=[
@@ -212,7 +217,7 @@ def _mean_tokens(data: ClipFolder) -> float:
 
 def _encoding(data: ClipFolder) -> dict[str, float]:
     identity = data.family.identity
-    clips = dict(zip(data.latent_recipes(), data.plan.clips, strict=True))
+    clips = dict(zip(data.latent_recipes(data.stored_clips), data.stored_clips, strict=True))
     todo = [clips[recipe] for recipe in data.store.missing(list(clips))]
     captions = list(dict.fromkeys(caption for clip in data.plan.clips for caption in clip.source.captions))
     missing = data.store.missing([PromptRecipe.of(caption, identity, data.encoding.dtype) for caption in captions])

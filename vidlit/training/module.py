@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch, clip_key
-from vidlit.diffusion.conditions import Condition, GivenFrames
+from vidlit.diffusion.conditions import Condition, GivenFrames, of_own_frames, reads_references
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.noising import Noise, num_positions, start_noise, stratum_sigmas
 from vidlit.diffusion.streams import LATENTS, Given, by_stream
@@ -61,8 +61,8 @@ class VideoDiffusionModule(LightningModule):
         preservation: captions at which a LoRA shall change nothing; ``None`` for none.
         noise: noise in training, and the noise levels at which clips are scored.
         conditions: latent frames that shares of the samples are given without noise, in training and validation alike,
-            for families that can be given some (LTX-2, LTX-Video, Wan 2.2 TI2V-5B); where the shares sum to 1, samples
-            start from such frames of their clip. ``None`` for text to video alone.
+            and samples start from where these are all (LTX-2, LTX-Video, Wan 2.2 TI2V-5B); or a reference video for
+            every sample (LTX-2). ``None`` for text to video alone.
         memory: options that make the model fit into memory.
         expert: transformer to train of a base with one for high and one for low noise (Wan 2.2 A14B): ``high``, ``low``
             or ``both``. Trained together they take turns, and each is judged and kept by itself.
@@ -110,8 +110,8 @@ class VideoDiffusionModule(LightningModule):
         self.parts = OpenParts(parts, seed, TURN if memory.offload_experts else 1)
         levels = [level for part in parts for level in part.sigmas]
         self.noising = process.between(min(levels), max(levels))
-        self.num_strata, self.conditions = noise.num_strata, tuple(conditions or ())
-        self.memory, self.bad_steps, self.seed = memory, bad_steps, seed
+        self.conditions, self.reads_references = of_own_frames(conditions), reads_references(conditions)
+        self.num_strata, self.memory, self.bad_steps, self.seed = noise.num_strata, memory, bad_steps, seed
         self.is_schedule_free = is_schedule_free(optimizer)
         for name in self.expert_names:
             setattr(self, name, None)
@@ -272,7 +272,7 @@ class VideoDiffusionModule(LightningModule):
             scale = torch.full((len(picture),), guidance_scale, device=picture.device)
             conditioning = conditioning.with_extras({"guidance": scale})
             null_conditioning, guidance_scale = None, 1.0
-        scheduler = self.family.load_scheduler(num_steps, picture[0, 0].numel())
+        scheduler = self.family.load_scheduler(num_steps, num_positions(picture.shape[1:]) + conditioning.num_given)
         was_training = self.training
         self.eval()
         latents = generate(self, scheduler, noise, conditioning, null_conditioning, guidance_scale, given)

@@ -37,6 +37,11 @@ def check_options(module: VideoDiffusionModule) -> None:
     if not 0 <= module.caption_dropout < 1:
         raise UserError(f"model.caption_dropout is {module.caption_dropout}: it must be at least 0 and below 1.")
     check_conditions(module.conditions)
+    if module.reads_references and not module.family.reference_pipeline:
+        raise UserError(
+            f"model.conditions gives every sample a reference, but {module.family.base} takes none: of the families "
+            "here LTX-2 does."
+        )
     if module.conditions and not module.family.takes_clean_frames:
         raise UserError(
             f"model.conditions gives some samples frames without noise, but {module.family.base} takes none: of the "

@@ -13,13 +13,13 @@ from typing import Literal, NamedTuple, get_args
 
 from vidlit.errors import UserError
 from vidlit.video.buckets import Bucket, nearest_bucket
+from vidlit.video.companions import inspect_companions
 from vidlit.video.frames import VideoInfo
 from vidlit.video.inspection import Inspection, Wanted, inspect_files
 from vidlit.video.isolation import IsolatedReader
-from vidlit.video.masks import inspect_masks
 from vidlit.video.repeats.duplicates import NearDuplicate, find_near_duplicates, tie_groups
 from vidlit.video.scenes import probable_cuts, require_scene_detection
-from vidlit.video.sources import Clip, Rejected, Sources, SourceVideo, read_sources
+from vidlit.video.sources import Clip, Rejected, SourceVideo, read_sources
 
 ClipMode = Literal["head", "chunk", "slide", "uniform", "scenes"]
 MOST_CLIPS = 100_000
@@ -116,6 +116,7 @@ def plan_clips(
     first_captions: bool = False,
     tie_near_duplicates: bool = True,
     with_sound: bool = False,
+    with_references: bool = False,
     cache: Path | None = None,
     reader: Callable[[], IsolatedReader] = IsolatedReader,
     on_progress: Callable[[int, int], None] | None = None,
@@ -134,6 +135,7 @@ def plan_clips(
         first_captions: leave out the further captions of rows with several.
         tie_near_duplicates: whether to find videos that show the same and tie their groups. Identical files always are.
         with_sound: whether to tell which clips have sound.
+        with_references: whether every row needs a reference.
         cache: file that remembers what was read of each file, by path, size and time of change.
         reader: makes the readers that open files.
         on_progress: called with (files done, files in all).
@@ -149,7 +151,7 @@ def plan_clips(
     if not (math.isfinite(fps) and fps > 0):
         raise UserError(f"fps must be above 0, not {fps}")
     cutting = cutting if isinstance(cutting, Cutting) else Cutting(cutting)
-    sources = read_sources(folder, trigger, first_captions=first_captions)
+    sources = read_sources(folder, trigger, first_captions=first_captions, with_references=with_references)
     files = {source.video: source.path for source in sources.videos}
     wanted = Wanted(tie_near_duplicates, cutting.mode == "scenes", _frames_asked_for(sources.videos), with_sound)
     if wanted.cuts:
@@ -159,20 +161,20 @@ def plan_clips(
     results = [(source.video, inspected[source.video]) for source in sources.videos]
     quarantined += [Rejected(video, result) for video, result in results if isinstance(result, str)]  # one a row
     known = {video: result for video, result in inspected.items() if not isinstance(result, str)}
-    rows, badly_masked = inspect_masks([row for row in sources.videos if row.video in known], known, cache, reader)
-    quarantined += badly_masked
-    groups, tied = _tie([row for row, _ in rows], known, tie_near_duplicates)
+    rows, bad = inspect_companions([row for row in sources.videos if row.video in known], known, cache, reader)
+    quarantined += bad
+    groups, tied = _tie(rows, known, tie_near_duplicates)
 
     clips: list[Clip] = []
     dropped: list[Rejected] = []
     shortened: list[Shortened] = []
-    for source, mask in rows:
+    for source in rows:
         grouped = replace(source, group=groups[source.video])
         cut = _cut(grouped, known[source.video], buckets, fps, cutting)
         if isinstance(cut, Rejected):
             dropped.append(cut)
             continue
-        clips += [replace(clip, mask_content=mask) for clip in cut[0]] if mask is not None else cut[0]
+        clips += cut[0]
         shortened += [cut[1]] if cut[1] is not None else []
     clips, repeated = _distinct(clips)
     return DatasetPlan(
@@ -187,26 +189,10 @@ def plan_clips(
         near_duplicates=tuple(tied),
         unlisted=sources.unlisted,
         skipped=sources.skipped,
-        remarks=(*sources.notes, *_on_captions(sources, trigger, first_captions)),
+        remarks=(*sources.notes, *sources.on_captions(trigger, first_captions)),
         crossing=() if cutting.mode == "scenes" else tuple(_crossing(clips, known)),
         silent=tuple(clip.clip_id for clip in clips if with_sound and not known[clip.source.video].info.has_sound),
     )
-
-
-def _on_captions(sources: Sources, trigger: str | None, first_captions: bool) -> list[str]:
-    """What becomes of captions: which of several are used, and how many got the trigger."""
-    said, further = [], sources.further_captions
-    if further:
-        used = (
-            f"of which the first is used: {sum(further.values())} are left out"
-            if first_captions
-            else f"which training reads in turn ({sum(further.values())} beside the first); all else uses the first"
-        )
-        said.append(f"{len(further)} rows have several captions, {used} (the first such row: {next(iter(further))})")
-    if trigger:
-        had = len(sources.videos) - sources.triggered
-        said.append(f"the trigger {trigger!r} was put before the captions of {sources.triggered} rows; {had} had it")
-    return said
 
 
 def _frames_asked_for(rows: Iterable[SourceVideo]) -> dict[str, frozenset[int]]:
@@ -378,22 +364,24 @@ def _why_no_bucket(info: VideoInfo, scenes: Sequence[int], buckets: Sequence[Buc
 
 
 def _distinct(clips: Iterable[Clip]) -> tuple[list[Clip], list[Rejected]]:
-    """Clips in the order they are best read in; several captions of one span get names of their own.
+    """Clips in the order they are best read in; several captions or references of one span get names of their own.
 
     Rows of which no clip is left are rejected; one that repeats a part of another goes on with the rest.
     """
     spans: dict[str, dict[str, Clip]] = defaultdict(dict)
     repeated: dict[int, Rejected] = {}
     for clip in clips:
-        if clip.source.caption in spans[clip.clip_id]:
+        reference = clip.source.reference
+        given = clip.source.caption if reference is None else f"{clip.source.caption}\n{reference.content}"
+        if given in spans[clip.clip_id]:
             reason = f"another row gives the same clip {clip.clip_id}"
             repeated.setdefault(id(clip.source), Rejected(clip.source.video, reason))
         else:
-            spans[clip.clip_id][clip.source.caption] = clip
+            spans[clip.clip_id][given] = clip
     distinct = []
-    for clip_id, captions in spans.items():
-        for caption, clip in captions.items():
-            mark = f"#{hashlib.sha256(caption.encode()).hexdigest()[:8]}" if len(captions) > 1 else ""
+    for clip_id, alike in spans.items():
+        for given, clip in alike.items():
+            mark = f"#{hashlib.sha256(given.encode()).hexdigest()[:8]}" if len(alike) > 1 else ""
             distinct.append(replace(clip, clip_id=clip_id + mark))
     used = {id(clip.source) for clip in distinct}
     rejected = [row for source, row in repeated.items() if source not in used]

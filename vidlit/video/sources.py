@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vidlit.errors import UserError, printable
 from vidlit.video.buckets import Bucket
@@ -23,12 +23,30 @@ from vidlit.video.layouts.cells import (
     shown,
 )
 from vidlit.video.layouts.finding import find_layout
-from vidlit.video.layouts.layout import CAPTION_COLUMNS, PATH_COLUMNS, Rejected
+from vidlit.video.layouts.layout import CAPTION_COLUMNS, COMPANION_COLUMNS, PATH_COLUMNS, Rejected
 from vidlit.video.layouts.source_folder import SourceFolder, is_media, is_utf8, refuse_name
 
 __all__ = ["Clip", "Rejected", "SourceVideo", "Sources", "read_sources"]
 
 _Read = TypeVar("_Read")
+
+UNREAD = "is not read: model.conditions asks for none"
+
+
+class Companion(NamedTuple):
+    """A file that goes with a video."""
+
+    name: str
+    """Posix path relative to the source folder."""
+    path: Path
+    """The same, absolute, with all links resolved."""
+    content: str = ""
+    """SHA-256 of the file's bytes, in hexadecimal, once it was looked at."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is the same for all frames."""
+        return self.path.suffix.lower() in IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +76,18 @@ class SourceVideo:
         """All of them, the first one first."""
         return (self.caption, *self.further_captions)
 
-    mask: str | None = None
-    """Its mask, an image or a video of the same shape: white counts in the loss, black does not. Posix path relative to
-    the source folder."""
-    mask_path: Path | None = None
-    """The same, absolute, with all links resolved."""
+    companions: Mapping[str, Companion] = field(default_factory=dict)
+    """What goes with the video, by the names of its columns."""
+
+    @property
+    def mask(self) -> Companion | None:
+        """An image or a video of the same shape: white counts in the loss, black does not."""
+        return self.companions.get("mask")
+
+    @property
+    def reference(self) -> Companion | None:
+        """An image or a video of the same shape that the model is given, and makes the video from."""
+        return self.companions.get("reference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +103,6 @@ class Clip:
     bucket: Bucket
     content: str
     """SHA-256 of the file's bytes, in hexadecimal."""
-    mask_content: str | None = None
-    """The same of its mask; ``None`` where it has none, and counts everywhere."""
 
     def request(self, background: Color = BLACK) -> ClipRequest:
         """Its frames, as they are asked of a reader."""
@@ -88,13 +111,17 @@ class Clip:
 
     def mask_request(self) -> ClipRequest | None:
         """The frames of its mask, cut as its own are: one of an image, which goes for all; ``None`` without a mask."""
-        path = self.source.mask_path
-        if path is None:
-            return None
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            _, height, width = self.bucket
-            return ClipRequest(path, 0.0, 1, self.fps, height, width)
-        return replace(self.request(), path=path)
+        return None if self.source.mask is None else self._of(self.source.mask).request()
+
+    def reference(self) -> Clip | None:
+        """Its reference as a clip, cut as it is itself: of one frame, if that is an image; ``None`` without one."""
+        return None if self.source.reference is None else self._of(self.source.reference)
+
+    def _of(self, companion: Companion) -> Clip:
+        name, path, content = companion
+        source = replace(self.source, path=path, video=name, companions={})
+        clip = replace(self, clip_id=f"{name} of {self.clip_id}", source=source, content=content)
+        return replace(clip, start=0.0, bucket=self.bucket._replace(num_frames=1)) if companion.is_image else clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +149,27 @@ class Sources:
     notes: tuple[str, ...] = ()
     """What the layout has to say, a line each: options of another trainer that have no counterpart, other splits."""
 
+    def on_captions(self, trigger: str | None, first_captions: bool) -> list[str]:
+        """What becomes of captions: which of several are used, and how many got the trigger."""
+        said, further = [], self.further_captions
+        others = sum(further.values())
+        if further:
+            used = (
+                f"of which the first is used: {others} are left out"
+                if first_captions
+                else f"which training reads in turn ({others} beside the first); all else uses the first"
+            )
+            first = next(iter(further))
+            said.append(f"{len(further)} rows have several captions, {used} (the first such row: {first})")
+        if trigger:
+            had = len(self.videos) - self.triggered
+            said.append(f"the trigger {trigger!r} was put before the captions of {self.triggered} rows; {had} had it")
+        return said
 
-def read_sources(folder: Path, trigger: str | None = None, *, first_captions: bool = False) -> Sources:
+
+def read_sources(
+    folder: Path, trigger: str | None = None, *, first_captions: bool = False, with_references: bool = False
+) -> Sources:
     """Read the rows of a folder, or of one table file.
 
     Args:
@@ -131,6 +177,7 @@ def read_sources(folder: Path, trigger: str | None = None, *, first_captions: bo
             config whose paths are relative to its own folder.
         trigger: see :func:`with_trigger`; ``None`` for none.
         first_captions: leave out the further captions of rows with several.
+        with_references: every row needs a reference; else those that there are are left alone.
 
     Returns:
         Good rows in the order of the file, bad ones with their reasons.
@@ -152,12 +199,12 @@ def read_sources(folder: Path, trigger: str | None = None, *, first_captions: bo
         try:
             if isinstance(row, Rejected):
                 raise _RowError(row.video, row.reason)
-            video = _read_row(files, listing.base, place, row)
+            video = _read_row(files, listing.base, place, row, with_references)
         except _RowError as bad:
             named.add(bad.video)
             quarantined.append(Rejected(printable(bad.video), bad.reason))
             continue
-        named |= {video.video, *([video.mask] if video.mask is not None else [])}
+        named |= {video.video, *(companion.name for companion in video.companions.values())}
         if video.further_captions:
             further[place] = further.get(place, 0) + len(video.further_captions)
         if first_captions:
@@ -173,6 +220,7 @@ def read_sources(folder: Path, trigger: str | None = None, *, first_captions: bo
         named |= {name for name in files.media if os.path.realpath(files.root / name) in reached}
     named |= set(listing.files)
     left = [name for name in files.files if name not in named]
+    unread = sum("reference" in video.extra for video in videos)
     unnamed = [printable(name) for name in left if is_media(name) and not is_utf8(name)]
     return Sources(
         folder=files.path,
@@ -184,7 +232,7 @@ def read_sources(folder: Path, trigger: str | None = None, *, first_captions: bo
         | {reason: tuple(map(printable, names)) for reason, names in files.skipped.items()},
         further_captions=further,
         triggered=triggered,
-        notes=listing.notes,
+        notes=(*listing.notes, *([f"{unread} rows name a reference, which {UNREAD}"] if unread else [])),
     )
 
 
@@ -203,7 +251,7 @@ class _RowError(Exception):
         self.video, self.reason = video, reason
 
 
-def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any]) -> SourceVideo:
+def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any], with_references: bool) -> SourceVideo:
     """A row, checked."""
     cells = {f"{column}": cell for column, cell in row.items()}
     video = place  # until it is known
@@ -231,9 +279,15 @@ def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any]
     captions = take_first(CAPTION_COLUMNS, lambda cell: read_texts(cell) or None)
     if captions is None:
         raise _RowError(video, f"has no caption ({place})")
-    mask, mask_path = _find_mask(files, base, take("mask", read_text))
-    if isinstance(mask_path, str):
-        raise _RowError(video, f"{mask_path} ({place})")
+    companions = {}
+    for what in COMPANION_COLUMNS if with_references else ("mask",):
+        companion = _find_companion(files, base, take(what, read_text))
+        if isinstance(companion, str):
+            raise _RowError(video, f"its {what} {companion} ({place})")
+        if companion is not None:
+            companions[what] = companion
+    if with_references and "reference" not in companions:
+        raise _RowError(video, f"has no reference, which model.conditions asks for ({place})")
     group = take("group", read_name)
     spans = ("start", "end", "start_frame", "end_frame")
     start, end, first, last = (take(each, read_number) if each in cells else None for each in spans)
@@ -249,18 +303,18 @@ def _read_row(files: SourceFolder, base: str, place: str, row: Mapping[str, Any]
     notes = {column: note for column, cell in cells.items() if (note := read_note(cell)) is not None}
     caption, *further = dict.fromkeys(captions)
     spans_and_notes = start, end, frame_span, notes
-    return SourceVideo(path, video, caption, group or video, *spans_and_notes, tuple(further), mask, mask_path)
+    return SourceVideo(path, video, caption, group or video, *spans_and_notes, tuple(further), companions)
 
 
-def _find_mask(files: SourceFolder, base: str, name: str | None) -> tuple[str | None, Path | str | None]:
-    """A row's mask by its name in the folder, and where it is, or why it cannot be used."""
+def _find_companion(files: SourceFolder, base: str, name: str | None) -> Companion | str | None:
+    """What a row names to go with its video, or why it cannot be used."""
     if name is None:
-        return None, None
+        return None
     reason, path = refuse_name(name), files.root
     if reason is None:
         name = files.find(f"{base}/{name}" if base else name)
         reason, path = files.locate(name)
-    return name, path if reason is None else f"its mask {printable(name)} {reason}"
+    return Companion(name, path) if reason is None else f"{printable(name)} {reason}"
 
 
 def _by_suffix(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -24,6 +24,7 @@ from vidlit.callbacks.order import callbacks_for
 from vidlit.callbacks.run_overview import closing_facts, print_facts
 from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes, check_run_name, expand_paths
 from vidlit.commands.cli.further_captions import link_further_captions
+from vidlit.commands.cli.references import link_references
 from vidlit.commands.cli.refit import finished
 from vidlit.commands.cli.saved_config import SaveRunConfig, config_text
 from vidlit.commands.cli.trainer import VidlitTrainer
@@ -148,6 +149,7 @@ class VidlitCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("model.base", "data.base")
         parser.link_arguments("model.audio", "data.audio")
+        link_references(parser)
         parser.link_arguments("data.fps", "model.fps")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import sys
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from vidlit.diffusion.conditions import REFERENCE
 from vidlit.diffusion.noising import level_of_sample
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
 from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.encoders import PromptEncoder, ReadTokens, count_tokens
-from vidlit.models.families.ltx_video import OFFICIAL_SHIFT, LTXVideo
+from vidlit.models.families.ltx_video import OFFICIAL_SHIFT, LTXVideo, to_tokens
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
@@ -41,6 +42,7 @@ class LTX2(LTXVideo):
     transformer_class: ClassVar[str] = "LTX2VideoTransformer3DModel"
     default_fps = 24.0
     pipeline_class = "LTX2Pipeline"
+    reference_pipeline = "LTX2InContextPipeline"
     prompt_recipe = f"all of Gemma's hidden states, padded left to {PROMPT_TOKENS}, through the connectors"
     text_parts = ("text_encoder", "tokenizer", "connectors")
     # What only sound or both streams together reach, and the embedding of keyframes, which no pipeline here gives.
@@ -75,6 +77,9 @@ class LTX2(LTXVideo):
     ) -> tuple[Tensor, Tensor]:
         """Ask the transformer for both streams, as the pipeline does.
 
+        A reference among the conditioning's extras is further tokens without noise, where the video's own are: as
+        ``LTX2InContextPipeline`` gives one of the video's size.
+
         Args:
             transformer: from :meth:`load_transformer`.
             noisy: as for :meth:`velocity`, and so are the next two.
@@ -90,14 +95,18 @@ class LTX2(LTXVideo):
         """
         num_frames, height, width = noisy.shape[2:]
         dtype = next(transformer.parameters()).dtype
+        reference = conditioning.extras.get(REFERENCE)
+        tokens, by_token = to_tokens(noisy, sigmas, reference)
         levels = 1000.0 * level_of_sample(sigmas)
-        by_token = 1000.0 * sigmas.repeat_interleave(height * width, dim=1) if sigmas.dim() == 2 else levels
-        tokens, heard = transformer(
-            hidden_states=noisy.flatten(2).transpose(1, 2).to(dtype),
+        shapes = [each.shape[2:] for each in (noisy, reference) if each is not None]
+        rope: Any = transformer.rope
+        places = [rope.prepare_video_coords(len(noisy), *each, noisy.device, self.fps) for each in shapes]
+        predicted, heard = transformer(
+            hidden_states=tokens.to(dtype),
             audio_hidden_states=sound.to(dtype),
             encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
             audio_encoder_hidden_states=sound_prompt.to(dtype),
-            timestep=by_token,
+            timestep=1000.0 * by_token,
             audio_timestep=1000.0 * sound_sigmas,
             sigma=levels,
             audio_sigma=1000.0 * sound_sigmas,
@@ -105,12 +114,14 @@ class LTX2(LTXVideo):
             height=height,
             width=width,
             fps=self.fps,
+            video_coords=torch.cat(places, dim=2),
             audio_num_frames=sound.shape[1],
             isolate_modalities=isolate_modalities,
             use_cross_timestep=True,  # as the pipelines of all versions; the transformer's own default is LTX-2.0's
             return_dict=False,
         )
-        return tokens.transpose(1, 2).reshape(noisy.shape), heard
+        picture = predicted[:, : num_frames * height * width]
+        return picture.transpose(1, 2).reshape(noisy.shape), heard
 
     @cached_property
     def _sound_widths(self) -> tuple[int, int]:

@@ -66,13 +66,14 @@ class LTXVideo(Family):
         sigmas: Tensor,
         conditioning: Conditioning,
     ) -> Tensor | dict[str, Tensor]:
-        """See :meth:`Family.velocity`. The pipeline's ``_pack_latents`` at patch size 1 is a transpose."""
+        """See :meth:`Family.velocity`."""
         num_frames, height, width = noisy.shape[2:]
         dtype = next(transformer.parameters()).dtype
-        tokens = transformer(
-            hidden_states=noisy.flatten(2).transpose(1, 2).to(dtype),
+        tokens, levels = to_tokens(noisy, sigmas)
+        predicted = transformer(
+            hidden_states=tokens.to(dtype),
             encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
-            timestep=1000.0 * (sigmas.repeat_interleave(height * width, dim=1) if sigmas.dim() == 2 else sigmas),
+            timestep=1000.0 * levels,
             encoder_attention_mask=conditioning.prompt_attention_mask.to(dtype),
             num_frames=num_frames,
             height=height,
@@ -80,7 +81,7 @@ class LTXVideo(Family):
             **self._positions(noisy),
             return_dict=False,
         )[0]
-        return tokens.transpose(1, 2).reshape(noisy.shape)
+        return predicted.transpose(1, 2).reshape(noisy.shape)
 
     def _positions(self, noisy: Tensor) -> dict[str, Any]:
         """Where the transformer is told that the tokens of latents (B, C, F, H, W) are, in seconds and pixels."""
@@ -138,3 +139,23 @@ class LTXVideo(Family):
         if self.is_from_095_on:
             return T5PromptEncoder(self, device, LONG_PROMPT_TOKENS, attend_padding=False)
         return T5PromptEncoder(self, device, MAX_PROMPT_TOKENS, attend_padding=True)
+
+
+def to_tokens(noisy: Tensor, sigmas: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Latents as tokens, as the pipelines' ``_pack_latents`` makes them at patch size 1, and their noise levels.
+
+    Args:
+        noisy: (B, C, F, H, W).
+        sigmas: (B,), or (B, F) where frames differ.
+        reference: (B, C, F', H', W'), whose tokens come after the others, without noise.
+
+    Returns:
+        (B, N, C) tokens, and (B, N) levels; (B,) where all of a sample are alike.
+    """
+    tokens = noisy.flatten(2).transpose(1, 2)
+    levels = sigmas.repeat_interleave(noisy.shape[3] * noisy.shape[4], dim=1) if sigmas.dim() == 2 else sigmas
+    if reference is None:
+        return tokens, levels
+    given = reference.to(noisy.dtype).flatten(2).transpose(1, 2)
+    levels = levels if levels.dim() == 2 else levels[:, None].expand(-1, tokens.shape[1])
+    return torch.cat([tokens, given], dim=1), torch.cat([levels, levels.new_zeros(given.shape[:2])], dim=1)

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 PATH_COLUMNS = ("file_name", "media_path", "video_path", "video", "path")
 """Columns that name a row's video."""
 CAPTION_COLUMNS = ("caption", "text", "prompt")
+COMPANION_COLUMNS = ("mask", "reference")
+"""Columns that name a file which goes with a row's video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,8 @@ class Rejected:
 
 Row = Mapping[str, Any] | Rejected
 """What a row says, by column: ``file_name`` (relative to the folder), ``caption`` and, where there are any, ``group``,
-``mask`` (a path, too), ``start`` and ``end`` in seconds or ``start_frame`` and ``end_frame``; others are kept with the
-clip."""
+``mask`` and ``reference`` (paths, too), ``start`` and ``end`` in seconds or ``start_frame`` and ``end_frame``; others
+are kept with the clip."""
 
 
 class Listing(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vidlit.errors import UserError
-from vidlit.video.layouts.layout import Layout, Listing, Rejected, Row
+from vidlit.video.layouts.layout import COMPANION_COLUMNS, Layout, Listing, Rejected, Row
 from vidlit.video.layouts.source_folder import SourceFolder, is_inside, is_utf8, refuse_outside
 from vidlit.video.layouts.table_files import read_text_file
 
@@ -35,7 +35,7 @@ class CaptionFiles(Layout):
 
     description = (
         "a.mp4 beside a.txt or a.mp4.txt, which holds its caption, in any folder below, and a.mask.png or a.mask.mp4, "
-        "its mask, if it has one"
+        "its mask, and a.reference.png or a.reference.mp4, its reference, if it has any"
     )
 
     @classmethod
@@ -47,10 +47,14 @@ class CaptionFiles(Layout):
         captions = caption_files(folder)
         if not captions:
             return None
-        masks = mask_files(folder)
-        videos = sorted({name for name in folder.media if is_utf8(name)} - set(masks.values()))
+        companions = companion_files(folder)
+        others = {name for files in companions.values() for name in files.values()}
+        videos = sorted({name for name in folder.media if is_utf8(name)} - others)
         said = {video: caption_row(folder, video, captions.get(video)) for video in videos}
-        rows = [(video, _with_mask(row, masks.get(video))) for video, row in said.items()]
+        rows = [
+            (video, row if isinstance(row, Rejected) else {**row, **companions.get(video, {})})
+            for video, row in said.items()
+        ]
         return Listing("a caption file beside each video", rows, tuple(captions.values()))
 
 
@@ -69,15 +73,16 @@ def caption_files(folder: SourceFolder, suffix: str = ".txt") -> dict[str, str]:
     return found
 
 
-def mask_files(folder: SourceFolder) -> dict[str, str]:
-    """The mask of each video that has one: ``a.mask.png`` or ``a.mask.mp4`` beside ``a.mp4``."""
+def companion_files(folder: SourceFolder) -> dict[str, dict[str, str]]:
+    """The mask and the reference of each video that has some, by their columns: ``a.mask.png`` beside ``a.mp4``."""
     stems = {name: PurePosixPath(name).with_suffix("") for name in folder.media}
-    masks = {stem.with_suffix(""): name for name, stem in stems.items() if stem.suffix == ".mask"}
-    return {name: masks[stem] for name, stem in stems.items() if stem in masks}
-
-
-def _with_mask(row: Row, mask: str | None) -> Row:
-    return row if mask is None or isinstance(row, Rejected) else {**row, "mask": mask}
+    found: dict[str, dict[str, str]] = {}
+    for name, stem in stems.items():
+        for what in COMPANION_COLUMNS:
+            owner = stem.with_suffix("") if stem.suffix == f".{what}" else None
+            if owner is not None:
+                found.setdefault(f"{owner}", {})[what] = name
+    return {name: found[f"{stem}"] for name, stem in stems.items() if f"{stem}" in found}
 
 
 def caption_row(
