@@ -14,10 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from vidlit.__main__ import main as vidlit
 from vidlit.data.demo_clips import FPS, Scene
 from vidlit.data.demo_folder import Demo
+from vidlit.models.family import open_family
+from vidlit.models.log_mel import log_mel
 from vidlit.runs.record import RunRecord
 from vidlit.stopping.divergence import DivergenceHistory, best_check, judge_divergence
 from vidlit.video.mp4 import write_mp4
@@ -78,15 +81,20 @@ def streams(folder: Path, seed: int, max_steps: int) -> RunRecord:
     clips = folder / "clips"
     clips.mkdir(parents=True)
     rows = ["file_name,caption,group"]
+    shown, heard = [], []
     for number in range(16):
         scene = replace(Scene.draw(number), num_frames=17, size=(64, 64))
         for take in range(4):
             frames = scene.render(np.random.default_rng([number, take]))
             name = f"scene_{number:03d}_take_{take}.mp4"
-            write_mp4(clips / name, frames, FPS, None if is_silent(number) else chord(number, take, len(frames) / FPS))
+            sound = None if is_silent(number) else chord(number, take, len(frames) / FPS)
+            write_mp4(clips / name, frames, FPS, sound)
+            shown.append(torch.from_numpy(frames).permute(3, 0, 1, 2) / 127.5 - 1)
+            heard += [] if sound is None else [torch.from_numpy(sound.samples)]
             rows.append(f"{name},{scene.caption},scene_{number:03d}")
     (clips / "metadata.csv").write_text("\n".join(rows) + "\n")
     base = ltx2(folder / "base", width=WIDTH)
+    normalise(base, torch.stack(shown), torch.stack(heard))
     options = {"model__audio": "on", "data__buckets": f"[{SIZE}]", "data__fps": FPS, "data__cutting__mode": "head"}
     return fit(
         folder,
@@ -96,6 +104,22 @@ def streams(folder: Path, seed: int, max_steps: int) -> RunRecord:
         overfit_stopping__parts="warn",
         **options,
     )
+
+
+@torch.no_grad()
+def normalise(base: Path, videos: torch.Tensor, sounds: torch.Tensor) -> None:
+    """Give random autoencoders the statistics of their latents: else all that there is to learn is a mean."""
+    family = open_family(base, FPS, "on")
+    vae, audio_vae = family.load_vae("cpu"), family.load_audio_vae("cpu")
+    latents = family.posterior(vae, videos).mode().transpose(0, 1).flatten(1)
+    vae.latents_mean.copy_(latents.mean(1))
+    vae.latents_std.copy_(latents.std(1) * vae.config.scaling_factor)
+    latents = audio_vae.encode(log_mel(sounds, audio_vae.config.mel_bins)).latent_dist.mode()
+    tokens = latents.transpose(1, 2).flatten(2).flatten(0, 1)
+    audio_vae.latents_mean.copy_(tokens.mean(0))
+    audio_vae.latents_std.copy_(tokens.std(0))
+    vae.save_pretrained(base / "vae")
+    audio_vae.save_pretrained(base / "audio_vae")
 
 
 def is_silent(number: int) -> bool:
@@ -117,7 +141,9 @@ def told(run: RunRecord) -> list[dict[str, object]]:
     histories = run.histories
     length = min(len(history.steps) for history in histories.values())
     rows = [row(name, history) for name, history in histories.items()]
-    first = next(iter(histories.values()))
+    first, *others = histories.values()
+    if any(other.val.shape[1] != first.val.shape[1] for other in others):  # not all clips have all parts
+        return rows
     mean = DivergenceHistory(
         first.steps[:length],
         np.mean([history.val[:length] for history in histories.values()], axis=0),
@@ -130,15 +156,14 @@ def told(run: RunRecord) -> list[dict[str, object]]:
 
 def row(name: str, history: DivergenceHistory) -> dict[str, object]:
     """What the rule says of one curve, check by check: when it is done, what is kept then, and what came after."""
-    checks = len(history.steps)
-    for known in range(2, checks + 1):
-        if judge_divergence(history.first(known), warmup_steps=20).action == "stop":
-            checks = known
-            break
-    kept, best = best_check(history.first(checks)), best_check(history)
+    verdicts = (
+        (known, judge_divergence(history.first(known), warmup_steps=20)) for known in range(2, len(history.steps) + 1)
+    )
+    done = next((known for known, verdict in verdicts if verdict.action == "stop"), None)
+    kept, best = best_check(history.first(done or len(history.steps))), best_check(history)
     return {
         "part": name,
-        "done at": int(history.steps[checks - 1]) if checks < len(history.steps) else None,
+        "done at": int(history.steps[done - 1]) if done is not None else None,
         "kept": int(history.steps[kept]),
         "its gain": gain(history, kept),
         "best of the run": int(history.steps[best]),
