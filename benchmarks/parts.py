@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -63,15 +64,16 @@ def experts(folder: Path, seed: int, max_steps: int) -> RunRecord:
     Demo(folder, num_videos=16, clips_per_video=4).write()
     base = folder / "base"
     shutil.copytree(base / "transformer", base / "transformer_2")
-    LTXVideo.experts = (Expert("transformer", BOUNDARY, "high"), Expert("transformer_2", title="low"))
-    return fit(
-        folder,
-        base,
-        seed_everything=seed,
-        trainer__max_steps=max_steps,
-        overfit_stopping__parts="warn",
-        data__buckets="[9x48x80, 9x64x64]",
-    )
+    pair = (Expert("transformer", BOUNDARY, "high"), Expert("transformer_2", title="low"))
+    with patch.object(LTXVideo, "experts", pair):
+        return fit(
+            folder,
+            base,
+            seed_everything=seed,
+            trainer__max_steps=max_steps,
+            overfit_stopping__parts="warn",
+            data__buckets="[9x48x80, 9x64x64]",
+        )
 
 
 def streams(folder: Path, seed: int, max_steps: int) -> RunRecord:
