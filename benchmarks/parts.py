@@ -153,7 +153,9 @@ def told(run: RunRecord) -> list[dict[str, object]]:
         first.val_videos,
         first.train_eval_videos,
     )
-    return [*rows, row("the mean of both", mean)]
+    both = row("the mean of both", mean)
+    then = list(mean.steps).index(both["kept"])
+    return [*rows, both | {f"gain of {name} then": gain(history, then) for name, history in histories.items()}]
 
 
 def row(name: str, history: DivergenceHistory) -> dict[str, object]:

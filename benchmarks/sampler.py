@@ -10,15 +10,16 @@ for one, when a large bucket is shuffled anew; `jump` the time to a batch a bill
 """
 
 import argparse
-import resource
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
 from vidlit.data.batch_sampler import ResolutionBatchSampler
+from vidlit.training.memory import peak_memory
 
 BATCH_SIZE = 4
 BUCKETS = 12
@@ -74,9 +75,7 @@ def main() -> None:
                 f"{num_clips:>9}  {name:6} {start:9.4f} {peak / num_clips:11.1f} {1e6 * mean:9.2f} "
                 f"{1e3 * longest:10.1f} {jump if name == 'vidlit' else '':>8}"
             )
-    print(
-        f"peak resident memory of the whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
-    )
+    print(f"peak resident memory of the whole run: {peak_memory(torch.device('cpu')) / 2**30:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -134,14 +134,15 @@ def resize(base: Path, heads: int, num_layers: int) -> int:
 def peak_memory(loop: str, folder: Path, batch_size: int, threads: int) -> float:
     """Most resident bytes of a process that runs one loop for a few steps."""
     code = (
-        "import resource, sys, torch; from pathlib import Path; from benchmarks import step_overhead; "
+        "import torch; from pathlib import Path; from benchmarks import step_overhead; "
+        "from vidlit.training.memory import peak_memory; "
         f"torch.set_num_threads({threads}); "
         f"step_overhead.LOOPS[{loop!r}](Path({str(folder)!r}), {2 * WARMUP_STEPS}, {batch_size}); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(peak_memory(torch.device('cpu')))"
     )
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    return 1024.0 * int(done.stdout.split()[-1])
+    return float(done.stdout.split()[-1])
 
 
 LOOPS = {"bare PyTorch loop": time_bare, "vidlit fit": time_fit}

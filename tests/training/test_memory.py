@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -6,7 +9,7 @@ from vidlit.diffusion.loss import denoising_loss
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA, train_layers
 from vidlit.models.family import open_family
-from vidlit.training.memory import Memory, repeated_blocks, store_frozen
+from vidlit.training.memory import Memory, peak_memory, repeated_blocks, store_frozen
 from vidlit.training.module import VideoDiffusionModule
 
 
@@ -110,3 +113,12 @@ def test_compiled_blocks_compute_the_same(demo, family, batch):
         assert all("_orig_mod" not in name for name in module.state_dict())
     assert all(block._compiled_call_impl is not None for block in repeated_blocks(modules[1].transformer))
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
+def test_peak_memory_is_this_process_and_not_the_one_that_started_it():
+    """The system's own number of a child begins at what its parent had."""
+    here = torch.zeros(2**28)  # a GB, all of it touched
+    assert peak_memory(here.device) > here.nbytes
+    code = "from vidlit.training.memory import peak_memory; import torch; print(peak_memory(torch.device('cpu')))"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert 1e8 < float(child.stdout) < here.nbytes

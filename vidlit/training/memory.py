@@ -5,9 +5,11 @@ Everything here acts on the transformer's repeated blocks, where nearly all of i
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -208,6 +210,9 @@ def peak_memory(device: torch.device) -> float:
     """Most bytes so far: allocated on a GPU, or resident in this process; those of now where no system keeps a peak."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())) is not None:
+        return 1024.0 * int(peak[1])  # ru_maxrss begins at what the process had that started this one
     try:
         import resource
     except ImportError:  # Windows keeps the peak elsewhere
