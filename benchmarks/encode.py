@@ -25,7 +25,7 @@ import av
 import numpy as np
 import torch
 
-from vidlit.latents.encode_missing import encode
+from vidlit.latents.encode.missing import encode
 from vidlit.latents.store import LatentStore
 from vidlit.models.encoders import ReadTokens
 from vidlit.video.buckets import Bucket

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from vidlit.errors import UserError
-from vidlit.latents.encode_missing import encode
 from vidlit.latents.encoding import Encoding
 from vidlit.latents.store import LatentStore
 from vidlit.models.encoders import ReadTokens
@@ -104,6 +103,8 @@ class LoggingEncoders(PoolingEncoders):
 
 def encode_logged(root, log, clips, seconds=0.0, shard_bytes=2**26):
     """What a process of its own runs."""
+    from vidlit.latents.encode.missing import encode  # Lightning with it, which workers of Ray need not load
+
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers
     options = {"accelerator": "cpu", "devices": 1}
     encode(

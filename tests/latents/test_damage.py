@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.data.stand_ins import IDENTITY, make_clips
-from tests.latents.test_encode_missing import never, run
+from tests.latents.encode.test_missing import never, run
 from vidlit import io_retry
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import as_is

@@ -9,7 +9,7 @@ from tests.data.stand_ins import IDENTITY, ColourReader, PoolingEncoders, make_c
 from vidlit.diffusion.batch import Conditioning, LatentBatch, clip_key, collate
 from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encode_missing import encode
+from vidlit.latents.encode.missing import encode
 from vidlit.latents.encoding import Encoding
 from vidlit.latents.store import LatentStore
 

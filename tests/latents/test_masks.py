@@ -15,7 +15,7 @@ from vidlit.diffusion.batch import collate
 from vidlit.diffusion.loss_weights import latent_mask
 from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encode_missing import encode
+from vidlit.latents.encode.missing import encode
 from vidlit.latents.encoding import Encoding
 from vidlit.latents.recipe import LatentRecipe
 from vidlit.latents.store import LatentStore

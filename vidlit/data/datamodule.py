@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch, as_is
 from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encode_missing import encode
+from vidlit.latents.encode.missing import EngineName, encode
 from vidlit.latents.encoding import EncodeReport
 from vidlit.lightning_internals import replaces_samplers
 from vidlit.models.encoders import BaseEncoders
@@ -40,6 +41,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
         retry_quarantined: bool = False,
         repair: bool = False,
         retry_transient: bool = True,
+        engine: EngineName = "lightning",
         **trainer_options: Any,
     ) -> EncodeReport:
         """Encode what the store lacks.
@@ -48,19 +50,21 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             retry_quarantined: try clips again that could not be encoded before, whatever the reason.
             repair: encode again what is damaged or gone, too.
             retry_transient: try clips again that failed for a reason of time, memory or the system.
-            trainer_options: ``accelerator``, ``devices``, ``strategy`` ... of the Trainer that does it.
+            engine: what does it: Lightning's ranks, or a Ray cluster.
+            trainer_options: ``accelerator``, ``devices``, ``strategy`` ... of Lightning's.
         """
         report = encode(
             self.stored_clips,
             self.store,
             self.family.identity,
-            lambda: BaseEncoders(self.family, self.encoding.with_std),
+            partial(BaseEncoders, self.family, self.encoding.with_std),
             self.encoding,
             further_captions=self.further_captions,
             sample_rate=self.family.sample_rate,
             retry_quarantined=retry_quarantined,
             retry_transient=retry_transient,
             repair=repair,
+            engine=engine,
             trainer_options=trainer_options,
         )
         for told in ("_failed", "split", "usage", "clip_identity"):  # of what was stored before

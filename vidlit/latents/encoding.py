@@ -1,4 +1,4 @@
-"""How clips and captions are encoded, and what a call of :func:`vidlit.latents.encode_missing.encode` did."""
+"""How clips and captions are encoded, and what a call of :func:`vidlit.latents.encode.missing.encode` did."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.errors import UserError
+from vidlit.latents.encode.missing import EngineName
 from vidlit.latents.store import LatentStore
 from vidlit.runs.checkpoint_files import save_sharded, shards_weights
 from vidlit.training.module import VideoDiffusionModule
@@ -36,6 +37,7 @@ class VidlitTrainer(Trainer):
         verify: bool = False,
         retry_quarantined: bool = False,
         repair: bool = False,
+        engine: EngineName = "lightning",
     ) -> None:
         """Fill the latent store with what it lacks.
 
@@ -45,6 +47,8 @@ class VidlitTrainer(Trainer):
             verify: encode nothing; read everything stored and compare it with its checksum.
             retry_quarantined: try clips again that could not be encoded before, whatever the reason.
             repair: compare everything stored with its checksum, and encode again what is damaged or gone.
+            engine: ``lightning`` encodes on this machine's devices; ``ray`` on the cluster that Ray's own settings name
+                (RAY_ADDRESS), or on one of this machine.
 
         Raises:
             UserError: something stored is damaged.
@@ -55,6 +59,7 @@ class VidlitTrainer(Trainer):
         report = datamodule.encode(
             retry_quarantined,
             repair,
+            engine=engine,
             accelerator=self.accelerator_name,
             devices=self.num_devices,
             num_nodes=self.num_nodes,

@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import signal
+import sys
 import time
 import warnings
 from collections import Counter
@@ -29,9 +30,9 @@ from tests.data.stand_ins import (
     make_clips,
 )
 from vidlit.errors import UserError
-from vidlit.latents import encode_progress as progress
 from vidlit.latents.dataset import LatentDataset
-from vidlit.latents.encode_missing import encode
+from vidlit.latents.encode import progress
+from vidlit.latents.encode.missing import encode
 from vidlit.latents.encoding import Encoding
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
@@ -82,6 +83,13 @@ def test_one_change_encodes_just_what_depends_on_it(tmp_path):
     report = run(clips, store, encoding=Encoding(posterior="sample", num_workers=0))
     assert (report.encoded, report.captions, report.stored) == (6, 0, 0)
     assert run(clips, store, never).stored == 6, "the first encoding is still there"
+
+
+def test_an_engine_that_is_not_installed_is_told_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r'--engine ray needs Ray: pip install "vidlit\[ray\]"'):
+        run(make_clips(1), LatentStore(tmp_path / "store"), engine="ray")
+    assert LatentStore(tmp_path / "store").keys("latent") == set()
 
 
 def test_the_same_file_twice_is_encoded_once(tmp_path):
@@ -343,7 +351,7 @@ def test_two_ranks_encode_each_clip_once(tmp_path):
 def server():
     """Processes that start fast: what they import is imported once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vidlit.latents.encode_missing"])
+    context.set_forkserver_preload(["vidlit.latents.encode.missing"])
     return context
 
 

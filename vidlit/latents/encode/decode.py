@@ -47,27 +47,29 @@ class DecodedClips(NamedTuple):
     """(B, 2, n) float32, zero where a clip is silent; ``None`` where nobody wants it"""
 
 
+class Decoding(NamedTuple):
+    """How clips are decoded."""
+
+    open_reader: Callable[[], ClipReader]
+    """Called once in each worker."""
+    background: Color
+    """Red, green, blue (0-255) behind transparent pixels."""
+    sample_rate: int | None = None
+    """Samples a second of their sound; ``None`` to leave it alone."""
+
+
 class ClipBatches(Dataset[DecodedClips]):
     """Whole batches as items, because Lightning rebuilds the loaders of predict and fails on a batch sampler.
 
     Args:
         clips: all clips.
         batches: rows of clips of one bucket.
-        open_reader: called once in each worker.
-        background: red, green, blue (0-255) behind transparent pixels.
-        sample_rate: samples a second of their sound; ``None`` to leave it alone.
+        decoding: how.
     """
 
-    def __init__(
-        self,
-        clips: Sequence[Clip],
-        batches: list[list[int]],
-        open_reader: Callable[[], ClipReader],
-        background: Color,
-        sample_rate: int | None = None,
-    ) -> None:
+    def __init__(self, clips: Sequence[Clip], batches: Sequence[Sequence[int]], decoding: Decoding) -> None:
         self.clips, self.batches = clips, batches
-        self.open_reader, self.background, self.sample_rate = open_reader, background, sample_rate
+        self.open_reader, self.background, self.sample_rate = decoding
         self._reader: ClipReader | None = None  # opened in the worker
         self._mask_reader: ClipReader | None = None  # each keeps its place in a file
 
@@ -75,16 +77,20 @@ class ClipBatches(Dataset[DecodedClips]):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> DecodedClips:
+        return self.read(self.batches[index])
+
+    def read(self, batch: Sequence[int]) -> DecodedClips:
+        """Clips of one bucket, by their rows."""
         if self._reader is None:
             self._reader = self.open_reader()
-        clips = [self.clips[row] for row in self.batches[index]]
+        clips = [self.clips[row] for row in batch]
         num_frames, height, width = clips[0].bucket
         frames = batch_memory((len(clips), num_frames, height, width, 3), torch.uint8)
         sounds: list[Tensor] = []
         rows: list[int] = []
         masks: dict[int, Tensor] = {}
         failed: dict[int, tuple[str, bool]] = {}
-        for row, clip in zip(self.batches[index], clips, strict=True):
+        for row, clip in zip(batch, clips, strict=True):
             try:
                 request = clip.request(self.background)
                 pixels = self._reader.read_clip(request)

@@ -1,0 +1,120 @@
+"""Encoding on a real Ray cluster of two nodes: the same store as on one machine, whatever dies."""
+
+import functools
+import os
+import threading
+import time
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.data.stand_ins import IDENTITY, ColourReader, LoggingEncoders, PoolingEncoders, make_clips
+from tests.latents.encode.test_missing import CPU
+from vidlit.errors import UserError
+from vidlit.latents.dataset import LatentDataset
+from vidlit.latents.encode import progress
+from vidlit.latents.encode.missing import encode
+from vidlit.latents.encoding import Encoding
+from vidlit.latents.store import LatentStore
+from vidlit.video.buckets import Bucket
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+BUCKET, DEFAULT = Bucket(5, 16, 16), Encoding()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes; this process is a driver on the first. Starting processes takes most of the time, so all share it."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.second = made.add_node(num_cpus=1)
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def on_ray(clips, store, load=PoolingEncoders, encoding=DEFAULT, **options):
+    return encode(clips, store, IDENTITY, load, encoding, engine="ray", **{"open_reader": ColourReader} | options)
+
+
+def test_the_store_is_that_of_one_machine(tmp_path, cluster, capfd, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    clips = make_clips(23)
+    bad = functools.partial(ColourReader, bad=("00005.mp4",))
+    stores = [LatentStore(tmp_path / name) for name in ("ray", "local")]
+    load = functools.partial(LoggingEncoders, tmp_path / "log")
+    report = on_ray(clips, stores[0], load, Encoding(batch_size=2), open_reader=bad)
+    assert "encoded 23 of 23 clips, 1 quarantined" in capfd.readouterr().err
+    here = encode(
+        clips, stores[1], IDENTITY, PoolingEncoders, Encoding(batch_size=2), open_reader=bad, trainer_options=CPU
+    )
+    assert (report.encoded, report.captions) == (here.encoded, here.captions) == (22, 3)
+    assert [clip[:3] for clip in report.quarantined] == [clip[:3] for clip in here.quarantined]
+    good = [clip for clip in clips if clip.clip_id != report.quarantined[0].clip_id]
+    ours, theirs = (LatentDataset.from_clips(store, good, IDENTITY, clip_extras=["first_frame"]) for store in stores)
+    for row in range(22):
+        for mine, other in zip(ours[row][:2], theirs[row][:2], strict=True):
+            assert torch.equal(mine, other)
+        assert torch.equal(ours[row].extras["first_frame"], theirs[row].extras["first_frame"])
+    lines = Counter((tmp_path / "log").read_text().splitlines())
+    assert set(lines.values()) == {1}, "each clip and each caption once"
+    assert not list(stores[0].verify())
+    writers = {path.stem.split("-", 1)[1] for path in (tmp_path / "ray" / "shards").iterdir()}
+    assert len(writers) == 2, "one a node"
+    assert on_ray(clips, stores[0]).stored == 22
+
+
+class Dying(PoolingEncoders):
+    """Its process dies at a clip, once, or always."""
+
+    def __init__(self, mark, always=False):
+        super().__init__()
+        self.mark, self.always = mark, always
+
+    def encode_video(self, frames, sound):
+        if round(float(frames[0].float().mean())) == 7 and (self.always or not self.mark.exists()):
+            self.mark.touch()
+            os._exit(1)
+        return super().encode_video(frames, sound)
+
+
+def test_an_encoder_that_dies_comes_up_again(tmp_path, cluster):
+    clips, store = make_clips(12, buckets=(BUCKET,)), LatentStore(tmp_path / "store")
+    assert on_ray(clips, store, functools.partial(Dying, tmp_path / "mark")).encoded == 12
+    assert (tmp_path / "mark").exists()
+
+
+def test_what_an_encoder_refuses_is_told_as_here(tmp_path, cluster):
+    load = functools.partial(PoolingEncoders, {**IDENTITY, "vae": "another"})
+    with pytest.raises(UserError, match="the encoders that were loaded are"):
+        on_ray(make_clips(2), LatentStore(tmp_path / "store"), load)
+
+
+def test_a_node_that_dies_costs_its_unfinished_clips(tmp_path, cluster):
+    """The last test: the cluster is one node from then on."""
+    clips = make_clips(60, buckets=(BUCKET,))
+    store, log = LatentStore(tmp_path / "store"), tmp_path / "log"
+    load = functools.partial(LoggingEncoders, log, 0.1)
+    shard_bytes = 4 * 3 * 5 * 2 * 2 * 2  # four clips
+
+    def kill():
+        while not log.exists() or len(log.read_text().splitlines()) < 20:
+            time.sleep(0.02)
+        cluster.remove_node(cluster.second, allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    report = on_ray(clips, store, load, Encoding(shard_bytes=shard_bytes))
+    killer.join()
+    assert (report.encoded, report.captions, report.quarantined) == (60, 3, [])
+    assert not list(store.verify())
+    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    values = [round(float(dataset[row].latents.float().mean() * 127.5 + 127.5)) for row in range(60)]
+    assert values == list(range(60))
+    counts = Counter(line for line in log.read_text().splitlines() if line.isdigit())
+    assert len(counts) == 60
+    assert sum(counts.values()) <= 60 + 4 + 4, "a shard that was being filled, and what was on its way"

@@ -1,0 +1,1 @@
+"""Clips and captions to what a store holds: what is missing, who decodes and encodes it, on which engine."""

@@ -1,0 +1,119 @@
+"""What a store lacks of clips and captions, encoded on one of the engines."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from vidlit.latents.damage import Damage
+from vidlit.latents.encode.decode import ClipReader, Decoding
+from vidlit.latents.encode.lightning_engine import LightningEngine
+from vidlit.latents.encode.ray_engine import RayEngine
+from vidlit.latents.encode.shard_writer import ShardWriter
+from vidlit.latents.encode.work import Encoders, Retried, Work
+from vidlit.latents.encoding import CutCaptions, EncodeReport, Encoding
+from vidlit.latents.quiet_lightning import quiet_lightning
+from vidlit.latents.recipe import LatentRecipe, PromptRecipe
+from vidlit.latents.store import LatentStore
+from vidlit.video.isolation import IsolatedReader
+
+if TYPE_CHECKING:
+    from vidlit.video.sources import Clip
+
+EngineName = Literal["lightning", "ray"]
+
+
+def encode(
+    clips: Sequence[Clip],
+    store: LatentStore,
+    identity: Mapping[str, str],
+    load_encoders: Callable[[], Encoders],
+    encoding: Encoding = Encoding(),  # noqa: B008 - frozen
+    *,
+    further_captions: Sequence[str] = (),
+    sample_rate: int | None = None,
+    retry_quarantined: bool = False,
+    retry_transient: bool = True,
+    repair: bool = False,
+    open_reader: Callable[[], ClipReader] = IsolatedReader,
+    engine: EngineName = "lightning",
+    trainer_options: Mapping[str, Any] | None = None,
+) -> EncodeReport:
+    """Encode what the store lacks: each clip once, each distinct caption once, over all ranks.
+
+    Killed at any instant, the next call goes on from what was committed: at most one shard per rank is redone.
+    A clip that cannot be read is quarantined in the store with its reason. Where that is one of time, memory or the
+    system, the next call tries it again; else it is tried again when its file changes, or with ``retry_quarantined``.
+    Of several processes that fill one store, each waits for the one before. Where nothing is missing, nothing is
+    written: the store may be on a disk that is read-only.
+
+    Args:
+        clips: what to encode, the same on all ranks.
+        store: where to.
+        identity: ``vae`` and ``text``, as the encoders will say once loaded.
+        load_encoders: called on each rank, only if something is missing.
+        encoding: how. The encoders give ``latents_std``, too, where it is with a standard deviation.
+        further_captions: to encode beside those of the clips.
+        sample_rate: samples a second of the sound that the encoders are given; ``None`` for none.
+        retry_quarantined: try clips again that failed before, whatever the reason.
+        retry_transient: try clips again that failed for a reason of time, memory or the system. A run that goes on
+            does not: it would go on with other clips.
+        repair: compare all that is stored with its checksums first, and forget what is damaged or gone: of what
+            this call needs, it is encoded again, and nothing else is.
+        open_reader: called in each worker for what reads its clips.
+        engine: what runs it: Lightning's ranks, or a Ray cluster.
+        trainer_options: ``accelerator``, ``devices``, ``num_nodes``, ``strategy`` ... of Lightning's Trainer.
+
+    Raises:
+        UserError: the store cannot be written, or the encoders are not those of ``identity``.
+    """
+    began = time.monotonic()
+    dtype, background = encoding.dtype, encoding.background
+    recipes = [LatentRecipe.of(clip, identity, dtype, background, encoding.with_std) for clip in clips]
+    captions = dict.fromkeys([*(caption for clip in clips for caption in clip.source.captions), *further_captions])
+    work = Work(clips, recipes, [PromptRecipe.of(caption, identity, dtype) for caption in captions])
+    decoding = Decoding(open_reader, background, sample_rate)
+    damaged: list[Damage] = []
+    with contextlib.ExitStack() as held:
+        held.enter_context(quiet_lightning())
+        chosen = RayEngine() if engine == "ray" else LightningEngine(trainer_options)
+        if chosen.is_first:
+            retried = Retried(retry_quarantined, retry_transient or retry_quarantined)
+            if repair or work.look(store, retried):
+                held.enter_context(store.encoding())
+                damaged = store.repair() if repair else []
+                work.look(store, retried)  # another process may have encoded it all meanwhile
+        chosen.run(work, ShardWriter(store, encoding), decoding, load_encoders, identity)
+        if chosen.is_first and work.is_missing:
+            store.compact()
+    after, quarantined = store.keys("latent"), store.quarantined()
+    return EncodeReport(
+        encoded=sum(recipes[row].key in after for row in work.todo),
+        captions=len(work.todo_prompts),
+        stored=work.num_stored,
+        damaged=len(damaged),
+        quarantined=[
+            quarantined[recipe.key]._replace(clip_id=clip.clip_id, video=clip.source.video)
+            for clip, recipe in zip(clips, recipes, strict=True)
+            if recipe.key not in after and recipe.key in quarantined
+        ],
+        cut=_cut_captions(store, clips, work.prompts),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _cut_captions(store: LatentStore, clips: Sequence[Clip], prompts: Sequence[PromptRecipe]) -> CutCaptions:
+    """Which captions the text encoder did not read to their ends, as the store remembers it."""
+    # The first clip of each.
+    clip_of = {caption: clip.clip_id for clip in reversed(clips) for caption in clip.source.captions}
+    read = store.read_tokens()
+    known = [(prompt.caption, *read[prompt.key]) for prompt in prompts if prompt.key in read]
+    names = {caption: clip_of.get(caption, repr(caption[:60])) for caption, _, _ in known}
+    alike: dict[str, list[str]] = {}
+    for caption, _, kept in known:
+        alike.setdefault(kept, []).append(names[caption])
+    cut = [(names[caption], num_cut) for caption, num_cut, _ in known if num_cut]
+    kept_of_cut = dict.fromkeys(kept for _, num_cut, kept in known if num_cut and kept)
+    return CutCaptions(cut, len(prompts), [alike[kept] for kept in kept_of_cut if len(alike[kept]) > 1])
