@@ -21,8 +21,8 @@ latents data runs training sampling report signals callbacks plugins commands
 """The rooms. Each may import those that stand before it, for typing too; the top of the package is the face of all."""
 
 THIRD_PARTY = {
-    "lightning": "data/datamodule latents/encode/lightning_engine latents/quiet_lightning runs training sampling signals "
-    "callbacks commands",
+    "lightning": "data/datamodule latents/encode/lightning_engine latents/quiet_lightning runs training sampling "
+    "signals callbacks commands",
     "diffusers": "models",
     "transformers": "models",
     "peft": "models",
