@@ -27,7 +27,7 @@ class Encoding:
         num_workers: number of processes per rank that decode videos; ``None`` shares this machine's cores among its
             ranks.
         shard_bytes: size at which a shard is written.
-        shard_seconds: longest time before a shard is written: the most work that a killed run loses.
+        shard_seconds: longest time before a shard is written: a killed run loses twice as much work at most.
 
     Raises:
         UserError: an option is out of range.

@@ -43,7 +43,8 @@ def encode(
 ) -> EncodeReport:
     """Encode what the store lacks: each clip once, each distinct caption once, over all ranks.
 
-    Killed at any instant, the next call goes on from what was committed: at most one shard per rank is redone.
+    Killed at any instant, the next call goes on from what was committed: of each rank at most two shards are redone,
+    the one that was filling and the one that was being written.
     A clip that cannot be read is quarantined in the store with its reason. Where that is one of time, memory or the
     system, the next call tries it again; else it is tried again when its file changes, or with ``retry_quarantined``.
     Of several processes that fill one store, each waits for the one before. Where nothing is missing, nothing is

@@ -1,9 +1,10 @@
-"""Items to shards: gathered until a shard is worth writing."""
+"""Items to shards: gathered until a shard is worth writing, and written while the next ones are encoded."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
 
 
 class ShardWriter:
-    """Gathers items and commits them shard by shard.
+    """Gathers items and commits them shard by shard, in a thread of its own: a disk that syncs holds up no encoder.
+
+    One shard is written at a time; who brings the next one waits for it, so that memory holds two at most.
 
     Args:
         store: where to.
@@ -21,28 +24,43 @@ class ShardWriter:
 
     def __init__(self, store: LatentStore, encoding: Encoding) -> None:
         self.store, self.encoding = store, encoding
-        self.items: list[Item] = []
-        self.since = 0.0
+        self._items: list[Item] = []
+        self._since = 0.0
+        self._writing: Future[None] | None = None
 
     def add(self, items: Sequence[Item]) -> None:
-        """Take items, and commit all that wait where they are enough.
+        """Take items, and begin to commit all that wait where they are enough.
 
         Raises:
-            UserError: as for :meth:`flush`.
+            UserError: the disk was full or refused the shard before.
         """
-        if not self.items:
-            self.since = time.monotonic()
-        self.items += items
-        waited = time.monotonic() - self.since
-        held = sum(item.nbytes for item in self.items)
+        if not self._items:
+            self._since = time.monotonic()
+        self._items += items
+        waited = time.monotonic() - self._since
+        held = sum(item.nbytes for item in self._items)
         if waited > self.encoding.shard_seconds or held >= self.encoding.shard_bytes:
-            self.flush()
+            self._begin()
 
     def flush(self) -> None:
-        """Commit what waits.
+        """Commit what waits; it is committed when this returns.
 
         Raises:
             UserError: the disk is full or refuses.
         """
-        items, self.items = self.items, []
-        self.store.write(items)
+        self._begin()
+        self._end()
+
+    def _begin(self) -> None:
+        self._end()
+        items, self._items = self._items, []
+        if items:
+            # A thread for each shard: one that waits for work would outlive a process that forks, or is pickled.
+            pool = ThreadPoolExecutor(1, thread_name_prefix="shard")
+            self._writing = pool.submit(self.store.write, items)
+            pool.shutdown(wait=False)
+
+    def _end(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
