@@ -236,7 +236,8 @@ def test_cache(folder, tmp_path):
     assert changed.clips[1].content != first.clips[1].content
     cache.write_text("{broken")
     assert run() == (changed, ["blink.mp4", "long.mp4", "short.mp4", "small.mp4", "still.png"])
-    assert {path.name for path in cache.parent.iterdir()} == {"inspected.json", ".inspected.json.lock"}
+    kept = {"inspected.json", "repeats.json"}
+    assert {path.name for path in cache.parent.iterdir()} == kept | {f".{name}.lock" for name in kept}
 
 
 def test_near_duplicates_join_groups(tmp_path):

@@ -17,7 +17,8 @@ from vidlit.video.companions import inspect_companions
 from vidlit.video.frames import VideoInfo
 from vidlit.video.inspection import Inspection, Wanted, inspect_files
 from vidlit.video.isolation import IsolatedReader
-from vidlit.video.repeats.duplicates import NearDuplicate, find_near_duplicates, tie_groups
+from vidlit.video.repeats.duplicates import NearDuplicate, tie_groups
+from vidlit.video.repeats.remembered import near_duplicates
 from vidlit.video.scenes import probable_cuts, require_scene_detection
 from vidlit.video.sources import Clip, Rejected, SourceVideo, read_sources
 
@@ -163,7 +164,7 @@ def plan_clips(
     known = {video: result for video, result in inspected.items() if not isinstance(result, str)}
     rows, bad = inspect_companions([row for row in sources.videos if row.video in known], known, cache, reader)
     quarantined += bad
-    groups, tied = _tie(rows, known, tie_near_duplicates)
+    groups, tied = _tie(rows, known, tie_near_duplicates, cache)
 
     clips: list[Clip] = []
     dropped: list[Rejected] = []
@@ -218,14 +219,11 @@ def _crossing(clips: Iterable[Clip], known: dict[str, Inspection]) -> list[str]:
 
 
 def _tie(
-    rows: Iterable[SourceVideo], known: dict[str, Inspection], near_duplicates: bool
+    rows: Iterable[SourceVideo], known: dict[str, Inspection], tie_near: bool, cache: Path | None
 ) -> tuple[dict[str, str], list[NearDuplicate]]:
     """Groups after identical files, and near-duplicates if wanted, are tied, and the pairs that were."""
     distances = {
-        (first, second): distance
-        for first, second, distance in find_near_duplicates(
-            {video: found.fingerprint for video, found in known.items() if near_duplicates and found.fingerprint}
-        )
+        (first, second): distance for first, second, distance in (near_duplicates(known, cache) if tie_near else [])
     }
     same: dict[str, list[str]] = defaultdict(
         list

@@ -18,6 +18,7 @@ from PIL import Image
 
 from vidlit.video.frames import ClipRequest, VideoError, VideoInfo, read_clip, read_key_frames
 from vidlit.video.repeats.excerpts import DENSE_RATE, DENSE_SECONDS, find_excerpts
+from vidlit.video.repeats.near_hashes import near_pairs
 
 NUM_FRAMES = 4
 """Frames hashed of a video, evenly spread over it."""
@@ -135,35 +136,75 @@ def find_near_duplicates(fingerprints: Mapping[str, Fingerprint]) -> list[tuple[
         if first != video and fingerprints[video].tells_something():
             pairs[first, video] = 0.0
     videos = sorted(first_with.values())
-    group = np.arange(len(videos))
+    tied = _Ties(len(videos))
 
     def tie(first: int, second: int, distance: float) -> None:
-        if group[first] != group[second]:
+        if tied.tie(first, second):
             pairs[videos[first], videos[second]] = distance
-            group[group == group[second]] = group[first]
 
     for length, least, limit in ((NUM_FRAMES, _MIN_FRAMES, MAX_DISTANCE), (1, 1, MAX_IMAGE_DISTANCE)):
         rows = np.array([row for row, video in enumerate(videos) if len(fingerprints[video].spread) == length], int)
         spreads = [fingerprints[videos[row]].spread for row in rows]
         known = np.array([[h is not None for h in spread] for spread in spreads], bool).reshape(-1, length)
         bits = np.array([[int(h or "0", 16) for h in spread] for spread in spreads], np.uint64).reshape(-1, length)
-        for i in range(len(rows) - 1):
-            both = known[i] & known[i + 1 :]
-            differing = np.bitwise_count(bits[i] ^ bits[i + 1 :]) * both
-            shared = both.sum(axis=1)
-            distance = differing.sum(axis=1) / np.maximum(shared, 1)
-            near = (shared >= least) & (distance <= limit) & (group[rows[i + 1 :]] != group[rows[i]])
-            for j in np.flatnonzero(near):
-                tie(rows[i], rows[i + 1 + j], float(distance[j]))
+        for (i, j), distance in sorted(_alike(bits, known, least, limit).items()):
+            tie(int(rows[i]), int(rows[j]), distance)
     # Of many that look alike, a few show what the others would: each pair of their frames would else be a candidate.
     members: dict[int, list[str]] = defaultdict(list)
-    for video, label in zip(videos, group.tolist(), strict=True):
-        members[label].append(video)
-    shown = [video for alike in members.values() for video in alike[:_MOST_ALIKE]]
     row_of = {video: row for row, video in enumerate(videos)}
+    for video, row in row_of.items():
+        members[tied.root(row)].append(video)
+    shown = [video for alike in members.values() for video in alike[:_MOST_ALIKE]]
     for one, other, distance in find_excerpts({video: fingerprints[video].timeline for video in shown}):
         tie(row_of[one], row_of[other], distance)
     return sorted((*pair, distance) for pair, distance in pairs.items())
+
+
+def _alike(
+    bits: NDArray[np.uint64], known: NDArray[np.bool_], least: int, limit: float
+) -> dict[tuple[int, int], float]:
+    """Pairs of rows whose hashes differ by no more than a limit, on average over the frames that both have.
+
+    One of these frames differs by no more than that: only pairs that are near in a frame are looked at.
+
+    Args:
+        bits: (N, frames), their hashes.
+        known: (N, frames), where there is one.
+        least: frames that both must have.
+        limit: bits, at most :data:`vidlit.video.repeats.near_hashes.MOST_BITS`.
+    """
+    found: dict[tuple[int, int], float] = {}
+    for frame in range(bits.shape[1]):
+        rows = np.flatnonzero(known[:, frame])
+        for block in near_pairs(bits[rows, frame]):
+            one, other = rows[block].T
+            both = known[one] & known[other]
+            shared = both.sum(axis=1)
+            distance = (np.bitwise_count(bits[one] ^ bits[other]) * both).sum(axis=1) / np.maximum(shared, 1)
+            near = (shared >= least) & (distance <= limit)
+            names = zip(one[near].tolist(), other[near].tolist(), strict=True)
+            found |= dict(zip(names, distance[near].tolist(), strict=True))
+    return found
+
+
+class _Ties:
+    """Which of some rows are tied, directly or by others."""
+
+    def __init__(self, count: int) -> None:
+        self.parent = list(range(count))
+
+    def root(self, row: int) -> int:
+        """The row that stands for all that are tied to one."""
+        while self.parent[row] != row:
+            self.parent[row] = self.parent[self.parent[row]]
+            row = self.parent[row]
+        return row
+
+    def tie(self, first: int, second: int) -> bool:
+        """Tie two rows; were they not?"""
+        low, high = sorted((self.root(first), self.root(second)))
+        self.parent[high] = low
+        return low != high
 
 
 def tie_groups(groups: Iterable[tuple[str, str]], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

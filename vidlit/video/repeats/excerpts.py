@@ -2,11 +2,14 @@
 
 The beginning of every video is hashed densely, the rest of a long one at its key frames, which decode at little cost.
 A pair of videos is looked at closely once two frames of one share a quarter of their bits with two of the other at the
-same offset: sorting finds these, so the cost grows with the number of frames, not with its square.
+same offset: sorting finds these. Beyond 65,536 frames they must share more bits, so that the number of frames that
+share them by chance, and with it the cost, grows with the number of frames and not with its square; an excerpt of few
+frames that was encoded anew may then be missed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,7 +24,7 @@ MAX_DISTANCE = 8.0
 
 _SPACING = 0.45  # seconds between frames of the long video that are searched for
 _SLACK = 0.2  # seconds that two frames of one moment of a video may be apart
-_BANDS = 4  # of 16 bits
+_BANDS, _NARROWEST = 4, 16  # bits of a band; more where there are so many frames that all would share some
 _COMMON = 1000  # a picture shared by so many says nothing: a logo, a title card
 _LEAST = 2  # frames of the long video within the excerpt
 
@@ -84,8 +87,9 @@ def _candidates(
     excerpt_time = np.concatenate([time[rows] for time, rows in zip(times, dense, strict=True)])
     excerpt_bits = np.concatenate([code[rows] for code, rows in zip(bits, dense, strict=True)])
     hits = []
-    for band in range(_BANDS):
-        shift, mask = np.uint64(16 * band), np.uint64(0xFFFF)
+    width = max(_NARROWEST, math.ceil(math.log2(max(1, len(excerpt_bits)))))
+    for band in range(_BANDS):  # side by side at 16 bits; wider ones overlap
+        shift, mask = np.uint64(round(band * (64 - width) / (_BANDS - 1))), np.uint64(2**width - 1)
         wanted, offered = (film_bits >> shift) & mask, (excerpt_bits >> shift) & mask
         order = np.argsort(offered, kind="stable")
         first = np.searchsorted(offered[order], wanted, "left")
