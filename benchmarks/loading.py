@@ -1,14 +1,16 @@
 """How fast training samples come off the disk.
 
     python benchmarks/loading.py
+    python benchmarks/loading.py --cold   # no file is in the page cache when a contender begins
 
-`LatentDataset` in a DataLoader against bare reads of the same bytes in the same order, and against one file per
-sample, latents and prompt in it, read with `torch.load` in a DataLoader, too. All contenders take turns on the same
-files, from a warm page cache; the median round counts, and shares and gains are medians of each round's own ratio.
+`LatentDataset` in a DataLoader against bare reads of the same bytes in the same order, and against what other trainers
+do in a DataLoader: safetensors files that are mapped into memory, one for a sample's latents and one for its prompt
+(musubi-tuner), or one file per sample read with `torch.load` (most others). All contenders take turns on the same
+samples; the median round counts, and shares and gains are medians of each round's own ratio.
 
-Bare reads are what a person would write who knows where the bytes lie: open, seek, read, each sample into fresh memory,
-or with the shards open already and into memory that is used again. One process does them. The loaders run in the
-training process and, in the last columns, with two workers each.
+Bare reads are the least there is to do: the shards are open already, and each batch is read into memory that is used
+again; or what a person would write who knows where the bytes lie: open, seek, read, each sample into fresh memory. The
+loaders run in the training process, where gains are by CPU seconds, too, and with two workers each.
 
     python benchmarks/loading.py --checking
 
@@ -28,6 +30,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from vidlit.diffusion.batch import LatentSample, collate
@@ -58,6 +62,23 @@ class FilePerSample(Dataset[LatentSample]):
         return LatentSample(**torch.load(self.folder / f"{index:06d}.pt"), row=index, key=index)
 
 
+class MappedFiles(Dataset[LatentSample]):
+    """What musubi-tuner does: tensors of mapped safetensors files."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> LatentSample:
+        with safe_open(self.folder / f"{index:06d}_latents.safetensors", "pt") as file:
+            latents = file.get_tensor("latents")
+        with safe_open(self.folder / f"{index:06d}_prompt.safetensors", "pt") as file:
+            prompt = file.get_tensor("prompt_embeds")
+        return LatentSample(latents, prompt, row=index, key=index)
+
+
 def write(folder: Path, count: int, shape: tuple[int, ...], width: int) -> LatentDataset:
     """The same samples as shards and as single files."""
     store, items, latent_keys, prompt_keys = LatentStore(folder / "store"), [], [], []
@@ -66,6 +87,8 @@ def write(folder: Path, count: int, shape: tuple[int, ...], width: int) -> Laten
         latents = torch.randn(shape).bfloat16()
         prompt = torch.randn(TOKENS, width).bfloat16()
         torch.save({"latents": latents, "prompt_embeds": prompt}, folder / "files" / f"{number:06d}.pt")
+        save_file({"latents": latents}, folder / "files" / f"{number:06d}_latents.safetensors")
+        save_file({"prompt_embeds": prompt}, folder / "files" / f"{number:06d}_prompt.safetensors")
         latent = LatentRecipe(f"{number:064x}", 0.0, 24.0, "49x512x768", "random", "bfloat16", "none")
         caption = PromptRecipe(f"caption {number}", "random", "bfloat16")
         items += [Item(latent, {"latents": latents}), Item(caption, {"prompt_embeds": prompt})]
@@ -122,20 +145,31 @@ def as_is(batch: object) -> object:
     return batch
 
 
-def speed(batches: Iterator[object], num_batches: int) -> float:
-    """Batches a second, from the second on: starting workers does not count."""
+def speed(batches: Iterator[object], num_batches: int) -> tuple[float, float]:
+    """Batches a second, and a CPU second of this process, from the second on: starting workers does not count."""
     next(batches)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     for batch in batches:  # noqa: B007 - kept until the next one is there
         pass
-    return (num_batches - 1) / (time.perf_counter() - began)
+    count = num_batches - 1
+    return count / (time.perf_counter() - began), count / (time.process_time() - worked)
+
+
+def forget(folder: Path) -> None:
+    """Put all files of a folder out of the page cache."""
+    os.sync()  # what is not on the disk yet stays in it
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
 
 
 def compare(folder: Path, size: str, options: argparse.Namespace) -> str:
     """One line of the table."""
     shape, width = SIZES[size]
     dataset = write(folder, options.samples, shape, width)
-    files = FilePerSample(folder / "files", options.samples)
+    mapped, pickled = (kind(folder / "files", options.samples) for kind in (MappedFiles, FilePerSample))
     order = torch.randperm(options.samples, generator=torch.Generator().manual_seed(0)).tolist()
     batches = [order[start : start + options.batch_size] for start in range(0, len(order), options.batch_size)]
 
@@ -144,28 +178,46 @@ def compare(folder: Path, size: str, options: argparse.Namespace) -> str:
             DataLoader(dataset.batches(), sampler=batches, batch_size=None, collate_fn=as_is, num_workers=workers)
         )
 
-    def torch_load(workers: int) -> Iterator[object]:
+    def single(files: Dataset[LatentSample], workers: int) -> Iterator[object]:
         return iter(DataLoader(files, batch_sampler=batches, collate_fn=collate, num_workers=workers))
 
     ranges = places(dataset, batches)
-    contenders: list[Callable[[], Iterator[object]]] = [
-        lambda: fresh_reads(folder / "store", ranges),
-        lambda: reused_reads(folder / "store", ranges),
-        lambda: vidlit(0),
-        lambda: torch_load(0),
-        lambda: vidlit(2),
-        lambda: torch_load(2),
-    ]
-    rounds = [[speed(start(), len(batches)) for start in contenders] for _ in range(options.rounds)]
+    contenders: dict[str, Callable[[], Iterator[object]]] = {
+        "bare r": lambda: reused_reads(folder / "store", ranges),
+        "bare": lambda: fresh_reads(folder / "store", ranges),
+        "vidlit": lambda: vidlit(0),
+        "mapped": lambda: single(mapped, 0),
+        "t.load": lambda: single(pickled, 0),
+        "vidlit 2": lambda: vidlit(2),
+        "mapped 2": lambda: single(mapped, 2),
+        "t.load 2": lambda: single(pickled, 2),
+    }
+    rounds = []
+    for _ in range(options.rounds):
+        turn = {}
+        for name, start in contenders.items():
+            if options.cold:
+                forget(folder)
+            turn[name] = speed(start(), len(batches))
+        rounds.append(turn)
     megabytes = 2 * (math.prod(shape) + TOKENS * width) / 1e6
-    speeds = [statistics.median(column) * options.batch_size * megabytes for column in zip(*rounds, strict=True)]
-    ratios = [
-        (ours / fresh, ours / reused, ours / load, ours_2 / load_2)
-        for fresh, reused, ours, load, ours_2, load_2 in rounds
+
+    def gain(name: str, over: str, clock: int) -> float:
+        return statistics.median(turn[name][clock] / turn[over][clock] for turn in rounds)
+
+    speeds = [
+        statistics.median(turn[name][0] for turn in rounds) * options.batch_size * megabytes for name in contenders
     ]
-    shares = [statistics.median(column) for column in zip(*ratios, strict=True)]
-    cells = "".join(f"{value:>11.0f}" for value in speeds)
-    return f"{size:<16}{megabytes:>6.2f}{cells}{shares[0]:>9.2f}{shares[1]:>9.2f}{shares[2]:>8.1f}x{shares[3]:>8.1f}x"
+    cells = "".join(f"{value:>9.0f}" for value in speeds)
+    gains = [
+        gain("vidlit", "bare r", 0),
+        gain("vidlit", "bare", 0),
+        gain("vidlit", "mapped", 1),
+        gain("vidlit", "mapped", 0),
+        gain("vidlit 2", "mapped 2", 0),
+        gain("vidlit", "t.load", 0),
+    ]
+    return f"{size:<16}{megabytes:>6.2f}{cells}" + "".join(f"{each:>9.2f}" for each in gains)
 
 
 class Unchecked(TensorTable):
@@ -213,6 +265,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--cold", action="store_true", help="put the files out of the page cache first")
     parser.add_argument("--checking", action="store_true", help="what comparing with checksums costs")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -223,11 +276,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 print(compare_checking(Path(name), size, options), flush=True)
         return
-    print(f"{options.samples} samples in random order, batches of {options.batch_size}, MB/s; r: into reused memory,")
-    print("2: two workers each; shares of both bare reads, gains over torch.load")
-    names = ("bare reads", "bare r", "vidlit", "torch.load", "vidlit 2", "t.load 2")
-    columns = "".join(f"{name:>11}" for name in names)
-    print(f"{'sample':<16}{'MB':>6}{columns}{'of bare':>9}{'of r':>9}{'gain':>9}{'gain 2':>9}")
+    cache = "cold" if options.cold else "warm"
+    print(f"{options.samples} samples in random order, batches of {options.batch_size}, {cache} page cache, MB/s;")
+    print("r: into reused memory, 2: two workers each; then vidlit's speed over theirs, C: by CPU seconds")
+    names = ("bare r", "bare", "vidlit", "mapped", "t.load", "vidlit 2", "mapped 2", "t.load 2")
+    over = ("/bare r", "/bare", "/mapped C", "/mapped", "/mapped 2", "/t.load")
+    print(f"{'sample':<16}{'MB':>6}" + "".join(f"{name:>9}" for name in (*names, *over)))
     for size in SIZES:
         with tempfile.TemporaryDirectory() as name:
             print(compare(Path(name), size, options), flush=True)

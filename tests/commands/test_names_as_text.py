@@ -26,6 +26,8 @@ def plan_of_names(name):
         layout=name,
         videos=1,
         clips=1,
+        references=1,
+        references_are_images=False,
         masked=1,
         buckets=[BucketPlan("9x64x64", 1, 1, 48, 1, "")],
         quarantined=one,

@@ -17,6 +17,7 @@ from vidlit.errors import UserError
 from vidlit.latents import shards
 from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encoding import Encoding
+from vidlit.latents.recipe import Recipes
 from vidlit.latents.store import LatentStore
 
 SMALL_SHARDS = Encoding(num_workers=0, shard_bytes=1)
@@ -51,7 +52,7 @@ def contents(store):
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_repair_encodes_what_is_damaged_and_nothing_else(filled, damage):
     store, clips = filled
-    expected = [sample.latents for sample in LatentDataset.from_clips(store, clips, IDENTITY)]
+    expected = [sample.latents for sample in LatentDataset.from_clips(store, clips, Recipes(IDENTITY))]
     broken = shard_of(store, clips[1])
     DAMAGE[damage](broken)
     others = {path: data for path, data in contents(store).items() if path != broken}
@@ -60,7 +61,7 @@ def test_repair_encodes_what_is_damaged_and_nothing_else(filled, damage):
     assert report.damaged >= 1
     assert others.items() <= contents(store).items()
     assert not list(store.verify())
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY))
     assert all(torch.equal(dataset[row].latents, latents) for row, latents in enumerate(expected))
     assert run(clips, store, never, repair=True).damaged == 0
 
@@ -70,10 +71,10 @@ def test_what_is_gone_does_not_count_as_stored(filled, damage):
     store, clips = filled
     DAMAGE[damage](shard_of(store, clips[1]))
     with pytest.raises(UserError, match="1 of them: its shard is damaged or gone"):
-        LatentDataset.from_clips(store, clips, IDENTITY)
+        LatentDataset.from_clips(store, clips, Recipes(IDENTITY))
     report = run(clips, store)
     assert (report.encoded, report.stored) == (1, 3)
-    assert len(LatentDataset.from_clips(store, clips, IDENTITY)) == 4
+    assert len(LatentDataset.from_clips(store, clips, Recipes(IDENTITY))) == 4
 
 
 def test_a_damaged_index_is_mended_too(filled):
@@ -93,7 +94,7 @@ def test_a_flipped_bit_is_one_line_that_names_clip_shard_and_command(filled, num
     store, clips = filled
     broken = shard_of(store, clips[2])
     flip(broken)
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY))
     loader = TimedLoader(
         dataset.batches(), sampler=[[0], [2]], batch_size=None, collate_fn=as_is, num_workers=num_workers
     )
@@ -110,20 +111,20 @@ def test_a_flipped_bit_is_one_line_that_names_clip_shard_and_command(filled, num
 def test_a_damaged_caption_is_named(filled):
     store, clips = filled
     flip(next((store.root / "prompts").iterdir()))
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY, prompt_extras=("pooled_projections",))
+    dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY), prompt_extras=("pooled_projections",))
     with pytest.raises(UserError, match=r"caption 'caption \d' is damaged"):
         [dataset[row] for row in range(4)]
 
 
 def test_a_prompt_that_is_cut_for_its_batch_is_checked_whole(filled):
     store, clips = filled
-    dataset = LatentDataset.from_clips(store, clips[:1], IDENTITY)
+    dataset = LatentDataset.from_clips(store, clips[:1], Recipes(IDENTITY))
     assert dataset.read_batch([0], prompt_length=3).conditioning.prompt_embeds.shape[1] == 3
 
 
 def test_each_process_compares_a_tensor_once(filled, monkeypatch):
     store, clips = filled
-    dataset, compared = LatentDataset.from_clips(store, clips, IDENTITY), []
+    dataset, compared = LatentDataset.from_clips(store, clips, Recipes(IDENTITY)), []
     check = type(dataset._latents)._check
     monkeypatch.setattr(
         type(dataset._latents), "_check", lambda table, row, *rest: compared.append(row) or check(table, row, *rest)
@@ -148,7 +149,7 @@ def test_a_read_that_fails_in_passing_is_done_again(filled, monkeypatch, capsys)
             return read_at(*args)
 
         monkeypatch.setattr(shards, "read_at", failing)
-        return LatentDataset.from_clips(store, clips, IDENTITY)[0]
+        return LatentDataset.from_clips(store, clips, Recipes(IDENTITY))[0]
 
     assert read(errno.ESTALE, 1).latents.shape == read(errno.EIO, 3).latents.shape
     assert capsys.readouterr().err.count("Input/output error; trying again") == 1

@@ -11,6 +11,7 @@ from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encode.missing import encode
 from vidlit.latents.encoding import Encoding
+from vidlit.latents.recipe import Recipes
 from vidlit.latents.store import LatentStore
 
 # What PoolingEncoders store beside latents and prompt embeddings, and of which.
@@ -36,7 +37,7 @@ def filled(tmp_path_factory):
 
 def test_rows_are_the_clips_in_order(filled):
     store, clips = filled
-    dataset = LatentDataset.from_clips(store, clips[::-1], IDENTITY)
+    dataset = LatentDataset.from_clips(store, clips[::-1], Recipes(IDENTITY))
     assert len(dataset) == 7
     for row, clip in enumerate(clips[::-1]):
         sample = dataset[row]
@@ -55,7 +56,7 @@ def test_rows_are_the_clips_in_order(filled):
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_read_the_same(filled, context):
     store, clips = filled
-    dataset = LatentDataset.from_clips(store, clips[::2], IDENTITY)  # one bucket
+    dataset = LatentDataset.from_clips(store, clips[::2], Recipes(IDENTITY))  # one bucket
     dataset[0]  # opens a shard before the workers start
     loader = DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=collate, multiprocessing_context=context)
     batches = list(loader)
@@ -66,7 +67,7 @@ def test_workers_read_the_same(filled, context):
 
 def test_a_pickled_dataset_reads_the_same(filled):
     store, clips = filled
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY))
     dataset[0]
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[3].latents, dataset[3].latents)
@@ -75,13 +76,13 @@ def test_a_pickled_dataset_reads_the_same(filled):
 def test_what_is_not_stored_is_an_error_that_names_the_difference(filled):
     store, clips = filled
     with pytest.raises(UserError, match="VAE: stored pooling-1, wanted pooling-2"):
-        LatentDataset.from_clips(store, clips, {**IDENTITY, "vae": "pooling-2"})
+        LatentDataset.from_clips(store, clips, Recipes({**IDENTITY, "vae": "pooling-2"}))
     with pytest.raises(UserError, match="text encoder: stored letters-1, wanted letters-2"):
-        LatentDataset.from_clips(store, clips, {**IDENTITY, "text": "letters-2"})
+        LatentDataset.from_clips(store, clips, Recipes({**IDENTITY, "text": "letters-2"}))
     with pytest.raises(UserError, match="dtype: stored bfloat16, wanted float32"):
-        LatentDataset.from_clips(store, clips, IDENTITY, dtype="float32")
+        LatentDataset.from_clips(store, clips, Recipes(IDENTITY, "float32"))
     with pytest.raises(UserError, match="latents: stored mode, wanted mode and std"):
-        LatentDataset.from_clips(store, clips, IDENTITY, with_std=True)
+        LatentDataset.from_clips(store, clips, Recipes(IDENTITY, with_std=True))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -93,7 +94,7 @@ def test_batches_are_what_collate_makes(filled, num_workers, prompt_length):
         for row, clip in enumerate(clips[::2])
     ]
     encode(clips, store, IDENTITY, PoolingEncoders, trainer_options={"accelerator": "cpu", "devices": 1})
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY, **NAMES)
+    dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY), **NAMES)
     rows = [[2, 0, 3], [1]]
     loader = DataLoader(dataset.batches(prompt_length), sampler=rows, batch_size=None, num_workers=num_workers)
     for batch, members in zip(loader, rows, strict=True):
@@ -106,12 +107,12 @@ def test_batches_are_what_collate_makes(filled, num_workers, prompt_length):
 
 def test_extras_are_those_of_the_clip_and_of_its_caption(filled):
     store, clips = filled
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY, **NAMES)
+    dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY), **NAMES)
     extras = dataset.read_batch([4, 2, 0]).conditioning.extras
     assert extras["pooled_projections"].tolist() == [[9.0] * 4] * 3  # letters of "caption 0"
     greys = torch.tensor([4, 2, 0])[:, None].expand(3, 3) / 127.5 - 1
     torch.testing.assert_close(extras["first_frame"].float(), greys, atol=0.01, rtol=0)
-    assert LatentDataset.from_clips(store, clips, IDENTITY).read_batch([0]).conditioning.extras == {}
+    assert LatentDataset.from_clips(store, clips, Recipes(IDENTITY)).read_batch([0]).conditioning.extras == {}
 
 
 def test_a_conditioning_moves_and_expands_as_a_whole():
@@ -128,4 +129,4 @@ def test_a_conditioning_moves_and_expands_as_a_whole():
 def test_a_batch_of_several_resolutions_is_refused(filled):
     store, clips = filled
     with pytest.raises(UserError, match="rows 0 and 1 of one batch differ in resolution"):
-        LatentDataset.from_clips(store, clips, IDENTITY).read_batch([0, 1])
+        LatentDataset.from_clips(store, clips, Recipes(IDENTITY)).read_batch([0, 1])

@@ -17,7 +17,7 @@ from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encode.missing import encode
 from vidlit.latents.encoding import Encoding
-from vidlit.latents.recipe import LatentRecipe
+from vidlit.latents.recipe import LatentRecipe, Recipes
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
 from vidlit.video.mp4 import write_mp4
@@ -61,7 +61,7 @@ def test_masks_are_stored_and_read_as_weights(tmp_path, mask):
     clips[1] = masked(clips[1], mask)
     assert run(clips, store).encoded == 3
     assert not list(store.verify())
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY, unmasked_weight=0.25)
+    dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY), unmasked_weight=0.25)
     batch = dataset.read_batch([0, 1, 2])
     assert batch.weights.shape == (3, 1, 5, 2, 2)
     assert batch.weights[1, 0, 0].tolist() == [[1, 0.25], [1, 0.25]]
@@ -74,7 +74,7 @@ def test_masks_are_stored_and_read_as_weights(tmp_path, mask):
 def test_a_set_without_masks_has_no_weights(tmp_path):
     store, clips = LatentStore(tmp_path), make_clips(2, buckets=(BUCKET,))
     run(clips, store)
-    assert LatentDataset.from_clips(store, clips, IDENTITY).read_batch([0, 1]).weights is None
+    assert LatentDataset.from_clips(store, clips, Recipes(IDENTITY)).read_batch([0, 1]).weights is None
 
 
 def test_a_clip_without_a_mask_is_known_by_the_key_that_it_had(tmp_path):
@@ -88,7 +88,7 @@ def test_a_clip_without_a_mask_is_known_by_the_key_that_it_had(tmp_path):
         assert run([masked(clip, "left.png", content)], store).encoded == 1
     assert run([clip], store).stored == 1
     with pytest.raises(UserError, match="mask: stored none, wanted 7777"):
-        LatentDataset.from_clips(store, [masked(clip, "left.png", "7" * 64)], IDENTITY)
+        LatentDataset.from_clips(store, [masked(clip, "left.png", "7" * 64)], Recipes(IDENTITY))
 
 
 @pytest.mark.parametrize(

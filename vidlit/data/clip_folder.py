@@ -20,7 +20,7 @@ from vidlit.diffusion.batch import Conditioning
 from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encoding import Encoding, QuarantinedClip, first_three
-from vidlit.latents.recipe import LatentRecipe, PromptRecipe
+from vidlit.latents.recipe import LatentRecipe, PromptRecipe, Recipes
 from vidlit.latents.store import LatentStore
 from vidlit.models.family import open_family
 from vidlit.models.parts import AudioChoice
@@ -152,12 +152,15 @@ class ClipFolder:
         references = (clip.reference() for clip in self.plan.clips)
         return [*self.plan.clips, *(reference for reference in references if reference is not None)]
 
+    @cached_property
+    def recipes(self) -> Recipes:
+        """What clips and captions are made of."""
+        encoding = self.encoding
+        return Recipes(self.family.identity, encoding.dtype, encoding.background, encoding.with_std)
+
     def latent_recipes(self, clips: Iterable[Clip]) -> list[LatentRecipe]:
         """What the latents of each of these clips are made of."""
-        identity, encoding = self.family.identity, self.encoding
-        return [
-            LatentRecipe.of(clip, identity, encoding.dtype, encoding.background, encoding.with_std) for clip in clips
-        ]
+        return [self.recipes.latent(clip) for clip in clips]
 
     @cached_property
     def _failed(self) -> dict[str, QuarantinedClip]:
@@ -187,7 +190,7 @@ class ClipFolder:
     def _recipes_of(self, clip: Clip) -> list[LatentRecipe | PromptRecipe]:
         """Of all that training reads of a clip."""
         reference = clip.reference()
-        prompt = PromptRecipe.of(clip.source.caption, self.family.identity, self.encoding.dtype)
+        prompt = self.recipes.prompt(clip.source.caption)
         latents = self.latent_recipes([clip, *([reference] if reference is not None else [])])
         return [latents[0], prompt, *latents[1:]]
 
@@ -211,14 +214,14 @@ class ClipFolder:
         """Clips that only the test sees."""
         return self.split.test
 
-    @property
+    @cached_property
     def scored_clips(self) -> list[Clip]:
         """Validation clips that are scored at every check."""
         groups = len({clip.source.group for clip in self.split.val})
         most = self.splitting.max_val_clips or scored_val_clips(groups)
         return self.spread(self.split.val, most) if most < len(self.split.val) else self.split.val
 
-    @property
+    @cached_property
     def train_eval_clips(self) -> list[Clip]:
         """Training clips that are scored as the validation ones are."""
         num_val = len(self.scored_clips)
@@ -246,12 +249,9 @@ class ClipFolder:
         return LatentDataset.from_clips(
             self.store,
             clips,
-            self.family.identity,
-            self.encoding.dtype,
-            self.encoding.background,
+            self.recipes,
             clip_extras=(*self.family.clip_extras, *drawn),
             prompt_extras=self.family.prompt_extras,
-            with_std=self.encoding.with_std,
             rows=rows,
             unmasked_weight=self.unmasked_weight,
         )
@@ -263,7 +263,7 @@ class ClipFolder:
             UserError: it is not stored: it is neither a clip's nor one of ``further_captions``.
         """
         if caption not in self._prompts:
-            recipe = PromptRecipe.of(caption, self.family.identity, self.encoding.dtype)
+            recipe = self.recipes.prompt(caption)
             self.store.require([recipe])
             names = ("prompt_embeds", *self.family.prompt_extras)
             tensors = {name: self.store.locate("prompt", name, [recipe.key]).read(0) for name in names}

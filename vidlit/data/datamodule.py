@@ -25,6 +25,7 @@ from vidlit.models.encoders import BaseEncoders
 from vidlit.video.sources import Clip
 
 Loader = DataLoader[LatentBatch]
+_OF_WHAT_IS_STORED = ("_failed", "split", "usage", "clip_identity", "scored_clips", "train_eval_clips")
 
 
 class LatentDataModule(ClipFolder, LightningDataModule):
@@ -65,9 +66,10 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             retry_transient=retry_transient,
             repair=repair,
             engine=engine,
+            recipes=self.recipes,
             trainer_options=trainer_options,
         )
-        for told in ("_failed", "split", "usage", "clip_identity"):  # of what was stored before
+        for told in _OF_WHAT_IS_STORED:
             self.__dict__.pop(told, None)
         return report
 

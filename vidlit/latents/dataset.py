@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,9 @@ from vidlit.diffusion.conditions import REFERENCE
 from vidlit.diffusion.loss_weights import loss_weights
 from vidlit.errors import UserError
 from vidlit.latents.batch_memory import Block, Layout
-from vidlit.latents.recipe import MASK, LatentRecipe, PromptRecipe
+from vidlit.latents.recipe import MASK, Recipes
 from vidlit.latents.shards import TensorTable
 from vidlit.latents.store import LatentStore
-from vidlit.video.frames import BLACK, Color
 
 if TYPE_CHECKING:
     from vidlit.video.sources import Clip
@@ -82,38 +81,31 @@ class LatentDataset(Dataset[LatentSample]):
         cls,
         store: LatentStore,
         clips: Sequence[Clip],
-        identity: Mapping[str, str],
-        dtype: str = "bfloat16",
-        background: Color = BLACK,
+        recipes: Recipes,
         clip_extras: Sequence[str] = (),
         prompt_extras: Sequence[str] = (),
-        with_std: bool = False,
         rows: Sequence[int] | None = None,
         unmasked_weight: float = 1.0,
     ) -> LatentDataset:
-        """Rows in the order of ``clips``, as the encoders of ``identity`` (``vae``, ``text``) would encode them.
+        """Rows in the order of ``clips``, as the encoders that recipes name would encode them.
 
         Where clips have references, batches have these, too.
 
         Args:
             store: where the clips are.
             clips: of each row.
-            identity: of the encoders.
-            dtype: they were stored in.
-            background: behind transparent pixels.
+            recipes: of clips and captions.
             clip_extras: names of further tensors stored with the latents.
             prompt_extras: names of further tensors stored with the prompt embeddings.
-            with_std: they were stored with ``latents_std``; name it in ``clip_extras`` to read it.
             rows: row of the clip table that each belongs to; ``None`` where that is its place.
             unmasked_weight: what a place counts that a clip's mask leaves out.
 
         Raises:
             UserError: something is not stored; names what differs from what is.
         """
-        latents = [LatentRecipe.of(clip, identity, dtype, background, with_std) for clip in clips]
-        prompts = [PromptRecipe.of(clip.source.caption, identity, dtype) for clip in clips]
-        references = [reference for clip in clips if (reference := clip.reference()) is not None]
-        given = [LatentRecipe.of(each, identity, dtype, background, with_std) for each in references]
+        latents = [recipes.latent(clip) for clip in clips]
+        prompts = [recipes.prompt(clip.source.caption) for clip in clips]
+        given = [recipes.latent(each) for clip in clips if (each := clip.reference()) is not None]
         store.require([*latents, *given])
         store.require(prompts)
         ids = [clip.clip_id for clip in clips]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from vidlit.video.frames import BLACK, Color
@@ -35,8 +36,12 @@ class _Recipe:
     @property
     def key(self) -> str:
         """128-bit hash over kind and ingredients as 32 hex digits: one changed ingredient is another item."""
-        text = json.dumps([self.kind, self.ingredients], sort_keys=True, separators=(",", ":"))
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        known: str = self._key  # type: ignore[attr-defined]  # a field of those that derive from it
+        if not known:
+            text = json.dumps([self.kind, self.ingredients], sort_keys=True, separators=(",", ":"))
+            known = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+            object.__setattr__(self, "_key", known)  # once: a run asks for it many times
+        return known
 
     def differences(self, stored: Mapping[str, str | float | None]) -> list[str]:
         """What separates a stored item from this recipe, e.g. ``["fps: stored 8.0, wanted 24.0"]``."""
@@ -86,6 +91,7 @@ class LatentRecipe(_Recipe):
     preprocessing: str
     posterior: str = "mode"
     mask: str = "none"
+    _key: str = field(default="", init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -104,10 +110,15 @@ class LatentRecipe(_Recipe):
             bucket=str(clip.bucket),
             encoder=identity["vae"],
             dtype=dtype,
-            preprocessing=f"{PREPROCESSING} on rgb {','.join(map(str, background))}",
+            preprocessing=_preprocessing(tuple(background)),
             posterior="mode and std" if with_std else "mode",
             mask=clip.source.mask.content if clip.source.mask is not None else "none",
         )
+
+
+@functools.cache
+def _preprocessing(background: tuple[int, ...]) -> str:
+    return f"{PREPROCESSING} on rgb {','.join(map(str, background))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +131,7 @@ class PromptRecipe(_Recipe):
     caption: str
     encoder: str
     dtype: str
+    _key: str = field(default="", init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, caption: str, identity: Mapping[str, str], dtype: str = "bfloat16") -> PromptRecipe:
@@ -127,11 +139,43 @@ class PromptRecipe(_Recipe):
         return cls(caption=caption, encoder=identity["text"], dtype=dtype)
 
 
+class Recipes:
+    """What clips and captions are made of under some encoders: each recipe is made, and its key computed, once.
+
+    Args:
+        identity: of the encoders, ``vae`` and ``text``.
+        dtype: of what is stored.
+        background: red, green, blue (0-255) behind transparent pixels.
+        with_std: the standard deviation of the VAE's posterior is stored, too.
+    """
+
+    def __init__(
+        self, identity: Mapping[str, str], dtype: str = "bfloat16", background: Color = BLACK, with_std: bool = False
+    ) -> None:
+        self.identity, self.dtype, self.background, self.with_std = dict(identity), dtype, background, with_std
+        self._latents: dict[tuple[str, str], LatentRecipe] = {}
+        self._prompts: dict[str, PromptRecipe] = {}
+
+    def latent(self, clip: Clip) -> LatentRecipe:
+        """Of a clip; its name and its file tell it from the others of one folder."""
+        name = clip.clip_id, clip.content
+        if name not in self._latents:
+            self._latents[name] = LatentRecipe.of(clip, self.identity, self.dtype, self.background, self.with_std)
+        return self._latents[name]
+
+    def prompt(self, caption: str) -> PromptRecipe:
+        """Of a caption."""
+        if caption not in self._prompts:
+            self._prompts[caption] = PromptRecipe.of(caption, self.identity, self.dtype)
+        return self._prompts[caption]
+
+
 Recipe = LatentRecipe | PromptRecipe
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 INGREDIENTS: dict[str, type] = {
-    field.name: float if field.type == "float" else str
+    each.name: float if each.type == "float" else str
     for recipe in (LatentRecipe, PromptRecipe)
-    for field in dataclasses.fields(recipe)
+    for each in dataclasses.fields(recipe)
+    if each.init
 }

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,19 +38,18 @@ from vidlit.latents.index import (
     DamagedIndexError,
     has_index,
     part_names,
-    read_all,
     read_index,
     write_index,
 )
+from vidlit.latents.index_reader import IndexReader, encode_column
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe, Recipe, RecipeT
-from vidlit.latents.shards import TensorTable, layout_bytes, write_shard
+from vidlit.latents.shards import TensorTable, write_shard
 from vidlit.latents.store_folder import (
     encoding_lock,
     foreign_names,
     is_marked,
     mark,
     own_files,
-    shard_size,
     unique_name,
 )
 
@@ -98,6 +97,7 @@ class LatentStore:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+        self._index = IndexReader(self.root)
 
     # -- the folder ----------------------------------------------------------------------------------------
 
@@ -246,42 +246,15 @@ class LatentStore:
         Raises:
             UserError: the index cannot be read, or was written by a newer version.
         """
-        return read_all(self.root, columns, kind)
+        return self._index.rows(columns, kind)
 
-    def stored(self, columns: Sequence[str], kind: str) -> pa.Table:
-        """Rows of items all of whose bytes are where the index says, as far as the sizes of shards tell.
-
-        Args:
-            columns: names of columns of the index.
-            kind: ``latent`` or ``prompt``.
+    def keys(self, kind: str) -> Set[str]:
+        """Keys of all items of a kind: ``latent``, ``prompt``, or ``quarantined`` for what has a reason instead.
 
         Raises:
             UserError: the index or a shard cannot be read.
         """
-        table = self.rows(list(dict.fromkeys([*columns, "key", "shard", "offset", "layout", "checksum"])), kind)
-        is_there = self._is_there(table)
-        if not is_there.all():
-            gone = table.filter(pa.array(~is_there))
-            pairs = set(zip(gone["key"].to_pylist(), gone["shard"].to_pylist(), strict=True))
-            every = zip(table["key"].to_pylist(), table["shard"].to_pylist(), strict=True)
-            table = table.filter(pa.array([pair not in pairs for pair in every], pa.bool_()))
-        return table.select(list(columns))
-
-    def _is_there(self, table: pa.Table) -> NDArray[np.bool_]:
-        names, layouts = (table[column].fill_null("") for column in ("shard", "layout"))
-        shard_codes, shards = _encode(names)
-        layout_codes, texts = _encode(layouts)
-        sizes = np.array([-1 if (size := shard_size(self.root, name)) is None else size for name in shards], np.int64)
-        lengths = np.array([layout_bytes(text) for text in texts], np.int64)
-        offsets = table["offset"].fill_null(-1).to_numpy()
-        size, length = sizes[shard_codes], lengths[layout_codes]
-        known = pc.and_(pc.is_valid(table["key"]), pc.is_valid(table["checksum"])).to_numpy()
-        is_there: NDArray[np.bool_] = known & (size >= 0) & (length >= 0) & (offsets >= 0) & (offsets <= size - length)
-        return is_there
-
-    def keys(self, kind: str) -> set[str]:
-        """Keys of all items of a kind: ``latent``, ``prompt``, or ``quarantined`` for what has a reason instead."""
-        return set(self.quarantined() if kind == "quarantined" else self.stored(["key"], kind)["key"].to_pylist())
+        return set(self.quarantined()) if kind == "quarantined" else self._index.keys(kind)
 
     def quarantined(self) -> dict[str, QuarantinedClip]:
         """Clips that could not be encoded, then or since, by key, as their last try ended."""
@@ -305,14 +278,14 @@ class LatentStore:
         Raises:
             KeyError: with the positions of the keys that are not stored, as an array.
         """
-        table = self.stored(["key", "tensor", "shard", "offset", "layout", "checksum"], kind)
-        table = table.filter(pc.equal(table["tensor"], tensor))
-        keys = keys if isinstance(keys, pa.Array) else pa.array(keys, pa.string())
+        table, keys = self._index.stored(kind), keys if isinstance(keys, pa.Array) else pa.array(keys, pa.string())
+        # Keys first: of a few, and a table of them is asked for often, the rest of a large index is looked at once.
+        table = table.filter(pc.and_(pc.is_in(table["key"], value_set=keys), pc.equal(table["tensor"], tensor)))
         rows = pc.index_in(keys, value_set=table["key"])  # the first of several
         if rows.null_count:
             raise KeyError(np.flatnonzero(rows.is_null().to_numpy(zero_copy_only=False)))
-        shard_codes, shards = _encode(table["shard"].take(rows))
-        layout_codes, layouts = _encode(table["layout"].take(rows))
+        shard_codes, shards = encode_column(table["shard"].take(rows))
+        layout_codes, layouts = encode_column(table["layout"].take(rows))
         numbers = [table[column].take(rows).to_numpy() for column in ("offset", "checksum")]
         places = np.stack([shard_codes, numbers[0], layout_codes, numbers[1]], axis=1, dtype=np.int64)
         return TensorTable(self.root, shards, layouts, places)
@@ -328,7 +301,7 @@ class LatentStore:
 
     def missing(self, wanted: Sequence[RecipeT]) -> list[RecipeT]:
         """The recipes that are not stored, in the order given."""
-        stored = self.keys(wanted[0].kind) if wanted else set()
+        stored: Set[str] = self.keys(wanted[0].kind) if wanted else set()
         return [recipe for recipe in wanted if recipe.key not in stored]
 
     def explain_missing(self, missing: Sequence[Recipe], total: int) -> str:
@@ -361,13 +334,6 @@ class LatentStore:
     def verify(self) -> Iterator[Damage]:
         """Compare every stored tensor with the checksum taken when it was written."""
         return find_damage(self.root)
-
-
-def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    array = column.combine_chunks().dictionary_encode()
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    return array.indices.to_numpy(), array.dictionary.to_pylist()
 
 
 def _latest_quarantines(table: pa.Table) -> NDArray[np.bool_]:

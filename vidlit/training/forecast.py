@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from vidlit.diffusion.streams import LATENTS
 from vidlit.errors import UserError
 from vidlit.latents.encoding import num_cores
-from vidlit.latents.recipe import PromptRecipe
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band, forecast, video_exposures
 from vidlit.stopping.schedule import CheckSchedule, check_schedule
 from vidlit.video.isolation import IsolatedReader
@@ -216,11 +215,10 @@ def _mean_tokens(data: ClipFolder) -> float:
 
 
 def _encoding(data: ClipFolder) -> dict[str, float]:
-    identity = data.family.identity
     clips = dict(zip(data.latent_recipes(data.stored_clips), data.stored_clips, strict=True))
     todo = [clips[recipe] for recipe in data.store.missing(list(clips))]
     captions = list(dict.fromkeys(caption for clip in data.plan.clips for caption in clip.source.captions))
-    missing = data.store.missing([PromptRecipe.of(caption, identity, data.encoding.dtype) for caption in captions])
+    missing = data.store.missing([data.recipes.prompt(caption) for caption in captions])
     shapes = [data.family.stream_shapes(*clip.bucket) for clip in todo]
     if data.encoding.with_std:
         shapes += [{LATENTS: shape[LATENTS]} for shape in shapes]

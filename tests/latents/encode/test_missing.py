@@ -34,6 +34,7 @@ from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encode import progress
 from vidlit.latents.encode.missing import encode
 from vidlit.latents.encoding import Encoding
+from vidlit.latents.recipe import Recipes
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import Cutting, plan_clips
@@ -59,7 +60,7 @@ def test_each_clip_and_each_caption_once(tmp_path, batch_size, num_workers):
     assert (report.encoded, report.captions, report.stored, report.quarantined) == (7, 3, 0, [])
     lines = (tmp_path / "log").read_text().splitlines()
     assert sorted(lines) == sorted([*map(str, range(7)), *(f"caption {number}" for number in range(3))])
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY))
     values = [round(float(dataset[row].latents.float().mean() * 127.5 + 127.5)) for row in range(7)]
     assert values == list(range(7))
     report = run(clips, store, never)
@@ -97,7 +98,7 @@ def test_the_same_file_twice_is_encoded_once(tmp_path):
     twin = dataclasses.replace(clips[0], clip_id="copy.mp4@0.000")
     report = run([*clips, twin], store)
     assert report.encoded == 2
-    assert len(LatentDataset.from_clips(store, [*clips, twin], IDENTITY)) == 3
+    assert len(LatentDataset.from_clips(store, [*clips, twin], Recipes(IDENTITY))) == 3
 
 
 def test_a_bad_clip_is_quarantined_and_the_rest_goes_on(tmp_path):
@@ -141,7 +142,7 @@ def test_encoders_are_given_the_sound_that_goes_with_the_frames(tmp_path, monkey
         (clips[3].clip_id, "its sound cannot be decoded: noise")
     ]
     good = [*clips[:3], clips[4]]
-    dataset = LatentDataset.from_clips(store, good, IDENTITY, clip_extras=("loudness",))
+    dataset = LatentDataset.from_clips(store, good, Recipes(IDENTITY), clip_extras=("loudness",))
     assert [dataset[row].extras["loudness"].tolist() for row in range(4)] == [[n, n] for n in (0.0, 1.0, 2.0, 4.0)]
     assert run(clips, LatentStore(tmp_path / "deaf"), open_reader=Listening).encoded == 5, "nobody listens"
 
@@ -256,7 +257,7 @@ def test_a_complete_store_is_used_where_nothing_can_be_written(tmp_path, monkeyp
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     report = run(clips, store, never)
     assert (report.stored, len(report.quarantined)) == (2, 1)
-    assert len(LatentDataset.from_clips(store, [clips[0], clips[2]], IDENTITY)) == 2
+    assert len(LatentDataset.from_clips(store, [clips[0], clips[2]], Recipes(IDENTITY))) == 2
     with pytest.raises(UserError, match=r"cannot write to the latent store .*: Read-only file system") as error:
         run(make_clips(4), store)
     assert "\n" not in str(error.value)
@@ -380,7 +381,7 @@ def test_killed_at_random_moments_loses_at_most_two_shards_each_time(tmp_path, s
     assert killed
     encode_logged(tmp_path / "store", tmp_path / "log", clips)
     counts = Counter(line for line in (tmp_path / "log").read_text().splitlines() if line.isdigit())
-    assert len(LatentDataset.from_clips(store, clips, IDENTITY)) == len(clips)
+    assert len(LatentDataset.from_clips(store, clips, Recipes(IDENTITY))) == len(clips)
     assert sum(counts.values()) <= len(clips) + 2 * shard_clips * killed
     assert not list(store.verify())
 
@@ -399,7 +400,7 @@ def test_two_runs_on_one_store_encode_each_clip_once(tmp_path, server):
     lines = [line for path in tmp_path.glob("log-*") for line in path.read_text().splitlines()]
     assert max(Counter(lines).values()) == 1
     store = LatentStore(tmp_path / "store")
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY))
     values = [round(float(dataset[row].latents.float().mean() * 127.5 + 127.5)) for row in range(30)]
     assert values == list(range(30))
     assert not list(store.verify())
@@ -441,6 +442,6 @@ def test_real_videos_through_the_isolated_reader(tmp_path, shared_videos):
     report = encode([*clips, broken], store, IDENTITY, PoolingEncoders, Encoding(num_workers=1), trainer_options=CPU)
     assert report.encoded >= 3
     assert report.encoded + len(report.quarantined) == 4
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY))
     assert all(dataset[row].latents.shape == (3, 9, 8, 12) for row in range(3))
     assert all(dataset[row].latents.float().std() > 0.05 for row in range(3)), "pictures, not blanks"

@@ -16,6 +16,7 @@ from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encode import progress
 from vidlit.latents.encode.missing import encode
 from vidlit.latents.encoding import Encoding
+from vidlit.latents.recipe import Recipes
 from vidlit.latents.store import LatentStore
 from vidlit.video.buckets import Bucket
 
@@ -55,7 +56,9 @@ def test_the_store_is_that_of_one_machine(tmp_path, cluster, capfd, monkeypatch)
     assert (report.encoded, report.captions) == (here.encoded, here.captions) == (22, 3)
     assert [clip[:3] for clip in report.quarantined] == [clip[:3] for clip in here.quarantined]
     good = [clip for clip in clips if clip.clip_id != report.quarantined[0].clip_id]
-    ours, theirs = (LatentDataset.from_clips(store, good, IDENTITY, clip_extras=["first_frame"]) for store in stores)
+    ours, theirs = (
+        LatentDataset.from_clips(store, good, Recipes(IDENTITY), clip_extras=["first_frame"]) for store in stores
+    )
     for row in range(22):
         for mine, other in zip(ours[row][:2], theirs[row][:2], strict=True):
             assert torch.equal(mine, other)
@@ -112,7 +115,7 @@ def test_a_node_that_dies_costs_its_unfinished_clips(tmp_path, cluster):
     killer.join()
     assert (report.encoded, report.captions, report.quarantined) == (60, 3, [])
     assert not list(store.verify())
-    dataset = LatentDataset.from_clips(store, clips, IDENTITY)
+    dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY))
     values = [round(float(dataset[row].latents.float().mean() * 127.5 + 127.5)) for row in range(60)]
     assert values == list(range(60))
     counts = Counter(line for line in log.read_text().splitlines() if line.isdigit())

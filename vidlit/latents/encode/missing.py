@@ -15,7 +15,7 @@ from vidlit.latents.encode.shard_writer import ShardWriter
 from vidlit.latents.encode.work import Encoders, Retried, Work
 from vidlit.latents.encoding import CutCaptions, EncodeReport, Encoding
 from vidlit.latents.quiet_lightning import quiet_lightning
-from vidlit.latents.recipe import LatentRecipe, PromptRecipe
+from vidlit.latents.recipe import PromptRecipe, Recipes
 from vidlit.latents.store import LatentStore
 from vidlit.video.isolation import IsolatedReader
 
@@ -39,6 +39,7 @@ def encode(
     repair: bool = False,
     open_reader: Callable[[], ClipReader] = IsolatedReader,
     engine: EngineName = "lightning",
+    recipes: Recipes | None = None,
     trainer_options: Mapping[str, Any] | None = None,
 ) -> EncodeReport:
     """Encode what the store lacks: each clip once, each distinct caption once, over all ranks.
@@ -65,17 +66,18 @@ def encode(
             this call needs, it is encoded again, and nothing else is.
         open_reader: called in each worker for what reads its clips.
         engine: what runs it: Lightning's ranks, or a Ray cluster.
+        recipes: of these clips under ``identity`` and ``encoding``, where some were made before.
         trainer_options: ``accelerator``, ``devices``, ``num_nodes``, ``strategy`` ... of Lightning's Trainer.
 
     Raises:
         UserError: the store cannot be written, or the encoders are not those of ``identity``.
     """
     began = time.monotonic()
-    dtype, background = encoding.dtype, encoding.background
-    recipes = [LatentRecipe.of(clip, identity, dtype, background, encoding.with_std) for clip in clips]
+    book = recipes or Recipes(identity, encoding.dtype, encoding.background, encoding.with_std)
+    latents = [book.latent(clip) for clip in clips]
     captions = dict.fromkeys([*(caption for clip in clips for caption in clip.source.captions), *further_captions])
-    work = Work(clips, recipes, [PromptRecipe.of(caption, identity, dtype) for caption in captions])
-    decoding = Decoding(open_reader, background, sample_rate)
+    work = Work(clips, latents, [book.prompt(caption) for caption in captions])
+    decoding = Decoding(open_reader, encoding.background, sample_rate)
     damaged: list[Damage] = []
     with contextlib.ExitStack() as held:
         held.enter_context(quiet_lightning())
@@ -91,13 +93,13 @@ def encode(
             store.compact()
     after, quarantined = store.keys("latent"), store.quarantined()
     return EncodeReport(
-        encoded=sum(recipes[row].key in after for row in work.todo),
+        encoded=sum(latents[row].key in after for row in work.todo),
         captions=len(work.todo_prompts),
         stored=work.num_stored,
         damaged=len(damaged),
         quarantined=[
             quarantined[recipe.key]._replace(clip_id=clip.clip_id, video=clip.source.video)
-            for clip, recipe in zip(clips, recipes, strict=True)
+            for clip, recipe in zip(clips, latents, strict=True)
             if recipe.key not in after and recipe.key in quarantined
         ],
         cut=_cut_captions(store, clips, work.prompts),
