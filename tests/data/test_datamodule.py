@@ -2,6 +2,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +115,15 @@ def test_a_background_and_a_dtype_make_latents_of_their_own(make):
 def test_options_out_of_range_are_named_as_they_are_typed(options, words):
     with pytest.raises(UserError, match=words):
         options()
+
+
+@pytest.mark.parametrize("option", ["source", "store"])
+@pytest.mark.parametrize("address", ["s3://user:hidden@bucket/clips", "gs://bucket", "memory:///clips"])
+def test_an_address_is_no_folder(demo, tmp_path, option, address):
+    folders = {"source": demo.dir / "clips", "store": tmp_path, option: Path(address)}
+    with pytest.raises(UserError, match=f"data.{option} is an address") as raised:
+        LatentDataModule(**folders, base=str(demo.dir / "base"), buckets=BUCKETS, fps=16)
+    assert "hidden" not in str(raised.value)
 
 
 def test_buckets_from_a_budget_are_valid_for_the_model(make):

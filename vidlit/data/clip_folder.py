@@ -5,6 +5,7 @@ Nothing here needs Lightning: ``vidlit plan`` answers from this alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +83,8 @@ class ClipFolder:
         seed: int = 0,
     ) -> None:
         super().__init__()
+        _refuse_address("data.source", source)
+        _refuse_address("data.store", store)
         self.family = open_family(base, fps, audio)
         self.source = source
         self.store = LatentStore(store)
@@ -287,4 +290,14 @@ class ClipFolder:
             start=start,
             small_bucket=self.batching.small_bucket,
             bucket_names=[str(bucket) for bucket in self.buckets],
+        )
+
+
+def _refuse_address(option: str, path: Path) -> None:
+    """Refuse ``s3://bucket/name`` and the like, which would be read as a folder named ``s3:``."""
+    # A path has one slash of the two. One letter is a drive of Windows. The rest may hold a password: it is not shown.
+    if found := re.match(r"([A-Za-z][A-Za-z0-9+.\-]+):[/\\]", str(path)):
+        raise UserError(
+            f"{option} is an address ({found[1]}://...): vidlit reads and writes local folders. Mount the bucket, or "
+            f"copy it to a local disk, and set {option} to that folder."
         )
