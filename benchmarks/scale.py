@@ -4,9 +4,12 @@
     python benchmarks/scale.py near_duplicates   # at 10,000 and 100,000 videos
 
 CPU seconds of each part of the start of a `fit`, in order, in a process of its own, and its peak memory (VmHWM). The
-clips are objects as planning makes them, eight a recording, a caption each; the store has an index with all of them and
-one shard, as far as its size tells. Reading the folder's files, and looking for near-duplicates, are not among the
+clips are objects as planning makes them, eight a video, which has a caption; the store has an index with all of them
+and one shard, as far as its size tells. Reading the folder's files, and looking for near-duplicates, are not among the
 parts of the start.
+
+Near-duplicates are sought among videos of random pictures, 20 hashes each at four a second. One of a hundred is another
+one encoded anew (up to six bits of each hash changed), and one of a hundred a part of that one.
 """
 
 import argparse
@@ -29,6 +32,7 @@ from vidlit.stopping.exposure import video_exposures
 from vidlit.training.memory import peak_memory
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import DatasetPlan
+from vidlit.video.repeats.duplicates import Fingerprint, find_near_duplicates, tie_groups
 from vidlit.video.sources import Clip, SourceVideo
 
 BUCKET, FPS, OF_A_VIDEO = Bucket(17, 64, 64), 16.0, 8
@@ -150,13 +154,66 @@ def print_start_up(sizes: list[int]) -> list[dict[str, float]]:
     return totals
 
 
+def look(pictures: np.ndarray) -> Fingerprint:
+    """What is known of a video of pictures, four a second."""
+    text = [f"{code:016x}" for code in pictures.tolist()]
+    spread = tuple(text[len(text) // 8 :: len(text) // 4][:4])
+    return Fingerprint(spread, tuple((number / 4, code) for number, code in enumerate(text)))
+
+
+def near_duplicates(count: int, results: object) -> None:
+    """Seek what was planted."""
+    torch.set_num_threads(1)
+    generator = np.random.default_rng(0)
+    pictures = generator.integers(0, 2**64, (count, 20), dtype=np.uint64)
+    copies = np.arange(0, count - 2, 100)
+    pictures[copies + 1] = pictures[copies]
+    for _ in range(6):
+        pictures[copies + 1] ^= np.uint64(1) << generator.integers(0, 64, (len(copies), 20)).astype(np.uint64)
+    videos = {f"video_{number:07d}": look(row) for number, row in enumerate(pictures)}
+    for number in copies.tolist():  # a part of the first, from its second second on
+        videos[f"video_{number + 2:07d}"] = look(pictures[number, 8:])
+    del pictures
+    before, began = peak_memory(torch.device("cpu")), time.process_time()
+    pairs = find_near_duplicates(videos)
+    seconds = time.process_time() - began
+    named = {pair[:2] for pair in pairs}
+    group = tie_groups([(video, video) for video in videos], named)
+    tied = [[group[f"video_{row + more:07d}"] == group[f"video_{row:07d}"] for row in copies] for more in (1, 2)]
+    results.put(
+        {
+            "videos": count,
+            "CPU seconds": seconds,
+            "GB": peak_memory(torch.device("cpu")) / 1e9,
+            "GB of the fingerprints": before / 1e9,
+            "copies found": np.mean(tied[0]),
+            "parts found": np.mean(tied[1]),
+            "pairs": len(pairs),
+        }
+    )
+
+
+def print_near_duplicates(sizes: list[int]) -> list[dict[str, float]]:
+    """A line a size."""
+    rows = []
+    for count in sizes:
+        context = multiprocessing.get_context("spawn")
+        results = context.Queue()
+        process = context.Process(target=near_duplicates, args=(count, results))
+        process.start()
+        rows.append(results.get())
+        process.join()
+        print("  ".join(f"{name} {value:,.2f}" for name, value in rows[-1].items()), flush=True)
+    return rows
+
+
 def main(words: list[str] | None = None) -> list[dict[str, float]]:
     """Print a table; return its totals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["start_up"])
+    parser.add_argument("what", choices=["start_up", "near_duplicates"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     options = parser.parse_args(words)
-    return print_start_up(options.sizes)
+    return (print_start_up if options.what == "start_up" else print_near_duplicates)(options.sizes)
 
 
 if __name__ == "__main__":
