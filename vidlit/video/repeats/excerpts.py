@@ -98,13 +98,24 @@ def _candidates(
         a = np.repeat(np.arange(len(wanted)), count)
         b = order[np.arange(len(a)) - np.repeat(count.cumsum() - count - first, count)]
         other = film[a] != excerpt[b]
-        hits.append(np.stack([a[other], b[other]], axis=1))
-    a, b = np.unique(np.concatenate(hits), axis=0).T
+        hits.append(a[other] * len(excerpt_bits) + b[other])  # one number sorts many times faster than two
+    a, b = np.divmod(np.unique(np.concatenate(hits)), max(1, len(excerpt_bits)))
+    if len(a) == 0:
+        return []
     step = np.round((film_time[a] - excerpt_time[b]) / _SLACK).astype(np.int64)
+    first_step = step.min()
+    num_steps = int(step.max() - first_step) + 2
     # A frame counts once for its own step and the next, so that two that differ by rounding meet.
-    votes = np.concatenate([np.stack([film[a], excerpt[b], step + more, a], axis=1) for more in (0, 1)])
-    places, number = np.unique(np.unique(votes, axis=0)[:, :3], axis=0, return_counts=True)
-    return [(int(f), int(e), (int(at) - 0.5) * _SLACK) for f, e, at in places[number >= _LEAST]]
+    place = (film[a] * len(times) + excerpt[b]) * num_steps + (step - first_step)
+    place, frame = np.concatenate([place, place + 1]), np.concatenate([a, a])
+    order = np.lexsort((frame, place))
+    place, frame = place[order], frame[order]
+    again = (place[1:] == place[:-1]) & (frame[1:] == frame[:-1])
+    places, number = np.unique(place[np.concatenate([[True], ~again])], return_counts=True)
+    pairs, steps = np.divmod(places[number >= _LEAST], num_steps)
+    films, excerpts = np.divmod(pairs, len(times))
+    found = zip(films.tolist(), excerpts.tolist(), (steps + first_step).tolist(), strict=True)
+    return [(one, other, (at - 0.5) * _SLACK) for one, other, at in found]
 
 
 def _distance(
