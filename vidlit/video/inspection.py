@@ -205,7 +205,7 @@ def _read_cache(cache: Path | None) -> dict[tuple[str, int, int], Inspection]:
             )
             for path, size, mtime_ns, content, info, hashes, cuts, times in saved["files"]
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 

@@ -42,7 +42,7 @@ def test_a_set_is_sought_once(tmp_path, sought):
     assert len(sought) == 3
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"of": 3}', "truncate", '{"pairs": [["a", "x", 0]]}'])
+@pytest.mark.parametrize("damage", ["", "[]", "[" * 100_000, '{"of": 3}', "truncate", '{"pairs": [["a", "x", 0]]}'])
 def test_what_is_damaged_is_sought_anew(tmp_path, sought, damage):
     cache = tmp_path / "files.json"
     known = inspected(a=10, b=11)

@@ -54,6 +54,6 @@ def _read(path: Path, wanted: str, videos: Set[str]) -> list[tuple[str, str, flo
         if kept["of"] != wanted:
             return None
         pairs = [(str(first), str(second), float(distance)) for first, second, distance in kept["pairs"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return pairs if all(first in videos and second in videos for first, second, _ in pairs) else None
