@@ -153,12 +153,12 @@ class Recipes:
         self, identity: Mapping[str, str], dtype: str = "bfloat16", background: Color = BLACK, with_std: bool = False
     ) -> None:
         self.identity, self.dtype, self.background, self.with_std = dict(identity), dtype, background, with_std
-        self._latents: dict[tuple[str, str], LatentRecipe] = {}
+        self._latents: dict[tuple[str, str, str], LatentRecipe] = {}
         self._prompts: dict[str, PromptRecipe] = {}
 
     def latent(self, clip: Clip) -> LatentRecipe:
-        """Of a clip; its name and its file tell it from the others of one folder."""
-        name = clip.clip_id, clip.content
+        """Of a clip; its name and its files tell it from the others of one folder."""
+        name = clip.clip_id, clip.content, clip.source.mask.content if clip.source.mask is not None else ""
         if name not in self._latents:
             self._latents[name] = LatentRecipe.of(clip, self.identity, self.dtype, self.background, self.with_std)
         return self._latents[name]

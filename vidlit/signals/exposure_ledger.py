@@ -17,9 +17,13 @@ from vidlit.signals.signal import Signal
 from vidlit.stopping.exposure import adjusted_exposure, judge_exposure, video_exposures
 from vidlit.stopping.verdict import Verdict
 
+_MOST_AT_CHECKS = 100_000  # clips: their file takes a quarter of a second
+
 
 class ExposureLedger(Signal):
     """Counts exposures, logs them at every check, writes ``exposure.csv``, warns of the risky band.
+
+    The file is written at every check; of more than 100,000 clips at the end, as it would take longer than the check.
 
     Logs ``exposure/mean``, ``exposure/max`` (raw, per recording) and ``exposure/adjusted``.
 
@@ -80,7 +84,8 @@ class ExposureLedger(Signal):
             },
             batch_size=1,
         )
-        self._write()
+        if len(self._keys) <= _MOST_AT_CHECKS:
+            self._write()
 
     def on_train_end(self, *_: Any) -> None:
         """Count what was trained on since the last check, too."""
