@@ -251,8 +251,9 @@ class _Round:
 
     def _take_one(self) -> tuple[Work, Any] | None:
         """Wait for the next thing that is done, and hand it on; a decoded batch is given back."""
-        (done, *_), _ = self.ray.wait([*self.decoding, *self.encoding, *self.writing], num_returns=1)
-        if done in self.decoding:  # its frames go to an encoder, not here
+        waited_for = [*self.decoding, *self.encoding, *self.writing]
+        (done, *_), _ = self.ray.wait(waited_for, num_returns=1, fetch_local=False)  # frames go to encoders, not here
+        if done in self.decoding:
             return self.decoding.pop(done), done
         if done in self.encoding:
             number, items = self.encoding.pop(done)
