@@ -17,9 +17,10 @@ from pathlib import Path
 from vidlit.runs.logged_names import VAL_LOG_RATIO
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+_UNSEEN = ("--samples.num_videos=0", "--samples.num_audit=0", "--run.report=false")
 SMALL = {
-    "demo_base": ["--demo.num_videos=16", "--trainer.max_steps=20", "--trainer.val_check_interval=10"],
-    "demo_lora": ["--demo.num_videos=16", "--trainer.max_steps=12", "--trainer.val_check_interval=4"],
+    "demo_base": ["--demo.num_videos=16", "--trainer.max_steps=20", "--trainer.val_check_interval=10", *_UNSEEN],
+    "demo_lora": ["--demo.num_videos=16", "--trainer.max_steps=12", "--trainer.val_check_interval=4", *_UNSEEN],
 }
 """Options that make both runs short; nothing can be learned from them."""
 

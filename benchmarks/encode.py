@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from vidlit.latents.encode.missing import encode
+from vidlit.latents.recipe import Recipes
 from vidlit.latents.store import LatentStore
 from vidlit.models.encoders import ReadTokens
 from vidlit.video.buckets import Bucket
@@ -112,7 +113,11 @@ def time_encode(clips: list[Clip], folder: Path) -> float:
     """Seconds of a whole call of encode."""
     began = time.perf_counter()
     report = encode(
-        clips, LatentStore(folder), IDENTITY, FreeEncoders, trainer_options={"accelerator": "cpu", "devices": 1}
+        clips,
+        LatentStore(folder),
+        Recipes(IDENTITY),
+        FreeEncoders,
+        trainer_options={"accelerator": "cpu", "devices": 1},
     )
     assert report.encoded == len(clips), report
     return time.perf_counter() - began

@@ -62,14 +62,8 @@ class FilePerSample(Dataset[LatentSample]):
         return LatentSample(**torch.load(self.folder / f"{index:06d}.pt"), row=index, key=index)
 
 
-class MappedFiles(Dataset[LatentSample]):
+class MappedFiles(FilePerSample):
     """What musubi-tuner does: tensors of mapped safetensors files."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder, count
-
-    def __len__(self) -> int:
-        return self.count
 
     def __getitem__(self, index: int) -> LatentSample:
         with safe_open(self.folder / f"{index:06d}_latents.safetensors", "pt") as file:

@@ -35,9 +35,12 @@ WIDTH = 6
 """Of the transformer, in those of the tests' own, which learns too little to overfit."""
 
 
-def fit(folder: Path, base: Path, **options: object) -> RunRecord:
+def fit(folder: Path, base: Path, seed: int, max_steps: int, **options: object) -> RunRecord:
     """A run of the quickstart that goes on until each part is done, or to the end."""
     given = {
+        "seed_everything": seed,
+        "trainer.max_steps": max_steps,
+        "overfit_stopping.parts": "warn",
         "demo": "null",
         "data.source": folder / "clips",
         "data.store": folder / "latents",
@@ -66,14 +69,7 @@ def experts(folder: Path, seed: int, max_steps: int) -> RunRecord:
     shutil.copytree(base / "transformer", base / "transformer_2")
     pair = (Expert("transformer", BOUNDARY, "high"), Expert("transformer_2", title="low"))
     with patch.object(LTXVideo, "experts", pair):
-        return fit(
-            folder,
-            base,
-            seed_everything=seed,
-            trainer__max_steps=max_steps,
-            overfit_stopping__parts="warn",
-            data__buckets="[9x48x80, 9x64x64]",
-        )
+        return fit(folder, base, seed, max_steps, data__buckets="[9x48x80, 9x64x64]")
 
 
 def streams(folder: Path, seed: int, max_steps: int) -> RunRecord:
@@ -98,14 +94,7 @@ def streams(folder: Path, seed: int, max_steps: int) -> RunRecord:
     base = ltx2(folder / "base", width=WIDTH)
     normalise(base, torch.stack(shown), torch.stack(heard))
     options = {"model__audio": "on", "data__buckets": f"[{SIZE}]", "data__fps": FPS, "data__cutting__mode": "head"}
-    return fit(
-        folder,
-        base,
-        seed_everything=seed,
-        trainer__max_steps=max_steps,
-        overfit_stopping__parts="warn",
-        **options,
-    )
+    return fit(folder, base, seed, max_steps, **options)
 
 
 @torch.no_grad()

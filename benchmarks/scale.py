@@ -28,6 +28,7 @@ from vidlit.data.demo_folder import Demo
 from vidlit.diffusion.batch import clip_key
 from vidlit.latents.index import MERGED, SCHEMA, write_index
 from vidlit.latents.store_folder import mark
+from vidlit.signals.exposure_ledger import exposure_table
 from vidlit.stopping.exposure import video_exposures
 from vidlit.training.memory import peak_memory
 from vidlit.video.buckets import Bucket
@@ -127,6 +128,7 @@ def start_up(folder: Path, count: int, results: object) -> None:
         video_exposures(counts, [clip.source.group for clip in data.train_clips])
 
     timed("a check", check)
+    timed("exposure.csv", lambda: exposure_table(data.split, counts.tolist()))
     timed("one clip's dataset", lambda: data.dataset(data.train_clips[:1]))
     results.put((spent, (peak_memory(torch.device("cpu")) - before) / 1e9, before / 1e9))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import gpu, parts
+from benchmarks import demo_lora, gpu, parts
 
 
 @pytest.mark.parametrize(("model", "method"), [("ltx", "full"), ("wan", "lora")])
@@ -21,6 +21,14 @@ def test_gpu_benchmark_says_that_it_needs_one(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match="--small"):
         gpu.main([])
+
+
+@pytest.mark.slow
+def test_a_lora_is_trained_on_the_base_that_another_run_exported():
+    base, lora = demo_lora.main(["--small", "--seeds", "0"])
+    assert (base["run"], base["stop step"]) == ("demo_base", 20)
+    assert (lora["run"], lora["stop step"]) == ("demo_lora", 12)
+    assert float(base["validation loss at best"].split()[0]) < -5
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from vidlit.errors import UserError
 from vidlit.latents.encoding import Encoding
+from vidlit.latents.recipe import Recipes
 from vidlit.latents.store import LatentStore
 from vidlit.models.encoders import ReadTokens
 from vidlit.video.buckets import Bucket
@@ -110,9 +111,8 @@ def encode_logged(root, log, clips, seconds=0.0, shard_bytes=2**26):
     encode(
         clips,
         LatentStore(root),
-        IDENTITY,
+        Recipes(IDENTITY, Encoding(num_workers=1, shard_bytes=shard_bytes)),
         functools.partial(LoggingEncoders, log, seconds),
-        Encoding(num_workers=1, shard_bytes=shard_bytes),
         open_reader=ColourReader,
         trainer_options=options,
     )

@@ -31,7 +31,7 @@ def filled(tmp_path_factory):
     store = LatentStore(tmp_path_factory.mktemp("store"))
     clips = make_clips(7)
     options = {"accelerator": "cpu", "devices": 1}
-    encode(clips, store, IDENTITY, PoolingEncoders, ALONE, open_reader=ColourReader, trainer_options=options)
+    encode(clips, store, Recipes(IDENTITY, ALONE), PoolingEncoders, open_reader=ColourReader, trainer_options=options)
     return store, clips
 
 
@@ -80,9 +80,9 @@ def test_what_is_not_stored_is_an_error_that_names_the_difference(filled):
     with pytest.raises(UserError, match="text encoder: stored letters-1, wanted letters-2"):
         LatentDataset.from_clips(store, clips, Recipes({**IDENTITY, "text": "letters-2"}))
     with pytest.raises(UserError, match="dtype: stored bfloat16, wanted float32"):
-        LatentDataset.from_clips(store, clips, Recipes(IDENTITY, "float32"))
+        LatentDataset.from_clips(store, clips, Recipes(IDENTITY, Encoding("float32")))
     with pytest.raises(UserError, match="latents: stored mode, wanted mode and std"):
-        LatentDataset.from_clips(store, clips, Recipes(IDENTITY, with_std=True))
+        LatentDataset.from_clips(store, clips, Recipes(IDENTITY, Encoding(posterior="sample")))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -93,7 +93,7 @@ def test_batches_are_what_collate_makes(filled, num_workers, prompt_length):
         replace(clip, source=replace(clip.source, caption="caption 1" + "0" * row))
         for row, clip in enumerate(clips[::2])
     ]
-    encode(clips, store, IDENTITY, PoolingEncoders, trainer_options={"accelerator": "cpu", "devices": 1})
+    encode(clips, store, Recipes(IDENTITY), PoolingEncoders, trainer_options={"accelerator": "cpu", "devices": 1})
     dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY), **NAMES)
     rows = [[2, 0, 3], [1]]
     loader = DataLoader(dataset.batches(prompt_length), sampler=rows, batch_size=None, num_workers=num_workers)

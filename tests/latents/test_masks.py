@@ -52,7 +52,7 @@ def masked(clip, mask, content="5" * 64):
 
 def run(clips, store):
     options = {"open_reader": MaskReader, "trainer_options": {"accelerator": "cpu", "devices": 1}}
-    return encode(clips, store, IDENTITY, MaskEncoders, Encoding(num_workers=0, batch_size=2), **options)
+    return encode(clips, store, Recipes(IDENTITY, Encoding(num_workers=0, batch_size=2)), MaskEncoders, **options)
 
 
 @pytest.mark.parametrize("mask", ["left.png", "left.mp4"])

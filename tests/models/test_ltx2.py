@@ -47,6 +47,29 @@ def family(folder_of):
     return open_family(folder_of("2.3"), FPS)
 
 
+GUIDED = {
+    "num_frames": NUM_FRAMES,
+    "height": HEIGHT,
+    "width": WIDTH,
+    "frame_rate": FPS,
+    "num_inference_steps": 4,
+    "guidance_scale": 3.0,
+    "modality_scale": 1.0,
+    "audio_modality_scale": 1.0,
+    "output_type": "latent",
+    **PLAIN,
+}
+
+
+def deaf_transformer(family):
+    """One whose video does not listen, as the pipelines have no run in isolation."""
+    transformer = family.load_transformer().eval()
+    for block in transformer.transformer_blocks:
+        for parameter in block.audio_to_video_attn.to_out.parameters():
+            parameter.data.zero_()
+    return transformer
+
+
 def pipeline_of(base, name="LTX2Pipeline"):
     pipeline = getattr(diffusers, name).from_pretrained(base)
     pipeline.set_progress_bar_config(disable=True)
@@ -128,12 +151,8 @@ def test_leading_frames_are_given_as_the_condition_pipeline_gives_a_video(folder
 
 @pytest.mark.parametrize(("schedule", "from_image"), [("shifted", False), ("shifted", True), ("plain", False)])
 def test_guided_generate_against_a_run_of_the_pipeline(tmp_path, schedule, from_image):
-    """With a transformer whose video does not listen, as the pipeline has no run in isolation."""
     family = open_family(bases.ltx2(tmp_path / "base", **SCHEDULES[schedule]), FPS)
-    transformer = family.load_transformer().eval()
-    for block in transformer.transformer_blocks:
-        for parameter in block.audio_to_video_attn.to_out.parameters():
-            parameter.data.zero_()
+    transformer = deaf_transformer(family)
     pipeline = pipeline_of(family.base, "LTX2ImageToVideoPipeline" if from_image else "LTX2Pipeline")
     pipeline.transformer = transformer
     encode, vae = family.load_prompt_encoder("cpu"), family.load_vae("cpu")
@@ -148,16 +167,7 @@ def test_guided_generate_against_a_run_of_the_pipeline(tmp_path, schedule, from_
         prompt=CAPTIONS[0],
         latents=family.denormalise(vae, start),  # it normalises what it is given
         audio_latents=torch.randn(1, 4, 14, 4, generator=generator),
-        num_frames=NUM_FRAMES,
-        height=HEIGHT,
-        width=WIDTH,
-        frame_rate=FPS,
-        num_inference_steps=4,
-        guidance_scale=3.0,
-        modality_scale=1.0,
-        audio_modality_scale=1.0,
-        output_type="latent",
-        **PLAIN,
+        **GUIDED,
         **({"image": video[:, :, 0], "image_crf": 0} if from_image else {}),
     ).frames
     made = generate(

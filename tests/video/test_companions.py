@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidlit.errors import UserError
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import plan_clips
 from vidlit.video.mp4 import write_mp4
@@ -29,9 +28,9 @@ def films(tmp_path_factory):
     return folder
 
 
-def table(folder, rows):
+def table(folder, rows, what="mask"):
     with (folder / "metadata.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("file_name", "caption", "mask"), *rows])
+        csv.writer(file).writerows([("file_name", "caption", what), *rows])
     return folder
 
 
@@ -75,24 +74,27 @@ def test_a_mask_lies_beside_a_video_with_a_caption_file(clips):
     assert (sources.quarantined, sources.unlisted) == ((), ())
 
 
+@pytest.mark.parametrize("what", ["mask", "reference"])
 @pytest.mark.parametrize(
-    ("mask", "reason"),
+    ("name", "reason"),
     [
-        ("none.png", "its mask none.png does not exist"),
-        ("../x.png", "its mask ../x.png leads out of the folder"),
-        ("/x.png", "its mask /x.png is an absolute path"),
-        ("broken.png", "its mask broken.png cannot be decoded"),
-        ("tall.png", "its mask tall.png has another shape: 48x64 pixels, its video 48x32"),
+        ("none.png", "none.png does not exist"),
+        ("../x.png", "../x.png leads out of the folder"),
+        ("/x.png", "/x.png is an absolute path"),
+        ("broken.png", "broken.png cannot be decoded"),
+        ("tall.png", "tall.png has another shape: 48x64 pixels, its video 48x32"),
     ],
 )
-def test_a_mask_that_cannot_be_used_costs_its_own_row(clips, mask, reason):
+def test_what_cannot_be_used_costs_its_own_row(clips, what, name, reason):
     (clips / "broken.png").write_bytes(b"no image")
     write_image(clips / "tall.png", 48, 64)
-    plan = plan_clips(table(clips, [("a.mp4", "one", mask), ("b.mp4", "two", "")]), [Bucket(5, 32, 48)], 8.0)
+    write_image(clips / "good.png", 48, 32)
+    folder = table(clips, [("a.mp4", "one", name), ("b.mp4", "two", "good.png")], what)
+    plan = plan_clips(folder, [Bucket(5, 32, 48)], 8.0, with_references=what == "reference")
     assert {clip.source.video for clip in plan.clips} == {"b.mp4"}
     (bad,) = plan.quarantined
     assert bad.video == "a.mp4"
-    assert bad.reason.startswith(reason)
+    assert bad.reason.startswith(f"its {what} {reason}")
 
 
 def test_a_mask_may_be_smaller_than_its_video(clips):
@@ -101,19 +103,13 @@ def test_a_mask_may_be_smaller_than_its_video(clips):
     assert not plan.quarantined
 
 
-def references(folder, rows):
-    with (folder / "metadata.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("file_name", "caption", "reference"), *rows])
-    return folder
-
-
 def plan_of(folder, **options):
     return plan_clips(folder, [Bucket(5, 32, 48)], 8.0, with_references=True, **options)
 
 
 def test_a_reference_is_a_clip_of_its_own_at_the_same_times(clips):
     (clips / "pose.mp4").write_bytes((clips / "b.mp4").read_bytes())
-    plan = plan_of(references(clips, [("a.mp4", "one", "pose.mp4")]), cutting="uniform")
+    plan = plan_of(table(clips, [("a.mp4", "one", "pose.mp4")], "reference"), cutting="uniform")
     (clip,) = plan.clips
     reference = clip.reference()
     assert (reference.request().path, reference.source.caption) == (clips / "pose.mp4", "one")
@@ -137,39 +133,30 @@ def test_an_image_is_a_reference_of_one_frame_and_goes_with_a_mask(clips):
     assert reference.mask_request() is None
 
 
-@pytest.mark.parametrize(
-    ("reference", "reason"),
-    [
-        ("", "has no reference, which model.conditions asks for (metadata.csv line 2)"),
-        ("none.mp4", "its reference none.mp4 does not exist (metadata.csv line 2)"),
-        ("broken.mp4", "its reference broken.mp4 is not a video"),
-        ("tall.mp4", "its reference tall.mp4 has another shape: 48x64 pixels, its video 48x32"),
-    ],
-)
-def test_a_reference_that_cannot_be_used_costs_its_own_row(clips, reference, reason):
-    (clips / "broken.mp4").write_bytes(b"no video")
-    write_mp4(clips / "tall.mp4", np.zeros((9, 64, 48, 3), np.uint8), 8.0)
-    plan = plan_of(references(clips, [("a.mp4", "one", reference), ("b.mp4", "two", "a.mp4")]))
+def test_a_row_without_a_reference_is_left_out_where_one_is_asked_for(clips):
+    plan = plan_of(table(clips, [("a.mp4", "one", ""), ("b.mp4", "two", "a.mp4")], "reference"))
     assert {clip.source.video for clip in plan.clips} == {"b.mp4"}
     (bad,) = plan.quarantined
-    assert bad.video == "a.mp4"
-    assert bad.reason.startswith(reason)
+    assert bad.reason == "has no reference, which model.conditions asks for (metadata.csv line 2)"
 
 
 def test_images_and_videos_are_not_mixed(clips):
+    """A batch has references of one length: those of most rows stay."""
     write_image(clips / "face.png", 48, 32)
-    folder = references(clips, [("a.mp4", "one", "face.png"), ("b.mp4", "two", "a.mp4")])
-    with pytest.raises(
-        UserError, match=r"references of 1 rows are images and those of 1 are videos \(such as of a\.mp4"
-    ):
-        plan_of(folder)
+    rows = [("a.mp4", "one", "face.png"), ("b.mp4", "two", "a.mp4"), ("b.mp4", "three", "face.png")]
+    plan = plan_of(table(clips, rows, "reference"))
+    assert {clip.source.caption for clip in plan.clips} == {"one", "three"}
+    (bad,) = plan.quarantined
+    assert bad.reason.startswith("its reference a.mp4 is of another kind than those of most rows, which are images:")
+    plan = plan_of(table(clips, rows[:2], "reference"))
+    assert {clip.source.caption for clip in plan.clips} == {"two"}, "of as many the videos stay"
 
 
 def test_one_clip_may_be_made_from_several_references(clips):
     write_image(clips / "face.png", 48, 32)
     write_image(clips / "back.png", 24, 16)
     rows = [("a.mp4", "one", "face.png"), ("a.mp4", "one", "back.png"), ("a.mp4", "one", "back.png")]
-    plan = plan_of(references(clips, rows))
+    plan = plan_of(table(clips, rows, "reference"))
     assert len({clip.clip_id for clip in plan.clips}) == len(plan.clips) == 2
     assert len(plan.dropped) == 1
 
@@ -180,7 +167,7 @@ def test_references_that_nothing_asks_for_are_told_and_left_alone(clips):
     write_image(clips / "a.reference.png", 48, 32)
     sources = read_sources(clips)
     assert [video.companions for video in sources.videos] == [{}, {}]
-    assert sources.notes == ("1 rows name a reference, which is not read: model.conditions asks for none",)
+    assert sources.notes == ("1 rows name a reference, for which model.conditions does not ask",)
     asked = read_sources(clips, with_references=True)
     assert [(video.video, video.reference.name) for video in asked.videos] == [("a.mp4", "a.reference.png")]
     assert (asked.notes, asked.unlisted) == ((), ())

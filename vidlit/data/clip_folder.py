@@ -6,7 +6,6 @@ Nothing here needs Lightning: ``vidlit plan`` answers from this alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -158,24 +157,22 @@ class ClipFolder:
     @cached_property
     def recipes(self) -> Recipes:
         """What clips and captions are made of."""
-        encoding = self.encoding
-        return Recipes(self.family.identity, encoding.dtype, encoding.background, encoding.with_std)
-
-    def latent_recipes(self, clips: Iterable[Clip]) -> list[LatentRecipe]:
-        """What the latents of each of these clips are made of."""
-        return [self.recipes.latent(clip) for clip in clips]
+        return Recipes(self.family.identity, self.encoding)
 
     @cached_property
     def _failed(self) -> dict[str, QuarantinedClip]:
         """Clips that could not be encoded, or whose reference could not be, by clip id."""
         quarantined = self.store.quarantined()
         failed = {}
-        clips = [*self.plan.clips, *self.plan.clips]
-        for clip, stored, recipe in zip(clips, self.stored_clips, self.latent_recipes(self.stored_clips), strict=False):
-            found = quarantined.get(recipe.key)
-            if found is not None and clip.clip_id not in failed:
-                reason = found.reason if stored is clip else f"its reference {stored.source.video} {found.reason}"
-                failed[clip.clip_id] = QuarantinedClip(clip.clip_id, clip.source.video, reason, found.transient)
+        for clip in self.plan.clips if quarantined else ():
+            reference = clip.reference()
+            if (found := quarantined.get(self.recipes.latent(clip).key)) is not None:
+                reason = found.reason
+            elif reference is None or (found := quarantined.get(self.recipes.latent(reference).key)) is None:
+                continue
+            else:
+                reason = f"its reference {reference.source.video} {found.reason}"
+            failed[clip.clip_id] = QuarantinedClip(clip.clip_id, clip.source.video, reason, found.transient)
         return failed
 
     @cached_property
@@ -192,10 +189,9 @@ class ClipFolder:
 
     def _recipes_of(self, clip: Clip) -> list[LatentRecipe | PromptRecipe]:
         """Of all that training reads of a clip."""
+        made: list[LatentRecipe | PromptRecipe] = [self.recipes.latent(clip), self.recipes.prompt(clip.source.caption)]
         reference = clip.reference()
-        prompt = self.recipes.prompt(clip.source.caption)
-        latents = self.latent_recipes([clip, *([reference] if reference is not None else [])])
-        return [latents[0], prompt, *latents[1:]]
+        return made if reference is None else [*made, self.recipes.latent(reference)]
 
     @cached_property
     def usage(self) -> Usage:

@@ -57,16 +57,14 @@ class LatentDataModule(ClipFolder, LightningDataModule):
         report = encode(
             self.stored_clips,
             self.store,
-            self.family.identity,
+            self.recipes,
             partial(BaseEncoders, self.family, self.encoding.with_std),
-            self.encoding,
             further_captions=self.further_captions,
             sample_rate=self.family.sample_rate,
             retry_quarantined=retry_quarantined,
             retry_transient=retry_transient,
             repair=repair,
             engine=engine,
-            recipes=self.recipes,
             trainer_options=trainer_options,
         )
         for told in _OF_WHAT_IS_STORED:

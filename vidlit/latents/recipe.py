@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from vidlit.latents.encoding import Encoding
 from vidlit.video.frames import BLACK, Color
 
 if TYPE_CHECKING:
@@ -144,15 +145,11 @@ class Recipes:
 
     Args:
         identity: of the encoders, ``vae`` and ``text``.
-        dtype: of what is stored.
-        background: red, green, blue (0-255) behind transparent pixels.
-        with_std: the standard deviation of the VAE's posterior is stored, too.
+        encoding: how they are used.
     """
 
-    def __init__(
-        self, identity: Mapping[str, str], dtype: str = "bfloat16", background: Color = BLACK, with_std: bool = False
-    ) -> None:
-        self.identity, self.dtype, self.background, self.with_std = dict(identity), dtype, background, with_std
+    def __init__(self, identity: Mapping[str, str], encoding: Encoding = Encoding()) -> None:  # noqa: B008 - frozen
+        self.identity, self.encoding = dict(identity), encoding
         self._latents: dict[tuple[str, str, str], LatentRecipe] = {}
         self._prompts: dict[str, PromptRecipe] = {}
 
@@ -160,13 +157,14 @@ class Recipes:
         """Of a clip; its name and its files tell it from the others of one folder."""
         name = clip.clip_id, clip.content, clip.source.mask.content if clip.source.mask is not None else ""
         if name not in self._latents:
-            self._latents[name] = LatentRecipe.of(clip, self.identity, self.dtype, self.background, self.with_std)
+            dtype, background, with_std = self.encoding.dtype, self.encoding.background, self.encoding.with_std
+            self._latents[name] = LatentRecipe.of(clip, self.identity, dtype, background, with_std)
         return self._latents[name]
 
     def prompt(self, caption: str) -> PromptRecipe:
         """Of a caption."""
         if caption not in self._prompts:
-            self._prompts[caption] = PromptRecipe.of(caption, self.identity, self.dtype)
+            self._prompts[caption] = PromptRecipe.of(caption, self.identity, self.encoding.dtype)
         return self._prompts[caption]
 
 

@@ -27,8 +27,8 @@ from vidlit.video.layouts.table_files import read_text_file
 if TYPE_CHECKING:
     from vidlit.models.family import Family
 
-COLUMNS = ("prompt", "seed", "resolution", "num_frames", "image", "last_image", "reference")
 _FILES = ("image", "last_image", "reference")
+COLUMNS = ("prompt", "seed", "resolution", "num_frames", *_FILES)
 _PROMPTS_PER_BATCH = 16
 _Row = tuple[str, int, Bucket, Path | None, Path | None, Path | None]
 _OTHER_FILES = tuple(".csv.gz .htm .html .json .jsonl .md .ods .parquet .tsv .xls .xlsx .yaml .yml".split())
@@ -48,6 +48,13 @@ class Prompt(NamedTuple):
     """Last frame, of families that take clean ones."""
     reference: Path | None = None
     """Video or image to make it from, of models that were trained with some."""
+
+    @property
+    def num_reference_frames(self) -> int:
+        """As long as the video, or one of an image; 0 without a reference."""
+        if self.reference is None:
+            return 0
+        return 1 if self.reference.suffix.lower() in IMAGE_SUFFIXES else self.size.num_frames
 
     @property
     def pictures(self) -> dict[str, Path]:
@@ -178,14 +185,13 @@ class PromptDataModule(LightningDataModule):
         self._batches: list[PromptBatch] = []
         self._is_always_given = are_always_given(conditions)
         self._with_references = with_references
-        alike: dict[tuple[Bucket, bool, bool], list[int]] = defaultdict(list)
+        alike: dict[tuple[Bucket, bool, int], list[int]] = defaultdict(list)
         for prompt in prompts:
             try:
                 self._check(prompt)
             except UserError as error:
                 raise UserError(f"prompt {prompt.number} ({prompt.text[:40]!r}): {error}") from error
-            still = prompt.reference is not None and prompt.reference.suffix.lower() in IMAGE_SUFFIXES
-            alike[prompt.size, bool(prompt.pictures), still].append(prompt.number)
+            alike[prompt.size, bool(prompt.pictures), prompt.num_reference_frames].append(prompt.number)
         self._rows = [
             rows[first : first + batch_size] for rows in alike.values() for first in range(0, len(rows), batch_size)
         ]
@@ -272,8 +278,7 @@ class PromptDataModule(LightningDataModule):
                 continue
             extras = {}
             if prompt.reference is not None:
-                still = prompt.reference.suffix.lower() in IMAGE_SUFFIXES
-                video = self._read(row, prompt.reference, 1 if still else size.num_frames)[None]
+                video = self._read(row, prompt.reference, prompt.num_reference_frames)[None]
                 extras[REFERENCE] = encode(video.to(device))["latents"][0].float().cpu()
             latents = torch.zeros(self.family.latent_shape(*size))
             mask = torch.zeros(latents.shape[1], dtype=torch.bool)

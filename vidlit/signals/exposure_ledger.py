@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from vidlit.runs.logged_names import EXPOSURE_ADJUSTED, EXPOSURE_MAX, EXPOSURE_M
 from vidlit.signals.signal import Signal
 from vidlit.stopping.exposure import adjusted_exposure, judge_exposure, video_exposures
 from vidlit.stopping.verdict import Verdict
+
+if TYPE_CHECKING:
+    from vidlit.data.split import Split
 
 _MOST_AT_CHECKS = 100_000  # clips: their file takes a quarter of a second
 
@@ -120,14 +124,7 @@ class ExposureLedger(Signal):
     def _write(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        table = io.StringIO()
-        rows = csv.writer(table)  # whose line ends have names with a carriage return quoted
-        rows.writerow(("clip_id", "video", "split", "exposures"))
-        counts = dict(zip((clip.clip_id for clip in self.data.train_clips), self._counted.tolist(), strict=True))
-        for side, clips in self.data.split._asdict().items():
-            for clip in clips:
-                rows.writerow((clip.clip_id, clip.source.group, side, counts.get(clip.clip_id, 0)))
-        write_text(self.run.exposure, table.getvalue())
+        write_text(self.run.exposure, exposure_table(self.data.split, self._counted.tolist()))
 
     # -- state: only rank 0's checkpoint is written, so ranks agree first
 
@@ -151,3 +148,15 @@ class ExposureLedger(Signal):
             self._adjusted = state["adjusted"]
             self._peak_learning_rate = state["peak_learning_rate"]
             self._per_check = dict(state["per_check"])
+
+
+def exposure_table(split: Split, exposures: Sequence[int]) -> str:
+    """What ``exposure.csv`` holds: a row for each clip of a split, with the exposures of those trained on."""
+    table = io.StringIO()
+    rows = csv.writer(table)  # whose line ends have names with a carriage return quoted
+    rows.writerow(("clip_id", "video", "split", "exposures"))
+    counts = dict(zip((clip.clip_id for clip in split.train), exposures, strict=True))
+    for side, clips in split._asdict().items():
+        for clip in clips:
+            rows.writerow((clip.clip_id, clip.source.group, side, counts.get(clip.clip_id, 0)))
+    return table.getvalue()

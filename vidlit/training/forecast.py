@@ -47,6 +47,7 @@ class RunPlan:
     videos: int
     clips: int
     references: int
+    """Distinct videos or images that clips are made from."""
     references_are_images: bool
     masked: int
     """Clips with a mask."""
@@ -215,7 +216,7 @@ def _mean_tokens(data: ClipFolder) -> float:
 
 
 def _encoding(data: ClipFolder) -> dict[str, float]:
-    clips = dict(zip(data.latent_recipes(data.stored_clips), data.stored_clips, strict=True))
+    clips = {data.recipes.latent(clip): clip for clip in data.stored_clips}
     todo = [clips[recipe] for recipe in data.store.missing(list(clips))]
     captions = list(dict.fromkeys(caption for clip in data.plan.clips for caption in clip.source.captions))
     missing = data.store.missing([data.recipes.prompt(caption) for caption in captions])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vidlit.errors import UserError
 from vidlit.video.frames import VideoInfo
 from vidlit.video.inspection import Inspection, Wanted, inspect_files
 from vidlit.video.isolation import IsolatedReader
@@ -33,15 +32,14 @@ def inspect_companions(
         reader: makes the readers that open files.
 
     Returns:
-        Rows with the content of what goes with them, and those of which something cannot be used.
-
-    Raises:
-        UserError: some references are images and some videos, which no batch can have together.
+        Rows with the content of what goes with them, and those of which something cannot be used. References are all
+        videos or all images, as most are: no batch can have both.
     """
     files = {each.name: each.path for row in rows for each in row.companions.values()}
     found = inspect_files(files, Wanted(), cache, reader, None) if files else {}
+    kinds = Counter(each.info.kind for row in rows if (each := _of_reference(row, found)) is not None)
+    most = max(sorted(kinds, reverse=True), key=kinds.__getitem__, default=None)  # of as many the videos
     good, bad = [], []
-    kinds: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         reason = None
         contents = {}
@@ -52,21 +50,24 @@ def inspect_companions(
             elif not _is_alike(inspected.info, video := known[row.video].info):
                 sizes = f"{inspected.info.width}x{inspected.info.height} pixels, its video {video.width}x{video.height}"
                 reason = f"its {what} {companion.name} has another shape: {sizes}"
+            elif what == "reference" and inspected.info.kind != most:
+                reason = (
+                    f"its reference {companion.name} is of another kind than those of most rows, which are {most}s: "
+                    "clips of one batch have references of one length"
+                )
             else:
                 contents[what] = companion._replace(content=inspected.content)
-                kinds[f"{what}: {inspected.info.kind}"].append(row.video)
         if reason is None:
             good.append(replace(row, companions=contents))
         else:
             bad.append(Rejected(row.video, reason))
-    images, videos = (kinds[f"reference: {kind}"] for kind in ("image", "video"))
-    if images and videos:
-        raise UserError(
-            f"the references of {len(images)} rows are images and those of {len(videos)} are videos (such as of "
-            f"{images[0]} and of {videos[0]}), but clips of one batch have references of one length: give all rows the "
-            "one or the other."
-        )
     return good, bad
+
+
+def _of_reference(row: SourceVideo, found: Mapping[str, Inspection | str]) -> Inspection | None:
+    """What was read of a row's reference, where it has a good one."""
+    inspected = found[row.reference.name] if row.reference is not None else None
+    return None if isinstance(inspected, str) else inspected
 
 
 def _is_alike(companion: VideoInfo, video: VideoInfo) -> bool:

@@ -30,8 +30,6 @@ __all__ = ["Clip", "Rejected", "SourceVideo", "Sources", "read_sources"]
 
 _Read = TypeVar("_Read")
 
-UNREAD = "is not read: model.conditions asks for none"
-
 
 class Companion(NamedTuple):
     """A file that goes with a video."""
@@ -232,7 +230,10 @@ def read_sources(
         | {reason: tuple(map(printable, names)) for reason, names in files.skipped.items()},
         further_captions=further,
         triggered=triggered,
-        notes=(*listing.notes, *([f"{unread} rows name a reference, which {UNREAD}"] if unread else [])),
+        notes=(
+            *listing.notes,
+            *([f"{unread} rows name a reference, for which model.conditions does not ask"] if unread else []),
+        ),
     )
 
 

@@ -45,7 +45,7 @@ ALONE = Encoding(num_workers=0)
 
 def run(clips, store, load=PoolingEncoders, identity=IDENTITY, encoding=ALONE, **options):
     settings = {"open_reader": ColourReader, "trainer_options": CPU} | options
-    return encode(clips, store, identity, load, encoding, **settings)
+    return encode(clips, store, Recipes(identity, encoding), load, **settings)
 
 
 def never():
@@ -439,7 +439,9 @@ def test_real_videos_through_the_isolated_reader(tmp_path, shared_videos):
         source=dataclasses.replace(clips[0].source, path=shared_videos / "odd" / "decord__corrupted.mp4"),
     )
     store = LatentStore(tmp_path)
-    report = encode([*clips, broken], store, IDENTITY, PoolingEncoders, Encoding(num_workers=1), trainer_options=CPU)
+    report = encode(
+        [*clips, broken], store, Recipes(IDENTITY, Encoding(num_workers=1)), PoolingEncoders, trainer_options=CPU
+    )
     assert report.encoded >= 3
     assert report.encoded + len(report.quarantined) == 4
     dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY))

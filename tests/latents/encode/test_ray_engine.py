@@ -22,7 +22,7 @@ from vidlit.video.buckets import Bucket
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
-BUCKET, DEFAULT = Bucket(5, 16, 16), Encoding()
+BUCKET, DEFAULT = Bucket(5, 16, 16), Encoding(batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def cluster(environment):
 
 
 def on_ray(clips, store, load=PoolingEncoders, encoding=DEFAULT, **options):
-    return encode(clips, store, IDENTITY, load, encoding, engine="ray", **{"open_reader": ColourReader} | options)
+    return encode(
+        clips, store, Recipes(IDENTITY, encoding), load, engine="ray", **{"open_reader": ColourReader} | options
+    )
 
 
 class Dying(PoolingEncoders):
@@ -69,12 +71,10 @@ def test_the_store_is_that_of_one_machine_though_an_encoder_dies(tmp_path, clust
     bad = functools.partial(ColourReader, bad=("00005.mp4",))
     stores = [LatentStore(tmp_path / name) for name in ("ray", "local")]
     load = functools.partial(Dying, tmp_path / "mark")
-    report = on_ray(clips, stores[0], load, Encoding(batch_size=2), open_reader=bad)
+    report = on_ray(clips, stores[0], load, open_reader=bad)
     assert (tmp_path / "mark").exists()
     assert "encoded 23 of 23 clips, 1 quarantined" in capfd.readouterr().err
-    here = encode(
-        clips, stores[1], IDENTITY, PoolingEncoders, Encoding(batch_size=2), open_reader=bad, trainer_options=CPU
-    )
+    here = encode(clips, stores[1], Recipes(IDENTITY, DEFAULT), PoolingEncoders, open_reader=bad, trainer_options=CPU)
     assert (report.encoded, report.captions) == (here.encoded, here.captions) == (22, 3)
     assert [clip[:3] for clip in report.quarantined] == [clip[:3] for clip in here.quarantined]
     good = [clip for clip in clips if clip.clip_id != report.quarantined[0].clip_id]

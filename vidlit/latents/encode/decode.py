@@ -68,22 +68,32 @@ class ClipBatches(Dataset[DecodedClips]):
     """
 
     def __init__(self, clips: Sequence[Clip], batches: Sequence[Sequence[int]], decoding: Decoding) -> None:
-        self.clips, self.batches = clips, batches
-        self.open_reader, self.background, self.sample_rate = decoding
-        self._reader: ClipReader | None = None  # opened in the worker
-        self._mask_reader: ClipReader | None = None  # each keeps its place in a file
+        self.clips, self.batches, self.decoder = clips, batches, ClipDecoder(decoding)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> DecodedClips:
-        return self.read(self.batches[index])
+        rows = self.batches[index]
+        return self.decoder.decode(rows, [self.clips[row] for row in rows])
 
-    def read(self, batch: Sequence[int]) -> DecodedClips:
-        """Clips of one bucket, by their rows."""
+
+class ClipDecoder:
+    """Decodes clips in a worker, with readers of its own.
+
+    Args:
+        decoding: how.
+    """
+
+    def __init__(self, decoding: Decoding) -> None:
+        self.open_reader, self.background, self.sample_rate = decoding
+        self._reader: ClipReader | None = None  # opened in the worker
+        self._mask_reader: ClipReader | None = None  # each keeps its place in a file
+
+    def decode(self, batch: Sequence[int], clips: Sequence[Clip]) -> DecodedClips:
+        """Clips of one bucket, and their rows."""
         if self._reader is None:
             self._reader = self.open_reader()
-        clips = [self.clips[row] for row in batch]
         num_frames, height, width = clips[0].bucket
         frames = batch_memory((len(clips), num_frames, height, width, 3), torch.uint8)
         sounds: list[Tensor] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from vidlit.diffusion.batch import as_is
 from vidlit.errors import UserError
-from vidlit.latents.encode.decode import ClipBatches, DecodedClips, Decoding
+from vidlit.latents.encode.decode import ClipBatches, DecodedClips
 from vidlit.latents.encode.progress import EncodeProgress
 from vidlit.latents.encode.shard_writer import ShardWriter
-from vidlit.latents.encode.work import Encoders, Work, check_identity, encode_captions
-from vidlit.latents.encoding import Encoding, num_cores
+from vidlit.latents.encode.work import Encoders, Job, Work, encode_captions
+from vidlit.latents.encoding import num_cores
 from vidlit.latents.store import Item
 
 
@@ -43,38 +43,21 @@ class LightningEngine:
         """Is this the process that looks at the store, and tidies it?"""
         return self.trainer.is_global_zero
 
-    def run(
-        self,
-        work: Work,
-        writer: ShardWriter,
-        decoding: Decoding,
-        load_encoders: Callable[[], Encoders],
-        identity: Mapping[str, str],
-    ) -> None:
+    def run(self, work: Work, job: Job) -> None:
         """Encode what is missing; every rank calls it. Several always meet: the first one's view goes for all."""
         if not work.is_missing and self.trainer.world_size == 1:
             return
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it so
-        callbacks += [_Writing(writer)]
-        module = _EncodingModule(work, decoding, writer.encoding, identity, load_encoders)
-        self.trainer.predict(module, return_predictions=False)
+        callbacks += [_Writing(job.writer())]
+        self.trainer.predict(_EncodingModule(work, job), return_predictions=False)
         self.trainer.strategy.barrier("encoded")  # what comes next reads what all ranks wrote
 
 
 class _EncodingModule(LightningModule):
-    def __init__(
-        self,
-        work: Work,
-        decoding: Decoding,
-        encoding: Encoding,
-        identity: Mapping[str, str],
-        load_encoders: Callable[[], Encoders],
-    ) -> None:
+    def __init__(self, work: Work, job: Job) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer batches than ranks
-        self.work, self.decoding = work, decoding
-        self.encoding = encoding
-        self.identity, self.load_encoders = dict(identity), load_encoders
+        self.work, self.job = work, job
         self.encoders: Encoders | None = None
         self.num_clips = 0
 
@@ -84,16 +67,16 @@ class _EncodingModule(LightningModule):
         work.todo, work.todo_prompts, work.num_stored = self.trainer.strategy.broadcast(seen)
         mine = slice(self.trainer.global_rank, None, self.trainer.world_size)
         captions = work.caption_batches()[mine]
-        clips = work.clip_batches(self.encoding.batch_size)[mine]
+        clips = work.clip_batches(self.job.encoding.batch_size)[mine]
         self.num_clips = sum(map(len, clips))
-        workers = self.encoding.num_workers
+        workers = self.job.encoding.num_workers
         if workers is None:
             ranks_here = max(1, self.trainer.world_size // self.trainer.num_nodes)
             workers = max(1, num_cores() // ranks_here)
         return [
             DataLoader(captions, batch_size=None, collate_fn=as_is),  # type: ignore[arg-type]  # a list will do
             DataLoader(
-                ClipBatches(self.work.clips, clips, self.decoding),
+                ClipBatches(work.clips, clips, self.job.decoding),
                 batch_size=None,
                 collate_fn=as_is,
                 num_workers=min(workers, len(clips)),
@@ -101,8 +84,7 @@ class _EncodingModule(LightningModule):
         ]
 
     def on_predict_start(self) -> None:
-        self.encoders = self.load_encoders().to(self.device)
-        check_identity(self.encoders, self.identity)
+        self.encoders = self.job.encoders(self.device)
 
     def predict_step(self, batch: DecodedClips | list[int], batch_idx: int, dataloader_idx: int = 0) -> list[Item]:
         assert self.encoders is not None

@@ -11,9 +11,8 @@ from vidlit.latents.damage import Damage
 from vidlit.latents.encode.decode import ClipReader, Decoding
 from vidlit.latents.encode.lightning_engine import LightningEngine
 from vidlit.latents.encode.ray_engine import RayEngine
-from vidlit.latents.encode.shard_writer import ShardWriter
-from vidlit.latents.encode.work import Encoders, Retried, Work
-from vidlit.latents.encoding import CutCaptions, EncodeReport, Encoding
+from vidlit.latents.encode.work import Encoders, Job, Retried, Work
+from vidlit.latents.encoding import CutCaptions, EncodeReport
 from vidlit.latents.quiet_lightning import quiet_lightning
 from vidlit.latents.recipe import PromptRecipe, Recipes
 from vidlit.latents.store import LatentStore
@@ -28,9 +27,8 @@ EngineName = Literal["lightning", "ray"]
 def encode(
     clips: Sequence[Clip],
     store: LatentStore,
-    identity: Mapping[str, str],
+    recipes: Recipes,
     load_encoders: Callable[[], Encoders],
-    encoding: Encoding = Encoding(),  # noqa: B008 - frozen
     *,
     further_captions: Sequence[str] = (),
     sample_rate: int | None = None,
@@ -39,7 +37,6 @@ def encode(
     repair: bool = False,
     open_reader: Callable[[], ClipReader] = IsolatedReader,
     engine: EngineName = "lightning",
-    recipes: Recipes | None = None,
     trainer_options: Mapping[str, Any] | None = None,
 ) -> EncodeReport:
     """Encode what the store lacks: each clip once, each distinct caption once, over all ranks.
@@ -54,9 +51,9 @@ def encode(
     Args:
         clips: what to encode, the same on all ranks.
         store: where to.
-        identity: ``vae`` and ``text``, as the encoders will say once loaded.
+        recipes: of clips and captions: by which encoders, and how. The encoders give ``latents_std``, too, where it is
+            with a standard deviation.
         load_encoders: called on each rank, only if something is missing.
-        encoding: how. The encoders give ``latents_std``, too, where it is with a standard deviation.
         further_captions: to encode beside those of the clips.
         sample_rate: samples a second of the sound that the encoders are given; ``None`` for none.
         retry_quarantined: try clips again that failed before, whatever the reason.
@@ -66,18 +63,17 @@ def encode(
             this call needs, it is encoded again, and nothing else is.
         open_reader: called in each worker for what reads its clips.
         engine: what runs it: Lightning's ranks, or a Ray cluster.
-        recipes: of these clips under ``identity`` and ``encoding``, where some were made before.
         trainer_options: ``accelerator``, ``devices``, ``num_nodes``, ``strategy`` ... of Lightning's Trainer.
 
     Raises:
-        UserError: the store cannot be written, or the encoders are not those of ``identity``.
+        UserError: the store cannot be written, or the encoders are not those that recipes name.
     """
     began = time.monotonic()
-    book = recipes or Recipes(identity, encoding.dtype, encoding.background, encoding.with_std)
-    latents = [book.latent(clip) for clip in clips]
+    latents = [recipes.latent(clip) for clip in clips]
     captions = dict.fromkeys([*(caption for clip in clips for caption in clip.source.captions), *further_captions])
-    work = Work(clips, latents, [book.prompt(caption) for caption in captions])
-    decoding = Decoding(open_reader, encoding.background, sample_rate)
+    work = Work(clips, latents, [recipes.prompt(caption) for caption in captions])
+    decoding = Decoding(open_reader, recipes.encoding.background, sample_rate)
+    job = Job(store.root, recipes.encoding, decoding, load_encoders, recipes.identity)
     damaged: list[Damage] = []
     with contextlib.ExitStack() as held:
         held.enter_context(quiet_lightning())
@@ -88,7 +84,7 @@ def encode(
                 held.enter_context(store.encoding())
                 damaged = store.repair() if repair else []
                 work.look(store, retried)  # another process may have encoded it all meanwhile
-        chosen.run(work, ShardWriter(store, encoding), decoding, load_encoders, identity)
+        chosen.run(work, job)
         if chosen.is_first and work.is_missing:
             store.compact()
     after, quarantined = store.keys("latent"), store.quarantined()

@@ -10,23 +10,20 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidlit.errors import UserError
-from vidlit.latents.encode.decode import ClipBatches, DecodedClips, Decoding
+from vidlit.latents.encode.decode import ClipDecoder, DecodedClips
 from vidlit.latents.encode.progress import EncodeProgress
-from vidlit.latents.encode.shard_writer import ShardWriter
-from vidlit.latents.encode.work import Encoders, Retried, Work, check_identity, encode_captions
+from vidlit.latents.encode.work import Encoders, Job, Retried, Work, encode_captions
 from vidlit.latents.store import LatentStore
 from vidlit.latents.store_folder import unique_name
 
 if TYPE_CHECKING:
-    from vidlit.latents.encoding import Encoding
     from vidlit.latents.recipe import PromptRecipe
     from vidlit.latents.store import Item
 
@@ -42,14 +39,7 @@ class RayEngine:
     is_first = True
     """There is one process that looks at the store: this one."""
 
-    def run(
-        self,
-        work: Work,
-        writer: ShardWriter,
-        decoding: Decoding,
-        load_encoders: Callable[[], Encoders],
-        identity: Mapping[str, str],
-    ) -> None:
+    def run(self, work: Work, job: Job) -> None:
         """Encode what is missing.
 
         Raises:
@@ -58,14 +48,14 @@ class RayEngine:
         """
         if not work.is_missing:
             return
-        options = _Options(writer.store.root, writer.encoding, decoding, load_encoders, dict(identity), unique_name())
+        store = LatentStore(job.root)
         left = replace(work)  # the lists of ``work`` say what was missing before
         with _cluster() as ray, EncodeProgress(len(work.todo)) as progress:
             while left.is_missing:
                 before = len(left.todo) + len(left.todo_prompts)
-                if not _Round(ray, left, options, progress).run():
+                if not _Round(ray, left, job, progress).run():
                     return
-                left.look(writer.store, Retried(final=False, transient=False))
+                left.look(store, Retried(final=False, transient=False))
                 progress.done = progress.total - len(left.todo)  # clips of a lost shard were counted
                 if len(left.todo) + len(left.todo_prompts) == before:
                     raise UserError(
@@ -73,19 +63,6 @@ class RayEngine:
                         "through. See Ray's logs (`ray logs`) and the memory of these machines, then run again: "
                         "encoding continues from what the store has."
                     )
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What tasks and actors are made with."""
-
-    root: Path
-    encoding: Encoding
-    decoding: Decoding
-    load_encoders: Callable[[], Encoders]
-    identity: Mapping[str, str]
-    name: str
-    """Of this call: worker processes live on."""
 
 
 @contextlib.contextmanager
@@ -111,14 +88,13 @@ def _cluster() -> Iterator[Any]:
 class _Encoder:
     """An actor: the base's encoders on one device, loaded when first needed, so that an error is the first call's."""
 
-    def __init__(self, options: _Options, device: str) -> None:
-        self.options, self.device = options, torch.device(device)
+    def __init__(self, job: Job, device: str) -> None:
+        self.job, self.device = job, torch.device(device)
         self.encoders: Encoders | None = None
 
     def _loaded(self) -> Encoders:
         if self.encoders is None:
-            self.encoders = self.options.load_encoders().to(self.device)
-            check_identity(self.encoders, self.options.identity)
+            self.encoders = self.job.encoders(self.device)
         return self.encoders
 
     def encode_clips(self, work: Work, decoded: DecodedClips) -> tuple[str, list[Item]]:
@@ -133,8 +109,8 @@ class _Encoder:
 class _NodeWriter:
     """An actor: makes shards of what the encoders of its node give."""
 
-    def __init__(self, options: _Options) -> None:
-        self.writer = ShardWriter(LatentStore(options.root), options.encoding)
+    def __init__(self, job: Job) -> None:
+        self.writer = job.writer()
 
     def add(self, items: list[Item]) -> tuple[int, int]:
         """How many clips it took, and how many of them are quarantined."""
@@ -153,17 +129,15 @@ def _node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-_readers: dict[str, ClipBatches] = {}  # a worker process keeps one, and that its place in a file
+_decoders: dict[str, ClipDecoder] = {}  # a worker process keeps that of the latest round, and it its place in a file
 
 
-def _decode(options: _Options, work: Work) -> DecodedClips:
-    """A task: all clips of some work, which are of one bucket."""
-    if options.name not in _readers:
-        _readers.clear()
-        _readers[options.name] = ClipBatches([], [], options.decoding)
-    reader = _readers[options.name]
-    reader.clips = work.clips
-    return reader.read(range(len(work.clips)))
+def _decode(job: Job, name: str, work: Work) -> DecodedClips:
+    """A task of a round: all clips of some work, which are of one bucket."""
+    if name not in _decoders:
+        _decoders.clear()
+        _decoders[name] = ClipDecoder(job.decoding)
+    return _decoders[name].decode(range(len(work.clips)), work.clips)
 
 
 class _Round:
@@ -172,13 +146,12 @@ class _Round:
     Args:
         ray: the package, connected.
         work: what is missing.
-        options: of tasks and actors.
+        job: of tasks and actors.
         progress: told of clips that reached a writer.
     """
 
-    def __init__(self, ray: Any, work: Work, options: _Options, progress: EncodeProgress) -> None:
-        self.ray, self.work, self.options, self.progress = ray, work, options, progress
-        self.shared = ray.put(options)
+    def __init__(self, ray: Any, work: Work, job: Job, progress: EncodeProgress) -> None:
+        self.ray, self.work, self.job, self.progress = ray, work, job, progress
         self.encoders = self._start_encoders()
         self.queued: Counter[int] = Counter()  # batches that each of them has
         self.writers: dict[str, Any] = {}  # by node
@@ -211,11 +184,11 @@ class _Round:
         # One of a node that dies comes up again where there is room, and repeats what it was at.
         made = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Encoder)
         if num_gpus:
-            return [made.options(num_gpus=1).remote(self.options, "cuda") for _ in range(num_gpus)]
+            return [made.options(num_gpus=1).remote(self.job, "cuda") for _ in range(num_gpus)]
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         if not nodes:
             raise UserError("the Ray cluster has no CPU to work with.")
-        return [made.options(**_on(node, soft=True)).remote(self.options, "cpu") for node in nodes]
+        return [made.options(**_on(node, soft=True)).remote(self.job, "cpu") for node in nodes]
 
     def _captions(self) -> None:
         batches = deque(self.work.caption_batches())
@@ -226,14 +199,14 @@ class _Round:
             self._take_one()
 
     def _clips(self) -> None:
-        decode = self.ray.remote(num_cpus=1, max_retries=-1)(_decode)
-        batches = deque(self.work.clip_batches(self.options.encoding.batch_size))
+        decode, job, name = self.ray.remote(num_cpus=1, max_retries=-1)(_decode), self.ray.put(self.job), unique_name()
+        batches = deque(self.work.clip_batches(self.job.encoding.batch_size))
         decoded: deque[tuple[Work, Any]] = deque()
         most = _DECODED_AHEAD * max(1, int(self.ray.cluster_resources().get("CPU", 1)))
         while batches or decoded or self.decoding or self.encoding or self.writing:
             while batches and len(decoded) + len(self.decoding) < most:
                 part = self.work.clips_alone(batches.popleft())
-                self.decoding[decode.remote(self.shared, part)] = part
+                self.decoding[decode.remote(job, name, part)] = part
             while decoded and (number := self._free_encoder()) is not None:
                 self._send(number, "encode_clips", *decoded.popleft())
             found = self._take_one()
@@ -271,7 +244,7 @@ class _Round:
     def _writer_of(self, node: str) -> Any:
         if node not in self.writers:
             made = self.ray.remote(num_cpus=0)(_NodeWriter)
-            self.writers[node] = made.options(**_on(node, soft=False)).remote(self.options)
+            self.writers[node] = made.options(**_on(node, soft=False)).remote(self.job)
         return self.writers[node]
 
     def _flush(self) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from vidlit.errors import UserError
-from vidlit.latents.encode.decode import DecodedClips
-from vidlit.latents.encoding import QuarantinedClip
+from vidlit.latents.encode.decode import DecodedClips, Decoding
+from vidlit.latents.encode.shard_writer import ShardWriter
+from vidlit.latents.encoding import Encoding, QuarantinedClip
 from vidlit.latents.recipe import MASK, LatentRecipe, PromptRecipe
 from vidlit.latents.store import Item, LatentStore
 
@@ -47,6 +49,37 @@ class Encoders(Protocol):
 
     def read_tokens(self, captions: list[str]) -> list[ReadTokens]:
         """How much of each caption the text encoder reads."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all who take part in encoding are given, on whatever machine."""
+
+    root: Path
+    """Of the store."""
+    encoding: Encoding
+    decoding: Decoding
+    load: Callable[[], Encoders]
+    identity: Mapping[str, str]
+    """Of the encoders that recipes name."""
+
+    def encoders(self, device: torch.device) -> Encoders:
+        """Loaded, on a device.
+
+        Raises:
+            UserError: they are not those that recipes name.
+        """
+        encoders = self.load().to(device)
+        if dict(encoders.identity) != dict(self.identity):
+            raise UserError(
+                f"the encoders that were loaded are {dict(encoders.identity)}, expected {dict(self.identity)}: "
+                "their files changed while this run was starting; run again"
+            )
+        return encoders
+
+    def writer(self) -> ShardWriter:
+        """What makes shards of items."""
+        return ShardWriter(LatentStore(self.root), self.encoding)
 
 
 class Retried(NamedTuple):
@@ -139,19 +172,6 @@ def encode_captions(recipes: Sequence[PromptRecipe], encoders: Encoders) -> list
         )
         for recipe, tensors, tokens in zip(recipes, prompts, read, strict=True)
     ]
-
-
-def check_identity(encoders: Encoders, identity: Mapping[str, str]) -> None:
-    """Refuse encoders that are not those that recipes name.
-
-    Raises:
-        UserError: they are not.
-    """
-    if dict(encoders.identity) != dict(identity):
-        raise UserError(
-            f"the encoders that were loaded are {dict(encoders.identity)}, expected {dict(identity)}: "
-            "their files changed while this run was starting; run again"
-        )
 
 
 def _chunks(rows: list[int], size: int) -> list[list[int]]:

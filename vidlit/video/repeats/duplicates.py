@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import imagehash
 import numpy as np
@@ -30,6 +30,9 @@ _MIN_CONTRAST = 6.0  # standard deviation of grey levels below which a hash sees
 _MIN_FRAMES = 2  # informative ones that two videos must have in common
 _MOST_ALIKE = 20  # videos that look alike of which excerpts are looked for
 _MOST_KEY_FRAMES = 600  # of one video: a few seconds of decoding
+
+
+_Named = TypeVar("_Named", str, int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ def find_near_duplicates(fingerprints: Mapping[str, Fingerprint]) -> list[tuple[
         if first != video and fingerprints[video].tells_something():
             pairs[first, video] = 0.0
     videos = sorted(first_with.values())
-    tied = _Ties(len(videos))
+    tied: Ties[int] = Ties()
 
     def tie(first: int, second: int, distance: float) -> None:
         if tied.tie(first, second):
@@ -187,23 +190,25 @@ def _alike(
     return found
 
 
-class _Ties:
-    """Which of some rows are tied, directly or by others."""
+class Ties(Generic[_Named]):
+    """Which of some things are tied, directly or by others; the lowest stands for all that it is tied to."""
 
-    def __init__(self, count: int) -> None:
-        self.parent = list(range(count))
+    def __init__(self) -> None:
+        self._parent: dict[_Named, _Named] = {}
 
-    def root(self, row: int) -> int:
-        """The row that stands for all that are tied to one."""
-        while self.parent[row] != row:
-            self.parent[row] = self.parent[self.parent[row]]
-            row = self.parent[row]
-        return row
+    def root(self, one: _Named) -> _Named:
+        """What stands for one; itself, until it is tied."""
+        parent = self._parent
+        while (above := parent.get(one, one)) != one:
+            parent[one] = parent.get(above, above)
+            one = above
+        return one
 
-    def tie(self, first: int, second: int) -> bool:
-        """Tie two rows; were they not?"""
+    def tie(self, first: _Named, second: _Named) -> bool:
+        """Tie two; were they not?"""
         low, high = sorted((self.root(first), self.root(second)))
-        self.parent[high] = low
+        if low != high:
+            self._parent[high] = low
         return low != high
 
 
@@ -217,22 +222,10 @@ def tie_groups(groups: Iterable[tuple[str, str]], pairs: Iterable[tuple[str, str
     Returns:
         One group a video. A merged group has the smallest of its names, so the order of rows does not matter.
     """
-    groups = list(groups)
-    parent = {group: group for _, group in groups}
-
-    def root(group: str) -> str:
-        while parent[group] != group:
-            parent[group] = parent[parent[group]]
-            group = parent[group]
-        return group
-
-    def union(first: str, second: str) -> None:
-        low, high = sorted((root(first), root(second)))
-        parent[high] = low
-
+    ties: Ties[str] = Ties()
     group_of: dict[str, str] = {}
     for video, group in groups:
-        union(group_of.setdefault(video, group), group)
+        ties.tie(group_of.setdefault(video, group), group)
     for first, second in pairs:
-        union(group_of[first], group_of[second])
-    return {video: root(group) for video, group in group_of.items()}
+        ties.tie(group_of[first], group_of[second])
+    return {video: ties.root(group) for video, group in group_of.items()}
