@@ -1,6 +1,7 @@
 """Who may know whom: the table of the architecture, held against every import in the package."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -186,3 +187,14 @@ def test_help_is_quick_and_loads_nothing_slow():
     for command in ("fit", "validate", "test", "encode", "report", "dashboard", "demo"):
         assert re.search(rf"^  {command}\b", done.stdout, re.MULTILINE), command
     assert seconds < 2
+
+
+def test_no_public_name_is_hidden_by_a_file_of_its_name():
+    """Importing ``vidlit.models.registry`` sets ``registry`` on the package, before its lazy names are asked."""
+    faces = [path for path in PACKAGE.rglob("__init__.py") if "attach(__name__" in path.read_text()]
+    assert len(faces) > 10
+    for face in faces:
+        package = ".".join(("vidlit", *face.parent.relative_to(PACKAGE).parts))
+        public = set(importlib.import_module(package).__all__)
+        beside = {path.stem for path in face.parent.iterdir() if path.suffix == ".py" or path.is_dir()}
+        assert not public & beside, package

@@ -15,7 +15,7 @@ from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import open_family
-from vidlit.models.known_families import known_families
+from vidlit.models.registry import known_families
 from vidlit.training.flops import count_flops, flops_of_a_sample
 from vidlit.training.memory import checkpoint_blocks, repeated_blocks, shard
 from vidlit.training.module import VideoDiffusionModule

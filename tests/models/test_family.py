@@ -10,7 +10,7 @@ from vidlit.models.base_folder import fingerprint
 from vidlit.models.encoders import BaseEncoders
 from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.models.family import open_family
-from vidlit.models.known_families import known_families
+from vidlit.models.registry import known_families
 
 
 @pytest.fixture

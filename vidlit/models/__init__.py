@@ -15,6 +15,6 @@ if TYPE_CHECKING:
     from vidlit.models.families.wan import AskedAtTimesteps as AskedAtTimesteps
     from vidlit.models.family import Family as Family
     from vidlit.models.family import open_family as open_family
-    from vidlit.models.known_families import known_families as known_families
+    from vidlit.models.registry import known_families as known_families
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

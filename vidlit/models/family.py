@@ -382,7 +382,7 @@ def open_family(base: str | Path, fps: float | None = None, audio: AudioChoice =
         UserError: the folder is no diffusers folder, the hub name cannot be fetched, its transformer belongs to no
             known family, or the family makes no sound and is to make some.
     """
-    from vidlit.models.known_families import known_families
+    from vidlit.models.registry import known_families
 
     folder = local_folder(str(base))
     name = read_config(folder, "transformer").get("_class_name")
