@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from vidlit import commands
 from vidlit.__main__ import main
-from vidlit.errors import MAX_LENGTH, UserError, disk_full, explain_error, on_one_screen
+from vidlit.errors import MAX_LENGTH, UserError, disk_full, explain_error, is_out_of_memory, on_one_screen
 
 
 def raised(call):
@@ -60,6 +60,7 @@ KNOWN = {
     ),
     "comet": (ModuleNotFoundError("Module not found: 'comet_ml'. HINT: Try `pip install -U x`"), "'comet-ml'"),
     "memory": (MemoryError(), "out of memory"),
+    "a GPU's memory": (torch.OutOfMemoryError("CUDA out of memory."), "out of memory"),
     "safetensors": (SafetensorError("invalid header"), "a safetensors file cannot be read or written: invalid header"),
     "pickled": (raised(lambda: torch.load(__file__, weights_only=True)), "holds more than numbers"),
     "options of the parser": (ArgumentError(None, "expected\n  a number"), "expected a number"),
@@ -149,3 +150,10 @@ def test_an_interrupt_is_no_error_of_anyones(monkeypatch, capsys):
     monkeypatch.setattr(commands, "load", lambda name: Failing(KeyboardInterrupt()))
     assert main(["report", "run"]) == 130
     assert "interrupted by SIGINT" in capsys.readouterr().err
+
+
+def test_a_cpus_failed_allocation_counts_and_other_errors_do_not():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidlit.errors import UserError
 from vidlit.latents.encode.decode import DecodedClips, Decoding
+from vidlit.latents.encode.device_encoders import DeviceEncoders
 from vidlit.latents.encode.shard_writer import ShardWriter
 from vidlit.latents.encoding import Encoding, QuarantinedClip
 from vidlit.latents.recipe import MASK, LatentRecipe, PromptRecipe
@@ -63,7 +64,7 @@ class Job:
     identity: Mapping[str, str]
     """Of the encoders that recipes name."""
 
-    def encoders(self, device: torch.device) -> Encoders:
+    def encoders(self, device: torch.device) -> DeviceEncoders:
         """Loaded, on a device.
 
         Raises:
@@ -75,7 +76,7 @@ class Job:
                 f"the encoders that were loaded are {dict(encoders.identity)}, expected {dict(self.identity)}: "
                 "their files changed while this run was starting; run again"
             )
-        return encoders
+        return DeviceEncoders(encoders, device, self.encoding)
 
     def writer(self) -> ShardWriter:
         """What makes shards of items."""
@@ -120,11 +121,16 @@ class Work:
         self.num_stored = sum(recipe.key in stored for recipe in self.recipes)
         return self.is_missing
 
-    def clip_batches(self, size: int) -> list[list[int]]:
-        """Rows in batches of one bucket."""
+    def clip_batches(self, encoding: Encoding, *, on_gpu: bool) -> list[list[int]]:
+        """Rows in batches of one bucket.
+
+        Args:
+            encoding: says how many are in one.
+            on_gpu: is that where they are encoded?
+        """
         batches: list[list[int]] = []
-        for _, rows in itertools.groupby(self.todo, key=lambda row: self.clips[row].bucket):
-            batches += _chunks(list(rows), size)
+        for bucket, rows in itertools.groupby(self.todo, key=lambda row: self.clips[row].bucket):
+            batches += _chunks(list(rows), encoding.clips_of_batch(bucket, on_gpu=on_gpu))
         return batches
 
     def caption_batches(self) -> list[list[int]]:
@@ -135,18 +141,24 @@ class Work:
         """Some of the clips, as work of its own that a process on another machine is given."""
         return Work([self.clips[row] for row in rows], [self.recipes[row] for row in rows], [])
 
-    def encode_clips(self, batch: DecodedClips, encoders: Encoders) -> list[Item]:
+    def encode_clips(self, batch: DecodedClips, on_device: DeviceEncoders) -> list[Item]:
         """Items of decoded clips, and of those that could not be."""
         items = [self._item(row, {}, reason, transient) for row, (reason, transient) in batch.failed.items()]
         if not batch.rows:
             return items
-        encoded = encoders.encode_video(batch.frames, batch.sound)
-        for place, row in enumerate(batch.rows):
+        for row, encoded in zip(batch.rows, on_device.encode_clips(batch.frames, batch.sound), strict=True):
+            if encoded is None:
+                reason = (
+                    f"out of memory on {on_device.device}: one clip of {self.clips[row].bucket} is more than the video "
+                    "autoencoder has room for. Choose smaller --data.buckets, or a device with more free memory"
+                )
+                items.append(self._item(row, {}, reason, transient=True))
+                continue
             dtype = self.recipes[row].dtype
-            stored = {name: _to_store(tensor[place], dtype) for name, tensor in encoded.items()}
+            stored = {name: _to_store(tensor, dtype) for name, tensor in encoded.items()}
             if row in batch.masks:
                 whole = batch.masks[row].expand(batch.frames.shape[1:4])
-                stored[MASK] = _to_store(encoders.encode_masks(whole[None])[0], dtype)
+                stored[MASK] = _to_store(on_device.encoders.encode_masks(whole[None])[0], dtype)
             if all(tensor.isfinite().all() for tensor in stored.values()):
                 items.append(self._item(row, stored))
             else:
