@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from vidlit import commands
 from vidlit.__main__ import main
-from vidlit.errors import MAX_LENGTH, UserError, disk_full, explain_error, is_out_of_memory, on_one_screen
+from vidlit.errors import MAX_LENGTH, UserError, disk_full, explain_error, is_lost_rank, is_out_of_memory, on_one_screen
 
 
 def raised(call):
@@ -157,3 +157,18 @@ def test_a_cpus_failed_allocation_counts_and_other_errors_do_not():
         torch.empty(1 << 50, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [::1]:2961: Connection reset by peer.",
+        "NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error, NCCL version 2.27.3",
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+        "failed to recv, got 0 bytes",
+    ],
+)
+def test_a_connection_that_broke_is_another_ranks_end(text):
+    assert is_lost_rank(RuntimeError(text))
+    assert not is_lost_rank(UserError(text))
+    assert not is_lost_rank(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))  # of a download

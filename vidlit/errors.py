@@ -29,6 +29,10 @@ _MISSING = re.compile(r"(?:No module named|Requirement|Module not found:|Neither
 """How Python, Lightning and others name it."""
 _FULL = ("No space left on device", "Disk quota exceeded", "StorageFull")
 _NO_MEMORY = ("can't allocate memory", "MPS backend out of memory")
+_BROKEN = re.compile(
+    r"gloo/transport|(?:closed|reset) by (?:remote )?peer|ncclRemoteError|remote process exit|to recv, got 0 bytes"
+)
+"""How gloo, NCCL and the store that ranks meet at say that the other side of a connection is gone."""
 _WAYS_OUT = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
@@ -133,6 +137,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or "OutOfMemoryError" in {kind.__name__ for kind in type(error).__mro__}:
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Did the connection to another rank break, which died or ended with an error of its own?"""
+    return isinstance(error, RuntimeError) and not isinstance(error, UserError) and bool(_BROKEN.search(str(error)))
 
 
 def printable(text: str) -> str:

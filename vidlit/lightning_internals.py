@@ -5,9 +5,14 @@ Each function says what it stands for and why there is no other way. No other fi
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from subprocess import Popen
+
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -85,3 +90,32 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     """The Trainer's callbacks, in the order in which they are called: public, but not declared."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # undeclared
     return callbacks
+
+
+def launched_processes() -> list[Popen[bytes]]:
+    """The ranks that Lightning launched from this process, from the second one on.
+
+    The first Trainer of a process launches them, which may be another one than asks; what watches them is a thread.
+    """
+    threads = [each for each in threading.enumerate() if each.name == "child-process-observer"]
+    return [child for each in threads for child in getattr(each, "_child_processes", ())]
+
+
+def before_ranks_are_killed(act: Callable[[], None] | None) -> None:
+    """Do something when a rank that Lightning launched has failed, before all others are killed without a word.
+
+    A thread of its launcher sees to that every few seconds; all that it does first is to log a line.
+
+    Args:
+        act: called in that thread, in place of what was given before; ``None`` for nothing.
+    """
+
+    class Acting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if act is not None and "terminated with code" in record.getMessage():
+                act()
+
+    logger = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [Acting()]

@@ -6,14 +6,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
 from vidlit.errors import UserError
+from vidlit.lightning_internals import before_ranks_are_killed
+from vidlit.runs import launch
 from vidlit.runs.directory import new_run_directory
-from vidlit.runs.launch import Launch
+from vidlit.runs.launch import Launch, telling_of_lost_ranks
 
 
 def agree(world_size, decide):
@@ -65,6 +70,46 @@ def test_nodes_that_somebody_starts_by_hand(monkeypatch):
     assert Launch.detect(num_nodes=2) == Launch(1, 2, "node7", 1234, num_nodes=2)
     monkeypatch.setenv("LOCAL_RANK", "1")  # a child of Lightning's on this node
     assert Launch.detect(num_nodes=2) is None
+
+
+def lose_a_rank(world_size, last_checkpoint, error=RuntimeError("Read error: Connection reset by peer")):  # noqa: B008
+    try:
+        with telling_of_lost_ranks(SimpleNamespace(world_size=world_size, global_rank=0), last_checkpoint):
+            raise error
+    finally:
+        before_ranks_are_killed(None)
+
+
+def test_what_is_said_of_a_rank_that_died(tmp_path):
+    last = tmp_path / "last.ckpt"
+    with pytest.raises(UserError, match=r"^rank 1 of 2 died, and rank 0 cannot go on .* Nothing was saved yet"):
+        lose_a_rank(2, last)
+    last.touch()
+    with pytest.raises(UserError, match=r"^another one of 3 ranks died.* is whole: go on with --ckpt_path last\.$"):
+        lose_a_rank(3, last)
+    with pytest.raises(UserError, match="What was encoded is kept: give the same command again"):
+        lose_a_rank(2, None)
+    with pytest.raises(RuntimeError, match=r"^shapes differ"):
+        lose_a_rank(2, last, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match=r"^Read error"):
+        lose_a_rank(1, last)
+
+
+def test_ranks_that_are_left_waiting_say_why_before_they_are_killed(tmp_path, monkeypatch, capsys):
+    killed = threading.Event()
+    monkeypatch.setattr(launch, "_SECONDS_TO_END", 0.0)
+    monkeypatch.setattr(_ChildProcessObserver, "_terminate_all", lambda _: killed.set())
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    observer = _ChildProcessObserver(os.getpid(), [child], sleep_period=0.05)
+    with telling_of_lost_ranks(SimpleNamespace(world_size=3, global_rank=0), tmp_path):
+        observer.start()
+        child.kill()
+        assert killed.wait(30)
+    observer.join()
+    error = capsys.readouterr().err
+    assert "vidlit: error: rank 1 of 3 died (killed by SIGKILL), and rank 0 cannot go on without it." in error
+    assert error.count("\n") == 2
+    assert "zombies" not in error
 
 
 def torchrun(words, folder, **options):

@@ -1,4 +1,4 @@
-"""Processes that something else than vidlit started: who they are, and how they agree before Lightning connects them.
+"""Several processes: who they are, how they agree before Lightning connects them, what is said when one of them dies.
 
 Where Lightning launches further processes itself, the first one decides and the others inherit its environment.
 torchrun, SLURM, LSF and MPI start all at once, so one of them must decide and tell the rest.
@@ -6,12 +6,17 @@ torchrun, SLURM, LSF and MPI start all at once, so one of them must decide and t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
@@ -21,8 +26,14 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch exports it without declaring it
 
-from vidlit.errors import UserError
+from vidlit.errors import UserError, is_lost_rank
+from vidlit.lightning_internals import before_ranks_are_killed, launched_processes
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+_SECONDS_TO_DIE = 2.0  # a connection breaks a moment before the system knows that its process is gone
+_SECONDS_TO_END = 20.0  # a rank whose connection broke ends by itself, when its loggers are closed
 _PATIENCE = timedelta(minutes=15)  # ranks of a large job come up one after the other
 
 
@@ -103,6 +114,70 @@ class Launch:
             # There the process group would meet the addresses of those who failed: it must meet elsewhere.
             os.environ.update(TORCHELASTIC_USE_AGENT_STORE="False", MASTER_PORT=answer["port"])
         return answer["value"]
+
+
+@contextlib.contextmanager
+def telling_of_lost_ranks(trainer: Trainer, last_checkpoint: Path | None) -> Iterator[None]:
+    """Say in one error what happened where another rank dies, which shows as a connection that breaks.
+
+    A connection may also stay open, as on GPUs, and where Lightning launched the ranks it kills those that are left:
+    they say it before, and they have time to close what they write.
+
+    Args:
+        trainer: of this rank.
+        last_checkpoint: of a fit, where the next one would go on, if it is there; ``None`` for another command.
+
+    Raises:
+        UserError: another rank died.
+    """
+
+    def tell() -> None:
+        time.sleep(_SECONDS_TO_END)  # the thread ends with this process
+        print(f"\nvidlit: error: {_lost(trainer, last_checkpoint)}", file=sys.stderr, flush=True)
+
+    if trainer.world_size == 1:
+        yield
+        return
+    before_ranks_are_killed(tell)
+    try:
+        yield
+    except RuntimeError as error:
+        if is_lost_rank(error):
+            raise UserError(_lost(trainer, last_checkpoint)) from error
+        raise
+    before_ranks_are_killed(None)  # after an error it stays: the others may be killed before it is told
+
+
+def _lost(trainer: Trainer, last_checkpoint: Path | None) -> str:
+    if (found := _dead_child(trainer)) is not None:
+        who = f"rank {found[0]} of {trainer.world_size} died ({found[1]})"
+    elif trainer.world_size == 2:
+        who = f"rank {1 - trainer.global_rank} of 2 died"
+    else:
+        who = f"another one of {trainer.world_size} ranks died"
+    if last_checkpoint is None:
+        then = "What was encoded is kept: give the same command again."
+    elif last_checkpoint.exists():
+        then = "What was saved is whole: go on with --ckpt_path last."
+    else:
+        then = "Nothing was saved yet: start again."
+    return (
+        f"{who}, and rank {trainer.global_rank} cannot go on without it. What it printed last says why; if it printed "
+        f"nothing, the system ended it, most often for want of memory. {then}"
+    )
+
+
+def _dead_child(trainer: Trainer) -> tuple[int, str] | None:
+    """Of the ranks that Lightning launched from this one the first that failed, and how it ended."""
+    until = time.monotonic() + _SECONDS_TO_DIE
+    children = launched_processes()
+    while children and time.monotonic() < until:
+        for place, child in enumerate(children, 1):
+            if code := child.poll():
+                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+                return trainer.global_rank + place, how
+        time.sleep(0.05)
+    return None
 
 
 def _answer(decide: Callable[[], Any]) -> dict[str, Any]:

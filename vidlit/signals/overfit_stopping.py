@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 
-from vidlit.errors import Interrupted, UserError
+from vidlit.errors import Interrupted, UserError, is_lost_rank
 from vidlit.runs.logged_names import AUDIT_SHARE, VALIDATION_SHARE
 from vidlit.runs.signal_words import save_signals
 from vidlit.signals.divergence_monitor import DivergenceMonitor
@@ -167,6 +167,8 @@ class OverfitStopping(RunCallback):
             return
         if isinstance(exception, (Interrupted, KeyboardInterrupt)):
             self._write_summary("interrupted", f"The run was {exception or 'interrupted'}.")
+        elif is_lost_rank(exception):
+            self._write_summary("error", "Another rank died.")
         else:
             self._write_summary("error", f"{type(exception).__name__}: {exception}")
 

@@ -44,7 +44,7 @@ from vidlit.runs.directory import (
     restarted_run_directory,
     write_text,
 )
-from vidlit.runs.launch import Launch
+from vidlit.runs.launch import Launch, telling_of_lost_ranks
 from vidlit.runs.lock import RunLock
 from vidlit.runs.loggers.background_logger import finish_loggers, in_background, prepare_wandb
 from vidlit.runs.loggers.continued_loggers import continued, remember
@@ -267,8 +267,10 @@ class VidlitCLI(LightningCLI):
         if subcommand == "fit" and config.refit and config.get("ckpt_path") is not None:
             if finished(self.run_directory.read_summary(), config.trainer.max_steps):
                 return
+        last_checkpoint = self.run_directory.last_checkpoint if subcommand == "fit" else None
         try:
-            super()._run_subcommand(subcommand)
+            with telling_of_lost_ranks(self.trainer, last_checkpoint):
+                super()._run_subcommand(subcommand)
         except (RuntimeError, MemoryError) as error:
             if subcommand != "fit" or not is_out_of_memory(error) or not self.model.is_loaded:
                 raise
