@@ -26,8 +26,8 @@ import torch
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
 from vidlit.diffusion.batch import clip_key
-from vidlit.latents.index import MERGED, SCHEMA, write_index
-from vidlit.latents.store_folder import mark
+from vidlit.latents.index import SCHEMA, write_index
+from vidlit.latents.store_folder import mark, unique_name
 from vidlit.signals.exposure_ledger import exposure_table
 from vidlit.stopping.exposure import video_exposures
 from vidlit.training.memory import peak_memory
@@ -91,13 +91,13 @@ def write_store(folder: Path, count: int) -> None:
         add(data.recipes.latent(clip), "latents", SHARD, number, clip)
     for number, caption in enumerate(dict.fromkeys(clip.source.caption for clip in data.plan.clips)):
         add(data.recipes.prompt(caption), "prompt_embeds", PROMPTS, number, None)
-    root = data.store.root
-    mark(root)
+    root = data.store.storage.root
+    mark(data.store.storage)
     for name in (SHARD, PROMPTS):
         (root / name).parent.mkdir(exist_ok=True)
         with (root / name).open("wb") as file:
             file.truncate(count * BYTES)
-    write_index(root / MERGED, pa.table(rows, SCHEMA))
+    write_index(data.store.storage, f"index/{unique_name()}.parquet", pa.table(rows, SCHEMA))
 
 
 def start_up(folder: Path, count: int, results: object) -> None:

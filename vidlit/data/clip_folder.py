@@ -129,18 +129,19 @@ class ClipFolder:
     def plan(self) -> DatasetPlan:
         """Which clips the folder gives, from file headers alone."""
         self.store.check_folder()  # before anything is written into it
-        plan = plan_clips(
-            self.source,
-            self.buckets,
-            self.family.fps,
-            self.cutting,
-            trigger=self.trigger,
-            first_captions=self.caption_variants == "first",
-            tie_near_duplicates=self.splitting.tie_near_duplicates,
-            with_sound=self.family.sample_rate is not None,
-            with_references=self.references,
-            cache=self.store.root / "files.json",
-        )
+        with self.store.storage.notes() as notes:
+            plan = plan_clips(
+                self.source,
+                self.buckets,
+                self.family.fps,
+                self.cutting,
+                trigger=self.trigger,
+                first_captions=self.caption_variants == "first",
+                tie_near_duplicates=self.splitting.tie_near_duplicates,
+                with_sound=self.family.sample_rate is not None,
+                with_references=self.references,
+                cache=notes / "files.json",
+            )
         if not plan.clips:
             reasons = [f"{bad.video}: {bad.reason}" for bad in (*plan.quarantined, *plan.dropped)]
             raise UserError(f"no clip of {self.source} can be used. {first_three(reasons, '; ')}")

@@ -73,7 +73,7 @@ def encode(
     captions = dict.fromkeys([*(caption for clip in clips for caption in clip.source.captions), *further_captions])
     work = Work(clips, latents, [recipes.prompt(caption) for caption in captions])
     decoding = Decoding(open_reader, recipes.encoding.background, sample_rate)
-    job = Job(store.root, recipes.encoding, decoding, load_encoders, recipes.identity)
+    job = Job(store, recipes.encoding, decoding, load_encoders, recipes.identity)
     damaged: list[Damage] = []
     with contextlib.ExitStack() as held:
         held.enter_context(quiet_lightning())

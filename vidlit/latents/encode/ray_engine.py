@@ -20,7 +20,6 @@ from vidlit.errors import UserError
 from vidlit.latents.encode.decode import ClipDecoder, DecodedClips
 from vidlit.latents.encode.progress import EncodeProgress
 from vidlit.latents.encode.work import Encoders, Job, Retried, Work, encode_captions
-from vidlit.latents.store import LatentStore
 from vidlit.latents.store_folder import unique_name
 
 if TYPE_CHECKING:
@@ -48,14 +47,13 @@ class RayEngine:
         """
         if not work.is_missing:
             return
-        store = LatentStore(job.root)
         left = replace(work)  # the lists of ``work`` say what was missing before
         with _cluster() as ray, EncodeProgress(len(work.todo)) as progress:
             while left.is_missing:
                 before = len(left.todo) + len(left.todo_prompts)
                 if not _Round(ray, left, job, progress).run():
                     return
-                left.look(store, Retried(final=False, transient=False))
+                left.look(job.store, Retried(final=False, transient=False))
                 progress.done = progress.total - len(left.todo)  # clips of a lost shard were counted
                 if len(left.todo) + len(left.todo_prompts) == before:
                     raise UserError(

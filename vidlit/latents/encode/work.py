@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import torch
@@ -55,8 +54,7 @@ class Encoders(Protocol):
 class Job:
     """What all who take part in encoding are given, on whatever machine."""
 
-    root: Path
-    """Of the store."""
+    store: LatentStore
     encoding: Encoding
     decoding: Decoding
     load: Callable[[], Encoders]
@@ -79,7 +77,7 @@ class Job:
 
     def writer(self) -> ShardWriter:
         """What makes shards of items."""
-        return ShardWriter(LatentStore(self.root), self.encoding)
+        return ShardWriter(self.store, self.encoding)
 
 
 class Retried(NamedTuple):
