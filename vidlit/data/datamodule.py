@@ -64,6 +64,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             retry_quarantined=retry_quarantined,
             retry_transient=retry_transient,
             repair=repair,
+            open_reader=self.open_reader,
             engine=engine,
             trainer_options=trainer_options,
         )

@@ -87,6 +87,8 @@ def encode(
         chosen.run(work, job)
         if chosen.is_first and work.is_missing:
             store.compact()
+    if work.is_missing:  # other processes wrote, too
+        store.storage.refresh()
     after, quarantined = store.keys("latent"), store.quarantined()
     return EncodeReport(
         encoded=sum(latents[row].key in after for row in work.todo),

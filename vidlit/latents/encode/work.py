@@ -109,6 +109,7 @@ class Work:
 
     def look(self, store: LatentStore, retried: Retried) -> bool:
         """See what the store lacks; is it anything?"""
+        store.storage.refresh()
         stored, stored_prompts = store.keys("latent"), store.keys("prompt")
         skip = stored | {key for key, clip in store.quarantined().items() if not retried.has(clip)}
         rows_of_key = {recipe.key: row for row, recipe in reversed(list(enumerate(self.recipes)))}  # the first of each

@@ -112,6 +112,10 @@ class Storage(ABC):
         """What differs once a file of the index came or went, or this process wrote anything."""
 
     @abstractmethod
+    def refresh(self) -> None:
+        """Have :meth:`version` know what other processes wrote until now, where it does not see that by itself."""
+
+    @abstractmethod
     def encoding_lock(self) -> AbstractContextManager[None]:
         """Be the only one that encodes into the store; who comes second is told whom it waits for, and waits."""
 

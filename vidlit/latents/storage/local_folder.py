@@ -155,6 +155,9 @@ class LocalFolder(Storage):
                 found.append((name, status.st_size, status.st_mtime_ns, status.st_ino))
         return repr(found)
 
+    def refresh(self) -> None:
+        """Nothing to do: the folder itself tells."""
+
     @contextlib.contextmanager
     def encoding_lock(self) -> Iterator[None]:
         """As :meth:`Storage.encoding_lock`."""

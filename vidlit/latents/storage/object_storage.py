@@ -1,33 +1,27 @@
 """A store on object storage, by any of fsspec's file systems: ``s3://``, ``gs://``, ``az://``, ...
 
-An object is there whole or not at all, so nothing is written beside its place. Credentials come from where the file
-system looks for them: environment variables, its own configuration files, the machine's role.
+An object is there whole or not at all, so nothing is written beside its place.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import hashlib
-import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import filelock
 
 from vidlit.errors import UserError
-from vidlit.io_retry import NETWORK_PAUSES, retry_io
 from vidlit.latents.storage.interface import GONE, TRUNCATED, Entry, Range, RangeError, Storage
 from vidlit.latents.storage.lease import leased
 from vidlit.latents.storage.range_cache import RangeCache
+from vidlit.remote_files import RemoteFiles, modified
 from vidlit.whole_files import write_whole
 
-T = TypeVar("T")
-
 _NOTES = ("files.json", "repeats.json")
-_OURS = (TypeError, AttributeError, NameError, AssertionError, LookupError)
 _RANGES_AT_ONCE = 64  # of a request to the file system, which sends them side by side
 
 
@@ -44,47 +38,23 @@ class ObjectStorage(Storage):
     """
 
     def __init__(self, address: str, cache_folder: Path, cache_bytes: int) -> None:
-        super().__init__(address.rstrip("/"))
+        self._files = RemoteFiles(address)
+        super().__init__(self._files.address)
         own = hashlib.blake2b(self.address.encode(), digest_size=8).hexdigest()
         self.notes_folder = cache_folder / "notes" / own
         self.cache = RangeCache(cache_folder / "ranges", cache_bytes)
-        self._num_writes = 0
-        self._process, self._file_system, self._root = 0, None, ""
-        self._opened()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For a process of its own, which connects itself."""
-        return self.__dict__ | {"_process": 0, "_file_system": None}
-
-    def _opened(self) -> Any:
-        """The file system: one for each process, as connections and their threads do not outlive a fork."""
-        if self._process != os.getpid():
-            self._file_system, self._root = open_file_system(self.address)
-            self._process = os.getpid()
-        return self._file_system
-
-    def _at(self, name: str) -> str:
-        return f"{self._root}/{name}" if name else self._root
-
-    def _do(self, what: str, name: str, action: Callable[[Any, str], T]) -> T:
-        """Do something with an object, again where the network failed.
-
-        Raises:
-            OSError: it failed for good.
-        """
-        fs, path = self._opened(), self._at(name)
-        return retry_io(lambda: as_os_error(lambda: action(fs, path)), f"{what} {self.where(name)}", NETWORK_PAUSES)
+        self._num_changes = 0
 
     def entries(self, folder: str) -> dict[str, Entry]:
         """As :meth:`Storage.entries`."""
         try:
-            listed = self._do("looking at", folder, lambda fs, path: fs.ls(path, detail=True, refresh=True))
+            listed = self._files.do("looking at", folder, lambda fs, path: fs.ls(path, detail=True, refresh=True))
         except (FileNotFoundError, NotADirectoryError):
             return {}
         found = {}
         for each in listed:
             name = str(each["name"]).rstrip("/").rpartition("/")[2]
-            if str(each["name"]).strip("/") != self._at(folder).strip("/"):  # some list the folder itself
+            if str(each["name"]).strip("/") != self._files.path(folder).strip("/"):  # some list the folder itself
                 is_file = each.get("type") == "file"
                 size = each.get("size") if is_file else None
                 found[name] = Entry("file" if is_file else "folder", size, modified(each))
@@ -93,7 +63,7 @@ class ObjectStorage(Storage):
     def size(self, name: str) -> int | None:
         """As :meth:`Storage.size`."""
         try:
-            found = self._do("looking at", name, lambda fs, path: fs.info(path, refresh=True))
+            found = self._files.do("looking at", name, lambda fs, path: fs.info(path, refresh=True))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -102,7 +72,7 @@ class ObjectStorage(Storage):
 
     def read(self, name: str) -> bytes:
         """As :meth:`Storage.read`."""
-        found: bytes = self._do("reading", name, lambda fs, path: fs.cat_file(path))
+        found: bytes = self._files.do("reading", name, lambda fs, path: fs.cat_file(path))
         return found
 
     def fetch(self, ranges: Sequence[Range]) -> None:
@@ -120,7 +90,7 @@ class ObjectStorage(Storage):
         left = list(wanted)
 
         def get(fs: Any, _: str) -> None:
-            paths = [self._at(ranges[position].name) for position in left]
+            paths = [self._files.path(ranges[position].name) for position in left]
             starts = [ranges[position].offset for position in left]
             ends = [start + len(ranges[position].buffer) for start, position in zip(starts, left, strict=True)]
             answers = fs.cat_ranges(paths, starts, ends, on_error="return")
@@ -137,7 +107,7 @@ class ObjectStorage(Storage):
                 raise failed
 
         try:
-            self._do("reading", ranges[wanted[0]].name, get)
+            self._files.do("reading", ranges[wanted[0]].name, get)
         except OSError as error:
             name = ranges[left[0]].name
             raise UserError(f"cannot read {self.where(name)}: {error.strerror or error}") from error
@@ -162,19 +132,22 @@ class ObjectStorage(Storage):
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """As :meth:`Storage.write`."""
-        self._num_writes += 1
-        self._do("writing", name, lambda fs, path: fs.pipe_file(path, bytes(data)))
+        self._num_changes += 1
+        self._files.do("writing", name, lambda fs, path: fs.pipe_file(path, bytes(data)))
 
     def remove(self, name: str) -> None:
         """As :meth:`Storage.remove`."""
-        self._num_writes += 1
+        self._num_changes += 1
         with contextlib.suppress(FileNotFoundError):
-            self._do("removing", name, lambda fs, path: fs.rm_file(path))
+            self._files.do("removing", name, lambda fs, path: fs.rm_file(path))
 
     def version(self) -> Hashable:
-        """As :meth:`Storage.version`."""
-        names = tuple(sorted((name, entry.size) for name, entry in self.entries("index").items()))
-        return self._num_writes, names
+        """As :meth:`Storage.version`; of what others write only :meth:`refresh` tells: looking costs a round trip."""
+        return self._num_changes
+
+    def refresh(self) -> None:
+        """As :meth:`Storage.refresh`."""
+        self._num_changes += 1
 
     def encoding_lock(self) -> contextlib.AbstractContextManager[None]:
         """As :meth:`Storage.encoding_lock`."""
@@ -196,60 +169,3 @@ class ObjectStorage(Storage):
                 with contextlib.suppress(OSError):  # one who may only read looks at the files anew each time
                     if (data := (folder / name).read_bytes()) != before.get(name):
                         self.write(name, data)
-
-
-def open_file_system(address: str) -> tuple[Any, str]:
-    """Fsspec's file system of an address, and what the address is called in it.
-
-    Raises:
-        UserError: it knows no such address, or lacks the package that opens it.
-    """
-    import fsspec
-
-    try:
-        # Listings change while others write; an instance that another process opened is of no use here.
-        fs, root = fsspec.url_to_fs(address, use_listings_cache=False, skip_instance_cache=True)
-    except ImportError as error:
-        raise UserError(
-            f"cannot open {address}: {' '.join(str(error).split())[:200]} (for s3://, pip install 'vidlit[s3]'; for "
-            "gs://, pip install 'vidlit[gs]')."
-        ) from error
-    except ValueError as error:
-        raise UserError(f"cannot open {address}: {' '.join(str(error).split())[:200]}.") from error
-    return fs, str(root).rstrip("/")
-
-
-def modified(found: dict[str, Any]) -> float:
-    """Seconds since the epoch of an object's last change, by whatever name a file system has for it; else now."""
-    for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
-        told = found.get(name)
-        if isinstance(told, str):
-            with contextlib.suppress(ValueError):
-                told = datetime.datetime.fromisoformat(told)
-        if isinstance(told, datetime.datetime):
-            return told.timestamp()
-        if isinstance(told, int | float):
-            return float(told)
-    return datetime.datetime.now().timestamp()
-
-
-def as_os_error(action: Callable[[], T]) -> T:
-    """Do something on a network; whatever a client library raises is an :exc:`OSError`.
-
-    Raises:
-        OSError: with ``ETIMEDOUT`` where another try may help.
-    """
-    try:
-        return action()
-    except (OSError, UserError, *_OURS) as error:
-        if isinstance(error, OSError) and error.errno is None and type(error) is OSError:
-            raise OSError(errno.EIO, _words(error)) from error
-        raise
-    except Exception as error:
-        if "credential" in type(error).__name__.lower() + str(error).lower():
-            raise PermissionError(errno.EACCES, f"{_words(error)}: set them as this file system wants it") from error
-        raise OSError(errno.ETIMEDOUT, _words(error)) from error
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
