@@ -1,3 +1,4 @@
+import logging
 import os
 import uuid
 from pathlib import Path
@@ -87,6 +88,7 @@ def finished_run(demo, latents, tmp_path_factory):
 def s3_server():
     """A real S3 server on this machine, in a thread; what connects to it is set as users set it."""
     moto = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):[/\\]{1,2}")
 """How a URL begins, also one that was taken for a path, which has one slash of the two. One letter is a drive."""
+_LOCAL = {"file", "local"}
+"""What a path says better: a local folder is synced, locked and read in place."""
 _BUGS = (TypeError, AttributeError, NameError, AssertionError, LookupError)
 """What a network never raises."""
 
@@ -85,12 +87,16 @@ def as_url(option: str, address: str | Path) -> str | None:
         address: ``s3://bucket/name``, ``/a/folder``; a URL may have become a path on its way, which costs it a slash.
 
     Raises:
-        UserError: it holds a user or a password, which would be written into config.yaml and logs.
+        UserError: it holds a user or a password, which would be written into config.yaml and logs; or it is a chain of
+            file systems, or ``file://``.
     """
-    found = _ADDRESS.match(str(address))
+    text = str(address)
+    found = _ADDRESS.match(text)
+    if re.match(r"[\w+.-]+::", text) or (found is not None and found[1].lower() in _LOCAL):
+        raise UserError(f"{option}: {text[:80]!r} is neither a path nor the plain URL of a folder.")
     if found is None:
         return None
-    url = f"{found[1].lower()}://{str(address)[found.end() :]}"
+    url = f"{found[1].lower()}://{text[found.end() :]}"
     if urlsplit(url).username is not None:
         raise UserError(
             f"{option} has a user or password in it: give them as the file system of {found[1]}:// reads them, e.g. by "

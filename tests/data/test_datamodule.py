@@ -126,6 +126,8 @@ def test_options_out_of_range_are_named_as_they_are_typed(options, words):
         (Path("s3://user:hidden@bucket/clips"), "has a user or password in it"),
         ("nowhere://bucket", "Protocol not known: nowhere"),
         ("gs://bucket", "pip install 'vidlit"),
+        ("simplecache::s3://bucket/clips", "neither a path nor the plain URL"),
+        ("file:///clips", "neither a path nor the plain URL"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_told(demo, tmp_path, option, address, words):
