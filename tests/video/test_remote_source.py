@@ -154,8 +154,9 @@ def test_copies_of_a_killed_process_are_removed(source):
     process.wait()
     left = Path(tempfile.mkdtemp(prefix=f"vidlit-video-{process.pid}-"))
     mine = Path(tempfile.mkdtemp(prefix=f"vidlit-video-{os.getpid()}-"))
+    remote_source._remove_left_copies.cache_clear()
     try:
-        source.refresh()
+        plan(source.refresh(), reader=source.open_reader)
         assert not left.exists()
         assert mine.exists()
     finally:

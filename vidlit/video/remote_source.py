@@ -8,6 +8,7 @@ fetched to a temporary file by the reader that opens it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -62,7 +63,6 @@ class RemoteSource:
             UserError: the source cannot be listed or read, or there is nothing.
         """
         address = self.files.address
-        _remove_left_copies()
         try:
             found = self.files.do("looking at", "", lambda fs, path: fs.find(path, detail=True, refresh=True))
             listed = self._by_name(found)
@@ -152,6 +152,7 @@ class FetchingReader(IsolatedReader):
             return path
         if self._copy is None or self._copy.of != path or self._copy.process != os.getpid():
             self._forget()
+            _remove_left_copies()
             try:
                 folder = tempfile.mkdtemp(prefix=f"{_COPIES}{os.getpid()}-")
                 self._copy = _Copy(path, Path(folder) / f"video{path.suffix}", os.getpid())
@@ -182,8 +183,9 @@ class FetchingReader(IsolatedReader):
         return {**super().__getstate__(), "_copy": None}
 
 
+@functools.cache  # once a process
 def _remove_left_copies() -> None:
-    """Of processes of this machine that were killed."""
+    """Of processes of this machine that were killed, as Ray's workers are in the end."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_COPIES}*-*"):
         number = folder.name.removeprefix(_COPIES).partition("-")[0]
         if number.isdecimal() and not psutil.pid_exists(int(number)) and not folder.is_symlink():
