@@ -3,7 +3,8 @@
     python benchmarks/scale.py start_up          # at 10,000 and 100,000 clips; --sizes 1000000 for a million
     python benchmarks/scale.py near_duplicates   # at 10,000 and 100,000 videos
 
-CPU seconds of each part of the start of a `fit`, in order, in a process of its own, and its peak memory (VmHWM). The
+CPU seconds of each part of the start of a `fit`, in order, in a process of its own, and its peak memory (VmHWM): of the
+first rank, and of another one, which is sent what the first one found. The
 clips are objects as planning makes them, eight a video, which has a caption; the store has an index with all of them
 and one shard, as far as its size tells. Reading the folder's files, and looking for near-duplicates, are not among the
 parts of the start.
@@ -14,6 +15,7 @@ one encoded anew (up to six bits of each hash changed), and one of a hundred a p
 
 import argparse
 import multiprocessing
+import pickle
 import tempfile
 import time
 from collections.abc import Callable
@@ -100,8 +102,8 @@ def write_store(folder: Path, count: int) -> None:
     write_index(data.store.storage, f"index/{unique_name()}.parquet", pa.table(rows, SCHEMA))
 
 
-def start_up(folder: Path, count: int, results: object) -> None:
-    """What a fit does before its first step, and at a check, by parts."""
+def start_up(folder: Path, count: int, is_first: bool, results: object) -> None:
+    """What a rank of a fit does before its first step, and at a check, by parts."""
     torch.set_num_threads(1)
     spent: dict[str, float] = {}
 
@@ -113,11 +115,19 @@ def start_up(folder: Path, count: int, results: object) -> None:
 
     before = peak_memory(torch.device("cpu"))
     data: LatentDataModule = timed("clips", lambda: opened(folder, count))
-    timed("what is missing", lambda: data.encode(accelerator="cpu", devices=1))
+    if is_first:
+        timed("what is missing", lambda: data.encode(accelerator="cpu", devices=1))
     timed("split, usage", lambda: (data.split, data.usage))
-    timed("identity", lambda: data.clip_identity.digests)
     timed("scored clips", lambda: (data.scored_clips, data.train_eval_clips))
-    timed("datasets", lambda: [data.dataset(data.train_clips, for_training=True), data.dataset(data.scored_clips)])
+    if is_first:
+        timed("identity", lambda: data.clip_identity.digests)
+        sets = timed(
+            "datasets", lambda: [data.dataset(data.train_clips, for_training=True), data.dataset(data.val_clips)]
+        )
+        (folder / "datasets").write_bytes(pickle.dumps(sets))
+        del sets
+    else:  # what the first one sends
+        timed("datasets", lambda: pickle.loads((folder / "datasets").read_bytes()))
     timed("sampler", lambda: next(iter(data.sampler(1, 0))))
     keys = timed("exposure keys", lambda: [clip_key(clip.clip_id) for clip in data.train_clips])
     counts = np.zeros(len(keys), np.int64)
@@ -128,8 +138,9 @@ def start_up(folder: Path, count: int, results: object) -> None:
         video_exposures(counts, [clip.source.group for clip in data.train_clips])
 
     timed("a check", check)
-    timed("exposure.csv", lambda: exposure_table(data.split, counts.tolist()))
-    timed("one clip's dataset", lambda: data.dataset(data.train_clips[:1]))
+    if is_first:
+        timed("exposure.csv", lambda: exposure_table(data.split, counts.tolist()))
+        timed("one clip's dataset", lambda: data.dataset(data.train_clips[:1]))
     results.put((spent, (peak_memory(torch.device("cpu")) - before) / 1e9, before / 1e9))
 
 
@@ -142,15 +153,18 @@ def print_start_up(sizes: list[int]) -> list[dict[str, float]]:
             write_store(Path(name), count)
             context = multiprocessing.get_context("spawn")
             results = context.Queue()
-            process = context.Process(target=start_up, args=(Path(name), count, results))
-            process.start()
-            spent, gigabytes, before = results.get()
-            process.join()
-        columns.append(spent)
-        totals.append({"clips": count, "CPU seconds": sum(spent.values()), "GB": gigabytes, "GB of imports": before})
-    print(f"{'CPU seconds':<22}" + "".join(f"{count:>12,}" for count in sizes))
+            for is_first in (True, False):
+                process = context.Process(target=start_up, args=(Path(name), count, is_first, results))
+                process.start()
+                spent, gigabytes, before = results.get()
+                process.join()
+                columns.append(spent)
+                seconds = sum(spent.values())
+                totals.append({"clips": count, "CPU seconds": seconds, "GB": gigabytes, "GB of imports": before})
+    print(f"{'clips':<22}" + "".join(f"{count:>12,}{'':>12}" for count in sizes))
+    print(f"{'CPU seconds of rank':<22}" + f"{'0':>12}{'another':>12}" * len(sizes))
     for part in columns[0]:
-        print(f"{part:<22}" + "".join(f"{column[part]:>12.2f}" for column in columns))
+        print(f"{part:<22}" + "".join(f"{column.get(part, 0.0):>12.2f}" for column in columns))
     for row in ("CPU seconds", "GB", "GB of imports"):
         print(f"{row if row != 'CPU seconds' else 'all':<22}" + "".join(f"{total[row]:>12.2f}" for total in totals))
     return totals

@@ -12,7 +12,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ from vidlit.latents.store_folder import unique_name
 if TYPE_CHECKING:
     from vidlit.latents.recipe import PromptRecipe
     from vidlit.latents.store import Item
+
+T = TypeVar("T")
 
 _DECODED_AHEAD = 2
 """Batches for each CPU that are decoded or being decoded: encoders seldom wait, and memory holds no more."""
@@ -61,6 +63,11 @@ class RayEngine:
                         "through. See Ray's logs (`ray logs`) and the memory of these machines, then run again: "
                         "encoding continues from what the store has."
                     )
+
+    def shared(self, found: T | None) -> T:
+        """What the first process found, which is this one."""
+        assert found is not None
+        return found
 
 
 @contextlib.contextmanager
@@ -192,7 +199,7 @@ class _Round:
         batches = deque(self.work.caption_batches())
         while batches or self.encoding or self.writing:
             while batches and (number := self._free_encoder()) is not None:
-                recipes = [self.work.prompts[row] for row in batches.popleft()]
+                recipes = [self.work.prompt(row) for row in batches.popleft()]
                 self._send(number, "encode_captions", recipes)
             self._take_one()
 
