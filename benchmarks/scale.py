@@ -27,10 +27,10 @@ import torch
 
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
+from vidlit.data.exposure_table import write_exposures
 from vidlit.diffusion.batch import clip_key
 from vidlit.latents.index import SCHEMA, write_index
 from vidlit.latents.store_folder import mark, unique_name
-from vidlit.signals.exposure_ledger import exposure_table
 from vidlit.stopping.exposure import video_exposures
 from vidlit.training.memory import peak_memory
 from vidlit.video.buckets import Bucket
@@ -139,7 +139,7 @@ def start_up(folder: Path, count: int, is_first: bool, results: object) -> None:
 
     timed("a check", check)
     if is_first:
-        timed("exposure.csv", lambda: exposure_table(data.split, counts.tolist()))
+        timed("exposures' file", lambda: write_exposures(folder / "exposure.csv", data.split, counts.tolist()))
         timed("one clip's dataset", lambda: data.dataset(data.train_clips[:1]))
     results.put((spent, (peak_memory(torch.device("cpu")) - before) / 1e9, before / 1e9))
 
