@@ -23,7 +23,9 @@ class Encoding:
         posterior: latents to train on, of the VAE's posterior: its ``mode``, or a ``sample``, drawn anew each time a
             clip is used, for which the store also holds the standard deviation. Everything else uses the mode.
         background: red, green, blue (0-255) behind transparent pixels.
-        batch_size: number of clips of one bucket that go through the VAE at once.
+        batch_size: number of clips of one bucket that go through the VAE at once; ``auto`` for one on a CPU, and on a
+            GPU up to 8, fewer of large ones. Where so many do not fit into memory, half of them go at once from then
+            on.
         num_workers: number of processes per rank that decode videos; ``None`` shares this machine's cores among its
             ranks.
         shard_bytes: size at which a shard is written.
@@ -36,7 +38,7 @@ class Encoding:
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     posterior: Literal["mode", "sample"] = "mode"
     background: Color = BLACK
-    batch_size: int = 1
+    batch_size: int | Literal["auto"] = "auto"
     num_workers: int | None = None
     shard_bytes: int = 2**26
     shard_seconds: float = 60.0
@@ -44,7 +46,7 @@ class Encoding:
     def __post_init__(self) -> None:
         if not all(0 <= level <= 255 for level in self.background):
             raise UserError(f"data.encoding.background is {list(self.background)}: its levels go from 0 to 255.")
-        if self.batch_size < 1:
+        if self.batch_size != "auto" and self.batch_size < 1:
             raise UserError(f"data.encoding.batch_size is {self.batch_size}: it must be at least 1.")
         if self.num_workers is not None and self.num_workers < 0:
             raise UserError(

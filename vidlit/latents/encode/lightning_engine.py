@@ -73,7 +73,7 @@ class _EncodingModule(LightningModule):
         work.todo, work.todo_prompts, work.num_stored = self.trainer.strategy.broadcast(seen)
         mine = slice(self.trainer.global_rank, None, self.trainer.world_size)
         captions = work.caption_batches()[mine]
-        clips = work.clip_batches(self.job.encoding.batch_size)[mine]
+        clips = work.clip_batches(self.job.encoding.batch_size, self.trainer.strategy.root_device.type)[mine]
         self.num_clips = sum(map(len, clips))
         workers = self.job.encoding.num_workers
         if workers is None:

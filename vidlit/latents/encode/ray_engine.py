@@ -205,7 +205,8 @@ class _Round:
 
     def _clips(self) -> None:
         decode, job, name = self.ray.remote(num_cpus=1, max_retries=-1)(_decode), self.ray.put(self.job), unique_name()
-        batches = deque(self.work.clip_batches(self.job.encoding.batch_size))
+        device = "cuda" if self.ray.cluster_resources().get("GPU") else "cpu"
+        batches = deque(self.work.clip_batches(self.job.encoding.batch_size, device))
         decoded: deque[tuple[Work, Any]] = deque()
         most = _DECODED_AHEAD * max(1, int(self.ray.cluster_resources().get("CPU", 1)))
         while batches or decoded or self.decoding or self.encoding or self.writing:

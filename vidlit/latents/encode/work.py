@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
     from vidlit.video.sources import Clip
 
 _CAPTIONS_PER_BATCH = 16
+_MOST_CLIPS, _MOST_BYTES = 8, 2**27
+"""Clips that go through a GPU's autoencoder at once, and bytes of their frames, where nobody says otherwise: from there
+on it is busy, and loaders hold several such batches."""
+_TOO_LARGE = (
+    "does not fit into the memory of the encoding device: close what else uses it, or choose smaller buckets "
+    "(data.buckets)"
+)
+_fitting: dict[tuple[int, ...], int] = {}  # frames x height x width -> clips that fitted the device of this process
 
 
 class Encoders(Protocol):
@@ -133,11 +143,16 @@ class Work:
     def _by_bucket(self, row: int) -> tuple[Bucket, int]:
         return self.clips[row].bucket, row
 
-    def clip_batches(self, size: int) -> list[list[int]]:
-        """Rows in batches of one bucket."""
+    def clip_batches(self, size: int | Literal["auto"], device: str) -> list[list[int]]:
+        """Rows in batches of one bucket.
+
+        Args:
+            size: of a batch; ``auto`` for what suits the device.
+            device: ``cpu``, ``cuda``, ...
+        """
         batches: list[list[int]] = []
-        for _, rows in itertools.groupby(self.todo, key=lambda row: self.clips[row].bucket):
-            batches += _chunks(list(rows), size)
+        for bucket, rows in itertools.groupby(self.todo, key=lambda row: self.clips[row].bucket):
+            batches += _chunks(list(rows), _auto_size(bucket, device) if size == "auto" else size)
         return batches
 
     def caption_batches(self) -> list[list[int]]:
@@ -153,10 +168,13 @@ class Work:
         items = [self._item(row, {}, reason, transient) for row, (reason, transient) in batch.failed.items()]
         if not batch.rows:
             return items
-        encoded = encoders.encode_video(batch.frames, batch.sound)
-        for place, row in enumerate(batch.rows):
+        for place, encoded in _encoded(batch, encoders):
+            row = batch.rows[place]
+            if encoded is None:
+                items.append(self._item(row, {}, _TOO_LARGE, transient=True))
+                continue
             dtype = self.latent(row).dtype
-            stored = {name: _to_store(tensor[place], dtype) for name, tensor in encoded.items()}
+            stored = {name: _to_store(tensor, dtype) for name, tensor in encoded.items()}
             if row in batch.masks:
                 whole = batch.masks[row].expand(batch.frames.shape[1:4])
                 stored[MASK] = _to_store(encoders.encode_masks(whole[None])[0], dtype)
@@ -172,6 +190,36 @@ class Work:
         return Item(self.latent(row), tensors, clip.clip_id, source.video, source.group, reason, transient)
 
 
+def _encoded(batch: DecodedClips, encoders: Encoders) -> Iterator[tuple[int, dict[str, Tensor] | None]]:
+    """Tensors of each clip of a batch, by its place; ``None`` for one that does not even fit into memory alone.
+
+    Where all at once do not fit, half of them are tried, and no more of this resolution from then on.
+    """
+    size = tuple(batch.frames.shape[1:4])
+    waiting = deque([range(len(batch.rows))])
+    while waiting:
+        places = waiting.popleft()
+        most = _fitting.get(size, len(places))
+        if len(places) > most:
+            waiting.extendleft((places[most:], places[:most]))
+            continue
+        part = slice(places.start, places.stop)
+        encoded = None
+        with contextlib.suppress(torch.OutOfMemoryError):
+            encoded = encoders.encode_video(batch.frames[part], None if batch.sound is None else batch.sound[part])
+        if encoded is not None:
+            yield from (
+                (place, {name: tensor[k] for name, tensor in encoded.items()}) for k, place in enumerate(places)
+            )
+            continue
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+        if len(places) == 1:
+            yield places[0], None
+        else:
+            _fitting[size] = len(places) // 2
+            waiting.appendleft(places)
+
+
 def encode_captions(recipes: Sequence[PromptRecipe], encoders: Encoders) -> list[Item]:
     """Items of captions."""
     captions = [recipe.caption for recipe in recipes]
@@ -185,6 +233,13 @@ def encode_captions(recipes: Sequence[PromptRecipe], encoders: Encoders) -> list
         )
         for recipe, tensors, tokens in zip(recipes, prompts, read, strict=True)
     ]
+
+
+def _auto_size(bucket: Bucket, device: str) -> int:
+    if device == "cpu":  # one keeps its cores busy, and comes out the same whatever else is encoded: two may not
+        return 1
+    num_frames, height, width = bucket
+    return max(1, min(_MOST_CLIPS, _MOST_BYTES // (num_frames * height * width * 3)))
 
 
 def _chunks(rows: list[int], size: int) -> list[list[int]]:
