@@ -31,6 +31,8 @@ from vidlit.data.exposure_table import write_exposures
 from vidlit.diffusion.batch import clip_key
 from vidlit.latents.index import SCHEMA, write_index
 from vidlit.latents.store_folder import mark, unique_name
+from vidlit.sampling.audit import MAX_OWN_CLIPS, Audit
+from vidlit.sampling.sampler import Sampling
 from vidlit.stopping.exposure import video_exposures
 from vidlit.training.memory import peak_memory
 from vidlit.video.buckets import Bucket
@@ -139,6 +141,8 @@ def start_up(folder: Path, count: int, is_first: bool, results: object) -> None:
 
     timed("a check", check)
     if is_first:
+        audit = timed("what an audit reads", lambda: Audit(data, None, 8, Sampling(1, 0, 1.0, "")))
+        assert len(audit.own_clips) <= MAX_OWN_CLIPS
         timed("exposures' file", lambda: write_exposures(folder / "exposure.csv", data.split, counts.tolist()))
         timed("one clip's dataset", lambda: data.dataset(data.train_clips[:1]))
     results.put((spent, (peak_memory(torch.device("cpu")) - before) / 1e9, before / 1e9))

@@ -161,9 +161,13 @@ class ObjectStorage(Storage):
         with filelock.FileLock(folder / ".lock"):  # the ranks of a machine come one by one, and find what the first did
             before = {}
             for name in _NOTES:
-                with contextlib.suppress(FileNotFoundError):
+                try:
                     before[name] = self.read(name)
-                    write_whole(folder / name, before[name])
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise UserError(f"cannot read {self.where(name)}: {error.strerror or error}") from error
+                write_whole(folder / name, before[name])
             yield folder
             for name in _NOTES:
                 with contextlib.suppress(OSError):  # one who may only read looks at the files anew each time
