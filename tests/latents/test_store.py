@@ -204,22 +204,23 @@ def test_rows_that_two_merges_wrote_are_one_again(tmp_path):
     assert not list(store.verify())
 
 
-def test_small_parts_are_merged_and_large_ones_left_alone(tmp_path, monkeypatch):
+def test_small_parts_behind_the_last_large_one_are_merged(tmp_path, monkeypatch):
+    """And no others, so that rows stay in the order in which they were written."""
     store = LatentStore(tmp_path)
-    for number in range(3):
-        store.write([latent_item(number)])
-    limit = max(path.stat().st_size for path in (tmp_path / "index").iterdir()) + 50
-    monkeypatch.setattr("vidlit.latents.store._LARGE_PART_BYTES", limit)
+    store.write([latent_item(0)])
+    store.write([latent_item(number) for number in range(1, 20)])
+    large = max((tmp_path / "index").iterdir())
+    monkeypatch.setattr("vidlit.latents.store._LARGE_PART_BYTES", large.stat().st_size)
     store.compact(only_small=True)
-    large = merged_index(tmp_path)
-    assert large.stat().st_size > limit
-    for number in range(3, 5):
+    for number in range(20, 22):
         store.write([latent_item(number)])
+    before = sorted((tmp_path / "index").iterdir())
+    assert len(before) == 4
     store.compact(only_small=True)
-    assert large.exists()
-    assert len(list((tmp_path / "index").iterdir())) == 2
+    after = sorted((tmp_path / "index").iterdir())
+    assert (len(after), after[:2]) == (3, before[:2])
     rows = store.rows(["clip_id"])["clip_id"].to_pylist()
-    assert rows == [f"{number}.mp4@0" for number in range(5)], "in the order in which they were written"
+    assert rows == [f"{number}.mp4@0" for number in range(22)]
 
 
 def test_the_index_is_plain_parquet_with_the_ingredients(tmp_path):

@@ -16,6 +16,7 @@ equal rows counts. An item whose shard is gone or too short does not count as st
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
@@ -183,13 +184,13 @@ class LatentStore:
         """Merge the parts of the index.
 
         Args:
-            only_small: leave those alone that are large, so that merging often costs little.
+            only_small: only those behind the last large one, so that merging often costs little and keeps their order.
         """
         names = file_names(self.storage)
         if only_small:
             parts = self.storage.entries("index").items()
             small = {f"index/{last}" for last, entry in parts if (entry.size or 0) < _LARGE_PART_BYTES}
-            names = [name for name in names if name in small]
+            names = list(itertools.takewhile(small.__contains__, reversed(names)))[::-1]
         if len(names) > 1:
             with self._writing():
                 self._merge(names)
@@ -250,6 +251,7 @@ class LatentStore:
         """
         # Shards are listed before the index is read: one that is committed in between is then named by it.
         files = own_files(self.storage, older_than=time.time() - older_than_seconds)
+        self.storage.refresh()
         try:
             named = set(pc.unique(self.rows(["shard"])["shard"]).to_pylist()) if files else set()
         except DamagedIndexError:  # which shards it named is not known

@@ -88,6 +88,16 @@ def test_what_a_dead_writer_left_is_removed(bucket, opened):
     assert not list(opened().verify())
 
 
+def test_what_others_stored_meanwhile_is_not_taken_for_left_over(opened):
+    """By a process that looked at the index before, and then waited long for its turn."""
+    store, other = opened(), opened()
+    store.write([latent_item(0)])
+    assert len(store.keys("latent")) == 1
+    other.write([latent_item(1)])
+    assert store.clean(-1e6) == []
+    assert len(opened().keys("latent")) == 2
+
+
 def test_encoding_goes_on_where_it_was_and_repairs(bucket, opened, tmp_path):
     store, clips = opened(), make_clips(6)
     assert run(clips[:4], store, encoding=SMALL_SHARDS).encoded == 4
