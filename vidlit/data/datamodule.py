@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -160,7 +160,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
         found, refused = trainer.strategy.broadcast(made)
         if refused is not None:
             raise refused
-        return found  # type: ignore[return-value]  # no error: it was made
+        return cast("T", found)  # no error: it was made
 
     def _ranks(self) -> tuple[int, int]:
         """Ranks that hold different samples, and which of them this is: tensor-parallel peers share theirs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -56,7 +56,7 @@ class LightningEngine:
 
     def shared(self, found: T | None) -> T:
         """What the first rank found, on all of them."""
-        return self.trainer.strategy.broadcast(found)  # type: ignore[return-value]  # the first one's
+        return cast("T", self.trainer.strategy.broadcast(found))
 
 
 class _EncodingModule(LightningModule):
