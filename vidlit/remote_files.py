@@ -105,8 +105,8 @@ def as_url(option: str, address: str | Path) -> str | None:
     return url
 
 
-def modified(found: dict[str, Any]) -> float:
-    """Seconds since the epoch of a file's last change, by whatever name a file system has for it; else now."""
+def modified(found: dict[str, Any]) -> float | None:
+    """Seconds since the epoch of a file's last change, by whatever name a file system has for it."""
     for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
         told = found.get(name)
         if isinstance(told, str):
@@ -116,7 +116,7 @@ def modified(found: dict[str, Any]) -> float:
             return told.timestamp()
         if isinstance(told, int | float):
             return float(told)
-    return datetime.datetime.now().timestamp()
+    return None
 
 
 def _open_file_system(address: str) -> tuple[Any, str]:

@@ -72,7 +72,7 @@ class RemoteSource:
             with filelock.FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
                 self._remove_others(listed)
                 for name, info in listed.items():
-                    self._bring(name, int(info.get("size") or 0), int(modified(info) * 1e6) * 1000)
+                    self._bring(name, int(info.get("size") or 0), int((modified(info) or 0.0) * 1e6) * 1000)
         except OSError as error:
             raise UserError(f"cannot read {address}: {error.strerror or error}") from error
         return self.folder

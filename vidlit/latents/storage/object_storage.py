@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import time
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ class ObjectStorage(Storage):
             if str(each["name"]).strip("/") != self._files.path(folder).strip("/"):  # some list the folder itself
                 is_file = each.get("type") == "file"
                 size = each.get("size") if is_file else None
-                found[name] = Entry("file" if is_file else "folder", size, modified(each))
+                changed = modified(each)
+                found[name] = Entry("file" if is_file else "folder", size, time.time() if changed is None else changed)
         return found
 
     def size(self, name: str) -> int | None:
