@@ -185,10 +185,11 @@ def _changed(
 
 
 def _digest(words: Iterable[str], digits: int = _DIGITS) -> str:
-    encoded = [word.encode("utf-8", "surrogateescape") for word in words]
-    # Lengths, so that no two lists run into one.
-    text = b"".join(part for word in encoded for part in (len(word).to_bytes(8, "little"), word))
-    return hashlib.blake2b(text, digest_size=16).hexdigest()[:digits]
+    made = hashlib.blake2b(digest_size=16)
+    for word in words:
+        encoded = word.encode("utf-8", "surrogateescape")
+        made.update(len(encoded).to_bytes(8, "little") + encoded)  # so that no two lists run into one
+    return made.hexdigest()[:digits]
 
 
 _NONE = _digest((), 32)
