@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from vidlit import commands
 from vidlit.__main__ import main
-from vidlit.errors import MAX_LENGTH, UserError, disk_full, explain_error, on_one_screen
+from vidlit.errors import MAX_LENGTH, UserError, disk_full, explain_error, is_out_of_memory, on_one_screen
 
 
 def raised(call):
@@ -60,6 +60,7 @@ KNOWN = {
     ),
     "comet": (ModuleNotFoundError("Module not found: 'comet_ml'. HINT: Try `pip install -U x`"), "'comet-ml'"),
     "memory": (MemoryError(), "out of memory"),
+    "a GPU's memory": (torch.OutOfMemoryError("CUDA out of memory."), "out of memory"),
     "safetensors": (SafetensorError("invalid header"), "a safetensors file cannot be read or written: invalid header"),
     "pickled": (raised(lambda: torch.load(__file__, weights_only=True)), "holds more than numbers"),
     "options of the parser": (ArgumentError(None, "expected\n  a number"), "expected a number"),
@@ -165,3 +166,10 @@ def test_a_rank_that_died_is_told_by_those_that_are_left(error):
     assert "another process of this run is gone" in told
     assert "--ckpt_path last" in told
     assert explain_error(RuntimeError("Connection reset by peer")) is None
+
+
+def test_a_cpus_failed_allocation_counts_and_other_errors_do_not():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))

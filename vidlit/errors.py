@@ -28,6 +28,7 @@ _NO_MODULE = re.compile(r"(?:No module named|Module not found:|Requirement) '([\
 _MISSING = re.compile(r"(?:No module named|Requirement|Module not found:|Neither|pip install(?: -U)?) [`']?([\w.\-]+)")
 """How Python, Lightning and others name it."""
 _FULL = ("No space left on device", "Disk quota exceeded", "StorageFull")
+_NO_MEMORY = ("can't allocate memory", "MPS backend out of memory")
 _WAYS_OUT = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
@@ -99,7 +100,7 @@ def explain_error(error: BaseException) -> str | None:
     elif isinstance(error, OSError) and (error.filename is not None or error.errno in _WAYS_OUT):
         reason = _WAYS_OUT.get(error.errno or 0, error.strerror or line)
         told = f"{error.filename}: {reason}." if error.filename is not None else f"{reason}."
-    elif isinstance(error, MemoryError):
+    elif is_out_of_memory(error):
         told = "out of memory: smaller batches, fewer workers or a smaller base need less."
     elif "UnpicklingError" in names:
         told = "a file of weights is damaged, or holds more than numbers: nothing in it was run."
@@ -142,6 +143,13 @@ def disk_full(error: BaseException) -> str | None:
             return "no space is left on the disk"
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did an allocation fail? What a CPU's or an Apple GPU's raises is no class of its own in torch."""
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in {kind.__name__ for kind in type(error).__mro__}:
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def printable(text: str) -> str:

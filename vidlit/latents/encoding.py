@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from vidlit.errors import UserError
+from vidlit.video.buckets import Bucket
 from vidlit.video.frames import BLACK, Color
 
 SHOWN = 3
 """Names, or reasons, in a message of as many as there may be."""
+_MOST_CLIPS = 8  # one worker decodes a batch: of larger ones a small folder would not give every worker one
+_MOST_FRAME_BYTES = 2**26  # what a clip of 65x480x704 has: workers hold no more of small clips than of such
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,9 @@ class Encoding:
         posterior: latents to train on, of the VAE's posterior: its ``mode``, or a ``sample``, drawn anew each time a
             clip is used, for which the store also holds the standard deviation. Everything else uses the mode.
         background: red, green, blue (0-255) behind transparent pixels.
-        batch_size: number of clips of one bucket that go through the VAE at once; ``auto`` for one on a CPU, and on a
-            GPU up to 8, fewer of large ones. Where so many do not fit into memory, half of them go at once from then
-            on.
+        batch_size: number of clips of one bucket that go through the VAE at once. ``auto`` measures on a GPU how many
+            have room in its memory, up to 8, and takes one by one on a CPU, where more gain nothing and change the last
+            bits. Where memory runs out, half as many are tried.
         num_workers: number of processes per rank that decode videos; ``None`` shares this machine's cores among its
             ranks.
         shard_bytes: size at which a shard is written.
@@ -47,7 +50,7 @@ class Encoding:
         if not all(0 <= level <= 255 for level in self.background):
             raise UserError(f"data.encoding.background is {list(self.background)}: its levels go from 0 to 255.")
         if self.batch_size != "auto" and self.batch_size < 1:
-            raise UserError(f"data.encoding.batch_size is {self.batch_size}: it must be at least 1.")
+            raise UserError(f"data.encoding.batch_size is {self.batch_size}: it must be at least 1, or auto.")
         if self.num_workers is not None and self.num_workers < 0:
             raise UserError(
                 f"data.encoding.num_workers is {self.num_workers}: it must be 0 or more, or null for one a core."
@@ -57,6 +60,20 @@ class Encoding:
     def with_std(self) -> bool:
         """Is the posterior's standard deviation stored beside the mode?"""
         return self.posterior == "sample"
+
+    def clips_of_batch(self, bucket: Bucket, *, on_gpu: bool) -> int:
+        """Clips that are decoded and handed on together; by numbers that are the same for every engine and machine.
+
+        Args:
+            bucket: of the clips.
+            on_gpu: is that where they are encoded?
+        """
+        if self.batch_size != "auto":
+            return self.batch_size
+        if not on_gpu:
+            return 1
+        clip_bytes = 3 * bucket.num_frames * bucket.height * bucket.width
+        return max(1, min(_MOST_CLIPS, _MOST_FRAME_BYTES // clip_bytes))
 
 
 class QuarantinedClip(NamedTuple):

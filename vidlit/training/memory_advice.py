@@ -125,11 +125,6 @@ def memory_use(trainer: Trainer, pl_module: VideoDiffusionModule) -> MemoryUse:
     )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Did an allocation fail? A CPU's is no class of its own in torch."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 

@@ -33,7 +33,7 @@ from vidlit.commands.options.resumed_options import changed_options
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
 from vidlit.data.identity import DataIdentity
-from vidlit.errors import UserError
+from vidlit.errors import UserError, is_out_of_memory
 from vidlit.lightning_internals import callbacks_of, parser_of
 from vidlit.runs.checkpoint_files import AtomicCheckpointIO, check_checkpoint, remove_leftovers
 from vidlit.runs.closing import closing_paragraph
@@ -52,7 +52,7 @@ from vidlit.runs.loggers.csv_logger import RunCSVLogger
 from vidlit.runs.rank import rank_from_environment
 from vidlit.runs.resumes import Change
 from vidlit.sampling.prediction import Predict
-from vidlit.training.memory_advice import is_out_of_memory, memory_use
+from vidlit.training.memory_advice import memory_use
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.precision import BFloat16Weights
 

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from vidlit.diffusion.batch import as_is
 from vidlit.errors import UserError
 from vidlit.latents.encode.decode import ClipBatches, DecodedClips
+from vidlit.latents.encode.device_encoders import DeviceEncoders
 from vidlit.latents.encode.progress import EncodeProgress
 from vidlit.latents.encode.shard_writer import ShardWriter
-from vidlit.latents.encode.work import Encoders, Job, Work, encode_captions
+from vidlit.latents.encode.work import Job, Work, encode_captions
 from vidlit.latents.encoding import num_cores
 from vidlit.latents.store import Item
 
@@ -64,7 +65,7 @@ class _EncodingModule(LightningModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer batches than ranks
         self.work, self.job = work, job
-        self.encoders: Encoders | None = None
+        self.encoders: DeviceEncoders | None = None
         self.num_clips = 0
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
@@ -73,7 +74,8 @@ class _EncodingModule(LightningModule):
         work.todo, work.todo_prompts, work.num_stored = self.trainer.strategy.broadcast(seen)
         mine = slice(self.trainer.global_rank, None, self.trainer.world_size)
         captions = work.caption_batches()[mine]
-        clips = work.clip_batches(self.job.encoding.batch_size, self.trainer.strategy.root_device.type)[mine]
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        clips = work.clip_batches(self.job.encoding, on_gpu=on_gpu)[mine]
         self.num_clips = sum(map(len, clips))
         workers = self.job.encoding.num_workers
         if workers is None:
@@ -96,7 +98,7 @@ class _EncodingModule(LightningModule):
         assert self.encoders is not None
         if isinstance(batch, DecodedClips):
             return self.work.encode_clips(batch, self.encoders)
-        return encode_captions([self.work.prompt(row) for row in batch], self.encoders)
+        return encode_captions([self.work.prompt(row) for row in batch], self.encoders.encoders)
 
     def on_predict_end(self) -> None:
         self.encoders = None

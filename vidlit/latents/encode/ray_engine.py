@@ -18,8 +18,9 @@ import torch
 
 from vidlit.errors import UserError
 from vidlit.latents.encode.decode import ClipDecoder, DecodedClips
+from vidlit.latents.encode.device_encoders import DeviceEncoders
 from vidlit.latents.encode.progress import EncodeProgress
-from vidlit.latents.encode.work import Encoders, Job, Retried, Work, encode_captions
+from vidlit.latents.encode.work import Job, Retried, Work, encode_captions
 from vidlit.latents.store_folder import unique_name
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ class _Encoder:
 
     def __init__(self, job: Job, device: str) -> None:
         self.job, self.device = job, torch.device(device)
-        self.encoders: Encoders | None = None
+        self.encoders: DeviceEncoders | None = None
 
-    def _loaded(self) -> Encoders:
+    def _loaded(self) -> DeviceEncoders:
         if self.encoders is None:
             self.encoders = self.job.encoders(self.device)
         return self.encoders
@@ -108,7 +109,7 @@ class _Encoder:
 
     def encode_captions(self, recipes: list[PromptRecipe]) -> tuple[str, list[Item]]:
         """The node that it is on, and the items of captions."""
-        return _node(), encode_captions(recipes, self._loaded())
+        return _node(), encode_captions(recipes, self._loaded().encoders)
 
 
 class _NodeWriter:
@@ -157,6 +158,7 @@ class _Round:
 
     def __init__(self, ray: Any, work: Work, job: Job, progress: EncodeProgress) -> None:
         self.ray, self.work, self.job, self.progress = ray, work, job, progress
+        self.num_gpus = int(ray.cluster_resources().get("GPU", 0))
         self.encoders = self._start_encoders()
         self.queued: Counter[int] = Counter()  # batches that each of them has
         self.writers: dict[str, Any] = {}  # by node
@@ -185,11 +187,10 @@ class _Round:
     def _start_encoders(self) -> list[Any]:
         """One a GPU; without any, one a node, beside the decoders that have its CPUs."""
         ray = self.ray
-        num_gpus = int(ray.cluster_resources().get("GPU", 0))
         # One of a node that dies comes up again where there is room, and repeats what it was at.
         made = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Encoder)
-        if num_gpus:
-            return [made.options(num_gpus=1).remote(self.job, "cuda") for _ in range(num_gpus)]
+        if self.num_gpus:
+            return [made.options(num_gpus=1).remote(self.job, "cuda") for _ in range(self.num_gpus)]
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         if not nodes:
             raise UserError("the Ray cluster has no CPU to work with.")
@@ -205,8 +206,7 @@ class _Round:
 
     def _clips(self) -> None:
         decode, job, name = self.ray.remote(num_cpus=1, max_retries=-1)(_decode), self.ray.put(self.job), unique_name()
-        device = "cuda" if self.ray.cluster_resources().get("GPU") else "cpu"
-        batches = deque(self.work.clip_batches(self.job.encoding.batch_size, device))
+        batches = deque(self.work.clip_batches(self.job.encoding, on_gpu=self.num_gpus > 0))
         decoded: deque[tuple[Work, Any]] = deque()
         most = _DECODED_AHEAD * max(1, int(self.ray.cluster_resources().get("CPU", 1)))
         while batches or decoded or self.decoding or self.encoding or self.writing:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from vidlit.errors import UserError
 from vidlit.latents.encode.decode import DecodedClips, Decoding
+from vidlit.latents.encode.device_encoders import DeviceEncoders
 from vidlit.latents.encode.shard_writer import ShardWriter
 from vidlit.latents.encoding import Encoding, QuarantinedClip
 from vidlit.latents.recipe import MASK, LatentRecipe, PromptRecipe, Recipes
@@ -25,14 +24,6 @@ if TYPE_CHECKING:
     from vidlit.video.sources import Clip
 
 _CAPTIONS_PER_BATCH = 16
-_MOST_CLIPS, _MOST_BYTES = 8, 2**27
-"""Clips that go through a GPU's autoencoder at once, and bytes of their frames, where nobody says otherwise: from there
-on it is busy, and loaders hold several such batches."""
-_TOO_LARGE = (
-    "does not fit into the memory of the encoding device: close what else uses it, or choose smaller buckets "
-    "(data.buckets)"
-)
-_fitting: dict[tuple[int, ...], int] = {}  # frames x height x width -> clips that fitted the device of this process
 
 
 class Encoders(Protocol):
@@ -72,7 +63,7 @@ class Job:
     identity: Mapping[str, str]
     """Of the encoders that recipes name."""
 
-    def encoders(self, device: torch.device) -> Encoders:
+    def encoders(self, device: torch.device) -> DeviceEncoders:
         """Loaded, on a device.
 
         Raises:
@@ -84,7 +75,7 @@ class Job:
                 f"the encoders that were loaded are {dict(encoders.identity)}, expected {dict(self.identity)}: "
                 "their files changed while this run was starting; run again"
             )
-        return encoders
+        return DeviceEncoders(encoders, device, self.encoding)
 
     def writer(self) -> ShardWriter:
         """What makes shards of items."""
@@ -143,16 +134,16 @@ class Work:
     def _by_bucket(self, row: int) -> tuple[Bucket, int]:
         return self.clips[row].bucket, row
 
-    def clip_batches(self, size: int | Literal["auto"], device: str) -> list[list[int]]:
+    def clip_batches(self, encoding: Encoding, *, on_gpu: bool) -> list[list[int]]:
         """Rows in batches of one bucket.
 
         Args:
-            size: of a batch; ``auto`` for what suits the device.
-            device: ``cpu``, ``cuda``, ...
+            encoding: says how many are in one.
+            on_gpu: is that where they are encoded?
         """
         batches: list[list[int]] = []
         for bucket, rows in itertools.groupby(self.todo, key=lambda row: self.clips[row].bucket):
-            batches += _chunks(list(rows), _auto_size(bucket, device) if size == "auto" else size)
+            batches += _chunks(list(rows), encoding.clips_of_batch(bucket, on_gpu=on_gpu))
         return batches
 
     def caption_batches(self) -> list[list[int]]:
@@ -163,21 +154,24 @@ class Work:
         """Some of the clips, as work of its own that a process on another machine is given."""
         return Work([self.clips[row] for row in rows], [], self.recipes)
 
-    def encode_clips(self, batch: DecodedClips, encoders: Encoders) -> list[Item]:
+    def encode_clips(self, batch: DecodedClips, on_device: DeviceEncoders) -> list[Item]:
         """Items of decoded clips, and of those that could not be."""
         items = [self._item(row, {}, reason, transient) for row, (reason, transient) in batch.failed.items()]
         if not batch.rows:
             return items
-        for place, encoded in _encoded(batch, encoders):
-            row = batch.rows[place]
+        for row, encoded in zip(batch.rows, on_device.encode_clips(batch.frames, batch.sound), strict=True):
             if encoded is None:
-                items.append(self._item(row, {}, _TOO_LARGE, transient=True))
+                reason = (
+                    f"out of memory on {on_device.device}: one clip of {self.clips[row].bucket} is more than the video "
+                    "autoencoder has room for. Choose smaller --data.buckets, or a device with more free memory"
+                )
+                items.append(self._item(row, {}, reason, transient=True))
                 continue
             dtype = self.latent(row).dtype
             stored = {name: _to_store(tensor, dtype) for name, tensor in encoded.items()}
             if row in batch.masks:
                 whole = batch.masks[row].expand(batch.frames.shape[1:4])
-                stored[MASK] = _to_store(encoders.encode_masks(whole[None])[0], dtype)
+                stored[MASK] = _to_store(on_device.encoders.encode_masks(whole[None])[0], dtype)
             if all(tensor.isfinite().all() for tensor in stored.values()):
                 items.append(self._item(row, stored))
             else:
@@ -188,36 +182,6 @@ class Work:
         clip = self.clips[row]
         source = clip.source
         return Item(self.latent(row), tensors, clip.clip_id, source.video, source.group, reason, transient)
-
-
-def _encoded(batch: DecodedClips, encoders: Encoders) -> Iterator[tuple[int, dict[str, Tensor] | None]]:
-    """Tensors of each clip of a batch, by its place; ``None`` for one that does not even fit into memory alone.
-
-    Where all at once do not fit, half of them are tried, and no more of this resolution from then on.
-    """
-    size = tuple(batch.frames.shape[1:4])
-    waiting = deque([range(len(batch.rows))])
-    while waiting:
-        places = waiting.popleft()
-        most = _fitting.get(size, len(places))
-        if len(places) > most:
-            waiting.extendleft((places[most:], places[:most]))
-            continue
-        part = slice(places.start, places.stop)
-        encoded = None
-        with contextlib.suppress(torch.OutOfMemoryError):
-            encoded = encoders.encode_video(batch.frames[part], None if batch.sound is None else batch.sound[part])
-        if encoded is not None:
-            yield from (
-                (place, {name: tensor[k] for name, tensor in encoded.items()}) for k, place in enumerate(places)
-            )
-            continue
-        torch.cuda.empty_cache()  # nothing where there is no GPU
-        if len(places) == 1:
-            yield places[0], None
-        else:
-            _fitting[size] = len(places) // 2
-            waiting.appendleft(places)
 
 
 def encode_captions(recipes: Sequence[PromptRecipe], encoders: Encoders) -> list[Item]:
@@ -233,13 +197,6 @@ def encode_captions(recipes: Sequence[PromptRecipe], encoders: Encoders) -> list
         )
         for recipe, tensors, tokens in zip(recipes, prompts, read, strict=True)
     ]
-
-
-def _auto_size(bucket: Bucket, device: str) -> int:
-    if device == "cpu":  # one keeps its cores busy, and comes out the same whatever else is encoded: two may not
-        return 1
-    num_frames, height, width = bucket
-    return max(1, min(_MOST_CLIPS, _MOST_BYTES // (num_frames * height * width * 3)))
 
 
 def _chunks(rows: list[int], size: int) -> list[list[int]]:
