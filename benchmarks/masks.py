@@ -56,7 +56,7 @@ class Inside(BeforeAndAfter[dict[str, float]]):
         data = trainer.datamodule
         masked = vidlit.LatentDataModule(
             self.source,
-            data.store.root,
+            data.store.storage.root,
             module.base,
             [BUCKET],
             fps=FPS,

@@ -59,7 +59,7 @@ class Painted(BeforeAndAfter[float]):
         """The mean of the losses' logarithms."""
         data = vidlit.LatentDataModule(
             self.source,
-            trainer.datamodule.store.root,
+            trainer.datamodule.store.storage.root,
             module.base,
             [BUCKET],
             fps=FPS,

@@ -3,7 +3,8 @@
     python benchmarks/scale.py start_up          # at 10,000 and 100,000 clips; --sizes 1000000 for a million
     python benchmarks/scale.py near_duplicates   # at 10,000 and 100,000 videos
 
-CPU seconds of each part of the start of a `fit`, in order, in a process of its own, and its peak memory (VmHWM). The
+CPU seconds of each part of the start of a `fit`, in order, in a process of its own, and its peak memory (VmHWM): of the
+first rank, and of another one, which is sent what the first one found. The
 clips are objects as planning makes them, eight a video, which has a caption; the store has an index with all of them
 and one shard, as far as its size tells. Reading the folder's files, and looking for near-duplicates, are not among the
 parts of the start.
@@ -14,6 +15,7 @@ one encoded anew (up to six bits of each hash changed), and one of a hundred a p
 
 import argparse
 import multiprocessing
+import pickle
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,15 +27,17 @@ import torch
 
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
+from vidlit.data.exposure_table import write_exposures
 from vidlit.diffusion.batch import clip_key
-from vidlit.latents.index import MERGED, SCHEMA, write_index
-from vidlit.latents.store_folder import mark
-from vidlit.signals.exposure_ledger import exposure_table
+from vidlit.latents.index import SCHEMA, write_index
+from vidlit.latents.store_folder import mark, unique_name
+from vidlit.sampling.audit import MAX_OWN_CLIPS, Audit
+from vidlit.sampling.sampler import Sampling
 from vidlit.stopping.exposure import video_exposures
 from vidlit.training.memory import peak_memory
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import DatasetPlan
-from vidlit.video.repeats.duplicates import Fingerprint, find_near_duplicates, tie_groups
+from vidlit.video.repeats.duplicates import Fingerprint, Ties, find_near_duplicates, tie_groups
 from vidlit.video.sources import Clip, SourceVideo
 
 BUCKET, FPS, OF_A_VIDEO = Bucket(17, 64, 64), 16.0, 8
@@ -91,17 +95,17 @@ def write_store(folder: Path, count: int) -> None:
         add(data.recipes.latent(clip), "latents", SHARD, number, clip)
     for number, caption in enumerate(dict.fromkeys(clip.source.caption for clip in data.plan.clips)):
         add(data.recipes.prompt(caption), "prompt_embeds", PROMPTS, number, None)
-    root = data.store.root
-    mark(root)
+    root = data.store.storage.root
+    mark(data.store.storage)
     for name in (SHARD, PROMPTS):
         (root / name).parent.mkdir(exist_ok=True)
         with (root / name).open("wb") as file:
             file.truncate(count * BYTES)
-    write_index(root / MERGED, pa.table(rows, SCHEMA))
+    write_index(data.store.storage, f"index/{unique_name()}.parquet", pa.table(rows, SCHEMA))
 
 
-def start_up(folder: Path, count: int, results: object) -> None:
-    """What a fit does before its first step, and at a check, by parts."""
+def start_up(folder: Path, count: int, is_first: bool, results: object) -> None:
+    """What a rank of a fit does before its first step, and at a check, by parts."""
     torch.set_num_threads(1)
     spent: dict[str, float] = {}
 
@@ -113,11 +117,19 @@ def start_up(folder: Path, count: int, results: object) -> None:
 
     before = peak_memory(torch.device("cpu"))
     data: LatentDataModule = timed("clips", lambda: opened(folder, count))
-    timed("what is missing", lambda: data.encode(accelerator="cpu", devices=1))
+    if is_first:
+        timed("what is missing", lambda: data.encode(accelerator="cpu", devices=1))
     timed("split, usage", lambda: (data.split, data.usage))
-    timed("identity", lambda: data.clip_identity.digests)
     timed("scored clips", lambda: (data.scored_clips, data.train_eval_clips))
-    timed("datasets", lambda: [data.dataset(data.train_clips, for_training=True), data.dataset(data.scored_clips)])
+    if is_first:
+        timed("identity", lambda: data.clip_identity.digests)
+        sets = timed(
+            "datasets", lambda: [data.dataset(data.train_clips, for_training=True), data.dataset(data.val_clips)]
+        )
+        (folder / "datasets").write_bytes(pickle.dumps(sets))
+        del sets
+    else:  # what the first one sends
+        timed("datasets", lambda: pickle.loads((folder / "datasets").read_bytes()))
     timed("sampler", lambda: next(iter(data.sampler(1, 0))))
     keys = timed("exposure keys", lambda: [clip_key(clip.clip_id) for clip in data.train_clips])
     counts = np.zeros(len(keys), np.int64)
@@ -128,8 +140,11 @@ def start_up(folder: Path, count: int, results: object) -> None:
         video_exposures(counts, [clip.source.group for clip in data.train_clips])
 
     timed("a check", check)
-    timed("exposure.csv", lambda: exposure_table(data.split, counts.tolist()))
-    timed("one clip's dataset", lambda: data.dataset(data.train_clips[:1]))
+    if is_first:
+        audit = timed("what an audit reads", lambda: Audit(data, None, 8, Sampling(1, 0, 1.0, "")))
+        assert len(audit.own_clips) <= MAX_OWN_CLIPS
+        timed("exposures' file", lambda: write_exposures(folder / "exposure.csv", data.split, counts.tolist()))
+        timed("one clip's dataset", lambda: data.dataset(data.train_clips[:1]))
     results.put((spent, (peak_memory(torch.device("cpu")) - before) / 1e9, before / 1e9))
 
 
@@ -142,15 +157,18 @@ def print_start_up(sizes: list[int]) -> list[dict[str, float]]:
             write_store(Path(name), count)
             context = multiprocessing.get_context("spawn")
             results = context.Queue()
-            process = context.Process(target=start_up, args=(Path(name), count, results))
-            process.start()
-            spent, gigabytes, before = results.get()
-            process.join()
-        columns.append(spent)
-        totals.append({"clips": count, "CPU seconds": sum(spent.values()), "GB": gigabytes, "GB of imports": before})
-    print(f"{'CPU seconds':<22}" + "".join(f"{count:>12,}" for count in sizes))
+            for is_first in (True, False):
+                process = context.Process(target=start_up, args=(Path(name), count, is_first, results))
+                process.start()
+                spent, gigabytes, before = results.get()
+                process.join()
+                columns.append(spent)
+                seconds = sum(spent.values())
+                totals.append({"clips": count, "CPU seconds": seconds, "GB": gigabytes, "GB of imports": before})
+    print(f"{'clips':<22}" + "".join(f"{count:>12,}{'':>12}" for count in sizes))
+    print(f"{'CPU seconds of rank':<22}" + f"{'0':>12}{'another':>12}" * len(sizes))
     for part in columns[0]:
-        print(f"{part:<22}" + "".join(f"{column[part]:>12.2f}" for column in columns))
+        print(f"{part:<22}" + "".join(f"{column.get(part, 0.0):>12.2f}" for column in columns))
     for row in ("CPU seconds", "GB", "GB of imports"):
         print(f"{row if row != 'CPU seconds' else 'all':<22}" + "".join(f"{total[row]:>12.2f}" for total in totals))
     return totals
@@ -179,6 +197,14 @@ def near_duplicates(count: int, results: object) -> None:
     before, began = peak_memory(torch.device("cpu")), time.process_time()
     pairs = find_near_duplicates(videos)
     seconds = time.process_time() - began
+    added = set(list(videos)[::100])  # one of a hundred comes later
+    began = time.process_time()
+    ties = Ties()
+    for first, second, _ in pairs:
+        ties.tie(first, second)
+    late = {ties.root(video) for video in added}
+    find_near_duplicates(videos, [pair for pair in pairs if ties.root(pair[0]) not in late], added)
+    seconds_added = time.process_time() - began
     named = {pair[:2] for pair in pairs}
     group = tie_groups([(video, video) for video in videos], named)
     tied = [[group[f"video_{row + more:07d}"] == group[f"video_{row:07d}"] for row in copies] for more in (1, 2)]
@@ -186,6 +212,7 @@ def near_duplicates(count: int, results: object) -> None:
         {
             "videos": count,
             "CPU seconds": seconds,
+            "for 1 % new ones": seconds_added,
             "GB": peak_memory(torch.device("cpu")) / 1e9,
             "GB of the fingerprints": before / 1e9,
             "copies found": np.mean(tied[0]),

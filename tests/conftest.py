@@ -1,3 +1,6 @@
+import logging
+import os
+import uuid
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,39 @@ def finished_run(demo, latents, tmp_path_factory):
     )
     assert main(words) == 0
     return runs / "quickstart" / "0"
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A real S3 server on this machine, in a thread; what connects to it is set as users set it."""
+    moto = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    told = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "hidden",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    yield
+    server.stop()
+    for name, value in before.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def bucket(s3_server):
+    """The URL of a new bucket, and a file system that sees it."""
+    import s3fs
+
+    fs, name = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False), f"test-{uuid.uuid4().hex}"
+    fs.mkdir(name)
+    yield f"s3://{name}", fs
+    fs.rm(name, recursive=True)

@@ -152,6 +152,22 @@ def test_an_interrupt_is_no_error_of_anyones(monkeypatch, capsys):
     assert "interrupted by SIGINT" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.7]:45: Connection reset by peer"),
+        RuntimeError("[gloo/gloo/transport/tcp/unbound_buffer.cc:133] Timed out waiting 1800000ms for recv"),
+        torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"),
+        torch.distributed.DistNetworkError("failed to recv, got 0 bytes. Connection was likely closed."),
+    ],
+)
+def test_a_rank_that_died_is_told_by_those_that_are_left(error):
+    told = explain_error(error)
+    assert "another process of this run is gone" in told
+    assert "--ckpt_path last" in told
+    assert explain_error(RuntimeError("Connection reset by peer")) is None
+
+
 def test_a_cpus_failed_allocation_counts_and_other_errors_do_not():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50, dtype=torch.uint8)

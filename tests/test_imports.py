@@ -16,7 +16,8 @@ import vidlit
 PACKAGE = Path(vidlit.__file__).parent
 
 ORDER = """
-errors io_retry whole_files held_lock bounded_yaml lazy lightning_internals stopping metrics diffusion models video
+errors io_retry remote_files whole_files held_lock bounded_yaml lazy lightning_internals stopping metrics diffusion
+models video
 latents data runs training sampling report signals callbacks plugins commands
 """.split()
 """The rooms. Each may import those that stand before it, for typing too; the top of the package is the face of all."""

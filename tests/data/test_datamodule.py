@@ -1,3 +1,4 @@
+import importlib.util
 import itertools
 import json
 import subprocess
@@ -118,10 +119,22 @@ def test_options_out_of_range_are_named_as_they_are_typed(options, words):
 
 
 @pytest.mark.parametrize("option", ["source", "store"])
-@pytest.mark.parametrize("address", ["s3://user:hidden@bucket/clips", "gs://bucket", "memory:///clips"])
-def test_an_address_is_no_folder(demo, tmp_path, option, address):
-    folders = {"source": demo.dir / "clips", "store": tmp_path, option: Path(address)}
-    with pytest.raises(UserError, match=f"data.{option} is an address") as raised:
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("s3://user:hidden@bucket/clips", "has a user or password in it"),
+        (Path("s3://user:hidden@bucket/clips"), "has a user or password in it"),
+        ("nowhere://bucket", "Protocol not known: nowhere"),
+        ("gs://bucket", "pip install 'vidlit"),
+        ("simplecache::s3://bucket/clips", "neither a path nor the plain URL"),
+        ("file:///clips", "neither a path nor the plain URL"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_told(demo, tmp_path, option, address, words):
+    if "gs" in str(address) and importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    folders = {"source": demo.dir / "clips", "store": tmp_path, option: address}
+    with pytest.raises(UserError, match=words) as raised:
         LatentDataModule(**folders, base=str(demo.dir / "base"), buckets=BUCKETS, fps=16)
     assert "hidden" not in str(raised.value)
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from tests.data.stand_ins import IDENTITY, make_clips
 from tests.latents.encode.test_missing import never, run
+from tests.latents.test_store import merged_index
 from vidlit import io_retry
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import as_is
@@ -18,6 +19,7 @@ from vidlit.latents import shards
 from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encoding import Encoding
 from vidlit.latents.recipe import Recipes
+from vidlit.latents.storage import local_folder
 from vidlit.latents.store import LatentStore
 
 SMALL_SHARDS = Encoding(num_workers=0, shard_bytes=1)
@@ -33,7 +35,7 @@ def filled(tmp_path):
 
 def shard_of(store, clip):
     rows = store.rows(["clip_id", "shard"]).to_pylist()
-    return store.root / next(row["shard"] for row in rows if row["clip_id"] == clip.clip_id)
+    return store.storage.root / next(row["shard"] for row in rows if row["clip_id"] == clip.clip_id)
 
 
 def flip(path):
@@ -46,7 +48,7 @@ DAMAGE = {"flipped": flip, "truncated": lambda path: os.truncate(path, path.stat
 
 
 def contents(store):
-    return {path: path.read_bytes() for name in ("shards", "prompts") for path in (store.root / name).iterdir()}
+    return {path: path.read_bytes() for name in ("shards", "prompts") for path in (store.storage.root / name).iterdir()}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -70,6 +72,7 @@ def test_repair_encodes_what_is_damaged_and_nothing_else(filled, damage):
 def test_what_is_gone_does_not_count_as_stored(filled, damage):
     store, clips = filled
     DAMAGE[damage](shard_of(store, clips[1]))
+    store = LatentStore(store.storage.root)
     with pytest.raises(UserError, match="1 of them: its shard is damaged or gone"):
         LatentDataset.from_clips(store, clips, Recipes(IDENTITY))
     report = run(clips, store)
@@ -79,9 +82,9 @@ def test_what_is_gone_does_not_count_as_stored(filled, damage):
 
 def test_a_damaged_index_is_mended_too(filled):
     store, clips = filled
-    path = store.root / "index.parquet"
+    path = merged_index(store.storage.root)
     path.write_bytes(path.read_bytes()[:-20])
-    for file in (store.root / "shards").iterdir():  # shards of a store that is older than what is cleaned
+    for file in (store.storage.root / "shards").iterdir():  # shards of a store that is older than what is cleaned
         os.utime(file, (1, 1))
     with pytest.raises(UserError, match="encode --repair"):
         run(clips, store)
@@ -110,7 +113,7 @@ def test_a_flipped_bit_is_one_line_that_names_clip_shard_and_command(filled, num
 
 def test_a_damaged_caption_is_named(filled):
     store, clips = filled
-    flip(next((store.root / "prompts").iterdir()))
+    flip(next((store.storage.root / "prompts").iterdir()))
     dataset = LatentDataset.from_clips(store, clips, Recipes(IDENTITY), prompt_extras=("pooled_projections",))
     with pytest.raises(UserError, match=r"caption 'caption \d' is damaged"):
         [dataset[row] for row in range(4)]
@@ -125,10 +128,8 @@ def test_a_prompt_that_is_cut_for_its_batch_is_checked_whole(filled):
 def test_each_process_compares_a_tensor_once(filled, monkeypatch):
     store, clips = filled
     dataset, compared = LatentDataset.from_clips(store, clips, Recipes(IDENTITY)), []
-    check = type(dataset._latents)._check
-    monkeypatch.setattr(
-        type(dataset._latents), "_check", lambda table, row, *rest: compared.append(row) or check(table, row, *rest)
-    )
+    crc32 = shards.zlib.crc32
+    monkeypatch.setattr(shards.zlib, "crc32", lambda data: compared.append(len(data)) or crc32(data))
     for _ in range(3):
         list(DataLoader(dataset, batch_size=None))
     assert len(compared) == 2 * len(clips)  # latents and prompts
@@ -136,7 +137,7 @@ def test_each_process_compares_a_tensor_once(filled, monkeypatch):
 
 def test_a_read_that_fails_in_passing_is_done_again(filled, monkeypatch, capsys):
     store, clips = filled
-    read_at = shards.read_at
+    read_at = local_folder.read_at
     monkeypatch.setattr(io_retry.time, "sleep", lambda seconds: None)
 
     def read(number, times):
@@ -148,7 +149,7 @@ def test_a_read_that_fails_in_passing_is_done_again(filled, monkeypatch, capsys)
                 raise errors.pop()
             return read_at(*args)
 
-        monkeypatch.setattr(shards, "read_at", failing)
+        monkeypatch.setattr(local_folder, "read_at", failing)
         return LatentDataset.from_clips(store, clips, Recipes(IDENTITY))[0]
 
     assert read(errno.ESTALE, 1).latents.shape == read(errno.EIO, 3).latents.shape

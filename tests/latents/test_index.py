@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.latents.test_store import keys, latent_item, prompt_item
+from tests.latents.test_store import keys, latent_item, merged_index, prompt_item
 from vidlit.errors import UserError
 from vidlit.latents import index
 from vidlit.latents.index import SCHEMA
@@ -32,15 +32,15 @@ def filled(tmp_path_factory):
     store.write(ITEMS[2:])
     store.compact()
     name = f"prompts/{unique_name()}.safetensors"
-    os.mkfifo(store.root / name)
-    return store, pq.read_table(store.root / "index.parquet"), name
+    os.mkfifo(store.storage.root / name)
+    return store, pq.read_table(merged_index(store.storage.root)), name
 
 
 def change(store, table, row, **changes):
     """Write the index with other values in one row."""
     rows = table.to_pylist()
     rows[row] |= changes
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), store.root / "index.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), merged_index(store.storage.root))
 
 
 def read_or_refuse(store):
@@ -102,7 +102,7 @@ def test_a_pipe_is_neither_waited_for_nor_read(filled):
 def test_a_link_out_of_the_store_is_an_error_and_not_followed(filled):
     store, table, _ = filled
     name = f"prompts/{unique_name()}.safetensors"
-    (store.root / name).symlink_to(store.root.parent / "secret")
+    (store.storage.root / name).symlink_to(store.storage.root.parent / "secret")
     change(store, table, 0, shard=name, offset=0)
     for look in (lambda: store.keys("latent"), lambda: list(store.verify())):
         with pytest.raises(UserError, match="is a link that leads out of the store"):
@@ -131,7 +131,7 @@ def test_a_flipped_byte_of_the_index_is_noticed(tmp_path, place):
     store = LatentStore(tmp_path)
     store.write(ITEMS)
     store.compact()
-    path = tmp_path / "index.parquet"
+    path = merged_index(tmp_path)
     data = bytearray(path.read_bytes())
     data[4 + place * (len(data) - 8) // 10] ^= 16
     path.write_bytes(data)
@@ -149,8 +149,9 @@ READING = """
 import os, sys
 from pathlib import Path
 from vidlit.latents.index import read_all
+from vidlit.latents.storage.local_folder import LocalFolder
 before = os.listdir("/proc/self/task")
-assert len(read_all(Path(sys.argv[1]), ["key"], "latent")) == 4
+assert len(read_all(LocalFolder(Path(sys.argv[1])), ["key"], "latent")) == 4
 sys.exit(os.listdir("/proc/self/task") != before)
 """
 
@@ -174,7 +175,7 @@ def test_columns_of_another_type_are_damage(tmp_path):
     store = LatentStore(tmp_path)
     store.write(ITEMS)
     store.compact()
-    path = tmp_path / "index.parquet"
+    path = merged_index(tmp_path)
     table = pq.read_table(path)
     place = table.schema.get_field_index("offset")
     wrong = table.set_column(place, "offset", pa.array([["far"]] * len(table)))

@@ -29,7 +29,7 @@ def reads(monkeypatch):
 
 
 def test_it_is_read_once_for_each_kind(store, reads):
-    clips, store = make_clips(4), LatentStore(store.root)
+    clips, store = make_clips(4), LatentStore(store.storage.root)
     for _ in range(3):
         assert len(LatentDataset.from_clips(store, clips, Recipes(IDENTITY))) == 4
         assert len(LatentDataset.from_clips(store, clips[:1], Recipes(IDENTITY))) == 1
@@ -41,22 +41,23 @@ def test_it_is_read_once_for_each_kind(store, reads):
 
 def test_what_another_process_adds_or_merges_is_seen(store, reads):
     before = store.keys("latent")
-    run(make_clips(7), LatentStore(store.root))
+    run(make_clips(7), LatentStore(store.storage.root))
     after = store.keys("latent")
     assert len(after) == 7
     assert before < after
-    LatentStore(store.root).compact()
+    LatentStore(store.storage.root).compact()
     assert store.keys("latent") == after
 
 
 @pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: os.truncate(path, 8)])
 def test_a_shard_that_is_gone_or_cut_is_seen(store, harm):
     whole = store.keys("latent")
-    shards = sorted((store.root / "shards").iterdir())
+    shards = sorted((store.storage.root / "shards").iterdir())
     harm(shards[0])
-    assert store.keys("latent") < whole
+    assert LatentStore(store.storage.root).keys("latent") < whole
     for path in shards[1:]:
         harm(path)
+    store = LatentStore(store.storage.root)
     assert store.keys("latent") == set()
     assert run(make_clips(4), store).encoded == 4
     assert store.keys("latent") == whole

@@ -11,8 +11,8 @@ import safetensors
 import torch
 
 from vidlit.errors import UserError
-from vidlit.latents import shards
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe
+from vidlit.latents.storage.local_folder import LocalFolder
 from vidlit.latents.store import Item, LatentStore
 
 
@@ -38,6 +38,12 @@ def latent_item(number, **changes):
 def prompt_item(caption):
     embeds = torch.arange(len(caption) * 4.0).reshape(-1, 4).to(torch.bfloat16)
     return Item(PromptRecipe(caption, "text-1", "bfloat16"), {"prompt_embeds": embeds, "pooled": torch.ones(3)})
+
+
+def merged_index(root):
+    """The file that a merged index is."""
+    (path,) = (root / "index").iterdir()
+    return path
 
 
 def keys(*items):
@@ -107,7 +113,7 @@ def test_a_store_from_before_an_ingredient_was_written_down_is_read(tmp_path):
     """Its keys are those of the mode, and what is missing is named against the mode."""
     store = LatentStore(tmp_path)
     store.write([latent_item(0)])
-    (part,) = (tmp_path / "index").iterdir()
+    part = merged_index(tmp_path)
     pq.write_table(pq.read_table(part).drop_columns("posterior"), part)
     assert latent_recipe(0).key == "a5b9cb5d795b8c49fb65b77b15bfb03f"
     store.write([latent_item(1)])
@@ -158,19 +164,70 @@ def test_compacting_changes_nothing_a_reader_sees(tmp_path):
     before = store.rows(["key", "shard", "offset", "checksum"])
     store.compact()
     assert store.rows(["key", "shard", "offset", "checksum"]).equals(before)
-    assert not list((tmp_path / "index").iterdir())
+    assert merged_index(tmp_path)
     store.write([latent_item(6)])
     store.compact()
+    assert merged_index(tmp_path)
     assert len(store.keys("latent")) == 7
     table = store.locate("latent", "latents", keys(*items))
     assert all(torch.equal(table.read(row), item.tensors["latents"]) for row, item in enumerate(items))
+
+
+def test_an_index_that_an_earlier_version_merged_is_read_and_comes_first(tmp_path):
+    store, again = LatentStore(tmp_path), latent_item(0)
+    store.write([latent_item(0), latent_item(1)])
+    merged_index(tmp_path).rename(tmp_path / "index.parquet")
+    again.tensors["latents"].zero_()
+    store.write([again])
+    for _ in range(2):
+        assert store.keys("latent") == set(keys(latent_item(0), latent_item(1)))
+        read = store.locate("latent", "latents", keys(again)).read(0)
+        assert torch.equal(read, latent_item(0).tensors["latents"])
+        store.compact()
+    assert not (tmp_path / "index.parquet").exists()
+
+
+def test_rows_that_two_merges_wrote_are_one_again(tmp_path):
+    """Two processes merge the same parts at the same time: nothing is lost, and nothing stays twice."""
+    store = LatentStore(tmp_path)
+    failed = Item(latent_recipe(9), {}, "9.mp4@0", "9.mp4", reason="holds no frame")
+    for items in ([latent_item(0), prompt_item("a cat")], [latent_item(1), failed]):
+        store.write(items)
+    parts = {path: path.read_bytes() for path in (tmp_path / "index").iterdir()}
+    before = store.rows(["key", "tensor", "shard"]).num_rows
+    store.compact()
+    for path, data in parts.items():  # as the second one sees them
+        path.write_bytes(data)
+    store.compact()
+    assert store.rows(["key", "tensor", "shard"]).num_rows == before
+    assert store.quarantined()[failed.recipe.key].reason == "holds no frame"
+    assert not list(store.verify())
+
+
+def test_small_parts_behind_the_last_large_one_are_merged(tmp_path, monkeypatch):
+    """And no others, so that rows stay in the order in which they were written."""
+    store = LatentStore(tmp_path)
+    store.write([latent_item(0)])
+    store.write([latent_item(number) for number in range(1, 20)])
+    large = max((tmp_path / "index").iterdir())
+    monkeypatch.setattr("vidlit.latents.store._LARGE_PART_BYTES", large.stat().st_size)
+    store.compact(only_small=True)
+    for number in range(20, 22):
+        store.write([latent_item(number)])
+    before = sorted((tmp_path / "index").iterdir())
+    assert len(before) == 4
+    store.compact(only_small=True)
+    after = sorted((tmp_path / "index").iterdir())
+    assert (len(after), after[:2]) == (3, before[:2])
+    rows = store.rows(["clip_id"])["clip_id"].to_pylist()
+    assert rows == [f"{number}.mp4@0" for number in range(22)]
 
 
 def test_the_index_is_plain_parquet_with_the_ingredients(tmp_path):
     store = LatentStore(tmp_path)
     store.write([latent_item(0), prompt_item("a cat")])
     store.compact()
-    rows = pq.read_table(tmp_path / "index.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / "index").to_pylist()
     latent = next(row for row in rows if row["kind"] == "latent")
     assert (latent["bucket"], latent["fps"], latent["encoder"]) == ("5x16x24", 8.0, "vae-1")
     assert latent["layout"] == "bfloat16 4x2x2x3"
@@ -220,7 +277,7 @@ def test_clean_takes_old_orphans_only(tmp_path):
     assert store.clean() == []
     for path in tmp_path.rglob("*"):
         os.utime(path, (1, 1))
-    assert set(store.clean()) == {orphan, unfinished}
+    assert {tmp_path / name for name in store.clean()} == {orphan, unfinished}
     assert not list(store.verify())
 
 
@@ -252,7 +309,7 @@ def test_an_index_of_another_version_and_a_broken_one_are_refused(tmp_path):
     store = LatentStore(tmp_path)
     store.write([latent_item(0)])
     store.compact()
-    path = tmp_path / "index.parquet"
+    path = merged_index(tmp_path)
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"vidlit_store": "999"}), path)
     with pytest.raises(UserError, match="another version"):
@@ -263,7 +320,7 @@ def test_an_index_of_another_version_and_a_broken_one_are_refused(tmp_path):
 
 
 def test_tables_can_be_pickled_and_keep_few_files_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards.ShardFiles, "limit", 2)
+    monkeypatch.setattr(LocalFolder, "most_open", 2)
     store = LatentStore(tmp_path)
     items = [latent_item(number, bucket=f"{1 + 4 * number}x16x24") for number in range(5)]
     store.write(items)
@@ -272,7 +329,7 @@ def test_tables_can_be_pickled_and_keep_few_files_open(tmp_path, monkeypatch):
     copy = pickle.loads(pickle.dumps(table))
     for row in [0, 1, 2, 3, 4, 0, 4]:
         assert torch.equal(copy.read(row), items[row].tensors["latents"])
-        assert len(copy._files._open) <= 2
+        assert len(copy.storage._open) <= 2
 
 
 def write_many(root, start, count):

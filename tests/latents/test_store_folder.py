@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.latents.test_store import keys, latent_item, prompt_item
+from vidlit import io_retry
 from vidlit.errors import UserError
 from vidlit.latents import store_folder
+from vidlit.latents.storage.local_folder import LocalFolder
 from vidlit.latents.store import LatentStore
-from vidlit.latents.store_folder import MARKER, encoding_lock, unique_name
+from vidlit.latents.store_folder import MARKER, unique_name
 
 FOREIGN = ("prompts/mine.txt", "shards/other.safetensors", "deep/er/thesis.tmp", "index/mine.parquet", "notes.tmp")
 
@@ -67,7 +69,7 @@ def test_what_lies_in_a_store_and_is_not_its_own_stays(tmp_path):
     open_store(tmp_path)
     store.clean(0)
     store.compact()
-    assert {*FOREIGN, MARKER, "index.parquet"} <= files(tmp_path)
+    assert {*FOREIGN, MARKER} <= files(tmp_path)
     assert {name for name in before if name.startswith(("shards", "prompts"))} <= files(tmp_path)
 
 
@@ -108,7 +110,7 @@ PIECES = st.sampled_from(
 def test_only_own_names_are_ever_deleted(tmp_path_factory, pieces):
     name = "".join(pieces).lstrip("/")
     root = tmp_path_factory.mktemp("store")
-    store_folder.mark(root)
+    store_folder.mark(LocalFolder(root))
     if name.endswith("/") or os.path.exists(root / name) or {".", ".."} & set(name.split("/")):
         return
     put(root, name)
@@ -129,7 +131,7 @@ def test_only_own_names_are_ever_deleted(tmp_path_factory, pieces):
 )
 def test_what_a_dead_process_leaves_is_deleted(tmp_path, name):
     """The property above would hold, too, where nothing is."""
-    store_folder.mark(tmp_path)
+    store_folder.mark(LocalFolder(tmp_path))
     put(tmp_path, name.format(unique_name()))
     assert len(LatentStore(tmp_path).clean()) == 1
     assert files(tmp_path) == {MARKER}
@@ -139,7 +141,7 @@ def test_nothing_is_deleted_through_a_link(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     name = f"5x16x24-{unique_name()}.safetensors"
     put(tmp_path / "elsewhere", name)
-    store_folder.mark(tmp_path / "store")
+    store_folder.mark(LocalFolder(tmp_path / "store"))
     (tmp_path / "store" / "shards").symlink_to(tmp_path / "elsewhere")
     assert LatentStore(tmp_path / "store").clean() == []
     assert (tmp_path / "elsewhere" / name).exists()
@@ -174,7 +176,7 @@ def test_a_store_of_another_version_is_refused(tmp_path):
 
 
 def hold(root, seconds):
-    with encoding_lock(root):
+    with LocalFolder(root).encoding_lock():
         time.sleep(seconds)
 
 
@@ -199,7 +201,7 @@ def test_the_second_waits_says_for_whom_and_goes_on_when_the_first_is_killed(tmp
 
     acquire = filelock.FileLock.acquire
     monkeypatch.setattr(filelock.FileLock, "acquire", kill)
-    with encoding_lock(tmp_path):
+    with LocalFolder(tmp_path).encoding_lock():
         pass
     assert f"another process is encoding into {tmp_path} (process {holder.pid} on '" in capsys.readouterr().err
 
@@ -209,7 +211,7 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch)
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
-    with encoding_lock(tmp_path):
+    with LocalFolder(tmp_path).encoding_lock():
         assert True
 
 
@@ -218,7 +220,7 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_disk_that_fails_at_any_moment_leaves_nothing_half_written(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(store_folder.retry_io.__globals__["time"], "sleep", lambda seconds: None)
+    monkeypatch.setattr(io_retry.time, "sleep", lambda seconds: None)
     store = LatentStore(tmp_path)
     store.write([latent_item(0)])
     before, real, calls = files(tmp_path), os.fsync, []
@@ -241,7 +243,7 @@ def test_a_disk_that_fails_at_any_moment_leaves_nothing_half_written(tmp_path, m
 
 
 def test_a_moment_of_trouble_is_not_noticed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(store_folder.retry_io.__globals__["time"], "sleep", lambda seconds: None)
+    monkeypatch.setattr(io_retry.time, "sleep", lambda seconds: None)
     real, calls = os.fsync, []
 
     def failing(descriptor):

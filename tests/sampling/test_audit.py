@@ -85,7 +85,7 @@ def fit(demo, data, tmp_path):
         torch.manual_seed(0)
         datamodule = LatentDataModule(
             data.source,
-            data.store.root,
+            data.store.storage.root,
             str(demo.dir / "base"),
             buckets,
             batches=Batching(2),
@@ -374,7 +374,7 @@ def test_two_ranks_find_what_one_finds(fit, data, demo, tmp_path):
     one = audits(num_audit=7)
     _, directory = fit(one, max_steps=2)
     torch.multiprocessing.start_processes(
-        _two_ranks, (port, tmp_path, demo.dir, data.store.root), nprocs=2, start_method="fork"
+        _two_ranks, (port, tmp_path, demo.dir, data.store.storage.root), nprocs=2, start_method="fork"
     )
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first["nearest"] == second["nearest"]

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import threading
 from dataclasses import replace
@@ -34,6 +35,12 @@ class StandIn:
     def find_cuts(self, path, info):
         self.asked.append("find_cuts")
         return [1.0]
+
+    def content(self, path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def address(self, path):
+        return str(path)
 
     def close(self):
         pass

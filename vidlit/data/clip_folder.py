@@ -5,7 +5,8 @@ Nothing here needs Lightning: ``vidlit plan`` answers from this alone.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -21,12 +22,16 @@ from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encoding import Encoding, QuarantinedClip, first_three
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe, Recipes
+from vidlit.latents.storage.opening import StoreCache
 from vidlit.latents.store import LatentStore
 from vidlit.models.family import open_family
 from vidlit.models.parts import AudioChoice
+from vidlit.remote_files import as_url
 from vidlit.stopping.schedule import scored_train_clips, scored_val_clips
 from vidlit.video.buckets import Bucket, BucketBudget, BucketPolicy
 from vidlit.video.cut import Cutting, DatasetPlan, plan_clips
+from vidlit.video.isolation import IsolatedReader
+from vidlit.video.remote_source import RemoteSource
 from vidlit.video.sources import Clip
 
 TRAIN_EVAL_ALONE = 16
@@ -37,8 +42,9 @@ class ClipFolder:
     """A folder of videos as clips of few resolutions, on the sides of a split, with the store of their latents.
 
     Args:
-        source: folder of videos with captions, in any of the accepted layouts.
-        store: folder of encoded latents; missing ones are encoded, the others reused.
+        source: folder of videos with captions, in any of the accepted layouts; or the URL of one on object storage,
+            such as ``s3://bucket/clips``.
+        store: folder of encoded latents, or its URL; missing ones are encoded, the others reused.
         base: diffusers folder or hub name whose VAE and text encoder make the latents.
         buckets: resolutions as ``FRAMESxHEIGHTxWIDTH``, e.g. ``49x480x704``; or a policy that chooses them,
             such as a budget.
@@ -56,6 +62,7 @@ class ClipFolder:
         unmasked_weight: weight in the loss, in training and validation, of what the mask of a clip leaves out, above 0
             and at most 1; a clip without a mask counts everywhere.
         further_captions: captions to encode beside those of the clips, such as the negative prompt of guided samples.
+        cache: local copies of what is read from object storage.
         seed: seed of the split and of the order of clips.
 
     Raises:
@@ -64,8 +71,8 @@ class ClipFolder:
 
     def __init__(
         self,
-        source: Path,
-        store: Path,
+        source: str | Path,
+        store: str | Path,
         base: str,
         buckets: list[str] | BucketBudget | BucketPolicy,
         fps: float | None = None,
@@ -79,14 +86,15 @@ class ClipFolder:
         caption_variants: Literal["all", "first"] = "all",
         unmasked_weight: float = 0.1,
         further_captions: list[str] | None = None,
+        cache: StoreCache = StoreCache(),  # noqa: B008
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _refuse_address("data.source", source)
-        _refuse_address("data.store", store)
         self.family = open_family(base, fps, audio)
         self.source = source
-        self.store = LatentStore(store)
+        url = as_url("data.source", source)
+        self._remote_source = None if url is None else RemoteSource(url, cache.path)
+        self.store = LatentStore(store, cache)
         self.buckets = self._make_buckets(buckets)
         self.cutting, self.splitting, self.batching, self.encoding = cutting, split, batches, encoding
         tokens = [bucket.tokens(self.family.compression[0], self.family.pixel_multiple) for bucket in self.buckets]
@@ -129,24 +137,34 @@ class ClipFolder:
     def plan(self) -> DatasetPlan:
         """Which clips the folder gives, from file headers alone."""
         self.store.check_folder()  # before anything is written into it
-        plan = plan_clips(
-            self.source,
-            self.buckets,
-            self.family.fps,
-            self.cutting,
-            trigger=self.trigger,
-            first_captions=self.caption_variants == "first",
-            tie_near_duplicates=self.splitting.tie_near_duplicates,
-            with_sound=self.family.sample_rate is not None,
-            with_references=self.references,
-            cache=self.store.root / "files.json",
-        )
+        source = Path(self.source) if self._remote_source is None else self._remote_source.refresh()
+        with self.store.storage.notes() as notes:
+            plan = plan_clips(
+                source,
+                self.buckets,
+                self.family.fps,
+                self.cutting,
+                trigger=self.trigger,
+                first_captions=self.caption_variants == "first",
+                tie_near_duplicates=self.splitting.tie_near_duplicates,
+                with_sound=self.family.sample_rate is not None,
+                with_references=self.references,
+                cache=notes / "files.json",
+                reader=self.open_reader,
+            )
+        if self._remote_source is not None:
+            plan = replace(plan, folder=self._remote_source.files.address)
         if not plan.clips:
             reasons = [f"{bad.video}: {bad.reason}" for bad in (*plan.quarantined, *plan.dropped)]
             raise UserError(f"no clip of {self.source} can be used. {first_three(reasons, '; ')}")
         if len(plan.silent) == len(plan.clips):
             raise UserError(f"no clip of {self.source} has sound, for which model.audio asks: set it to off.")
         return plan
+
+    @property
+    def open_reader(self) -> Callable[[], IsolatedReader]:
+        """Makes readers of the source's videos."""
+        return IsolatedReader if self._remote_source is None else self._remote_source.open_reader
 
     @property
     def stored_clips(self) -> list[Clip]:
@@ -286,14 +304,4 @@ class ClipFolder:
             start=start,
             small_bucket=self.batching.small_bucket,
             bucket_names=[str(bucket) for bucket in self.buckets],
-        )
-
-
-def _refuse_address(option: str, path: Path) -> None:
-    """Refuse ``s3://bucket/name`` and the like, which would be read as a folder named ``s3:``."""
-    # A path has one slash of the two. One letter is a drive of Windows. The rest may hold a password: it is not shown.
-    if found := re.match(r"([A-Za-z][A-Za-z0-9+.\-]+):[/\\]", str(path)):
-        raise UserError(
-            f"{option} is an address ({found[1]}://...): vidlit reads and writes local folders. Mount the bucket, or "
-            f"copy it to a local disk, and set {option} to that folder."
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -24,6 +25,7 @@ from vidlit.lightning_internals import replaces_samplers
 from vidlit.models.encoders import BaseEncoders
 from vidlit.video.sources import Clip
 
+T = TypeVar("T")
 Loader = DataLoader[LatentBatch]
 _OF_WHAT_IS_STORED = ("_failed", "split", "usage", "clip_identity", "scored_clips", "train_eval_clips")
 
@@ -36,6 +38,8 @@ class LatentDataModule(ClipFolder, LightningDataModule):
 
     _position = 0
     """Batches that are over."""
+    _digests: Mapping[str, str]
+    """Of :attr:`clip_identity`."""
 
     def encode(
         self,
@@ -64,6 +68,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             retry_quarantined=retry_quarantined,
             retry_transient=retry_transient,
             repair=repair,
+            open_reader=self.open_reader,
             engine=engine,
             trainer_options=trainer_options,
         )
@@ -73,6 +78,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Make sure of the split and, before long training, of what the trainer must leave alone."""
+        self._digests = self._from_first(lambda: self.clip_identity.digests)
         if stage == "fit" and not self.split.val and not self.splitting.train_on_val:
             videos = len({clip.source.group for clip in self.train_clips})
             rank_zero_warn(
@@ -103,7 +109,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
                 f"{self.batching.small_bucket}"
             )
         in_turn = CaptionsInTurn(sampler, self.train_clips, self.seed)
-        return self._loader(self.dataset(self.train_clips, for_training=True), in_turn)
+        return self._loader(self._from_first(lambda: self.dataset(self.train_clips, for_training=True)), in_turn)
 
     def val_dataloader(self) -> list[Loader]:
         """Validation clips, where there are any, then the training subset, each clip once."""
@@ -123,7 +129,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
         replicas, rank = self._ranks()
         buckets = [self.buckets.index(clip.bucket) for clip in clips]
         order = BucketSequence(buckets, self.val_batch_sizes, num_replicas=replicas, rank=rank, even=replicas > 1)
-        return self._loader(self.dataset(clips), order)
+        return self._loader(self._from_first(lambda: self.dataset(clips)), order)
 
     def _loader(self, dataset: LatentDataset, batch_sampler: Any) -> Loader:
         return TimedLoader(
@@ -135,6 +141,26 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             persistent_workers=self.batching.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
+
+    def _from_first(self, make: Callable[[], T]) -> T:
+        """What the first rank makes of all clips, on all ranks: the others need neither index nor keys.
+
+        Raises:
+            UserError: as there.
+        """
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return make()
+        made: tuple[T | None, UserError | None] = None, None
+        if trainer.is_global_zero:
+            try:
+                made = make(), None
+            except UserError as error:
+                made = None, error
+        found, refused = trainer.strategy.broadcast(made)
+        if refused is not None:
+            raise refused
+        return cast("T", found)  # no error: it was made
 
     def _ranks(self) -> tuple[int, int]:
         """Ranks that hold different samples, and which of them this is: tensor-parallel peers share theirs."""
@@ -153,7 +179,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
         return {
             "position": self.trainer.fit_loop.epoch_loop.total_batch_idx + 1,
             "global_batch_sizes": self._global_batch_sizes(),
-            "clips": self.clip_identity.digests,
+            "clips": self._digests,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -168,7 +194,8 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             return
         command = self.trainer.state.fn.value
         table = Path(str(self.trainer.ckpt_path)).absolute().parents[1] / TABLE
-        check_clips(self.clip_identity, state_dict.get("clips"), command, table)
+        if command != "fit" or state_dict.get("clips") != self._digests:
+            check_clips(self.clip_identity, state_dict.get("clips"), command, table)
         here, there = self._global_batch_sizes(), state_dict["global_batch_sizes"]
         if command == "fit" and here != there:
             raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -131,14 +131,21 @@ def spread_over_videos(clips: Sequence[Clip], num_clips: int, seed: int) -> list
         seed: another seed picks others.
     """
     by_group: dict[str, list[Clip]] = defaultdict(list)
-    for clip in sorted(clips, key=lambda clip: _rank(seed, clip.clip_id)):
+    for clip in clips:
         by_group[clip.source.group].append(clip)
-    in_turn = sorted(
-        (turn, _rank(seed, group), clip.clip_id, clip)
-        for group, members in by_group.items()
-        for turn, clip in enumerate(members)
-    )
-    chosen = [clip for *_, clip in in_turn[:num_clips]]
+    # Groups in turn, in the order of their ranks: of a million clips only those of the groups that get their turn are
+    # ranked.
+    waiting = deque(sorted(by_group, key=lambda group: _rank(seed, group)))
+    chosen: list[Clip] = []
+    ranked: dict[str, list[Clip]] = {}
+    while waiting and len(chosen) < num_clips:
+        group = waiting.popleft()
+        if group not in ranked:
+            members = sorted(by_group[group], key=lambda clip: _rank(seed, clip.clip_id))
+            ranked[group] = members[::-1]
+        chosen.append(ranked[group].pop())
+        if ranked[group]:
+            waiting.append(group)
     return sorted(chosen, key=lambda clip: clip.clip_id)
 
 

@@ -18,7 +18,7 @@ from vidlit.diffusion.loss_weights import loss_weights
 from vidlit.errors import UserError
 from vidlit.latents.batch_memory import Block, Layout
 from vidlit.latents.recipe import MASK, Recipes
-from vidlit.latents.shards import TensorTable
+from vidlit.latents.shards import RowRead, TensorTable, read_rows
 from vidlit.latents.store import LatentStore
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class LatentDataset(Dataset[LatentSample]):
         self._unmasked_weight = unmasked_weight
         prompts = {(len(shape), shape[-1:], dtype) for shape, dtype in self._prompts.layouts}
         if len(prompts) > 1 or {2, *(len(shape) for shape, _ in self._prompts.layouts)} != {2}:
-            raise UserError(f"the index of {store.root} gives prompts of several kinds: use another store folder")
+            raise UserError(f"the index of {store.storage} gives prompts of several kinds: use another store folder")
         self.keys = np.fromiter((clip_key(clip_id) for clip_id in clip_ids), np.int64, len(clip_ids))
         self.rows = np.arange(len(clip_ids)) if rows is None else np.array(rows, np.int64)
 
@@ -166,15 +166,17 @@ class LatentDataset(Dataset[LatentSample]):
         block = Block(layouts)
         parts = block.parts()
         token = width * dtype.itemsize
+        wanted = []
         for row, place, tokens, part in zip(rows, prompts, lengths, _split(parts[1], len(rows)), strict=True):
-            self._prompts.read_into(row, place, part[: token * tokens])
+            wanted.append(RowRead(self._prompts, row, place, part[: token * tokens]))
             if tokens < length:
                 np.frombuffer(part[token * tokens :], np.uint8).fill(0)
         stacked = [(self._latents, latents, layout), *extras]
         wholes = [parts[0], *parts[2 : 2 + len(extras)]]
         for (table, places, _), whole in zip(stacked, wholes, strict=True):
-            for row, place, part in zip(rows, places, _split(whole, len(rows)), strict=True):
-                table.read_into(row, place, part)
+            split = _split(whole, len(rows))
+            wanted += [RowRead(table, *each) for each in zip(rows, places, split, strict=True)]
+        read_rows(wanted)
         names = tuple(self._extras)
         if self._masks is not None:
             names = (*names, _WEIGHTS)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import stat
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import errno
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vidlit.errors import UserError
-from vidlit.io_retry import retry_io
 from vidlit.latents.recipe import INGREDIENTS
-from vidlit.latents.store_folder import inside, is_part_name
-from vidlit.whole_files import write_whole
+from vidlit.latents.storage.interface import Storage
+from vidlit.latents.store_folder import is_part_name, telling
 
 VERSION = b"1"
-MERGED = "index.parquet"
+FIRST = "index.parquet"
+"""What earlier versions merged an index into; its rows are older than all others."""
 SCHEMA = pa.schema(
     [("kind", pa.string()), ("key", pa.string()), ("clip_id", pa.string()), ("video", pa.string())]
     + [("group", pa.string())]
@@ -34,113 +33,120 @@ to a thirtieth."""
 
 
 class DamagedIndexError(UserError):
-    """A file of the index that cannot be read, and which."""
-
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(
-            f"{path} is damaged ({' '.join(why.split())[:200]}). Run `vidlit encode --repair` with the same "
-            "configuration: what it named is encoded again."
-        )
-        self.path = path
-
-
-def part_names(root: Path) -> list[str]:
-    """The index's files that are not merged yet, oldest first."""
-    names = [f"index/{path.name}" for path in sorted((root / "index").glob("*.parquet"))]
-    return [name for name in names if is_part_name(name)]
-
-
-def read_all(root: Path, columns: Sequence[str], kind: str | None = None) -> pa.Table:
-    """Columns of a whole index, merged or not, oldest rows first.
+    """A file of the index that cannot be read.
 
     Args:
-        root: folder of the store.
+        where: what people call it.
+        name: in the store.
+        why: in the words of what refused it.
+    """
+
+    def __init__(self, where: str, name: str, why: str) -> None:
+        super().__init__(
+            f"{where} is damaged ({' '.join(why.split())[:200]}). Run `vidlit encode --repair` with the same "
+            "configuration: what it named is encoded again."
+        )
+        self.name = name
+
+
+def file_names(storage: Storage) -> list[str]:
+    """The files of an index, oldest rows first."""
+    with telling(storage):
+        names = sorted(f"index/{last}" for last in storage.entries("index"))
+        merged = [FIRST] if FIRST in storage.entries("") else []
+    return [*merged, *(name for name in names if is_part_name(name))]
+
+
+def read_all(storage: Storage, columns: Sequence[str], kind: str | None = None) -> pa.Table:
+    """Columns of a whole index, oldest rows first.
+
+    Args:
+        storage: of the store.
         columns: names of columns; one that came later is null in an older file.
         kind: rows wanted; ``None`` for all.
 
     Raises:
         UserError: a file cannot be read, or was written by another version.
     """
-    parts = read_index(root, part_names(root), columns, kind)
-    # The merged index is read after the parts: a part that vanished meanwhile is in it.
-    return pa.concat_tables([read_index(root, [MERGED], columns, kind), parts])
+    return read_with_names(storage, columns, kind)[0]
 
 
-def read_index(root: Path, names: Iterable[str], columns: Sequence[str], kind: str | None = None) -> pa.Table:
-    """Columns of some files of an index, one after the other; files that are not there are left out.
-
-    Args:
-        root: folder of the store.
-        names: of the files.
-        columns: as for :func:`read_all`.
-        kind: as for :func:`read_all`.
-
-    Raises:
-        UserError: as for :func:`read_all`.
-    """
-    tables = [table for name in names if (table := _read(inside(root, name), columns, kind)) is not None]
-    empty = pa.schema([SCHEMA.field(name) for name in columns]).empty_table()
-    return pa.concat_tables([empty, *tables])
+def read_with_names(storage: Storage, columns: Sequence[str], kind: str | None = None) -> tuple[pa.Table, list[str]]:
+    """As :func:`read_all`, and the files that were read."""
+    while True:
+        names = file_names(storage)
+        tables = [read_file(storage, name, columns, kind) for name in names]
+        found = [table for table in tables if table is not None]
+        if len(found) == len(names):  # else some were merged meanwhile: what they held is in a new one
+            return pa.concat_tables([empty_table(columns), *found]), names
 
 
-def write_index(path: Path, table: pa.Table) -> None:
+def empty_table(columns: Sequence[str]) -> pa.Table:
+    """Columns of an index without rows."""
+    return pa.schema([SCHEMA.field(name) for name in columns]).empty_table()
+
+
+def write_index(storage: Storage, name: str, table: pa.Table) -> None:
     """Write a file of an index.
 
     Raises:
-        OSError: the disk is full or refuses.
+        OSError: there is no room, or the system refuses.
     """
     sink = pa.BufferOutputStream()
     table = table.replace_schema_metadata(SCHEMA.metadata)
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    write_whole(path, memoryview(sink.getvalue()), sync=True)
+    storage.write(name, memoryview(sink.getvalue()))
 
 
-def has_index(root: Path) -> bool:
+def has_index(storage: Storage) -> bool:
     """Does a folder hold an index that a store wrote?"""
-    for name in [MERGED, *part_names(root)]:
+    for name in file_names(storage):
         with contextlib.suppress(UserError):
-            if _read(inside(root, name), ["key"], None) is not None:
+            if read_file(storage, name, ["key"]) is not None:
                 return True
     return False
 
 
-def name_at(root: Path, shard: str, offset: int) -> str:
+def name_at(storage: Storage, shard: str, offset: int) -> str:
     """Whose bytes these are: a clip's name or a caption, for people."""
-    table = read_all(root, ["clip_id", "caption", "shard", "offset"])
+    table = read_all(storage, ["clip_id", "caption", "shard", "offset"])
     table = table.filter(pc.and_(pc.equal(table["shard"], shard), pc.equal(table["offset"], offset)))
     for row in table.slice(0, 1).to_pylist():
         return row["clip_id"] or f"caption {(row['caption'] or '')[:60]!r}"
     return "something"
 
 
-def _read(path: Path, columns: Sequence[str], kind: str | None) -> pa.Table | None:
+def read_file(storage: Storage, name: str, columns: Sequence[str], kind: str | None = None) -> pa.Table | None:
+    """Columns of one file of an index, as for :func:`read_all`; ``None`` where it is not there.
+
+    Raises:
+        UserError: it cannot be read, or was written by another version.
+    """
+    where = storage.where(name)
     try:
-        return retry_io(lambda: _parse(path, columns, kind), f"reading {path}")
+        return _parse(storage.read(name), where, columns, kind)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UserError:
         raise
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        raise DamagedIndexError(path, str(error)) from error
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # which a pipe in its place gives
+            raise UserError(f"cannot read {where}: {error.strerror}") from error
+        raise DamagedIndexError(where, name, str(error)) from error
 
 
-def _parse(path: Path, columns: Sequence[str], kind: str | None) -> pa.Table:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
-    # Arrow's own file and no threads of its own: one that lets go of a Python file while the interpreter ends takes
-    # the process with it ("terminate called without an active exception").
-    with pa.OSFile(str(path)) as source:
+def _parse(data: bytes, where: str, columns: Sequence[str], kind: str | None) -> pa.Table:
+    # Arrow's own reader and no threads of its own: one that lets go of a Python object while the interpreter ends
+    # takes the process with it ("terminate called without an active exception").
+    with pa.BufferReader(data) as source:
         metadata = pq.read_metadata(source)
         schema = metadata.schema.to_arrow_schema()
         if (schema.metadata or {}).get(b"vidlit_store") != VERSION:
-            raise UserError(f"{path} was written by another version of vidlit: use another store folder")
-        limit = max(_FLOOR_BYTES, _EXPANSION * status.st_size)
+            raise UserError(f"{where} was written by another version of vidlit: use another store folder")
+        limit = max(_FLOOR_BYTES, _EXPANSION * len(data))
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         # A row holds a key that is like no other: it takes bytes on disk, too.
-        if metadata.num_rows > status.st_size or sum(group.total_byte_size for group in groups) > limit:
+        if metadata.num_rows > len(data) or sum(group.total_byte_size for group in groups) > limit:
             raise ValueError("it holds more than its size allows")
         written = [name for name in columns if name in schema.names]
         wanted = list(dict.fromkeys([*written, *(["kind"] if kind is not None else [])]))

@@ -1,10 +1,8 @@
-"""The index of a store, read once: until a file of the index or a shard changes, what was read stands."""
+"""The index of a store, read once: until a file comes or goes, what was read stands."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,29 +10,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vidlit.latents.index import MERGED, read_all
+from vidlit.latents.index import read_all
 from vidlit.latents.shards import layout_bytes
-from vidlit.latents.store_folder import shard_size
+from vidlit.latents.storage.interface import Storage
+from vidlit.latents.store_folder import shard_sizes, telling
 
 _Read = TypeVar("_Read")
 _PLACES = ("key", "tensor", "shard", "offset", "layout", "checksum")
-_INDEX, _SHARDS = ("index",), ("index", "shards", "prompts")
 
 
 class IndexReader:
     """Columns of an index, and which of its items are stored.
 
     Args:
-        root: folder of the store.
+        storage: of the store.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._known: dict[Any, tuple[Any, Any]] = {}  # what was asked -> files as they were, and what was read
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._known: dict[Any, tuple[Any, Any]] = {}  # what was asked -> the store as it was, and what was read
 
     def rows(self, columns: Sequence[str], kind: str | None = None) -> pa.Table:
         """As :func:`vidlit.latents.index.read_all`."""
-        return self._once((tuple(columns), kind), _INDEX, lambda: read_all(self.root, columns, kind))
+        return self._once((tuple(columns), kind), lambda: read_all(self.storage, columns, kind))
 
     def stored(self, kind: str) -> pa.Table:
         """Key, tensor, shard, offset, layout and checksum of items all of whose bytes are where the index says.
@@ -44,35 +42,25 @@ class IndexReader:
         Raises:
             UserError: the index or a shard cannot be read.
         """
-        return self._once(("stored", kind), _SHARDS, lambda: self._stored(kind))
+        return self._once(("stored", kind), lambda: self._stored(kind))
 
     def keys(self, kind: str) -> frozenset[str]:
         """Keys of :meth:`stored` items."""
-        return self._once(("keys", kind), _SHARDS, lambda: frozenset(self.stored(kind)["key"].to_pylist()))
+        return self._once(("keys", kind), lambda: frozenset(self.stored(kind)["key"].to_pylist()))
 
     def __getstate__(self) -> dict[str, Any]:
         """For a process of its own, which reads what it needs itself."""
-        return {"root": self.root, "_known": {}}
+        return {"storage": self.storage, "_known": {}}
 
-    def _once(self, what: Any, folders: Sequence[str], read: Callable[[], _Read]) -> _Read:
-        files = self._files(folders)
+    def _once(self, what: Any, read: Callable[[], _Read]) -> _Read:
+        with telling(self.storage):
+            version = self.storage.version()
         known = self._known.get(what)
-        if known is not None and known[0] == files:
+        if known is not None and known[0] == version:
             return known[1]  # type: ignore[no-any-return]  # what the same call read
         found = read()
-        self._known[what] = files, found
+        self._known[what] = version, found
         return found
-
-    def _files(self, folders: Sequence[str]) -> int:
-        """What changes when a file of these folders, or the merged index, does."""
-        found = [_identity(MERGED, self.root / MERGED)]
-        for folder in folders:
-            try:
-                with os.scandir(self.root / folder) as entries:
-                    found += sorted(_identity(f"{folder}/{entry.name}", entry) for entry in entries)
-            except OSError:  # there is no such folder yet
-                found.append((folder,))
-        return hash(tuple(found))
 
     def _stored(self, kind: str) -> pa.Table:
         table = self.rows(_PLACES, kind)
@@ -88,7 +76,7 @@ class IndexReader:
         names, layouts = (table[column].fill_null("") for column in ("shard", "layout"))
         shard_codes, shards = encode_column(names)
         layout_codes, texts = encode_column(layouts)
-        sizes = np.array([-1 if (size := shard_size(self.root, name)) is None else size for name in shards], np.int64)
+        sizes = np.array([-1 if size is None else size for size in shard_sizes(self.storage, shards)], np.int64)
         lengths = np.array([layout_bytes(text) for text in texts], np.int64)
         offsets = table["offset"].fill_null(-1).to_numpy()
         size, length = sizes[shard_codes], lengths[layout_codes]
@@ -103,11 +91,3 @@ def encode_column(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     return array.indices.to_numpy(), array.dictionary.to_pylist()
-
-
-def _identity(name: str, file: Path | os.DirEntry[str]) -> tuple[Any, ...]:
-    try:
-        status = file.stat()
-    except OSError:
-        return (name,)
-    return name, status.st_size, status.st_mtime_ns, status.st_ino

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from vidlit.latents.encoding import Encoding
 from vidlit.video.frames import BLACK, Color
@@ -21,6 +21,9 @@ PREPROCESSING = "cover-crop-1"
 
 MASK = "mask"
 """Name of the tensor (1, F, H, W) that is stored with the latents of a clip with a mask."""
+
+
+_TEXT = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # made once: keys of a million clips are computed
 
 
 class _Recipe:
@@ -39,7 +42,7 @@ class _Recipe:
         """128-bit hash over kind and ingredients as 32 hex digits: one changed ingredient is another item."""
         known: str = self._key  # type: ignore[attr-defined]  # a field of those that derive from it
         if not known:
-            text = json.dumps([self.kind, self.ingredients], sort_keys=True, separators=(",", ":"))
+            text = _TEXT.encode([self.kind, self.ingredients])
             known = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
             object.__setattr__(self, "_key", known)  # once: a run asks for it many times
         return known
@@ -152,6 +155,10 @@ class Recipes:
         self.identity, self.encoding = dict(identity), encoding
         self._latents: dict[tuple[str, str, str], LatentRecipe] = {}
         self._prompts: dict[str, PromptRecipe] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process of its own, which makes those that it needs."""
+        return self.__dict__ | {"_latents": {}, "_prompts": {}}
 
     def latent(self, clip: Clip) -> LatentRecipe:
         """Of a clip; its name and its files tell it from the others of one folder."""

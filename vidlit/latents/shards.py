@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import threading
 import zlib
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -20,24 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vidlit.errors import UserError
-from vidlit.io_retry import retry_io
 from vidlit.latents.index import name_at
-from vidlit.latents.store_folder import inside, is_shard_name
-from vidlit.whole_files import open_regular, write_whole
+from vidlit.latents.storage.interface import CHANGED, Range, RangeError, ShardError, Storage
+from vidlit.latents.store_folder import is_shard_name
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.uint8, torch.int32, torch.int64)
 }
 _SHAPE = re.compile(r"(?:\d{1,10}(?:x\d{1,10}){0,7})?")
-CHANGED = "its bytes changed since they were written"
-GONE = "No such file: the shard is gone"
-TRUNCATED = "it was truncated: the shard ends before the index says"
-_one_reader = threading.Lock()
-
-
-class ShardError(UserError):
-    """Something stored that is damaged or gone: what is wrong with it, in words that follow its name."""
 
 
 class Place(NamedTuple):
@@ -51,10 +38,10 @@ class Place(NamedTuple):
     """CRC-32 of its bytes."""
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
-    """Write tensors to a new safetensors file: on disk and whole when this returns, or not there."""
+def write_shard(storage: Storage, shard: str, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
+    """Write tensors to a new safetensors file: durable and whole when this returns, or not there."""
     data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    write_whole(path, data, sync=True)
+    storage.write(shard, data)
     header_size = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:header_size])
     view = memoryview(data)
@@ -77,17 +64,22 @@ class TensorTable:
     A process compares the bytes of a row with their checksum when it reads them for the first time.
 
     Args:
-        root: folder of the store.
+        storage: of the store.
         shards: names of shards.
         layouts: those of :class:`Place`.
         places: (rows, 4) number of the shard, byte offset, number of the layout, checksum.
+
+    Raises:
+        UserError: a name is none that a store gives a shard.
     """
 
-    def __init__(self, root: Path, shards: list[str], layouts: list[str], places: NDArray[np.int64]) -> None:
+    def __init__(self, storage: Storage, shards: list[str], layouts: list[str], places: NDArray[np.int64]) -> None:
+        if wrong := [name for name in shards if not is_shard_name(name)]:
+            raise UserError(f"the index of {storage} names {wrong[0][:80]!r}, which is no shard of a store")
+        self.storage = storage
         self.shards = shards
         self.layouts = [parse_layout(layout) for layout in layouts]
         self.places = places
-        self._files = ShardFiles(root)
         self._is_checked = bytearray(len(places))
 
     def __len__(self) -> int:
@@ -105,114 +97,74 @@ class TensorTable:
         """
         shape, dtype = self.layout(row)
         tensor = torch.empty(shape, dtype=dtype)
-        self.read_into(row, self.places[row].tolist(), as_bytes(tensor))
+        read_rows([RowRead(self, row, self.places[row].tolist(), as_bytes(tensor))])
         return tensor
 
-    def read_into(self, row: int, place: Sequence[int], buffer: memoryview) -> None:
-        """Fill a buffer with the bytes of a row.
+    def check(self, row: int, place: Sequence[int], buffer: memoryview) -> None:
+        """Compare what was read of a row with its checksum, if this process has not done so before.
 
         Args:
             row: its number.
             place: its row of :attr:`places`.
-            buffer: of the size of its tensor, or smaller: then it gets the tensor's beginning.
+            buffer: what was read: the whole tensor, or its beginning.
 
         Raises:
-            UserError: it is damaged or gone; names the clip, the shard and what to do.
+            ShardError: it changed.
         """
-        try:
-            self._files.read_into(self.shards[place[0]], place[1], buffer)
-            if not self._is_checked[row]:
-                self._check(row, place, buffer)
-        except ShardError as error:
-            root, shard = self._files.root, self.shards[place[0]]
-            raise UserError(
-                f"{name_at(root, shard, place[1])} is damaged in {root / shard}: {error}. Run `vidlit encode --repair` "
-                "with the same configuration: it encodes again what is damaged or gone, and nothing else."
-            ) from error
-
-    def _check(self, row: int, place: Sequence[int], buffer: memoryview) -> None:
+        if self._is_checked[row]:
+            return
         shape, dtype = self.layouts[place[2]]
         size = math.prod(shape) * dtype.itemsize
         if len(buffer) < size:
             buffer = memoryview(bytearray(size))
-            self._files.read_into(self.shards[place[0]], place[1], buffer)
+        elif zlib.crc32(buffer) == place[3]:
+            self._is_checked[row] = 1
+            return
+        wanted = Range(self.shards[place[0]], place[1], buffer)
+        self.storage.forget(wanted)  # a copy of it may be what changed
+        self.storage.fetch([wanted])
         if zlib.crc32(buffer) != place[3]:
             raise ShardError(CHANGED)
         self._is_checked[row] = 1
 
+    def explain(self, place: Sequence[int], error: ShardError) -> UserError:
+        """The error of a row in words: names the clip, the shard and what to do."""
+        shard = self.shards[place[0]]
+        return UserError(
+            f"{name_at(self.storage, shard, place[1])} is damaged in {self.storage.where(shard)}: {error}. Run "
+            "`vidlit encode --repair` with the same configuration: it encodes again what is damaged or gone, and "
+            "nothing else."
+        )
 
-class ShardFiles:
-    """Open shards. Reads at an offset, so forked workers may share a descriptor; not pickled, so spawned ones don't.
 
-    Straight reads, because parsing a shard's header costs more than reading a clip from it, and because a
-    truncated file is then an error with a name rather than the SIGBUS of a memory map.
+class RowRead(NamedTuple):
+    """A row of a table that is to be read, and where to."""
+
+    table: TensorTable
+    row: int
+    place: list[int]
+    """Its row of :attr:`TensorTable.places`."""
+    buffer: memoryview
+    """Of the size of its tensor, or smaller: then it gets the tensor's beginning."""
+
+
+def read_rows(rows: Sequence[RowRead]) -> None:
+    """Fill buffers with rows of tables of one store, all together.
+
+    Raises:
+        UserError: one is damaged or gone; names the clip, the shard and what to do.
     """
-
-    limit = 128  # well under the usual 1,024 descriptors a process
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._open: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "_open": {}}
-
-    def read_into(self, shard: str, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer from a byte offset.
-
-        Raises:
-            ShardError: the shard is gone or too short, or no shard of this store.
-            UserError: the system refuses to read it.
-        """
+    ranges = [Range(table.shards[place[0]], place[1], buffer) for table, _, place, buffer in rows]
+    try:
+        rows[0].table.storage.fetch(ranges)
+    except RangeError as error:
+        wrong = rows[error.position]
+        raise wrong.table.explain(wrong.place, error) from error
+    for table, row, place, buffer in rows:
         try:
-            self._read_into(shard, offset, buffer)
-        except OSError:
-            try:
-                retry_io(partial(self._read_into, shard, offset, buffer), f"reading {self.root / shard}")
-            except OSError as error:
-                raise UserError(f"cannot read {self.root / shard}: {error.strerror}") from error
-
-    def _read_into(self, shard: str, offset: int, buffer: memoryview) -> None:
-        descriptor = self._open.get(shard)
-        if descriptor is None:
-            descriptor = self._descriptor(shard)
-        try:
-            done = read_at(descriptor, buffer, offset)
-            while done < len(buffer):  # a signal came, or the file ends here
-                count = read_at(descriptor, buffer[done:], offset + done)
-                if not count:
-                    raise ShardError(TRUNCATED)
-                done += count
-        except OSError:  # a network file system that comes back wants the file opened anew
-            os.close(self._open.pop(shard))
-            raise
-
-    def _descriptor(self, shard: str) -> int:
-        if not is_shard_name(shard):
-            raise ShardError("the index names a file that is no shard of this store")
-        try:
-            descriptor = open_regular(inside(self.root, shard))
-        except FileNotFoundError as error:
-            raise ShardError(GONE) from error
-        if len(self._open) >= self.limit:
-            os.close(self._open.pop(next(iter(self._open))))  # opened first
-        self._open[shard] = descriptor
-        return descriptor
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-
-
-def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """Read into a buffer from a byte offset, whoever else reads the file: bytes read, 0 at its end."""
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [buffer], offset)
-    with _one_reader:  # Windows: threads share the place in the file, forks there are none
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        data = os.read(descriptor, len(buffer))
-    buffer[: len(data)] = data
-    return len(data)
+            table.check(row, place, buffer)
+        except ShardError as error:
+            raise table.explain(place, error) from error
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

@@ -1,20 +1,22 @@
-"""A folder of encoded clips and captions: safetensors shards and one parquet index.
+"""Encoded clips and captions: safetensors shards and a parquet index, in a local folder or on object storage.
 
-    vidlit_store.json        marks the folder as a store
-    index.parquet            one row per tensor: key, ingredients, shard, byte offset, shape, dtype, checksum
-    index/<time>-<id>.parquet  rows not yet merged into it
+    vidlit_store.json          marks the folder as a store
+    index/<time>-<id>.parquet  a part of the index, with one row per tensor: key, ingredients, shard, byte offset,
+                               shape, dtype, checksum
     shards/<bucket>-<time>-<id>.safetensors
     prompts/<time>-<id>.safetensors
 
-Each file is written under another name, synced and renamed. A shard counts once the part of the index that
-names it is there, so a process may die at any instant: what it leaves is a whole store, or a whole store and
-an orphan that nobody reads. Any number of processes may write at once, because none writes another's files.
-An item whose shard is gone or too short does not count as stored: it is encoded again.
+Each file is there whole or not at all. A shard counts once the part of the index that names it is there, so a process
+may die at any instant: what it leaves is a whole store, or a whole store and an orphan that nobody reads. Any number of
+processes may write at once, because none writes another's files. Parts are merged by writing a new one with all that
+they hold, and then deleting them: whoever does so at the same time writes the same rows once more, and the first of
+equal rows counts. An item whose shard is gone or too short does not count as stored: it is encoded again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
@@ -22,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,27 +34,23 @@ from vidlit.errors import UserError
 from vidlit.latents.damage import Damage, find_damage
 from vidlit.latents.encoding import QuarantinedClip
 from vidlit.latents.index import (
-    MERGED,
     SCHEMA,
     DamagedIndexError,
+    file_names,
     has_index,
-    part_names,
-    read_index,
+    read_file,
+    read_with_names,
     write_index,
 )
 from vidlit.latents.index_reader import IndexReader, encode_column
 from vidlit.latents.recipe import LatentRecipe, PromptRecipe, Recipe, RecipeT
 from vidlit.latents.shards import TensorTable, write_shard
-from vidlit.latents.store_folder import (
-    encoding_lock,
-    foreign_names,
-    is_marked,
-    mark,
-    own_files,
-    unique_name,
-)
+from vidlit.latents.storage.opening import StoreCache, open_storage
+from vidlit.latents.store_folder import foreign_names, is_marked, mark, own_files, time_of_name, unique_name
 
 _ORPHAN_SECONDS = 3600.0  # a shard without a row is being written, or its writer is dead
+_LARGE_PART_BYTES = 2**20
+"""A part of the index that is merged no more while encoding: a million clips make about a hundred of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,30 +86,31 @@ class Item:
 
 
 class LatentStore:
-    """Encoded clips and captions on disk, by key.
+    """Encoded clips and captions by key.
 
     Args:
-        root: the folder; made when the first item is written.
+        root: the folder, or the URL of one that fsspec knows; made when the first item is written.
+        cache: of what is read from object storage.
     """
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
-        self._index = IndexReader(self.root)
+    def __init__(self, root: Path | str, cache: StoreCache = StoreCache()) -> None:  # noqa: B008 - frozen
+        self.storage = open_storage(root, cache)
+        self._index = IndexReader(self.storage)
 
     # -- the folder ----------------------------------------------------------------------------------------
 
     def check_folder(self) -> None:
         """Refuse a folder that holds other things and is no store, or one of another version, with a UserError."""
         try:
-            if is_marked(self.root):
+            if is_marked(self.storage):
                 return
-            foreign = foreign_names(self.root)
+            foreign = foreign_names(self.storage)
         except OSError as error:
-            raise UserError(f"cannot use {self.root} as the latent store: {error.strerror}") from error
-        if foreign and not has_index(self.root):
+            raise UserError(f"cannot use {self.storage} as the latent store: {error.strerror or error}") from error
+        if foreign and not has_index(self.storage):
             raise UserError(
-                f"{self.root} is no latent store, and it holds other things ({', '.join(foreign)}): set data.store to "
-                "a new or empty folder."
+                f"{self.storage} is no latent store, and it holds other things ({', '.join(foreign)}): set data.store "
+                "to a new or empty folder."
             )
 
     @contextlib.contextmanager
@@ -125,14 +123,14 @@ class LatentStore:
         with contextlib.ExitStack() as held:
             with self._writing():
                 self._claim()
-                held.enter_context(encoding_lock(self.root))
+                held.enter_context(self.storage.encoding_lock())
                 self.clean()
             yield
 
     def _claim(self) -> None:
         self.check_folder()
-        if not is_marked(self.root):
-            mark(self.root)
+        if not is_marked(self.storage):
+            mark(self.storage)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -140,7 +138,7 @@ class LatentStore:
             yield
         except OSError as error:
             raise UserError(
-                f"cannot write to the latent store {self.root}: {error.strerror or error}. What it held before is "
+                f"cannot write to the latent store {self.storage}: {error.strerror or error}. What it held before is "
                 "intact; fix the cause (free space, permissions) and run again: encoding continues from there."
             ) from error
 
@@ -160,33 +158,42 @@ class LatentStore:
                 shards.setdefault(_shard_prefix(item.recipe), []).append(item)
         rows = [_row(item) for item in items if not item.tensors]
         unique = unique_name()
-        part = self.root / "index" / f"{unique}.parquet"
+        part = f"index/{unique}.parquet"
         with self._writing():
             self._claim()
             try:
                 for prefix, members in shards.items():
                     rows += self._write_shard(f"{prefix}{unique}.safetensors", members)
-                write_index(part, pa.Table.from_pylist(rows, SCHEMA))
+                write_index(self.storage, part, pa.Table.from_pylist(rows, SCHEMA))
             except OSError:  # a full disk stays full of what nobody reads; the part goes first, for it names the rest
                 with contextlib.suppress(OSError):
-                    for path in (part, *(self.root / f"{prefix}{unique}.safetensors" for prefix in shards)):
-                        path.unlink(missing_ok=True)
+                    for name in (part, *(f"{prefix}{unique}.safetensors" for prefix in shards)):
+                        self.storage.remove(name)
                 raise
 
     def _write_shard(self, name: str, items: list[Item]) -> list[dict[str, Any]]:
         tensors = {f"{item.recipe.key}.{tensor}": value for item in items for tensor, value in item.tensors.items()}
-        places = write_shard(self.root / name, tensors)
+        places = write_shard(self.storage, name, tensors)
         return [
             _row(item) | {"tensor": tensor, "shard": name} | places[f"{item.recipe.key}.{tensor}"]._asdict()
             for item in items
             for tensor in item.tensors
         ]
 
-    def compact(self) -> None:
-        """Merge the parts of the index into one file; nothing to do where another process is at it."""
-        if part_names(self.root):
-            with self._writing(), contextlib.suppress(filelock.Timeout):
-                self._merge(wait=False)
+    def compact(self, *, only_small: bool = False) -> None:
+        """Merge the parts of the index.
+
+        Args:
+            only_small: only those behind the last large one, so that merging often costs little and keeps their order.
+        """
+        names = file_names(self.storage)
+        if only_small:
+            parts = self.storage.entries("index").items()
+            small = {f"index/{last}" for last, entry in parts if (entry.size or 0) < _LARGE_PART_BYTES}
+            names = list(itertools.takewhile(small.__contains__, reversed(names)))[::-1]
+        if len(names) > 1:
+            with self._writing():
+                self._merge(names)
 
     def repair(self) -> list[Damage]:
         """Forget all that is damaged or gone, so that it counts as not stored and is encoded again.
@@ -199,43 +206,59 @@ class LatentStore:
         """
         damaged = []
         with self._writing():
-            for name in [MERGED, *part_names(self.root)]:
+            for name in file_names(self.storage):
                 try:
-                    read_index(self.root, [name], SCHEMA.names)
+                    read_file(self.storage, name, SCHEMA.names)
                 except DamagedIndexError as error:
-                    error.path.unlink()
+                    self.storage.remove(error.name)
                     damaged.append(Damage("index", name, name, "it could not be read", ""))
             found = list(self.verify())
             if found:
-                self._merge(wait=True, without={(damage.key, damage.shard) for damage in found})
+                self._merge(without={(damage.key, damage.shard) for damage in found})
         return damaged + found
 
-    def _merge(self, wait: bool, without: Collection[tuple[str, str]] = ()) -> None:
-        with filelock.FileLock(self.root / ".lock", timeout=-1 if wait else 0):
-            parts = part_names(self.root)
-            table = read_index(self.root, [MERGED, *parts], SCHEMA.names)
-            keep = _latest_quarantines(table)
-            if without:
-                pairs = zip(table["key"].to_pylist(), table["shard"].to_pylist(), strict=True)
-                keep &= np.fromiter((pair not in without for pair in pairs), bool, len(table))
-            write_index(self.root / MERGED, table.filter(pa.array(keep)))
-            for part in parts:
-                (self.root / part).unlink(missing_ok=True)
+    def _merge(self, names: Sequence[str] | None = None, without: Collection[tuple[str, str]] = ()) -> None:
+        """Write a new part with what others hold, and delete them.
 
-    def clean(self, older_than_seconds: float = _ORPHAN_SECONDS) -> list[Path]:
+        Args:
+            names: of the others; all if ``None``.
+            without: key and shard of rows that are left out.
+        """
+        if names is None:
+            table, names = read_with_names(self.storage, SCHEMA.names)
+        else:
+            tables = [read_file(self.storage, name, SCHEMA.names) for name in names]
+            if any(table is None for table in tables):  # another process merges them
+                return
+            table = pa.concat_tables(tables)
+        keep = _first_of_equal(table) & _latest_quarantines(table)
+        if without:
+            pairs = zip(table["key"].to_pylist(), table["shard"].to_pylist(), strict=True)
+            keep &= np.fromiter((pair not in without for pair in pairs), bool, len(table))
+        # Its rows stay where the last of them stood, before those of parts that were written meanwhile.
+        at = max((time_of_name(name) for name in names if name.startswith("index/")), default=0)
+        write_index(self.storage, f"index/{unique_name(at)}.parquet", table.filter(pa.array(keep)))
+        for name in names:
+            self.storage.remove(name)
+
+    def clean(self, older_than_seconds: float = _ORPHAN_SECONDS) -> list[str]:
         """Delete what dead writers left behind: unfinished files, and shards that no row names.
 
         Only files whose names a store gives, in the folders where it puts them, are ever deleted.
+
+        Returns:
+            Names of what was deleted.
         """
         # Shards are listed before the index is read: one that is committed in between is then named by it.
-        files = own_files(self.root, older_than=time.time() - older_than_seconds)
+        files = own_files(self.storage, older_than=time.time() - older_than_seconds)
+        self.storage.refresh()
         try:
             named = set(pc.unique(self.rows(["shard"])["shard"]).to_pylist()) if files else set()
         except DamagedIndexError:  # which shards it named is not known
             return []
-        gone = [self.root / name for name in files if name not in named]
-        for path in gone:
-            path.unlink(missing_ok=True)
+        gone = [name for name in files if name not in named]
+        for name in gone:
+            self.storage.remove(name)
         return gone
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -288,7 +311,7 @@ class LatentStore:
         layout_codes, layouts = encode_column(table["layout"].take(rows))
         numbers = [table[column].take(rows).to_numpy() for column in ("offset", "checksum")]
         places = np.stack([shard_codes, numbers[0], layout_codes, numbers[1]], axis=1, dtype=np.int64)
-        return TensorTable(self.root, shards, layouts, places)
+        return TensorTable(self.storage, shards, layouts, places)
 
     def require(self, wanted: Sequence[Recipe]) -> None:
         """Check that everything wanted is stored.
@@ -326,14 +349,26 @@ class LatentStore:
         what = "clips" if isinstance(recipe, LatentRecipe) else "captions"
         lines = [f"  {count} of them: {reason}" for reason, count in reasons.most_common(8)]
         return (
-            f"{len(missing)} of {total} {what} are not in the latent store {self.root} as this run needs them:\n"
+            f"{len(missing)} of {total} {what} are not in the latent store {self.storage} as this run needs them:\n"
             + "\n".join(lines)
             + "\nRun `vidlit encode` with the same configuration; what is stored stays as it is."
         )
 
     def verify(self) -> Iterator[Damage]:
         """Compare every stored tensor with the checksum taken when it was written."""
-        return find_damage(self.root)
+        return find_damage(self.storage)
+
+
+def _first_of_equal(table: pa.Table) -> NDArray[np.bool_]:
+    """All rows but those that two merges at the same time wrote twice."""
+    combined = np.zeros(len(table), np.int64)
+    for name in ("kind", "key", "tensor", "shard"):
+        codes, texts = encode_column(table[name].fill_null(""))
+        combined = combined * len(texts) + codes  # 3 kinds x keys x 9 tensors x shards: below 2**63 up to 1e17 pairs
+    keep = np.zeros(len(table), bool)
+    keep[np.unique(combined, return_index=True)[1]] = True
+    keep |= pc.equal(table["kind"], "quarantined").fill_null(True).to_numpy()  # of these the last counts
+    return keep
 
 
 def _latest_quarantines(table: pa.Table) -> NDArray[np.bool_]:

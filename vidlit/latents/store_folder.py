@@ -1,4 +1,4 @@
-"""The folder of a store: what marks it, which names in it are the store's own, who encodes into it.
+"""The folder of a store: what marks it, and which names in it are the store's own.
 
 A store is deleted from, and read, by name: a name that the store would not have given is never opened and never
 deleted, whoever wrote it into the index.
@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import stat
-import sys
 import time
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from vidlit.errors import UserError
-from vidlit.held_lock import HeldLock
-from vidlit.io_retry import retry_io
-from vidlit.whole_files import UNFINISHED, open_regular, write_whole
+from vidlit.latents.storage.interface import FOLDERS, Entry, Storage
+from vidlit.whole_files import UNFINISHED
 
 MARKER = "vidlit_store.json"
 """Says that a folder is a store, and of which version."""
@@ -30,14 +25,22 @@ _SHARD = rf"(?:shards/\d+x\d+x\d+-|prompts/){_UNIQUE}\.safetensors"
 _PART = rf"index/{_UNIQUE}\.parquet"
 _WRITTEN = rf"{_SHARD}|{_PART}|index\.parquet|vidlit_store\.json|(?:files|repeats)\.json|\.encoding\.json"
 _KEPT = r"\.(?:files|repeats)\.json\.(?:lock|\d+\.part)|\.lock|\.encoding\.lock"
-_FOLDERS = ("shards", "prompts", "index")
 _HARMLESS = {"lost+found", ".DS_Store", ".gitignore", ".gitkeep"}  # what stands in folders that people call empty
 _SHARD_NAME, _PART_NAME, _OWN_NAME = re.compile(_SHARD), re.compile(_PART), re.compile(f"{_WRITTEN}|{_KEPT}")
 
 
-def unique_name() -> str:
-    """A name that no other process gives, later ones behind earlier ones."""
-    return f"{time.time_ns():016x}-{uuid.uuid4().hex[:8]}"
+def unique_name(at: int | None = None) -> str:
+    """A name that no other process gives, later ones behind earlier ones.
+
+    Args:
+        at: nanoseconds since the epoch; now if ``None``.
+    """
+    return f"{time.time_ns() if at is None else at:016x}-{uuid.uuid4().hex[:8]}"
+
+
+def time_of_name(name: str) -> int:
+    """Nanoseconds since the epoch at which a part of the index got its name."""
+    return int(name.rpartition("/")[2].partition("-")[0], 16)
 
 
 def is_shard_name(name: str) -> bool:
@@ -56,117 +59,81 @@ def _is_unfinished(name: str) -> bool:
     return found is not None and re.fullmatch(_WRITTEN, f"{folder}{slash}{found['name']}") is not None
 
 
-def _names(root: Path) -> Iterator[str]:
-    """Names in a store's folder and in its own folders, no deeper; not of what a link leads to."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
-        for entry in entries:
-            if entry.name in _FOLDERS and entry.is_dir(follow_symlinks=False):
-                with os.scandir(entry) as inner:
-                    yield from (f"{entry.name}/{each.name}" for each in inner)
-            else:
-                yield entry.name
-
-
-# -- what is a store
-
-
-def is_marked(root: Path) -> bool:
+def is_marked(storage: Storage) -> bool:
     """Does the folder say that it is a store?
 
     Raises:
         UserError: it is one of another version.
     """
     try:
-        with open(open_regular(root / MARKER), "rb") as file:
-            marked = json.loads(file.read(4096))
-    except (OSError, ValueError):
+        marked = json.loads(storage.read(MARKER)[:4096])
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     if not isinstance(marked, dict) or marked.get("vidlit_store") != STORE_VERSION:
-        raise UserError(f"{root} was written by another version of vidlit: use another store folder")
+        raise UserError(f"{storage} was written by another version of vidlit: use another store folder")
     return True
 
 
-def foreign_names(root: Path) -> list[str]:
-    """Up to three names of what lies in a folder and is no store's."""
+def mark(storage: Storage) -> None:
+    """Say that a folder is a store."""
+    storage.write(MARKER, json.dumps({"vidlit_store": STORE_VERSION}).encode())
+
+
+def foreign_names(storage: Storage) -> list[str]:
+    """Up to three names of what lies in a folder, or in those of a store in it, and is no store's."""
     found = []
-    for name in _names(root):
-        if not (_OWN_NAME.fullmatch(name) or _is_unfinished(name) or name in _HARMLESS):
+    for name, entry in _entries(storage):
+        is_own = name in FOLDERS if entry.kind == "folder" else _OWN_NAME.fullmatch(name) or _is_unfinished(name)
+        if not (is_own or name in _HARMLESS):
             found.append(name)
             if len(found) == 3:
                 break
     return found
 
 
-def mark(root: Path) -> None:
-    """Say that a folder is a store."""
-    write_whole(root / MARKER, json.dumps({"vidlit_store": STORE_VERSION}).encode(), sync=True)
-
-
-def own_files(root: Path, older_than: float) -> list[str]:
-    """Shards, and unfinished files that a dead process left, by name.
+def own_files(storage: Storage, older_than: float) -> list[str]:
+    """Shards, and unfinished files that a dead process left, by name; nothing that a link leads to.
 
     Args:
-        root: the store.
+        storage: of the store.
         older_than: time in seconds since the epoch.
     """
-    found = []
-    for name in _names(root):
-        if is_shard_name(name) or _is_unfinished(name):
-            with contextlib.suppress(OSError):
-                status = (root / name).lstat()
-                if stat.S_ISREG(status.st_mode) and status.st_mtime < older_than:
-                    found.append(name)
-    return found
+    return [
+        name
+        for name, entry in _entries(storage)
+        if entry.kind == "file" and entry.modified < older_than and (is_shard_name(name) or _is_unfinished(name))
+    ]
 
 
-# -- opening and writing
-
-
-def inside(root: Path, name: str) -> Path:
-    """The path of a file of the store.
+def shard_sizes(storage: Storage, names: Sequence[str]) -> list[int | None]:
+    """Bytes of shards, or ``None`` for what is not there, is no regular file or has no shard's name.
 
     Raises:
-        UserError: a link on the way leads out of the store.
+        UserError: one leads out of the store, or the system refuses to say.
     """
-    path = root / name
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
-        raise UserError(f"{path} is a link that leads out of the store: put the file itself there")
-    return path
-
-
-def shard_size(root: Path, name: str) -> int | None:
-    """Bytes of a shard, or ``None`` for what is not there, is no regular file or has no shard's name.
-
-    Raises:
-        UserError: it leads out of the store, or the system refuses to say.
-    """
-    if not is_shard_name(name):
-        return None
-    path = inside(root, name)
-    try:
-        status = retry_io(path.stat, f"looking at {path}")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
-# -- one at a time
+    listed: dict[str, Entry] = {}
+    with telling(storage):
+        for folder in {name.partition("/")[0] for name in names if is_shard_name(name)}:
+            listed |= {f"{folder}/{last}": entry for last, entry in storage.entries(folder).items()}
+    sizes: list[int | None] = []
+    for name in names:
+        entry = listed.get(name) if is_shard_name(name) else None
+        sizes.append(None if entry is None else storage.size(name) if entry.kind == "link" else entry.size)
+    return sizes
 
 
 @contextlib.contextmanager
-def encoding_lock(root: Path) -> Iterator[None]:
-    """Be the only one that encodes into a store; who comes second is told whom it waits for, and waits.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    lock = HeldLock(root / ".encoding.lock", root / ".encoding.json")
-    if not lock.acquire():
-        print(f"another process is encoding into {root} ({lock.holder()}): waiting until it is done", file=sys.stderr)
-        lock.acquire(wait=True)
+def telling(storage: Storage, name: str = "") -> Iterator[None]:
+    """Tell users what the system refuses to read."""
     try:
         yield
-    finally:
-        lock.release()
+    except OSError as error:
+        where = storage.where(name) if name else storage
+        raise UserError(f"cannot read {where}: {error.strerror or error}") from error
+
+
+def _entries(storage: Storage) -> Iterator[tuple[str, Entry]]:
+    """What lies in a store's folder and in its own folders, no deeper."""
+    for folder in ("", *FOLDERS):
+        for last, entry in storage.entries(folder).items():
+            yield f"{folder}/{last}".lstrip("/"), entry

@@ -97,7 +97,7 @@ class RunDirectory:
 
     @property
     def exposure(self) -> Path:
-        """How often each clip was in a training batch."""
+        """How often each clip was in a training batch; of more than 100,000 clips it ends in ``.parquet``."""
         return self.path / "exposure.csv"
 
     @property

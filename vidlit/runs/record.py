@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidlit.bounded_yaml import read_yaml
+from vidlit.data.exposure_table import Exposure, read_exposures
 from vidlit.errors import UserError
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_name import LoggedName
@@ -40,17 +41,6 @@ class Curve(NamedTuple):
     """Optimizer steps (J,), increasing."""
     values: NDArray[np.float64]
     """(J,)."""
-
-
-class Exposure(NamedTuple):
-    """One row of ``exposure.csv``."""
-
-    clip_id: str
-    video: str
-    """The recording that it belongs to: its group."""
-    split: str
-    """``train``, ``val`` or ``test``."""
-    exposures: int
 
 
 @dataclass(frozen=True)
@@ -131,13 +121,7 @@ class RunRecord:
     @cached_property
     def exposures(self) -> list[Exposure]:
         """How often each clip was trained on, as of the latest check."""
-        if not self.directory.exposure.is_file():
-            return []
-        with self.directory.exposure.open(newline="") as file:
-            return [
-                Exposure(row["clip_id"], row["video"], row["split"], int(row["exposures"]))
-                for row in csv.DictReader(file)
-            ]
+        return read_exposures(self.directory.exposure)
 
     @cached_property
     def samples(self) -> dict[int, list[Path]]:

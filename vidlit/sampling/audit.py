@@ -108,9 +108,14 @@ class Audit:
         """What :attr:`own_clips` and :attr:`own` hold; of a caption that many clips share, a spread of them."""
         each = max(1, MAX_OWN_CLIPS // len({clip.source.caption for clip in self.clips}))
         found: list[list[Clip]] = []
+        wanted = {(clip.source.caption, clip.bucket) for clip in self.clips}
+        sides: list[dict[Any, list[Clip]]] = [defaultdict(list), defaultdict(list)]
+        for clips, by_caption in zip((self.held_out, self.datamodule.train_clips), sides, strict=True):
+            for one in clips:  # of a million clips, once
+                if (asked := (one.source.caption, one.bucket)) in wanted:
+                    by_caption[asked].append(one)
         for clip, trained in zip(self.clips, self.trained, strict=True):
-            side = self.datamodule.train_clips if trained else self.held_out
-            alike = [one for one in side if (one.source.caption, one.bucket) == (clip.source.caption, clip.bucket)]
+            alike = sides[trained][clip.source.caption, clip.bucket]
             found.append(
                 list({one.clip_id: one for one in (clip, *self.datamodule.spread(alike, each))}.values())[:each]
             )

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from vidlit.data.exposure_table import MOST_IN_CSV, write_exposures
 from vidlit.diffusion.batch import LatentBatch, clip_key
-from vidlit.runs.directory import write_text
 from vidlit.runs.logged_names import EXPOSURE_ADJUSTED, EXPOSURE_MAX, EXPOSURE_MEAN
 from vidlit.signals.signal import Signal
 from vidlit.stopping.exposure import adjusted_exposure, judge_exposure, video_exposures
 from vidlit.stopping.verdict import Verdict
 
-if TYPE_CHECKING:
-    from vidlit.data.split import Split
-
-_MOST_AT_CHECKS = 100_000  # clips: their file takes a quarter of a second
-
 
 class ExposureLedger(Signal):
     """Counts exposures, logs them at every check, writes ``exposure.csv``, warns of the risky band.
 
-    The file is written at every check; of more than 100,000 clips at the end, as it would take longer than the check.
+    The file is written at every check; of more than 100,000 clips at the end, as ``exposure.parquet``.
 
     Logs ``exposure/mean``, ``exposure/max`` (raw, per recording) and ``exposure/adjusted``.
 
@@ -88,7 +80,7 @@ class ExposureLedger(Signal):
             },
             batch_size=1,
         )
-        if len(self._keys) <= _MOST_AT_CHECKS:
+        if len(self._keys) <= MOST_IN_CSV:
             self._write()
 
     def on_train_end(self, *_: Any) -> None:
@@ -124,7 +116,7 @@ class ExposureLedger(Signal):
     def _write(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        write_text(self.run.exposure, exposure_table(self.data.split, self._counted.tolist()))
+        write_exposures(self.run.exposure, self.data.split, self._counted.tolist())
 
     # -- state: only rank 0's checkpoint is written, so ranks agree first
 
@@ -148,15 +140,3 @@ class ExposureLedger(Signal):
             self._adjusted = state["adjusted"]
             self._peak_learning_rate = state["peak_learning_rate"]
             self._per_check = dict(state["per_check"])
-
-
-def exposure_table(split: Split, exposures: Sequence[int]) -> str:
-    """What ``exposure.csv`` holds: a row for each clip of a split, with the exposures of those trained on."""
-    table = io.StringIO()
-    rows = csv.writer(table)  # whose line ends have names with a carriage return quoted
-    rows.writerow(("clip_id", "video", "split", "exposures"))
-    counts = dict(zip((clip.clip_id for clip in split.train), exposures, strict=True))
-    for side, clips in split._asdict().items():
-        for clip in clips:
-            rows.writerow((clip.clip_id, clip.source.group, side, counts.get(clip.clip_id, 0)))
-    return table.getvalue()

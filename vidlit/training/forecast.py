@@ -14,7 +14,6 @@ from vidlit.errors import UserError
 from vidlit.latents.encoding import num_cores
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band, forecast, video_exposures
 from vidlit.stopping.schedule import CheckSchedule, check_schedule
-from vidlit.video.isolation import IsolatedReader
 
 if TYPE_CHECKING:
     from vidlit.data.clip_folder import ClipFolder
@@ -229,14 +228,15 @@ def _encoding(data: ClipFolder) -> dict[str, float]:
         "clips": len(todo),
         "captions": len(missing),
         "gigabytes": size / 1e9,
-        "decode_seconds": _decode_seconds(todo, data.encoding.num_workers, data.family.sample_rate),
+        "decode_seconds": _decode_seconds(todo, data),
     }
 
 
-def _decode_seconds(clips: Sequence[Clip], workers: int | None, sample_rate: int | None) -> float:
+def _decode_seconds(clips: Sequence[Clip], data: ClipFolder) -> float:
     """Extrapolated from a few clips, spread over the list."""
+    workers, sample_rate = data.encoding.num_workers, data.family.sample_rate
     chosen = clips[:: math.ceil(len(clips) / _TIMED)] if clips else []
-    reader = IsolatedReader()
+    reader = data.open_reader()
     began = time.monotonic()
     try:
         for clip in chosen:

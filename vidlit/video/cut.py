@@ -76,7 +76,8 @@ class Shortened:
 class DatasetPlan:
     """Which clips a folder gives. Every row of it is in ``clips``, ``dropped`` or ``quarantined``."""
 
-    folder: Path
+    folder: Path | str
+    """As people call it: a path or a URL."""
     layout: str
     """The file, or the pattern, that was read."""
     fps: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -88,8 +87,8 @@ def inspect_files(
     Args:
         files: paths by the names they are reported under.
         wanted: what to read of them.
-        cache: file that remembers inspections by path, size and time of change; one that cannot be written, such as in
-            a read-only store, remembers nothing new. Files that cannot be used are looked at each time.
+        cache: file that remembers inspections by address, size and time of change; one that cannot be written, such as
+            in a read-only store, remembers nothing new. Files that cannot be used are looked at each time.
         reader: makes the readers.
         on_progress: called with (files done, files in all).
 
@@ -118,9 +117,10 @@ def _inspect_files(
     results: dict[str, Inspection | str] = {}
     stamps: dict[str, tuple[str, int, int]] = {}
     missing = []
+    address = reader().address
     for video, path in sorted(files.items()):
         status = path.stat()
-        stamps[video] = (str(path), status.st_size, status.st_mtime_ns)
+        stamps[video] = (address(path), status.st_size, status.st_mtime_ns)
         found = remembered.get(stamps[video])
         if found is None or found.lacks(video, wanted):
             missing.append(video)
@@ -172,10 +172,8 @@ def _inspect(reader: IsolatedReader, video: str, path: Path, wanted: Wanted) -> 
     numbers = sorted(wanted.frames.get(video, ()))
     times = reader.frame_times(path, numbers) if numbers and is_video else [0.0] * len(numbers)
     cuts = tuple(reader.find_cuts(path, info)) if wanted.cuts and is_video else ()
-    with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
     return Inspection(
-        content,
+        reader.content(path),
         info,
         fingerprint=_fingerprint(hashes) if wanted.fingerprint else None,
         cuts=cuts if wanted.cuts else None,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import hashlib
 import json
 import os
 import signal
@@ -127,8 +128,29 @@ class IsolatedReader:
         cuts: list[float] = self._ask("find_cuts", path, patience=patience, width=info.width, height=info.height)
         return cuts
 
+    def content(self, path: Path) -> str:
+        """The sha256 of a file.
+
+        Raises:
+            VideoError: it cannot be fetched.
+            OSError: it cannot be read.
+        """
+        with self.local(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def local(self, path: Path) -> Path:
+        """Where a video is on this machine: readers of other places fetch it."""
+        return path
+
+    def address(self, path: Path) -> str:
+        """What a video is called by everyone who may read it."""
+        return str(path)
+
     def close(self) -> None:
         """End the child, if there is one."""
+        self._stop()
+
+    def _stop(self) -> None:
         child, self._child = self._child, None
         if child is not None and self._owner == os.getpid():
             self._end(child)
@@ -157,6 +179,7 @@ class IsolatedReader:
         self, task: str, path: Path, decoded: NDArray[Any] | None = None, patience: float = 0.0, **arguments: Any
     ) -> Any:
         """The child's answer; ``patience`` are seconds beyond the time limit."""
+        path = self.local(path)
         try:
             child = self._running()
         except OSError as error:  # too many processes or open files, too little memory
@@ -187,7 +210,7 @@ class IsolatedReader:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
-            self.close()
+            self._stop()
             environment = {
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -208,7 +231,7 @@ class IsolatedReader:
             self._owner = os.getpid()
             assert self._child.stdout is not None
             if self._child.stdout.readline() != _READY:  # no file's fault: blaming them would empty the data set
-                self.close()
+                self._stop()
                 raise RuntimeError(
                     f"the decoding process does not start; '{sys.executable} -m vidlit.video.isolation "
                     f"{self.memory_limit} 1' shows why"

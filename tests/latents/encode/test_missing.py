@@ -29,6 +29,7 @@ from tests.data.stand_ins import (
     encode_logged,
     make_clips,
 )
+from tests.latents.test_store import merged_index
 from vidlit.errors import UserError
 from vidlit.latents.dataset import LatentDataset
 from vidlit.latents.encode import progress
@@ -233,7 +234,7 @@ def test_every_caption_is_read_whole_or_counted(tmp_path_factory, captions):
 def test_a_store_from_before_cuts_were_counted_says_nothing_of_them(tmp_path):
     store, clips = LatentStore(tmp_path), with_captions(["x" * 40])
     run(clips, store)
-    path = tmp_path / "index.parquet"
+    path = merged_index(tmp_path)
     pq.write_table(pq.read_table(path).drop_columns(["num_cut_tokens", "kept_tokens", "transient"]), path)
     assert "cut" not in str(run(clips, store, never))
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidlit.video.repeats.near_hashes import MOST_BITS, near_pairs
+from vidlit.video.repeats.near_hashes import MOST_BITS, near_pairs, near_pairs_with
 
 
 def found(hashes):
@@ -28,6 +28,22 @@ def test_pairs_are_those_that_comparing_all_would_give(members, seed):
     centres = np.random.default_rng(seed).integers(0, 2**64, 6, dtype=np.uint64).tolist()
     hashes = np.array([centres[one] ^ sum(1 << bit for bit in flipped) for one, flipped in members], np.uint64)
     assert found(hashes) == all_pairs(hashes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sets(st.integers(0, 63), max_size=9), st.booleans()), min_size=1, max_size=16
+    ),
+    st.integers(0, 2**32),
+)
+def test_pairs_with_new_ones_are_those_that_comparing_all_would_give(members, seed):
+    centres = np.random.default_rng(seed).integers(0, 2**64, 6, dtype=np.uint64).tolist()
+    hashes = np.array([centres[one] ^ sum(1 << bit for bit in flipped) for one, flipped, _ in members], np.uint64)
+    new = np.array([is_new for *_, is_new in members])
+    blocks = list(near_pairs_with(hashes, new))
+    pairs = {pair for block in blocks for pair in map(tuple, block.tolist())}
+    assert pairs == {(i, j) for i, j in all_pairs(hashes) if new[i] or new[j]}
 
 
 @pytest.mark.parametrize("flipped", range(MOST_BITS + 2))

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.video.repeats.test_duplicates import looks
 from vidlit.video.frames import VideoInfo
 from vidlit.video.inspection import Inspection
 from vidlit.video.repeats import remembered
+from vidlit.video.repeats.duplicates import tie_groups
 
 INFO = VideoInfo("video", 96, 64, 3.0, 4.0, 12)
 
@@ -24,9 +27,15 @@ def inspected(**numbers):
 
 @pytest.fixture
 def sought(monkeypatch):
+    """Names of the videos that are compared with all, of each search."""
     calls = []
     real = remembered.find_near_duplicates
-    monkeypatch.setattr(remembered, "find_near_duplicates", lambda found: calls.append(sorted(found)) or real(found))
+
+    def find(known, kept=(), new=None):
+        calls.append(sorted(known if new is None else new))
+        return real(known, kept, new)
+
+    monkeypatch.setattr(remembered, "find_near_duplicates", find)
     return calls
 
 
@@ -37,9 +46,42 @@ def test_a_set_is_sought_once(tmp_path, sought):
     assert [pair[:2] for pair in first] == [("a", "b")]
     assert remembered.near_duplicates(known, cache) == first
     assert sought == [["a", "b", "c"]]
-    assert remembered.near_duplicates(known | inspected(c=30), cache) == first, "another content"
-    assert remembered.near_duplicates({"d": known["a"], "b": known["b"]}, cache)[0][:2] == ("b", "d"), "another name"
-    assert len(sought) == 3
+    assert remembered.near_duplicates(known | inspected(c=30), cache) == first
+    assert sought[1:] == [["c"]], "another content"
+    assert remembered.near_duplicates({"d": known["a"], "b": known["b"]}, cache)[0][:2] == ("b", "d")
+    assert sought[2:] == [["b", "d"]], "another name, and what the one that is gone was tied to"
+    more = inspected(e=12, f=40)
+    assert len(remembered.near_duplicates({"d": known["a"], "b": known["b"], **more}, cache)) == 2
+    assert sought[3:] == [["e", "f"]], "new ones alone"
+
+
+def film(number, start=0, length=24):
+    """A part of a film: four pictures a second, each of some noise of its own."""
+    pictures = np.random.default_rng(number).integers(0, 2**63, 24)[start : start + length]
+    noise = np.random.default_rng([number, start, length]).integers(0, 64, len(pictures))
+    return looks(*[int(picture) ^ (1 << int(bit)) for picture, bit in zip(pictures, noise, strict=True)])
+
+
+FILMS = st.tuples(st.integers(0, 5), st.sampled_from([(0, 24), (0, 23), (4, 12), (8, 16)]))
+SETS = st.lists(st.dictionaries(st.sampled_from("abcdefghij"), FILMS, max_size=10), min_size=2, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SETS)
+def test_what_is_sought_bit_by_bit_is_what_is_sought_at_once(tmp_path_factory, sets):
+    """Whatever comes, goes and is replaced: the same videos are tied."""
+    cache = tmp_path_factory.mktemp("cache") / "files.json"
+    for films in sets:
+        known = {
+            name: Inspection(f"{number}{part}", INFO, film(number, *part)) for name, (number, part) in films.items()
+        }
+        groups = [(name, name) for name in known]
+        bit_by_bit = remembered.near_duplicates(known, cache)
+        at_once = remembered.near_duplicates(known, None)
+        assert tie_groups(groups, [pair[:2] for pair in bit_by_bit]) == tie_groups(
+            groups, [pair[:2] for pair in at_once]
+        )
+        assert len(bit_by_bit) == len(at_once), "a pair for each that is tied"
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "[" * 100_000, '{"of": 3}', "truncate", '{"pairs": [["a", "x", 0]]}'])

@@ -62,7 +62,10 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 """What a fit does where nobody says otherwise."""
 
-_PATHS = ("run.dir", "data.source", "data.store", "data.base", "model.base", "ckpt_path", "demo.dir", "lora", "output")
+_PATHS = {
+    *("run.dir", "data.source", "data.store", "data.cache.folder", "data.base", "model.base", "ckpt_path", "demo.dir"),
+    *("lora", "output"),
+}
 """Options that name files of the user's."""
 _NAME = re.compile(r"\w(?:[\w .+=@-]{0,98}[\w+=@-])?")
 """Of a run: what is a name of one folder on every system, and says nothing to a shell, to Markdown or to a browser."""

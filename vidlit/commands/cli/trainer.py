@@ -83,7 +83,7 @@ def _verify(store: LatentStore) -> None:
         print(f"... {damaged - _LISTED} more")
     if damaged:
         raise UserError(
-            f"{damaged} tensors of {store.root} are damaged or gone. Run `vidlit encode --repair` with the same "
+            f"{damaged} tensors of {store.storage} are damaged or gone. Run `vidlit encode --repair` with the same "
             "configuration: it encodes them again, and nothing else."
         )
-    print(f"{store.root}: all checksums match.")
+    print(f"{store.storage}: all checksums match.")

@@ -72,6 +72,7 @@ APPLIED: Mapping[str, str] = {
     "model.bad_steps": "from the next step on",
     "data.source": "another place of the same clips; other clips are refused, by name",
     "data.store": "what it lacks is encoded",
+    "data.cache": "from now on",
     "data.caption_variants": "from the next step on",
     "data.batches": "as long as `size` times the number of ranks is the same",
     "data.encoding": "from the next clip that is encoded on",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -20,6 +20,8 @@ from vidlit.latents.encode.shard_writer import ShardWriter
 from vidlit.latents.encode.work import Job, Work, encode_captions
 from vidlit.latents.encoding import num_cores
 from vidlit.latents.store import Item
+
+T = TypeVar("T")
 
 
 class LightningEngine:
@@ -52,6 +54,10 @@ class LightningEngine:
         callbacks += [_Writing(job.writer())]
         self.trainer.predict(_EncodingModule(work, job), return_predictions=False)
         self.trainer.strategy.barrier("encoded")  # what comes next reads what all ranks wrote
+
+    def shared(self, found: T | None) -> T:
+        """What the first rank found, on all of them."""
+        return cast("T", self.trainer.strategy.broadcast(found))
 
 
 class _EncodingModule(LightningModule):
@@ -92,7 +98,7 @@ class _EncodingModule(LightningModule):
         assert self.encoders is not None
         if isinstance(batch, DecodedClips):
             return self.work.encode_clips(batch, self.encoders)
-        return encode_captions([self.work.prompts[row] for row in batch], self.encoders.encoders)
+        return encode_captions([self.work.prompt(row) for row in batch], self.encoders.encoders)
 
     def on_predict_end(self) -> None:
         self.encoders = None

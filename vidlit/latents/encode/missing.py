@@ -14,7 +14,7 @@ from vidlit.latents.encode.ray_engine import RayEngine
 from vidlit.latents.encode.work import Encoders, Job, Retried, Work
 from vidlit.latents.encoding import CutCaptions, EncodeReport
 from vidlit.latents.quiet_lightning import quiet_lightning
-from vidlit.latents.recipe import PromptRecipe, Recipes
+from vidlit.latents.recipe import Recipes
 from vidlit.latents.store import LatentStore
 from vidlit.video.isolation import IsolatedReader
 
@@ -69,11 +69,10 @@ def encode(
         UserError: the store cannot be written, or the encoders are not those that recipes name.
     """
     began = time.monotonic()
-    latents = [recipes.latent(clip) for clip in clips]
     captions = dict.fromkeys([*(caption for clip in clips for caption in clip.source.captions), *further_captions])
-    work = Work(clips, latents, [recipes.prompt(caption) for caption in captions])
+    work = Work(clips, list(captions), recipes)
     decoding = Decoding(open_reader, recipes.encoding.background, sample_rate)
-    job = Job(store.root, recipes.encoding, decoding, load_encoders, recipes.identity)
+    job = Job(store, recipes.encoding, decoding, load_encoders, recipes.identity)
     damaged: list[Damage] = []
     with contextlib.ExitStack() as held:
         held.enter_context(quiet_lightning())
@@ -87,27 +86,37 @@ def encode(
         chosen.run(work, job)
         if chosen.is_first and work.is_missing:
             store.compact()
+    if work.is_missing:  # other processes wrote, too
+        store.storage.refresh()
+    report = _report(work, store, len(damaged), time.monotonic() - began) if chosen.is_first else None
+    return chosen.shared(report)
+
+
+def _report(work: Work, store: LatentStore, damaged: int, seconds: float) -> EncodeReport:
     after, quarantined = store.keys("latent"), store.quarantined()
+    failed = [row for row in range(len(work.clips) if quarantined else 0) if work.latent(row).key in quarantined]
     return EncodeReport(
-        encoded=sum(latents[row].key in after for row in work.todo),
+        encoded=sum(work.latent(row).key in after for row in work.todo),
         captions=len(work.todo_prompts),
         stored=work.num_stored,
-        damaged=len(damaged),
+        damaged=damaged,
         quarantined=[
-            quarantined[recipe.key]._replace(clip_id=clip.clip_id, video=clip.source.video)
-            for clip, recipe in zip(clips, latents, strict=True)
-            if recipe.key not in after and recipe.key in quarantined
+            quarantined[work.latent(row).key]._replace(clip_id=clip.clip_id, video=clip.source.video)
+            for row in failed
+            if work.latent(row).key not in after
+            for clip in (work.clips[row],)
         ],
-        cut=_cut_captions(store, clips, work.prompts),
-        seconds=time.monotonic() - began,
+        cut=_cut_captions(work, store),
+        seconds=seconds,
     )
 
 
-def _cut_captions(store: LatentStore, clips: Sequence[Clip], prompts: Sequence[PromptRecipe]) -> CutCaptions:
+def _cut_captions(work: Work, store: LatentStore) -> CutCaptions:
     """Which captions the text encoder did not read to their ends, as the store remembers it."""
     # The first clip of each.
-    clip_of = {caption: clip.clip_id for clip in reversed(clips) for caption in clip.source.captions}
+    clip_of = {caption: clip.clip_id for clip in reversed(work.clips) for caption in clip.source.captions}
     read = store.read_tokens()
+    prompts = [work.prompt(row) for row in range(len(work.captions))]
     known = [(prompt.caption, *read[prompt.key]) for prompt in prompts if prompt.key in read]
     names = {caption: clip_of.get(caption, repr(caption[:60])) for caption, _, _ in known}
     alike: dict[str, list[str]] = {}

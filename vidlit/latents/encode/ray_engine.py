@@ -12,7 +12,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -21,12 +21,13 @@ from vidlit.latents.encode.decode import ClipDecoder, DecodedClips
 from vidlit.latents.encode.device_encoders import DeviceEncoders
 from vidlit.latents.encode.progress import EncodeProgress
 from vidlit.latents.encode.work import Job, Retried, Work, encode_captions
-from vidlit.latents.store import LatentStore
 from vidlit.latents.store_folder import unique_name
 
 if TYPE_CHECKING:
     from vidlit.latents.recipe import PromptRecipe
     from vidlit.latents.store import Item
+
+T = TypeVar("T")
 
 _DECODED_AHEAD = 2
 """Batches for each CPU that are decoded or being decoded: encoders seldom wait, and memory holds no more."""
@@ -49,14 +50,13 @@ class RayEngine:
         """
         if not work.is_missing:
             return
-        store = LatentStore(job.root)
         left = replace(work)  # the lists of ``work`` say what was missing before
         with _cluster() as ray, EncodeProgress(len(work.todo)) as progress:
             while left.is_missing:
                 before = len(left.todo) + len(left.todo_prompts)
                 if not _Round(ray, left, job, progress).run():
                     return
-                left.look(store, Retried(final=False, transient=False))
+                left.look(job.store, Retried(final=False, transient=False))
                 progress.done = progress.total - len(left.todo)  # clips of a lost shard were counted
                 if len(left.todo) + len(left.todo_prompts) == before:
                     raise UserError(
@@ -64,6 +64,11 @@ class RayEngine:
                         "through. See Ray's logs (`ray logs`) and the memory of these machines, then run again: "
                         "encoding continues from what the store has."
                     )
+
+    def shared(self, found: T | None) -> T:
+        """What the first process found, which is this one."""
+        assert found is not None
+        return found
 
 
 @contextlib.contextmanager
@@ -195,7 +200,7 @@ class _Round:
         batches = deque(self.work.caption_batches())
         while batches or self.encoding or self.writing:
             while batches and (number := self._free_encoder()) is not None:
-                recipes = [self.work.prompts[row] for row in batches.popleft()]
+                recipes = [self.work.prompt(row) for row in batches.popleft()]
                 self._send(number, "encode_captions", recipes)
             self._take_one()
 

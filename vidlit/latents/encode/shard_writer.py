@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from vidlit.latents.store import Item, LatentStore
 
 
+_MERGED_EVERY = 64
+"""Shards whose parts of the index become one: of 10,000 parts a reader takes ten seconds to make a table."""
+
+
 class ShardWriter:
     """Gathers items and commits them shard by shard, in a thread of its own: a disk that syncs holds up no encoder.
 
@@ -26,6 +30,7 @@ class ShardWriter:
         self.store, self.encoding = store, encoding
         self._items: list[Item] = []
         self._since = 0.0
+        self._num_written = 0
         self._writing: Future[None] | None = None
 
     def add(self, items: Sequence[Item]) -> None:
@@ -57,8 +62,14 @@ class ShardWriter:
         if items:
             # A thread for each shard: one that waits for work would outlive a process that forks, or is pickled.
             pool = ThreadPoolExecutor(1, thread_name_prefix="shard")
-            self._writing = pool.submit(self.store.write, items)
+            self._writing = pool.submit(self._write, items)
             pool.shutdown(wait=False)
+
+    def _write(self, items: list[Item]) -> None:
+        self.store.write(items)
+        self._num_written += 1
+        if self._num_written % _MERGED_EVERY == 0:
+            self.store.compact(only_small=True)
 
     def _end(self) -> None:
         writing, self._writing = self._writing, None

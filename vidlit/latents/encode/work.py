@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import torch
@@ -16,11 +15,12 @@ from vidlit.latents.encode.decode import DecodedClips, Decoding
 from vidlit.latents.encode.device_encoders import DeviceEncoders
 from vidlit.latents.encode.shard_writer import ShardWriter
 from vidlit.latents.encoding import Encoding, QuarantinedClip
-from vidlit.latents.recipe import MASK, LatentRecipe, PromptRecipe
+from vidlit.latents.recipe import MASK, LatentRecipe, PromptRecipe, Recipes
 from vidlit.latents.store import Item, LatentStore
 
 if TYPE_CHECKING:
     from vidlit.models.encoders import ReadTokens
+    from vidlit.video.buckets import Bucket
     from vidlit.video.sources import Clip
 
 _CAPTIONS_PER_BATCH = 16
@@ -56,8 +56,7 @@ class Encoders(Protocol):
 class Job:
     """What all who take part in encoding are given, on whatever machine."""
 
-    root: Path
-    """Of the store."""
+    store: LatentStore
     encoding: Encoding
     decoding: Decoding
     load: Callable[[], Encoders]
@@ -80,7 +79,7 @@ class Job:
 
     def writer(self) -> ShardWriter:
         """What makes shards of items."""
-        return ShardWriter(LatentStore(self.root), self.encoding)
+        return ShardWriter(self.store, self.encoding)
 
 
 class Retried(NamedTuple):
@@ -99,11 +98,19 @@ class Work:
     """Clips and distinct captions, and the rows of them that are to be encoded."""
 
     clips: Sequence[Clip]
-    recipes: list[LatentRecipe]
-    prompts: list[PromptRecipe]
+    captions: Sequence[str]
+    recipes: Recipes
     todo: list[int] = field(default_factory=list)
     todo_prompts: list[int] = field(default_factory=list)
     num_stored: int = 0
+
+    def latent(self, row: int) -> LatentRecipe:
+        """The recipe of a clip."""
+        return self.recipes.latent(self.clips[row])
+
+    def prompt(self, row: int) -> PromptRecipe:
+        """The recipe of a caption."""
+        return self.recipes.prompt(self.captions[row])
 
     @property
     def is_missing(self) -> bool:
@@ -112,14 +119,20 @@ class Work:
 
     def look(self, store: LatentStore, retried: Retried) -> bool:
         """See what the store lacks; is it anything?"""
+        store.storage.refresh()
         stored, stored_prompts = store.keys("latent"), store.keys("prompt")
         skip = stored | {key for key, clip in store.quarantined().items() if not retried.has(clip)}
-        rows_of_key = {recipe.key: row for row, recipe in reversed(list(enumerate(self.recipes)))}  # the first of each
-        self.todo = [row for key, row in rows_of_key.items() if key not in skip]
-        self.todo.sort(key=lambda row: (self.clips[row].bucket, row))
-        self.todo_prompts = [row for row, recipe in enumerate(self.prompts) if recipe.key not in stored_prompts]
-        self.num_stored = sum(recipe.key in stored for recipe in self.recipes)
+        rows: dict[str, int] = {}  # the first of each key
+        for row in range(len(self.clips)):
+            rows.setdefault(self.latent(row).key, row)
+        self.todo = sorted((row for key, row in rows.items() if key not in skip), key=self._by_bucket)
+        prompts = range(len(self.captions))
+        self.todo_prompts = [row for row in prompts if self.prompt(row).key not in stored_prompts]
+        self.num_stored = sum(self.latent(row).key in stored for row in range(len(self.clips)))
         return self.is_missing
+
+    def _by_bucket(self, row: int) -> tuple[Bucket, int]:
+        return self.clips[row].bucket, row
 
     def clip_batches(self, encoding: Encoding, *, on_gpu: bool) -> list[list[int]]:
         """Rows in batches of one bucket.
@@ -139,7 +152,7 @@ class Work:
 
     def clips_alone(self, rows: Sequence[int]) -> Work:
         """Some of the clips, as work of its own that a process on another machine is given."""
-        return Work([self.clips[row] for row in rows], [self.recipes[row] for row in rows], [])
+        return Work([self.clips[row] for row in rows], [], self.recipes)
 
     def encode_clips(self, batch: DecodedClips, on_device: DeviceEncoders) -> list[Item]:
         """Items of decoded clips, and of those that could not be."""
@@ -154,7 +167,7 @@ class Work:
                 )
                 items.append(self._item(row, {}, reason, transient=True))
                 continue
-            dtype = self.recipes[row].dtype
+            dtype = self.latent(row).dtype
             stored = {name: _to_store(tensor, dtype) for name, tensor in encoded.items()}
             if row in batch.masks:
                 whole = batch.masks[row].expand(batch.frames.shape[1:4])
@@ -168,7 +181,7 @@ class Work:
     def _item(self, row: int, tensors: dict[str, Tensor], reason: str = "", transient: bool = False) -> Item:
         clip = self.clips[row]
         source = clip.source
-        return Item(self.recipes[row], tensors, clip.clip_id, source.video, source.group, reason, transient)
+        return Item(self.latent(row), tensors, clip.clip_id, source.video, source.group, reason, transient)
 
 
 def encode_captions(recipes: Sequence[PromptRecipe], encoders: Encoders) -> list[Item]:

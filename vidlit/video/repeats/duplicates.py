@@ -6,10 +6,10 @@ Without it a near-copy of a training video can sit in the validation split and h
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import imagehash
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 
 from vidlit.video.frames import ClipRequest, VideoError, VideoInfo, read_clip, read_key_frames
 from vidlit.video.repeats.excerpts import DENSE_RATE, DENSE_SECONDS, find_excerpts
-from vidlit.video.repeats.near_hashes import near_pairs
+from vidlit.video.repeats.near_hashes import near_pairs, near_pairs_with
 
 NUM_FRAMES = 4
 """Frames hashed of a video, evenly spread over it."""
@@ -30,9 +30,6 @@ _MIN_CONTRAST = 6.0  # standard deviation of grey levels below which a hash sees
 _MIN_FRAMES = 2  # informative ones that two videos must have in common
 _MOST_ALIKE = 20  # videos that look alike of which excerpts are looked for
 _MOST_KEY_FRAMES = 600  # of one video: a few seconds of decoding
-
-
-_Named = TypeVar("_Named", str, int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,49 +119,58 @@ def _hash(frame: NDArray[np.uint8]) -> str | None:
     return str(imagehash.phash(grey)) if float(np.std(np.asarray(grey))) >= _MIN_CONTRAST else None
 
 
-def find_near_duplicates(fingerprints: Mapping[str, Fingerprint]) -> list[tuple[str, str, float]]:
+def find_near_duplicates(
+    fingerprints: Mapping[str, Fingerprint],
+    kept: Iterable[tuple[str, str, float]] = (),
+    new: Set[str] | None = None,
+) -> list[tuple[str, str, float]]:
     """Videos whose frames look the same: at the same times of the video, or those of an excerpt.
 
     Args:
         fingerprints: those of :func:`fingerprint`, by video.
+        kept: what an earlier search found among those that are not new.
+        new: videos that were not among them; ``None`` for all.
 
     Returns:
         (first, second, mean distance in bits), sorted: enough pairs to tie each video to all that look like it, fewer
         than there are videos.
     """
     pairs: dict[tuple[str, str], float] = {}
+    tied: Ties = Ties()
+
+    def tie(one: str, other: str, distance: float) -> None:
+        first, second = sorted((one, other))
+        if tied.tie(first, second):
+            pairs[first, second] = distance
+
+    for pair in kept:
+        tie(*pair)
     first_with: dict[Fingerprint, str] = {}
     for video in sorted(fingerprints):
         first = first_with.setdefault(fingerprints[video], video)
         if first != video and fingerprints[video].tells_something():
-            pairs[first, video] = 0.0
+            tie(first, video, 0.0)
     videos = sorted(first_with.values())
-    tied: Ties[int] = Ties()
-
-    def tie(first: int, second: int, distance: float) -> None:
-        if tied.tie(first, second):
-            pairs[videos[first], videos[second]] = distance
-
     for length, least, limit in ((NUM_FRAMES, _MIN_FRAMES, MAX_DISTANCE), (1, 1, MAX_IMAGE_DISTANCE)):
-        rows = np.array([row for row, video in enumerate(videos) if len(fingerprints[video].spread) == length], int)
-        spreads = [fingerprints[videos[row]].spread for row in rows]
+        own = [video for video in videos if len(fingerprints[video].spread) == length]
+        spreads = [fingerprints[video].spread for video in own]
         known = np.array([[h is not None for h in spread] for spread in spreads], bool).reshape(-1, length)
         bits = np.array([[int(h or "0", 16) for h in spread] for spread in spreads], np.uint64).reshape(-1, length)
-        for (i, j), distance in sorted(_alike(bits, known, least, limit).items()):
-            tie(int(rows[i]), int(rows[j]), distance)
+        is_new = np.array([new is None or video in new for video in own], bool)
+        for (i, j), distance in sorted(_alike(bits, known, is_new, least, limit).items()):
+            tie(own[i], own[j], distance)
     # Of many that look alike, a few show what the others would: each pair of their frames would else be a candidate.
-    members: dict[int, list[str]] = defaultdict(list)
-    row_of = {video: row for row, video in enumerate(videos)}
-    for video, row in row_of.items():
-        members[tied.root(row)].append(video)
+    members: dict[str, list[str]] = defaultdict(list)
+    for video in videos:
+        members[tied.root(video)].append(video)
     shown = [video for alike in members.values() for video in alike[:_MOST_ALIKE]]
-    for one, other, distance in find_excerpts({video: fingerprints[video].timeline for video in shown}):
-        tie(row_of[one], row_of[other], distance)
+    for found in find_excerpts({video: fingerprints[video].timeline for video in shown}, new):
+        tie(*found)
     return sorted((*pair, distance) for pair, distance in pairs.items())
 
 
 def _alike(
-    bits: NDArray[np.uint64], known: NDArray[np.bool_], least: int, limit: float
+    bits: NDArray[np.uint64], known: NDArray[np.bool_], is_new: NDArray[np.bool_], least: int, limit: float
 ) -> dict[tuple[int, int], float]:
     """Pairs of rows whose hashes differ by no more than a limit, on average over the frames that both have.
 
@@ -173,13 +179,15 @@ def _alike(
     Args:
         bits: (N, frames), their hashes.
         known: (N, frames), where there is one.
+        is_new: (N,); of each pair one is new at least.
         least: frames that both must have.
         limit: bits, at most :data:`vidlit.video.repeats.near_hashes.MOST_BITS`.
     """
     found: dict[tuple[int, int], float] = {}
     for frame in range(bits.shape[1]):
         rows = np.flatnonzero(known[:, frame])
-        for block in near_pairs(bits[rows, frame]):
+        hashes, new = bits[rows, frame], is_new[rows]
+        for block in near_pairs(hashes) if new.all() else near_pairs_with(hashes, new):
             one, other = rows[block].T
             both = known[one] & known[other]
             shared = both.sum(axis=1)
@@ -190,13 +198,13 @@ def _alike(
     return found
 
 
-class Ties(Generic[_Named]):
+class Ties:
     """Which of some things are tied, directly or by others; the lowest stands for all that it is tied to."""
 
     def __init__(self) -> None:
-        self._parent: dict[_Named, _Named] = {}
+        self._parent: dict[str, str] = {}
 
-    def root(self, one: _Named) -> _Named:
+    def root(self, one: str) -> str:
         """What stands for one; itself, until it is tied."""
         parent = self._parent
         while (above := parent.get(one, one)) != one:
@@ -204,7 +212,7 @@ class Ties(Generic[_Named]):
             one = above
         return one
 
-    def tie(self, first: _Named, second: _Named) -> bool:
+    def tie(self, first: str, second: str) -> bool:
         """Tie two; were they not?"""
         low, high = sorted((self.root(first), self.root(second)))
         if low != high:
@@ -222,7 +230,7 @@ def tie_groups(groups: Iterable[tuple[str, str]], pairs: Iterable[tuple[str, str
     Returns:
         One group a video. A merged group has the smallest of its names, so the order of rows does not matter.
     """
-    ties: Ties[str] = Ties()
+    ties: Ties = Ties()
     group_of: dict[str, str] = {}
     for video, group in groups:
         ties.tie(group_of.setdefault(video, group), group)

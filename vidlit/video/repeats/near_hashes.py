@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ MOST_BITS = 8
 """What two hashes may differ by at most, to be found for certain."""
 _BANDS = ((0, 22), (22, 21), (43, 21))  # first bit and width: of 8 differing bits one band has at most 2
 _MOST_ALIKE = 16  # hashes of one key that are all compared; of more each with its next ones, and with the first
+
+_AT_ONCE = 4096  # new hashes, each with 254 bands: 8 MB of them
 
 
 def near_pairs(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
@@ -47,8 +50,37 @@ def near_pairs(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
             yield from _near(hashes, rows[together], rows[together + step])
 
 
+def near_pairs_with(hashes: NDArray[np.uint64], new: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
+    """As :func:`near_pairs`, of pairs of which one at least is new: the others were compared before.
+
+    A band of a new hash is written down with every two of its bits changed, and looked up among those of the old ones,
+    which are sorted as they are: what the old ones cost is one sort a band.
+
+    Args:
+        hashes: (N,).
+        new: (N,), which of them.
+    """
+    old_rows, new_rows = np.flatnonzero(~new), np.flatnonzero(new)
+    for block in near_pairs(hashes[new_rows]):
+        yield new_rows[block]
+    for first_bit, width in _BANDS:
+        mask = np.uint64(2**width - 1)
+        band = (hashes >> np.uint64(first_bit)) & mask
+        one = np.array([0, *(1 << bit for bit in range(width))], np.uint64)
+        changes = np.unique(one[:, None] ^ one)  # none, one or two bits
+        order = old_rows[np.argsort(band[old_rows], kind="stable")]
+        for start in range(0, len(new_rows), _AT_ONCE):
+            rows = new_rows[start : start + _AT_ONCE]
+            wanted = (band[rows][:, None] ^ changes).ravel()
+            first = np.searchsorted(band[order], wanted, "left")
+            count = np.searchsorted(band[order], wanted, "right") - first
+            count = np.minimum(count, _MOST_ALIKE)  # of more that are alike, the first ones are tied to the others
+            place = np.arange(count.sum()) - np.repeat(count.cumsum() - count - first, count)
+            yield from _near(hashes, np.repeat(np.repeat(rows, len(changes)), count), order[place])
+
+
 def _near(
-    hashes: NDArray[np.uint64], first: NDArray[np.int32], second: NDArray[np.int32]
+    hashes: NDArray[np.uint64], first: NDArray[np.integer[Any]], second: NDArray[np.integer[Any]]
 ) -> Iterator[NDArray[np.int64]]:
     near = (np.bitwise_count(hashes[first] ^ hashes[second]) <= MOST_BITS) & (first != second)
     if near.any():

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import filelock
 
 from vidlit.video.inspection import Inspection
-from vidlit.video.repeats.duplicates import find_near_duplicates
+from vidlit.video.repeats.duplicates import Ties, find_near_duplicates
 from vidlit.whole_files import write_whole
 
-_VERSION = 1  # goes up whenever other pairs would be found
+_VERSION = 2  # goes up whenever other pairs would be found
 _logger = logging.getLogger(__name__)
 
 
 def near_duplicates(known: Mapping[str, Inspection], cache: Path | None) -> list[tuple[str, str, float]]:
-    """As :func:`vidlit.video.repeats.duplicates.find_near_duplicates`, once for a set of names and contents.
+    """As :func:`vidlit.video.repeats.duplicates.find_near_duplicates`; what was compared before is not compared again.
 
     Args:
         known: what was read of the files, by name.
@@ -31,29 +30,46 @@ def near_duplicates(known: Mapping[str, Inspection], cache: Path | None) -> list
     if cache is None:
         return find_near_duplicates(fingerprints)
     path = cache.with_name("repeats.json")
-    digest = hashlib.sha256(f"{_VERSION}".encode())
-    for video in sorted(fingerprints):
-        digest.update(f"{len(video.encode())} {video} {known[video].content} ".encode())
+    contents = {video: known[video].content for video in sorted(fingerprints)}
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(filelock.FileLock(path.with_name(f".{path.name}.lock")))
         except (OSError, NotImplementedError) as error:  # a read-only disk; a file system without locks
             _logger.debug("%s is read without a lock: %s", path, error)
-        found = _read(path, digest.hexdigest(), fingerprints.keys())
-        if found is None:
-            found = find_near_duplicates(fingerprints)
-            with contextlib.suppress(OSError):
-                write_whole(path, json.dumps({"of": digest.hexdigest(), "pairs": found}).encode())
+        compared, pairs = _read(path)
+        if compared == contents:
+            return pairs
+        new, kept = _changes(contents, compared, pairs)
+        found = find_near_duplicates(fingerprints, kept, new)
+        with contextlib.suppress(OSError):
+            write_whole(path, json.dumps({"version": _VERSION, "compared": contents, "pairs": found}).encode())
     return found
 
 
-def _read(path: Path, wanted: str, videos: Set[str]) -> list[tuple[str, str, float]] | None:
-    """What is kept, if it is of the same files and whole."""
+def _changes(
+    contents: Mapping[str, str], compared: Mapping[str, str], pairs: Iterable[tuple[str, str, float]]
+) -> tuple[set[str], list[tuple[str, str, float]]]:
+    """Videos that are to be compared with all, and the pairs that stand.
+
+    A video that is gone, or another one by now, may have been what tied others to each other: these are compared anew.
+    """
+    ties = Ties()
+    for first, second, _ in pairs:
+        ties.tie(first, second)
+    changed = {video for video, content in compared.items() if contents.get(video) != content}
+    broken = {ties.root(video) for video in changed}
+    new = {video for video in contents if video not in compared or ties.root(video) in broken}
+    return new, [pair for pair in pairs if ties.root(pair[0]) not in broken]
+
+
+def _read(path: Path) -> tuple[dict[str, str], list[tuple[str, str, float]]]:
+    """What is kept, if it is whole: contents that were compared, by name, and the pairs among them."""
     try:
         kept = json.loads(path.read_bytes())
-        if kept["of"] != wanted:
-            return None
+        compared = {str(video): str(content) for video, content in kept["compared"].items()}
         pairs = [(str(first), str(second), float(distance)) for first, second, distance in kept["pairs"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return pairs if all(first in videos and second in videos for first, second, _ in pairs) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}, []
+    if kept.get("version") != _VERSION or not all({first, second} <= compared.keys() for first, second, _ in pairs):
+        return {}, []
+    return compared, pairs
