@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 MAX_LENGTH = 2000
@@ -65,10 +65,6 @@ class Interrupted(Exception):  # noqa: N818 - says what happened, as KeyboardInt
         self.advice = f"Go on with --ckpt_path {checkpoint}"
 
 
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "refused")
-"""Of gloo."""
-
-
 def explain_error(error: BaseException) -> str | None:
     """What is wrong and what to do, where a user can mend it; ``None`` for an error of vidlit's own.
 
@@ -93,12 +89,6 @@ def explain_error(error: BaseException) -> str | None:
             f"{key[1] if key else 'the config'}: {denied[1]} is none of the classes that a config may name. Code of "
             "your own takes part by --plugin FILE on the command line."
         )
-    elif _lost_a_rank(names, line):
-        told = (
-            f"another process of this run is gone, so this one cannot go on ({line[:160]}). Its own last lines say "
-            "why: out of memory, a machine that went away, a kill. What was saved is whole: start all of them again "
-            "with --ckpt_path last."
-        )
     elif "ArgumentError" in names:
         told = line
     elif isinstance(error, OSError) and (error.filename is not None or error.errno in _WAYS_OUT):
@@ -115,13 +105,6 @@ def explain_error(error: BaseException) -> str | None:
     elif _is_of(error, "jsonargparse"):
         told = f"what the config names cannot be made: {line}"
     return on_one_screen(told) if told is not None else None
-
-
-def _lost_a_rank(kinds: Collection[str], line: str) -> bool:
-    """Is it what the processes of a run that are left say of one that died: in the words of gloo, NCCL or the store?"""
-    return any(kind in kinds for kind in ("DistBackendError", "DistNetworkError", "DistStoreError")) or (
-        "gloo" in line.lower() and any(words in line for words in _LOST)
-    )
 
 
 def explain_bug(error: BaseException) -> str:
@@ -158,7 +141,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_lost_rank(error: BaseException) -> bool:
     """Did the connection to another rank break, which died or ended with an error of its own?"""
-    return isinstance(error, RuntimeError) and not isinstance(error, UserError) and bool(_BROKEN.search(str(error)))
+    of_the_network = {"DistNetworkError", "DistStoreError"} & {kind.__name__ for kind in type(error).__mro__}
+    broken = isinstance(error, RuntimeError) and _BROKEN.search(str(error))
+    return bool(of_the_network or broken)
 
 
 def printable(text: str) -> str:
