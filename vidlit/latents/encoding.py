@@ -27,8 +27,8 @@ class Encoding:
             clip is used, for which the store also holds the standard deviation. Everything else uses the mode.
         background: red, green, blue (0-255) behind transparent pixels.
         batch_size: number of clips of one bucket that go through the VAE at once. ``auto`` measures on a GPU how many
-            have room in its memory, up to 8, and takes one by one on a CPU, where more gain nothing and change the last
-            bits. Where memory runs out, half as many are tried.
+            have room in its memory, up to 8, and takes one by one on a CPU, where several change the last bits and are
+            faster for tiny clips alone. Where memory runs out, half as many are tried.
         num_workers: number of processes per rank that decode videos; ``None`` shares this machine's cores among its
             ranks.
         shard_bytes: size at which a shard is written.
