@@ -64,6 +64,14 @@ class HeldLock:
         """Let others take it."""
         self._lock.release()
 
+    def is_held_here(self) -> bool | None:
+        """Whether the process that took it last is alive; ``None`` where that is on another machine, or not known.
+
+        The lock itself is not tried: whoever wants it just then would be refused.
+        """
+        number, host = self._read()
+        return psutil.pid_exists(number) if host == socket.gethostname() else None
+
     def holder(self) -> str:
         """Who took it last, in words."""
         number, host = self._read()

@@ -109,7 +109,7 @@ def test_a_part_that_is_done_is_frozen_at_its_best_and_the_other_goes_on(words, 
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "Validation loss, high" in page
-    assert "Validation loss, low (dashed)" in page
+    assert "Validation loss, low" in page
 
 
 def summary_base(run):

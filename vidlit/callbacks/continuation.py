@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vidlit.data.usage import LeftOut, ShownClip, as_csv, left_out, shown_clips
 from vidlit.lightning_internals import count_steps_from
 from vidlit.runs.directory import write_text
 from vidlit.runs.loggers.csv_logger import RunCSVLogger
@@ -32,6 +33,8 @@ class Continuation(RunCallback):
         step = self.trainer.global_step
         if self.trainer.ckpt_path is None or not self.run.clips.is_file():
             write_text(self.run.clips, self.data.clip_identity.as_table())
+            write_text(self.run.dataset, as_csv(shown_clips(self.data.split), ShownClip))
+            write_text(self.run.left_out, as_csv(left_out(self.data.usage), LeftOut))
         self.run.rewind_decisions(step)
         for logger in self.trainer.loggers:
             if isinstance(logger, RunCSVLogger):

@@ -100,7 +100,7 @@ def fold_words(words: Sequence[str], number: int, num_folds: int, directory: Run
     """
     checkpoint = directory.last_checkpoint if directory.last_checkpoint.is_file() else None
     fold = f'--data.split.fold={{"number": {number}, "of": {num_folds}}}'
-    return ["fit", *words, fold, "--refit=false", f"--ckpt_path={checkpoint or 'null'}"]
+    return ["fit", *words, fold, "--refit=false", "--run.watch=false", f"--ckpt_path={checkpoint or 'null'}"]
 
 
 def summarise_folds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:

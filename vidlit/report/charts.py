@@ -1,62 +1,98 @@
-"""From the rows of logged names to charts: what they share is drawn for every metric alike, a few say more.
+"""From the rows of logged names to charts, as data that the page's script draws (``templates/page.js``, uPlot).
 
-Log-ratios become per cent of the base model's loss.
+What rows share is drawn for every metric alike, a few say more. Log-ratios become per cent of the base model's loss.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
-from markupsafe import Markup
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from vidlit.report.plot import Plot
 from vidlit.runs.logged_name import LoggedName
 from vidlit.runs.logged_names import (
     COPIES_RATIO_MIN,
     DIVERSITY_LOG_RATIO,
     EXPOSURE_MEAN,
     OVERFITTING,
-    TRAIN_LOSS,
+    RUN_SECONDS,
     VAL_LOG_RATIO,
     charts,
 )
 from vidlit.runs.record import Curve, RunRecord
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, RISKY, video_exposures
 
-WIDE, HALF, _NARROW = (1040, 340), (510, 270), (360, 250)
-"""Sizes in pixels: across the page, half as wide, and on a phone."""
 NUM_COLOURS = 8
 """Of lines that have no colour of their own, and of levels from light to dark."""
+MOST_POINTS = 1000
+"""Of a curve, more than which no screen shows: of longer ones each stretch's lowest and highest point is kept."""
 BANDS = (("conservative", CONSERVATIVE), ("moderate", MODERATE), ("high", RISKY), ("risky", math.inf))
+_DIGITS = 5  # of a number in a chart: more is not seen, and makes pages long
 
 Array = NDArray[np.float64]
-Legend = list[tuple[str, str]]
-"""Names of CSS variables, what they stand for."""
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A chart with its words."""
+class Line:
+    """One curve. Colours are names of the page's CSS variables: ``val`` is ``var(--val)``."""
+
+    name: str
+    colour: str
+    x: list[float]
+    y: list[float]
+    dashed: bool = False
+    noisy: bool = False
+    """Whether single values say little: it is drawn faint, with a running mean on it."""
+
+
+@dataclass
+class Chart:
+    """What one chart shows, as JSON takes it.
+
+    Args:
+        title: heading.
+        full: whether it is as wide as the page.
+        unit: of the numbers, and which of them are better.
+        words: a sentence below it.
+        zero: the vertical axis holds 0.
+        x: what its horizontal axis is: ``step``, which the reader may change to exposures or time, or ``seen``, the
+            number of exposures of a histogram.
+    """
 
     title: str
-    drawing: Markup
+    full: bool = False
     unit: str = ""
-    legend: Sequence[tuple[str, str]] = ()
     words: str = ""
+    zero: bool = False
+    x: str = "step"
+    lines: list[Line] = field(default_factory=list)
+    levels: list[tuple[float, str, str]] = field(default_factory=list)
+    """Horizontal lines: value, colour, name."""
+    marks: list[tuple[float, str, str]] = field(default_factory=list)
+    """Dashed upright lines: step, colour, name."""
+    bands: list[tuple[float, float | None, str]] = field(default_factory=list)
+    """Stretches of the vertical axis (of a histogram's horizontal one): from, to, colour and name in one."""
+    bars: list[tuple[float, float, int]] = field(default_factory=list)
+    """Of a histogram: from, to, how many."""
+
+    def line(self, name: str, colour: str, steps: ArrayLike, values: ArrayLike, **look: bool) -> None:
+        """Add a curve; values that are not finite are left out."""
+        x, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+        finite = np.isfinite(y)
+        x, y = _thinned(x[finite], y[finite])
+        if len(x):
+            self.lines.append(Line(name, colour, x.tolist(), [_short(value) for value in y.tolist()], **look))
+
+    def as_json(self) -> dict[str, Any]:
+        """What the script draws from: all but the words, which stand in the page's text."""
+        return {key: value for key, value in asdict(self).items() if key not in ("unit", "words", "full")}
 
 
-def drawing(plot: Plot, size: tuple[int, int], unit: str, legend: Legend, words: str) -> Drawing:
-    """A plot twice, for a large screen and for a phone: the page shows the one that fits."""
-    sizes = {"wide": size, "narrow": _NARROW}
-    drawn = (Markup('<div class="{}">{}</div>').format(name, plot.svg(*each)) for name, each in sizes.items())
-    return Drawing(plot.caption, Markup("").join(drawn), unit, legend, words)
-
-
-def sections(run: RunRecord) -> dict[str, list[Drawing]]:
+def sections(run: RunRecord) -> dict[str, list[Chart]]:
     """Every chart that a run has logged something for, by section."""
     found = {}
     for section, headings in charts(run.logged_names).items():
@@ -65,46 +101,50 @@ def sections(run: RunRecord) -> dict[str, list[Drawing]]:
     return found
 
 
-def _chart(run: RunRecord, heading: str, rows: Sequence[LoggedName]) -> Drawing | None:
+def axes(run: RunRecord) -> dict[str, list[list[float]]]:
+    """What a step is in exposures and in seconds of training, as far as is known: steps and values of each."""
+    curves = {"exposures": run.curve(EXPOSURE_MEAN.name), "seconds": run.curve(RUN_SECONDS.name)}
+    return {
+        name: [[0, *curve.steps.tolist()], [0, *(_short(value) for value in curve.values.tolist())]]
+        for name, curve in curves.items()
+        if len(curve.steps)
+    }
+
+
+def _chart(run: RunRecord, heading: str, rows: Sequence[LoggedName]) -> Chart | None:
     """The curves of the rows that share a chart; ``None`` where none was logged."""
     drawn = [(row, curves) for row in rows if (curves := run.curves_of(row))]
     if not drawn:
         return None
     lowest = min(curve.values.min() for _, curves in drawn for curve in curves)
+    words = " ".join(row.words for row in rows if row.words)
     # Losses move far from 0; counts, shares and distances are small or large against it.
-    plot, legend = Plot(heading, zero=lowest >= 0 and rows[0].section != OVERFITTING), Legend()
+    zero = bool(lowest >= 0 and rows[0].section != OVERFITTING)
+    chart = Chart(heading, heading == VAL_LOG_RATIO.heading, _unit(rows[0]), words, zero)
     if rows[0].scale == "log_ratio":
-        plot.level(0, "faint")
+        chart.levels.append((0, "faint", ""))
     for place, (row, curves) in enumerate(drawn):
         colour = "stop" if row.limit else _OF_SETS.get(row.name.split("/")[0], f"run-{place % NUM_COLOURS}")
         if row.is_numbered:
-            legend += _levels(plot, row, curves)
+            _levels(chart, row, curves)
             continue
         parts = run.part_curves_of(row)
         for number, (part, curve) in enumerate(parts.items()):
-            words = row.text(float(curve.values[-1]))
-            plot.line(*_from_base(row, curve), colour, dashed=number > 0, label=words)
-            legend.append((colour, f"{row.title}, {part}{' (dashed)' if number else ''}"))
-        if parts:  # the mean over them would be a third line
-            continue
-        (curve,) = curves
-        words = "" if row.limit or row is TRAIN_LOSS else row.text(float(curve.values[-1]))
-        plot.line(*_from_base(row, curve), colour, dashed=row.limit, faint=row is TRAIN_LOSS, label=words)
-        if len(drawn) > 1:
-            legend.append((colour, row.title))
+            chart.line(f"{row.title}, {part}", colour, *_from_base(row, curve), dashed=number > 0)
+        if not parts:  # the mean over them would be a third line
+            look = {"dashed": row.limit, "noisy": row.noisy}
+            chart.line(row.title, colour, *_from_base(row, curves[0]), **look)
     if heading in _MORE:
-        legend += _MORE[heading](plot, run)
-    words = " ".join(row.words for row in rows if row.words)
-    return drawing(plot, WIDE if heading == VAL_LOG_RATIO.heading else HALF, _unit(rows[0]), legend, words)
+        _MORE[heading](chart, run)
+    return chart
 
 
-def _levels(plot: Plot, row: LoggedName, curves: Sequence[Curve]) -> Legend:
+def _levels(chart: Chart, row: LoggedName, curves: Sequence[Curve]) -> None:
     """One line a number, from light to dark."""
     last = len(curves) - 1
-    colours = [f"level-{round(number * (NUM_COLOURS - 1) / max(1, last))}" for number in range(len(curves))]
-    for colour, curve in zip(colours, curves, strict=True):
-        plot.line(*_from_base(row, curve), colour)
-    return [(colours[number], f"level {number}") for number in dict.fromkeys((0, last))]
+    for number, curve in enumerate(curves):
+        colour = f"level-{round(number * (NUM_COLOURS - 1) / max(1, last))}"
+        chart.line(f"level {number}", colour, *_from_base(row, curve))
 
 
 def _from_base(row: LoggedName, curve: Curve) -> tuple[Array, Array]:
@@ -123,53 +163,42 @@ def _unit(row: LoggedName) -> str:
 # -- what some charts show beside their rows
 
 
-def _decision(plot: Plot, run: RunRecord) -> Legend:
+def _decision(chart: Chart, run: RunRecord) -> None:
     """Upright lines at the best step, with its loss, and where the run ended."""
     summary = run.summary
     best, stopped_by = summary.get("best_step"), summary.get("stopped_by")
     if stopped_by not in (None, "running"):
-        plot.mark(summary["stop_step"], "stop", f"{_ENDINGS.get(stopped_by, 'stopped')} {summary['stop_step']}")
+        chart.marks.append(
+            (summary["stop_step"], "stop", f"{_ENDINGS.get(stopped_by, 'stopped')} {summary['stop_step']}")
+        )
     if best is not None:
-        plot.mark(best, "best", f"best {best}: {VAL_LOG_RATIO.text(-summary['gain'])}")
-    return []
+        chart.marks.append((best, "best", f"best {best}: {VAL_LOG_RATIO.text(-summary['gain'])}"))
 
 
-def _running_mean(plot: Plot, run: RunRecord) -> Legend:
-    steps, values = run.curve(TRAIN_LOSS.name)
-    width = max(1, len(values) // 20)
-    mean = np.convolve(values, np.ones(width) / width, "valid")
-    plot.line(steps[width - 1 :], mean, "train", label=TRAIN_LOSS.text(float(mean[-1])))
-    return [("train", "each logged step, and running mean")]
-
-
-def _exposure_bands(plot: Plot, run: RunRecord) -> Legend:
+def _exposure_bands(chart: Chart, run: RunRecord) -> None:
     low = 0.0
     for name, high in BANDS:
-        plot.band(low, high, name)
+        chart.bands.append((low, None if math.isinf(high) else high, name))
         low = high
-    return [(name, name) for name, _ in BANDS]
 
 
-def _copy_limit(plot: Plot, run: RunRecord) -> Legend:
+def _copy_limit(chart: Chart, run: RunRecord) -> None:
     limits = [float(verdict.evidence["limit"]) for verdict in run.verdicts("copies") if "limit" in verdict.evidence]
     if limits:
-        plot.level(limits[-1], "stop", dashed=True)
-    return [("stop", "below: a copy")] if limits else []
+        chart.levels.append((limits[-1], "stop", "below: a copy"))
 
 
-def _variety_limit(plot: Plot, run: RunRecord) -> Legend:
+def _variety_limit(chart: Chart, run: RunRecord) -> None:
     limits = [float(verdict.evidence["limit"]) for verdict in run.verdicts("diversity") if "limit" in verdict.evidence]
     if limits:
-        plot.level(float(DIVERSITY_LOG_RATIO.shown(limits[-1])), "stop", dashed=True)
-    return [("stop", "below: an alarm")] if limits else []
+        chart.levels.append((_short(float(DIVERSITY_LOG_RATIO.shown(limits[-1]))), "stop", "below: an alarm"))
 
 
 _OF_SETS = {"val": "val", "train_eval": "train_eval", "train": "train"}
 """Colours of metrics whose name begins so."""
 _ENDINGS = {"max_steps": "ended", "interrupted": "interrupted", "error": "failed", "other": "ended"}
-_MORE: Mapping[str, Callable[[Plot, RunRecord], Legend]] = {
+_MORE: Mapping[str, Callable[[Chart, RunRecord], None]] = {
     VAL_LOG_RATIO.heading: _decision,
-    TRAIN_LOSS.heading: _running_mean,
     EXPOSURE_MEAN.heading: _exposure_bands,
     COPIES_RATIO_MIN.heading: _copy_limit,
     DIVERSITY_LOG_RATIO.heading: _variety_limit,
@@ -179,43 +208,57 @@ _MORE: Mapping[str, Callable[[Plot, RunRecord], Legend]] = {
 # -- charts of other things
 
 
-def exposure_histogram(run: RunRecord) -> Drawing | None:
+def exposure_histogram(run: RunRecord) -> Chart | None:
     """How many videos were seen how often, over the bands; ``None`` before the first check."""
     train = [row for row in run.exposures if row.split == "train"]
     if not train:
         return None
     seen = video_exposures([row.exposures for row in train], [row.video for row in train])
     counts = np.maximum(0.5, np.array(list(seen.values()), dtype=np.float64))  # 0 has no place on a log axis
+    least, most = min(seen, key=seen.__getitem__), max(seen, key=seen.__getitem__)
+    chart = Chart(
+        "How often each video was trained on",
+        unit="videos, by the times they were seen",
+        words=f"{len(seen)} videos with {len(train)} clips. Seen least: {least} ({seen[least]}); most: {most} "
+        f"({seen[most]}).",
+        zero=True,
+        x="seen",
+    )
     end = max(400.0, 1.5 * counts.max())
-    ticks = {0.5: "0"} | {float(tick): f"{tick:,}" for tick in (1, 5, 10, 50, 100, 1000, 10000) if tick < end}
-    plot = Plot("How often each video was trained on", x_label="times seen", x_ticks=ticks)
     low = 0.4
     for name, high in BANDS:
-        plot.band(low, min(high, end), name, name)
+        chart.bands.append((low, min(high, end), name))
         low = high
     edges = np.geomspace(0.4, end, 41)
     for left, right, count in zip(edges[:-1], edges[1:], np.histogram(counts, edges)[0], strict=True):
         if count:
-            plot.bar(float(left), float(right), float(count), "train_eval")
-    least, most = min(seen, key=seen.__getitem__), max(seen, key=seen.__getitem__)
-    words = (
-        f"{len(seen)} videos with {len(train)} clips. Seen least: {least} ({seen[least]}); most: {most} ({seen[most]})."
-    )
-    return drawing(plot, HALF, "videos", [], words)
+            chart.bars.append((_short(float(left)), _short(float(right)), int(count)))
+    return chart
 
 
-def compared(runs: Sequence[RunRecord], row: LoggedName, names: Sequence[str], size: tuple[int, int]) -> Drawing | None:
-    """One metric of several runs, with a dot at each one's best step; ``None`` where none of them logged it."""
-    plot, legend = Plot(row.title), Legend()
+def compared(runs: Sequence[RunRecord], row: LoggedName, names: Sequence[str]) -> Chart | None:
+    """One metric of several runs, with a mark at each one's best step; ``None`` where none of them logged it."""
+    chart = Chart(row.title, row is VAL_LOG_RATIO, _unit(row), "")
     if row.scale == "log_ratio":
-        plot.level(0, "faint")
+        chart.levels.append((0, "faint", ""))
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         curve, best = run.curve(row.name), run.summary.get("best_step")
-        if not len(curve.steps):
-            continue
-        colour = f"run-{number % NUM_COLOURS}"
-        legend.append((colour, name))
-        plot.line(*_from_base(row, curve), colour)
-        if row.scale == "log_ratio" and best is not None and best in curve.steps:
-            plot.dot(best, float(row.shown(curve.values[curve.steps == best])[0]), colour)
-    return drawing(plot, size, _unit(row), legend, "A dot marks each run's best step.") if legend else None
+        if len(curve.steps):
+            colour = f"run-{number % NUM_COLOURS}"
+            chart.line(name, colour, *_from_base(row, curve), noisy=row.noisy)
+            if row is VAL_LOG_RATIO and best is not None:
+                chart.marks.append((best, colour, f"best {best}"))
+    return chart if chart.lines else None
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _thinned(steps: Array, values: Array) -> tuple[Array, Array]:
+    """Of a long curve the lowest and the highest point of each stretch, so that no peak is lost."""
+    if len(steps) <= MOST_POINTS:
+        return steps, values
+    stretches = np.array_split(np.arange(len(steps)), MOST_POINTS // 2)
+    kept = sorted({int(part[pick(values[part])]) for part in stretches for pick in (np.argmin, np.argmax)})
+    return steps[kept], values[kept]

@@ -111,6 +111,26 @@ class RunDirectory:
         return self.path / "clips.csv"
 
     @property
+    def dataset(self) -> Path:
+        """The clips as people know them: file, group, side, bucket, caption; see :mod:`vidlit.data.usage`."""
+        return self.path / "dataset.csv"
+
+    @property
+    def left_out(self) -> Path:
+        """What of the data is not used, and why."""
+        return self.path / "left_out.csv"
+
+    @property
+    def shown_clips(self) -> Path:
+        """Folder of training clips that samples came near to, as mp4 files with a JSON each."""
+        return self.path / "samples" / "clips"
+
+    @property
+    def log(self) -> Path:
+        """What the run has said."""
+        return self.path / "log.txt"
+
+    @property
     def resumes(self) -> Path:
         """One JSON line for each time that the run went on: its step, and the options that were changed."""
         return self.path / "resumes.jsonl"

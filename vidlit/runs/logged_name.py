@@ -42,6 +42,7 @@ class LoggedName:
         compared: shown when several runs are put side by side.
         short: its word on the progress line; empty for what is not on it.
         words: a sentence below the chart.
+        noisy: single values say little: charts draw a running mean on them.
         needs: the option without which it is not logged; empty for what every fit logs.
         kind: numbers over the steps, which ``metrics.csv`` holds; or what only W&B shows, a histogram or videos.
     """
@@ -58,6 +59,7 @@ class LoggedName:
     compared: bool = False
     short: str = ""
     words: str = ""
+    noisy: bool = False
     needs: str = ""
     kind: Literal["curve", "histogram", "videos"] = "curve"
 

@@ -190,6 +190,7 @@ TRAIN_LOSS = LoggedName(
     summary="last",
     lower_is_better=True,
     short="loss",
+    noisy=True,
     words="Noise and clips differ from step to step, so this curve says little about overfitting.",
 )
 VAL_LOSS = LoggedName(
@@ -327,6 +328,7 @@ SAMPLES_PER_SECOND = LoggedName(
     summary="mean",
     lower_is_better=False,
     compared=True,
+    noisy=True,
 )
 TOKENS_PER_SECOND = LoggedName(
     "perf/tokens_per_s",
@@ -335,10 +337,18 @@ TOKENS_PER_SECOND = LoggedName(
     unit="latent positions, over all ranks",
     summary="mean",
     lower_is_better=False,
+    noisy=True,
 )
 DATA_WAIT = LoggedName(
-    "perf/data_wait", "Time spent waiting for data", THROUGHPUT, unit=TIME, scale="share", lower_is_better=True
+    "perf/data_wait",
+    "Time spent waiting for data",
+    THROUGHPUT,
+    unit=TIME,
+    scale="share",
+    lower_is_better=True,
+    noisy=True,
 )
+RUN_SECONDS = LoggedName("perf/run_s", "Time since the run began, without breaks", unit="s")
 VALIDATION_SHARE = LoggedName(
     "perf/validation_share", "Time spent on checks", THROUGHPUT, unit=TIME, scale="share", lower_is_better=True
 )
@@ -352,6 +362,7 @@ MFU = LoggedName(
     unit="% of the device's peak",
     scale="share",
     lower_is_better=False,
+    noisy=True,
 )
 PEAK_MEMORY = LoggedName("perf/peak_memory_gb", "Peak memory", THROUGHPUT, unit="GB", lower_is_better=True)
 

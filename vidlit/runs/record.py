@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 
 from vidlit.bounded_yaml import read_yaml
 from vidlit.data.exposure_table import Exposure, read_exposures
+from vidlit.data.usage import LeftOut, ShownClip, read_left_out, read_shown_clips
 from vidlit.errors import UserError
+from vidlit.held_lock import HeldLock
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_name import LoggedName
 from vidlit.runs.logged_names import all_rows, read_rows
@@ -32,6 +35,10 @@ from vidlit.stopping.verdict import Verdict
 
 _RENAMED = (("memorization/copies", "copies/count"), ("memorization/", "copies/"), ("probe", "train_eval"))
 """What runs of earlier versions logged and wrote, and what it is called now; the first that fits."""
+
+
+SILENT_SECONDS = 600.0
+"""A run on another machine that has written nothing for so long is taken for dead: no step that trains takes longer."""
 
 
 class Curve(NamedTuple):
@@ -130,17 +137,62 @@ class RunRecord:
         found = {int(folder.name[5:]): sorted(folder.glob("*.mp4")) for folder in folders if folder.name[5:].isdigit()}
         return {step: own for step in sorted(found) if (own := [path for path in found[step] if self.holds(path)])}
 
+    @cached_property
+    def dataset(self) -> list[ShownClip]:
+        """Its clips as people know them; the first thousands of very many. Runs of earlier versions say nothing."""
+        return read_shown_clips(self.directory.dataset)
+
+    @cached_property
+    def left_out(self) -> list[LeftOut]:
+        """What of the data was not used, and why."""
+        return read_left_out(self.directory.left_out)
+
+    @cached_property
+    def near_clips(self) -> dict[str, Path]:
+        """Videos of training clips that samples came near to, by clip id."""
+        found = {}
+        for path in sorted(self.directory.shown_clips.glob("*.mp4")):
+            if self.holds(path) and (clip_id := self.note(path).get("clip")):
+                found[str(clip_id)] = path
+        return found
+
+    def note(self, video: Path) -> dict[str, Any]:
+        """How a video came about, as was written beside it; empty where it was not."""
+        path = video.with_suffix(".json")
+        with suppress(OSError, ValueError, RecursionError):
+            if self.holds(path) and isinstance(note := json.loads(path.read_text()), dict):
+                return note
+        return {}
+
+    def last_lines(self, count: int) -> list[str]:
+        """The end of what the run has said."""
+        if not self.holds(self.directory.log):
+            return []
+        with self.directory.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * count))
+            return file.read().decode("utf-8", "replace").splitlines()[-count:]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process trains here, as far as is known: on another machine, whether it wrote a moment ago."""
+        if self.summary.get("stopped_by", "running") != "running":
+            return False
+        alive = self.has_process
+        silent = (datetime.now() - self.last_written).total_seconds()
+        return silent < SILENT_SECONDS if alive is None else alive
+
+    @property
+    def has_process(self) -> bool | None:
+        """Whether the process that trained here last is alive; ``None`` where that cannot be known here."""
+        return HeldLock(self.directory.lock, self.directory.lock_holder).is_held_here()
+
     def holds(self, path: Path) -> bool:
         """Whether a file lies in the run's folder: what a run from elsewhere names may be any other."""
         return path.is_file() and path.resolve().is_relative_to(self.path.resolve())
 
     def caption(self, sample: Path) -> str:
         """The prompt that a sample was made from; the words of its file name where that was not written down."""
-        note = sample.with_suffix(".json")
-        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            if self.holds(note):
-                return str(json.loads(note.read_text())["prompt"])
-        return re.sub(r"^(audit_)?\d+_", "", sample.stem).replace("_", " ")
+        return str(self.note(sample).get("prompt") or _words_of_name(sample))
 
     @property
     def last_written(self) -> datetime:
@@ -295,3 +347,7 @@ def _curve(points: Sequence[tuple[int, float]]) -> Curve:
     return Curve(
         np.array([step for step, _ in points], dtype=np.int64), np.array([value for _, value in points], dtype=float)
     )
+
+
+def _words_of_name(sample: Path) -> str:
+    return re.sub(r"^(audit_)?\d+_", "", sample.stem).replace("_", " ")

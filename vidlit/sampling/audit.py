@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import cycle, islice, zip_longest
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vidlit.diffusion.batch import clip_key
@@ -20,7 +23,15 @@ from vidlit.metrics.sample_distance import alikeness, coarse, distance, nearest_
 from vidlit.models.features import FeatureExtractor
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import COPIES_COUNT, COPIES_GAP, COPIES_RATIO_MIN, DIVERSITY_LOG_RATIO, QUALITY
-from vidlit.sampling.rendering import Sample, log_samples, sample_name, to_frames, write_pair, write_samples
+from vidlit.sampling.rendering import (
+    Sample,
+    log_samples,
+    sample_name,
+    to_frames,
+    write_pair,
+    write_sample,
+    write_samples,
+)
 from vidlit.sampling.sampler import Chunk, Sampling, gather, own_randomness, sample_clips, share
 from vidlit.stopping.copies import AuditHistory, judge_copies, suspects
 from vidlit.stopping.lost_diversity import judge_diversity, log_variety
@@ -182,9 +193,11 @@ class Audit:
             if self.metrics:
                 self.quality = quality(self.metrics, torch.cat(features), real.features, self.sampling.seed)
             if trainer.is_global_zero and folder is not None:
+                self._describe_nearest(samples)
                 write_samples(folder, samples, pl_module.family.fps, PREFIX)
                 log_samples(trainer, "audit", step, samples)
                 self._write_pairs(folder, samples, pl_module, vae)
+                self._write_near_clips(folder.parent / "clips", pl_module, vae)
 
     def _nearest(self, row: int, video: Tensor, real: RealClips) -> tuple[float, float]:
         """Distance from a coarse sample to the nearest clip of its prompt, and which that is."""
@@ -201,10 +214,33 @@ class Audit:
         """Each suspect beside the clip that it is nearest to, decoded from its latents."""
         for row in suspects(self.history())[:MAX_PAIRS]:
             clip = self.own_clips[self.nearest[row]]
-            latents = self.datamodule.dataset([clip])[0].latents[None].to(pl_module.device).float()
-            frames = to_frames(pl_module.family.decode_latents(vae, latents)[0])
+            frames = self._frames_of(clip, pl_module, vae)
             captions = (f"sampled: {self.clips[row].source.caption}", f"training clip {clip.clip_id}")
             write_pair(folder, _pair_name(row), samples[row].frames, frames, captions, pl_module.family.fps)
+
+    def _write_near_clips(self, folder: Path, pl_module: VideoDiffusionModule, vae: Any) -> None:
+        """The clips that samples are nearest to, decoded from their latents, each once: pages show both."""
+        for number in sorted(set(self.nearest)):
+            clip, path = self.own_clips[number], folder / f"clip_{number:03d}.mp4"
+            note = path.with_suffix(".json")
+            if not path.is_file() or not note.is_file() or json.loads(note.read_text()).get("clip") != clip.clip_id:
+                folder.mkdir(parents=True, exist_ok=True)
+                described = {"prompt": clip.source.caption, "clip": clip.clip_id}
+                write_sample(path, Sample(self._frames_of(clip, pl_module, vae), described), pl_module.family.fps)
+
+    def _frames_of(self, clip: Clip, pl_module: VideoDiffusionModule, vae: Any) -> NDArray[np.uint8]:
+        latents = self.datamodule.dataset([clip])[0].latents[None].to(pl_module.device).float()
+        return to_frames(pl_module.family.decode_latents(vae, latents)[0])
+
+    def _describe_nearest(self, samples: Sequence[Sample]) -> None:
+        """Say in a sample's file whose prompt it was made from, and which clip it came nearest to."""
+        for row, sample in enumerate(samples):
+            ratio = float(self.ratios[-1][row])
+            sample.metadata.update(
+                side="train" if self.trained[row] else "val",
+                nearest_clip=self.own_clips[self.nearest[row]].clip_id,
+                distance_ratio=ratio if math.isfinite(ratio) else None,
+            )
 
     def _read_real(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> RealClips:
         """The prompts' own clips, the mean of their buckets and, for distances of sets, features of training clips."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import LightningModule, Trainer
 
 from vidlit.errors import Interrupted, UserError, is_lost_rank
-from vidlit.runs.logged_names import AUDIT_SHARE, VALIDATION_SHARE
+from vidlit.runs.logged_names import AUDIT_SHARE, RUN_SECONDS, VALIDATION_SHARE
 from vidlit.runs.signal_words import save_signals
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
@@ -70,6 +70,12 @@ class OverfitStopping(RunCallback):
         self._to_put_back = sorted(self._monitor.done)
         if self.trainer.is_global_zero:
             save_signals(self.run, (signal.words() for signal in self.others(Signal)))
+
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        """Log how long the run has taken so far: an axis of charts."""
+        if self.is_checking:
+            logged = {RUN_SECONDS.name: self._run_seconds(), "step": float(self.trainer.global_step)}
+            self.module.log_dict(logged, batch_size=1, rank_zero_only=False)
 
     def on_validation_end(self, *_: Any) -> None:
         """Decide."""
@@ -200,7 +206,7 @@ class OverfitStopping(RunCallback):
             "reason": reason,
             "stop_step": self.trainer.global_step,
             "planned_steps": self.trainer.max_steps,
-            "seconds": round(self._seconds + time.monotonic() - self._since, 1),
+            "seconds": round(self._run_seconds(), 1),
             **{
                 share.name.removeprefix("perf/"): float(self.trainer.callback_metrics[share.name])  # as measured
                 for share in (VALIDATION_SHARE, AUDIT_SHARE)
@@ -252,13 +258,16 @@ class OverfitStopping(RunCallback):
             "exposures_at_kept": ledger.statistics() if kept.check is None else ledger.statistics_at(kept_step),
         }
 
+    def _run_seconds(self) -> float:
+        return self._seconds + time.monotonic() - self._since
+
     @property
     def _monitor(self) -> DivergenceMonitor:
         return self.others(DivergenceMonitor)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Time trained so far, over resumes."""
-        return {"seconds": self._seconds + time.monotonic() - self._since}
+        return {"seconds": self._run_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""

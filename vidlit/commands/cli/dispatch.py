@@ -19,6 +19,8 @@ from vidlit.latents.quiet_lightning import VERBOSE_VARIABLE
 SWITCHES = ("--debug", "-v", "--verbose")
 HELP_ALL = "--help-all"
 HELP = {"-h", "--help", HELP_ALL}
+SHORT = {"--watch": "--run.watch=true"}
+"""Words for what is asked often."""
 FLAGS = ("--json", "--verify", "--repair", "--refit", "--overwrite", "--merge", "--retry_quarantined")
 
 
@@ -36,6 +38,7 @@ def dispatch(words: list[str]) -> int:
     verbose = "-v" in words or "--verbose" in words
     # jsonargparse wants a value for a bool; people type flags.
     words = [word.replace("--retry-quarantined", "--retry_quarantined") for word in words if word not in SWITCHES]
+    words = [SHORT.get(word, word) for word in words]
     words = [f"{word}=true" if word in FLAGS else word for word in words]
     if verbose:
         os.environ[VERBOSE_VARIABLE] = "1"

@@ -30,6 +30,7 @@ from vidlit.commands.cli.saved_config import SaveRunConfig, config_text
 from vidlit.commands.cli.trainer import VidlitTrainer
 from vidlit.commands.options.old_keys import rename_configs_when_read, rename_words
 from vidlit.commands.options.resumed_options import changed_options
+from vidlit.commands.watch import open_page
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
 from vidlit.data.identity import DataIdentity
@@ -137,6 +138,9 @@ class VidlitCLI(LightningCLI):
         )
         parser.add_argument("--run.report", type=bool, default=True, help="Whether to write report.html at the end.")
         parser.add_argument(
+            "--run.watch", type=bool, default=False, help="Whether to show the run in a browser; short: --watch."
+        )
+        parser.add_argument(
             "--refit",
             type=bool,
             default=False,
@@ -221,6 +225,8 @@ class VidlitCLI(LightningCLI):
         """Make the run this process's own, if nobody else is at it and it can go on as it is asked to."""
         plugins.require(directory)
         self.lock = RunLock(directory)
+        if self.config.fit.run.watch:
+            open_page(directory)
         remove_leftovers(directory.checkpoints)
         if goes_on:
             text = config_text(parser_of(self, "fit"), self.config.fit)

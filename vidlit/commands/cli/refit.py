@@ -63,6 +63,7 @@ def refit_words(summary: dict[str, Any], directory: RunDirectory) -> list[str]:
         f"--trainer.max_steps={full_steps(summary)}",
         "--data.split.train_on_val=true",
         "--refit=false",
+        "--run.watch=false",  # the first phase's page is open
         f"--ckpt_path={checkpoint or 'null'}",
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from vidlit.runs.logged_names import save_rows
 
 _HELD_BACK = 50
 """Rows that wait to be written: as many as Lightning's CSVLogger lets wait by default."""
+_HELD_SECONDS = 2.0
+"""For so long at most, where more are logged: as often as a live page asks."""
 
 
 class RunCSVLogger(Logger):
@@ -31,6 +34,7 @@ class RunCSVLogger(Logger):
         super().__init__()
         self.directory = directory
         self._rows: list[dict[str, float]] = []
+        self._saved = time.monotonic()
         self._columns: list[str] | None = None  # of the file; unknown until it is read
 
     @property
@@ -57,12 +61,13 @@ class RunCSVLogger(Logger):
         """Take a row; see :meth:`save`."""
         assert step is not None
         self._rows.append({**{name: float(value) for name, value in metrics.items()}, "step": step})
-        if len(self._rows) >= _HELD_BACK:
+        if len(self._rows) >= _HELD_BACK or time.monotonic() - self._saved > _HELD_SECONDS:
             self.save()
 
     @rank_zero_only
     def save(self) -> None:
         """Write the rows that wait."""
+        self._saved = time.monotonic()
         if not self._rows:
             return
         if self._columns is None:
