@@ -194,6 +194,7 @@ RUNNABLE = [page for page in PAGES if any(b.run and b.language in ("bash", "pyth
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the tutorial has a dozen commands
 @pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
 def test_commands_and_snippets_of_a_page_run(page, place):
     for block in blocks_of(page):
