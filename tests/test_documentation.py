@@ -5,6 +5,7 @@ order, in one folder that holds ``my_clips`` (a few small clips with captions) a
 it trains a few steps, on a tiny base where the config names one of the hub.
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -99,6 +100,36 @@ def test_yaml_on_a_page_is_accepted(block, tmp_path):
     ParseOnly(["fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), "--config", str(path)])
 
 
+# -- messages that a page explains
+
+MESSAGE = re.compile(r"\*\*(`+)(.+?)\1\*\*")
+MESSAGES = [found[1] for found in MESSAGE.findall((ROOT / "docs" / "troubleshooting.md").read_text())]
+
+
+@pytest.fixture(scope="module")
+def texts_of_the_package():
+    """Every text in its code, put together as it will be, with a blank for each value that is filled in."""
+    texts = []
+    for path in (ROOT / "vidlit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values))
+    return texts
+
+
+def test_many_messages_are_explained():
+    assert len(MESSAGES) > 40
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_explained_messages_are_in_the_code(message, texts_of_the_package):
+    parts = [re.escape(part.strip()) for part in message.split("...") if part.strip()]
+    pattern = re.compile(".*".join(parts), re.DOTALL)
+    assert any(pattern.search(text) for text in texts_of_the_package)
+
+
 # -- running
 
 SHIM = """\
@@ -163,6 +194,7 @@ RUNNABLE = [page for page in PAGES if any(b.run and b.language in ("bash", "pyth
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the tutorial has a dozen commands
 @pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
 def test_commands_and_snippets_of_a_page_run(page, place):
     for block in blocks_of(page):
