@@ -1,6 +1,11 @@
 import logging
 import os
+import shutil
+import subprocess
+import sys
+import sysconfig
 import uuid
+import venv
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,8 @@ from vidlit.data.demo_folder import Demo
 
 torch.set_num_threads(1)  # the models are too small to share
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +88,45 @@ def finished_run(demo, latents, tmp_path_factory):
     )
     assert main(words) == 0
     return runs / "quickstart" / "0"
+
+
+@pytest.fixture(scope="session")
+def tracked():
+    """Every file of the checkout that git knows or would add, relative to it; of a source archive, every file."""
+    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True) if (ROOT / ".git").exists() else None
+    if found is not None and found.returncode == 0:
+        return sorted(name for name in found.stdout.split("\0") if name and (ROOT / name).is_file())
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="session")
+def built(tracked, tmp_path_factory):
+    """The source archive, and the wheel that is made of it, of a copy of the checkout: `.tar.gz`, `.whl`."""
+    copy = tmp_path_factory.mktemp("checkout") / "vidlit"
+    for name in tracked:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    out = copy.parent / "dist"
+    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out)]
+    done = subprocess.run(words, cwd=copy, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (archive,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    return archive, wheel
+
+
+@pytest.fixture(scope="session")
+def installed(built, tmp_path_factory):
+    """The bin folder of an environment that holds the wheel, and sees the packages of this one but not its checkout."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=os.name != "nt")
+    # What lies in the folder that a .pth file names is found; .pth files in there, an editable install's, are not read.
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    programs = Path(sysconfig.get_path("scripts", vars={"base": str(folder)}))
+    words = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "--quiet", "--no-deps"]
+    subprocess.run([*words, "--no-index", str(built[1])], check=True, timeout=300)
+    return programs
 
 
 @pytest.fixture(scope="session")

@@ -144,6 +144,14 @@ sys.exit(main(shortened(sys.argv[1:])))
 """
 
 
+def shipped_name(config):
+    """Of a shipped config, or of the one that `vidlit init` filled in."""
+    filled_in = (
+        re.search(r"^# The shipped (\w+) filled in", config.read_text(), re.MULTILINE) if config.is_file() else None
+    )
+    return filled_in[1] if filled_in else config.stem
+
+
 def shortened(words):
     """A command as the page has it, with less work: a few steps, and a tiny base where it would fetch one."""
     if not words or words[0] not in (*ParseOnly.subcommands(), "plan"):
@@ -151,9 +159,10 @@ def shortened(words):
     configs = [Path(words[k + 1]) for k, word in enumerate(words[:-1]) if word == "--config"]
     options = {"data.encoding.num_workers": 1} if words[0] != "plan" else {}
     for config in configs:
-        if config.stem in TINY:
-            make, size = TINY[config.stem]
-            base = Path("tiny_bases", config.stem)
+        name = shipped_name(config)
+        if name in TINY:
+            make, size = TINY[name]
+            base = Path("tiny_bases", name)
             if not base.is_dir():
                 make(base)
             options |= {"model.base": base, "data.buckets": f"[{size}]", "data.fps": 16, "data.split.val_fraction": 0.5}

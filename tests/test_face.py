@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -81,21 +80,3 @@ def test_the_list_of_packages_is_that_of_the_folders():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "vidlit").rglob("__init__.py")}
     assert listed == sorted({*(".".join(folder.parts) for folder in folders), "vidlit.configs"})
-
-
-@pytest.mark.slow
-def test_an_installed_package_brings_its_configs(tmp_path):
-    source = tmp_path / "source"
-    for part in ("vidlit", "configs"):
-        shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / part, source)
-    words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*words, "--target", str(tmp_path / "site"), str(source)], check=True, timeout=300)
-    code = "from vidlit.commands.cli.configs import find_config; print(find_config('quickstart'))"
-    environment = {"PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    assert Path(done.stdout.strip()).read_text() == (ROOT / "configs" / "quickstart.yaml").read_text()
-    assert (tmp_path / "site").as_posix() in done.stdout

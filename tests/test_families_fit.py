@@ -30,6 +30,7 @@ TINY = {
     "ltx_video_lora": (lambda folder: bases.ltx_video(folder, use_dynamic_shifting=True), "9x32x64"),
     "wan2_1_1_3b_lora": (bases.wan, "9x32x64"),
     "wan2_2_a14b_lora": (bases.wan_pair, "9x32x64"),
+    "wan2_2_ti2v_5b_lora": (bases.wan_5b, "9x32x64"),
     "wan2_1_1_3b_full": (bases.wan, "9x32x64"),
     "wan2_1_14b_fsdp": (bases.wan, "9x32x64"),
 }
@@ -38,7 +39,6 @@ OTHERS = {
     "cogvideox_lora": lambda folder: bases.cogvideox(folder, "5b-i2v"),
     "hunyuan_video15_lora": lambda folder: bases.hunyuan_video15(folder, from_image=True),
     "ltx_video_lora": bases.ltx_video_095,
-    "wan2_1_1_3b_lora": bases.wan_5b,
 }
 """Further bases that the same YAML trains."""
 

@@ -212,7 +212,11 @@ def test_a_commands_help_lists_its_options(command, capsys):
 def test_demo_command_writes_clips(tmp_path, capsys):
     words = ["demo", str(tmp_path / "demo"), "--num_videos=2", "--clips_per_video=1"]
     assert main(words) == 0
-    assert "2 clips in" in capsys.readouterr().out
+    assert capsys.readouterr().out == (
+        f"2 clips in {tmp_path / 'demo' / 'clips'}, base model in {tmp_path / 'demo' / 'base'}\n"
+        f"Next: vidlit fit --config quickstart --demo null --data.source {tmp_path / 'demo' / 'clips'} "
+        f"--model.base {tmp_path / 'demo' / 'base'}\n"
+    )
     assert len(list((tmp_path / "demo" / "clips").glob("*.mp4"))) == 2
     assert (tmp_path / "demo" / "base" / "model_index.json").is_file()
 

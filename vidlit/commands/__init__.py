@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-IN_ORDER = tuple("fit validate test predict kfold plan encode export report watch judge dashboard demo".split())
+IN_ORDER = tuple("init fit validate test predict kfold plan encode export report watch judge dashboard demo".split())
 """As ``vidlit --help`` shows them; others follow by name."""
 
 

@@ -16,10 +16,19 @@ def run(words: list[str]) -> None:
         words: of the command line, from the command's name on.
     """
     from vidlit.data.demo_folder import Demo
+    from vidlit.latents.quiet_lightning import quiet_lightning
 
     demo = Demo(**vars(parser().parse_args(words[1:])))
-    demo.write()
-    print(f"{demo.num_videos * demo.clips_per_video} clips in {demo.dir / 'clips'}, base model in {demo.dir / 'base'}")
+    with quiet_lightning():  # the base is written by diffusers, which loads torchao
+        demo.write()
+    clips, base = demo.dir / "clips", demo.dir / "base"
+    print(
+        f"{demo.num_videos * demo.clips_per_video} clips in {clips}" + (f", base model in {base}" if demo.base else "")
+    )
+    if demo.base:
+        print(f"Next: vidlit fit --config quickstart --demo null --data.source {clips} --model.base {base}")
+    else:
+        print(f"Next: vidlit init NAME --source {clips}")
 
 
 def parser() -> ArgumentParser:

@@ -112,6 +112,7 @@ options
   -h, --help  print this; `vidlit COMMAND --help` prints a command's options
 
 start here: vidlit fit --config quickstart
+your clips: vidlit init NAME --source FOLDER
 """
 
 
