@@ -2,10 +2,12 @@ import os
 import stat
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from vidlit.whole_files import UNFINISHED, open_regular, remove_unfinished, replacing, write_whole
+from vidlit.whole_files import UNFINISHED, make_readable, open_regular, remove_unfinished, replacing, write_whole
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -55,3 +57,22 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     descriptor = open_regular(tmp_path / "file")
     assert stat.S_ISREG(os.fstat(descriptor).st_mode)
     os.close(descriptor)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_are_readable_as_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        outside = tmp_path / "outside"
+        outside.write_bytes(b"")
+        outside.chmod(0o400)
+        folder = tmp_path / "weights"
+        folder.mkdir()
+        save_file({"a": torch.zeros(1)}, folder / "a.safetensors")
+        (folder / "link").symlink_to(outside)
+        make_readable(folder.iterdir())
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == {"a.safetensors": mode, "link": 0o400}

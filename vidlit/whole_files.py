@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +51,24 @@ def write_whole(path: Path, data: bytes | memoryview, *, sync: bool = False) -> 
         OSError: the disk is full, or refuses for longer.
     """
     retry_io(partial(_write_whole, path, data, sync), f"writing {path}")
+
+
+def make_readable(files: Iterable[Path]) -> None:
+    """Give files the permissions that the umask says: safetensors writes for its owner alone.
+
+    Args:
+        files: in folders that can be written to; links and folders among them stay as they are.
+    """
+    modes: dict[Path, int] = {}
+    for path in files:
+        if path.is_symlink() or not path.is_file():
+            continue
+        if path.parent not in modes:  # asked of a new file: os.umask can only be read by changing it for all threads
+            probe = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+            probe.touch()
+            modes[path.parent] = stat.S_IMODE(probe.stat().st_mode)
+            probe.unlink()
+        path.chmod(modes[path.parent])
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """`vidlit validate` and `vidlit test`: what they say of a checkpoint, against numbers taken another way."""
 
+import csv
 import json
 import math
 import re
@@ -118,7 +119,40 @@ def test_validate_shows_the_change_against_step_0(quickstart, tmp_path, capsys, 
         shown = re.search(rf"{row}[^\n]*?([+-]\d+\.\d+)[^\n]*%", printed)
         assert float(shown.group(1)) == pytest.approx(100 * math.expm1(summary[name]), abs=0.006), printed
     assert main(quickstart("validate")) == 0  # of the base model: nothing to compare with
-    assert "under the base model" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.count("Scoring the base model itself: name a checkpoint with --ckpt_path FILE") == 1
+    assert "under the base model" not in printed
+    assert "change" not in printed
+
+
+def test_validate_shows_every_recording_and_clip(quickstart, tmp_path, capsys):
+    assert main(quickstart(trainer__max_steps=4)) == 0
+    run = tmp_path / "runs" / "quickstart" / "0"
+    capsys.readouterr()
+    output = tmp_path / "looks" / "last.json"
+    last = run / "checkpoints" / "last.ckpt"
+    assert main([*quickstart("validate", output=output), "--json", f"--ckpt_path={last}"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found == json.loads(output.read_text())
+    assert (found["checkpoint"], found["step"]) == (str(last), 4)
+    val, train_eval = found["scored"]
+    assert (val["set"], train_eval["set"]) == ("val", "train_eval")
+    for scored in (val, train_eval):
+        changes = [row["log_ratio"] for row in scored["groups"]]
+        assert changes == sorted(changes, reverse=True)
+        assert len(changes) == scored["videos"] == 3
+        assert sum(row["clips"] for row in scored["groups"]) == len(scored["each_clip"]) == scored["clips"]
+        each = [row["log_ratio"] for row in scored["each_clip"]]
+        assert sum(each) / len(each) == pytest.approx(scored["log_ratio"])
+        for row in scored["groups"]:
+            assert re.search(
+                rf"{row['name']} .*{row['clips']} .*{100 * math.expm1(row['log_ratio']):+.1f} %", printed.err
+            )
+    assert all(row["exposures"] is None for row in val["each_clip"])
+    with (run / "exposure.csv").open() as file:
+        seen = {row["clip_id"]: int(row["exposures"]) for row in csv.DictReader(file)}
+    assert all(row["exposures"] == seen[row["name"]] for row in train_eval["each_clip"])
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import io
+import json
 import logging
 import re
 
@@ -21,14 +22,31 @@ def test_a_fit_says_what_it_does_and_did(quickstart, tmp_path, capsys):
     assert re.search(r"^parameters: (1\.2\d M) of \1 trained \(100 %\)$", printed, re.MULTILINE)
     run = tmp_path / "runs" / "quickstart" / "0"
     assert re.search(r"^memory: 0\.02 GB for weights", printed, re.MULTILINE)
-    assert "stopped by: max_steps, at step 4\n" in printed
-    assert f"weights: {run / 'weights'}\n" in printed
+    assert f"run: {run}\n" in printed
+    assert re.search(r"^base: .*/base$", printed, re.MULTILINE)
+    assert re.search(r"^device: CPU, \d+ cores, \d+ GB$", printed, re.MULTILINE)
+    assert "precision: 32-true\n" in printed
+    assert "learning rate: 0.002 (AdamW), after 2 steps of warm-up\n" in printed
+    assert "adapter: none: the weights themselves are trained\n" in printed
+    assert "warning: few validation recordings (3): the stop was measured with 6 and more." in printed
+    assert printed.count("Trained all 4 steps in") == 1
+    assert printed.count(f"weights: {run / 'weights'}\n") == 1
     assert "report:" not in printed  # none was made
+
+    # One check, which is the best: more steps may be better still.
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["still_improving"] == (summary["best_step"] == 4) == ("raise --trainer.max_steps" in printed)
+    more = f"--ckpt_path {run / 'checkpoints' / 'last.ckpt'} --trainer.max_steps 8"
+    assert (f"go on with: {more}\n" in printed) == summary["still_improving"]
+    assert main([*quickstart(trainer__max_steps=8), "--ckpt_path=last"]) == 0
+    assert "steps: at most 8 of 2 samples, from step 4\n" in capsys.readouterr().out
 
 
 def test_an_adapter_trains_a_part(quickstart, capsys):
     assert main([*quickstart(trainer__max_steps=4), "--model.adapter.rank=2"]) == 0
-    (share,) = re.findall(r"trained \(([\d.]+) %\)", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert "adapter: LoRA of rank 2, alpha 16\n" in printed
+    (share,) = re.findall(r"trained \(([\d.]+) %\)", printed)
     assert 0 < float(share) < 20
 
 

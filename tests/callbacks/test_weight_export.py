@@ -1,3 +1,5 @@
+import os
+
 import diffusers
 import pytest
 import torch
@@ -39,3 +41,15 @@ def test_parts_are_copied_replaced_or_left_out(quickstart, demo, tmp_path):
     assert main(quickstart(trainer__max_steps=4, export__base_parts="none")) == 0
     folders = {path.name for path in (tmp_path / "runs/quickstart/0/weights").iterdir() if path.is_dir()}
     assert folders == {"transformer"}
+
+
+def test_all_that_a_run_leaves_can_be_read_as_the_umask_says(finished_run):
+    umask = os.umask(0)
+    os.umask(umask)
+    modes = {
+        path: path.stat().st_mode & 0o777
+        for path in finished_run.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+    assert {path.name for path, mode in modes.items() if mode != 0o666 & ~umask} == set()
+    assert any(path.suffix == ".safetensors" for path in modes)

@@ -86,12 +86,14 @@ def test_the_median_fold_decides():
 
 
 @pytest.mark.parametrize(
-    ("stopped_by", "kept", "told"),
-    [("max_steps", 300, "in 2 of 3 folds the last step was the best"), ("max_steps", 100, ""), ("copies", 300, "")],
+    ("stopped_by", "still_improving", "bound"),
+    [("max_steps", True, True), ("max_steps", False, False), ("copies", True, False)],
 )
-def test_folds_whose_last_step_was_the_best_are_told(capsys, tmp_path, stopped_by, kept, told):
+def test_folds_that_were_still_improving_give_a_lower_bound(capsys, tmp_path, stopped_by, still_improving, bound):
     """Not those that another signal stopped there: more steps would change nothing."""
-    late = [{**fold(kept, 0.1), "stopped_by": stopped_by} for _ in range(2)]
-    print_folds(summarise_folds([*late, fold(100, 0.1)]), [], tmp_path / "folds.json")
+    late = [{**fold(300, 0.1), "stopped_by": stopped_by, "still_improving": still_improving} for _ in range(2)]
+    told = summarise_folds([*late, fold(100, 0.1)])
+    assert (told["lower_bound"], [each["lower_bound"] for each in told["folds"]]) == (bound, [bound, bound, False])
+    print_folds(told, [], tmp_path / "folds.json")
     printed = " ".join(capsys.readouterr().out.split())
-    assert (told in printed) if told else ("the last step was the best" not in printed)
+    assert ("That is a lower bound: 2 of 3 folds were still improving" in printed) == bound

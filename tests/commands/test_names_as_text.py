@@ -40,7 +40,9 @@ def plan_of_names(name):
         remarks=[name],
         crossing=[name],
         silent=[name],
-        split={"train": {"clips": 1, "videos": 1}},
+        split={"train": {"clips": 1, "videos": 1}, "val": {"clips": 1, "videos": 1}},
+        validation_groups=[name],
+        small_set=["kfold", "refit"],
         batch_size=1,
         max_steps=1,
         steps_per_pass=1,
@@ -83,7 +85,13 @@ def test_in_a_run_and_its_folds(terminal, name):
     shown = console(terminal)
     fold = {"fold": 0, "num_clips": {"val": 1}, "stop_step": 1, "stopped_by": name, "kept_step": 1, "best_step": 1}
     folds = [fold | {"kept_gain": 0.1, "exposures_at_kept": 1.0}]
-    told = {"folds": folds, "gain": {"mean": 0.1, "min": 0.1, "max": 0.1}, "steps": 1, "exposures": 1.0}
+    told = {
+        "folds": folds,
+        "gain": {"mean": 0.1, "min": 0.1, "max": 0.1},
+        "steps": 1,
+        "exposures": 1.0,
+        "lower_bound": False,
+    }
     print_folds(told, [f"--data.source={name}"], Path("runs") / name.replace("/", "") / "folds.json", shown)
     assert shown.file.getvalue().count(name) >= 2
 

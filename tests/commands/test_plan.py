@@ -1,10 +1,12 @@
 import io
 import json
 import math
+import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from vidlit.commands.cli.parse_only import ParseOnly
 from vidlit.commands.plan import plan_of, print_plan
 from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
-from vidlit.data.split import Splitting
+from vidlit.data.split import Fold, Splitting
 from vidlit.errors import UserError
 from vidlit.latents.encoding import Encoding
 from vidlit.models.families.ltx_video import LTXVideo
@@ -120,6 +122,39 @@ def test_the_command_prints_a_table_or_json(quickstart, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["clips"] == 12
     assert plan["max_steps"] == 12
+    # six recordings, three of them for validation: it names them, and what makes more of so few
+    groups = plan["validation_groups"]
+    assert len(groups) == plan["split"]["val"]["videos"] == 3
+    assert f"for validation: {', '.join(groups)}\n" in table
+    assert set(plan["small_set"]) == {"kfold", "refit"}
+    for name, command in plan["small_set"].items():
+        assert f"    {command}\n" in table
+        program, subcommand, *words = shlex.split(command)
+        assert (program, subcommand) == ("vidlit", {"kfold": "kfold", "refit": "fit"}[name])
+        if name == "refit":
+            config = ParseOnly(["fit", *(word.replace("--refit", "--refit=true") for word in words)]).config.fit
+            assert (config.refit, config.trainer.max_steps) == (True, 12)
+
+
+def test_a_large_set_and_one_without_validation_need_no_more_than_a_fit(data):
+    def kinds(recordings, **options):
+        videos = [replace(data.plan.clips[0].source, video=f"{n}.mp4", group=f"{n}.mp4") for n in range(recordings)]
+        clips = [replace(data.plan.clips[0], source=video) for video in videos]
+        val = [] if options.get("val_fraction") == 0 else clips[: recordings // 3]
+        sides = SimpleNamespace(train=clips[len(val) :], val=val)
+        return forecast._small_set(SimpleNamespace(split=sides, splitting=Splitting(**options)))
+
+    assert kinds(20) == ["kfold", "refit"]
+    assert kinds(21) == kinds(50) == ["refit"]
+    assert kinds(51) == kinds(6, val_fraction=0) == kinds(6, fold=Fold(0, 3)) == []
+
+
+def test_many_validation_groups_are_cut_short(data):
+    plan = make_plan(data, max_steps=10, num_replicas=1, accumulate=1, learning_rate=1e-4)
+    shown = io.StringIO()
+    print_plan(replace(plan, validation_groups=[f"[g]{n}" for n in range(30)]), Console(file=shown, width=100))
+    assert "for validation: [g]0, [g]1," in shown.getvalue()
+    assert "[g]7, ... 22 more (--json lists all)" in shown.getvalue()
 
 
 def test_clips_without_sound_are_counted_where_a_model_makes_some(demo, tmp_path, monkeypatch):

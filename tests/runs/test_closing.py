@@ -1,9 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from vidlit.runs.closing import closing_paragraph
 from vidlit.runs.directory import RunDirectory
+from vidlit.runs.logged_names import VAL_LOG_RATIO
 
 SUMMARY = {
     "stopped_by": "divergence",
@@ -66,6 +68,27 @@ def test_a_copy_can_be_seen_beside_its_clip():
     assert "Side by side" not in paragraph()
 
 
-@pytest.mark.parametrize("stopped_by", ["max_steps", "other"])
-def test_a_run_that_no_signal_stopped_needs_no_such_advice(stopped_by):
-    assert "all the same" not in paragraph(stopped_by=stopped_by)
+@pytest.mark.parametrize(
+    ("stopped_by", "said"), [("max_steps", "Trained all 1200 steps in"), ("other", "Ended at step")]
+)
+def test_a_run_that_no_signal_stopped_needs_no_such_advice(stopped_by, said):
+    text = paragraph(stopped_by=stopped_by)
+    assert text.startswith(said)
+    assert "--ckpt_path" not in text
+
+
+def test_a_run_that_is_still_improving_has_a_way_to_go_on():
+    text = paragraph(stopped_by="max_steps", still_improving=True)
+    assert text.endswith("Go on with --ckpt_path runs/a/0/checkpoints/last.ckpt --trainer.max_steps 2400")
+    assert "max_steps" not in paragraph(stopped_by="divergence", still_improving=True)
+
+
+@pytest.mark.parametrize("stopped_by", ["interrupted", "error"])
+def test_a_run_that_was_cut_short_goes_on_from_what_was_saved(stopped_by):
+    assert paragraph(stopped_by=stopped_by, reason="It broke.") == (
+        "It broke. It had come to step 300 of 1200. Go on with --ckpt_path runs/a/0/checkpoints/last.ckpt"
+    )
+
+
+def test_the_first_figure_is_the_one_on_the_curve():
+    assert re.findall(r"[+-][\d.]+ %", paragraph())[0] == VAL_LOG_RATIO.text(-SUMMARY["kept_gain"])

@@ -10,6 +10,7 @@ from vidlit.lightning_internals import count_steps_from
 from vidlit.runs.directory import write_text
 from vidlit.runs.loggers.csv_logger import RunCSVLogger
 from vidlit.runs.resumes import Change, record_resume
+from vidlit.runs.wording import say
 from vidlit.training.run_callback import RunCallback
 
 
@@ -41,7 +42,7 @@ class Continuation(RunCallback):
                 logger.rewind(step)
         if self.trainer.ckpt_path is not None:
             changed = "".join(f"; {change}" for change in self.changes)
-            print(f"resumed from step {step} of {self.run.path}{changed}")
+            say(f"resumed from step {step} of {self.run.path}{changed}")
             record_resume(self.run, step, self.changes)
 
     def on_train_batch_start(self, *_: Any) -> None:

@@ -1,32 +1,50 @@
-"""What ``vidlit validate`` and ``vidlit test`` say of a checkpoint: against the base model, clip by clip."""
+"""What ``vidlit validate`` and ``vidlit test`` say of a checkpoint, against the base model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from json import dumps
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, scored_rows, summarise
 from vidlit.models.parts import Part
 from vidlit.runs.directory import write_text
+from vidlit.runs.logged_names import EXPOSURE_MEAN, VAL_LOG_RATIO
+from vidlit.runs.wording import say
 from vidlit.sampling.audit import Audit
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.sample_videos import SampleVideos
+from vidlit.signals.scored_clips import ScoredClip, by_recording
 from vidlit.stopping.verdict import Verdict
 from vidlit.training.run_callback import RunCallback
 
 
+@dataclass(frozen=True)
+class Validate:
+    """Loss of the validation clips and of a training subset, by recording, against the base model.
+
+    Args:
+        json: whether to print one JSON object, and everything else on stderr.
+        output: file for the same JSON object; ``None`` for none.
+    """
+
+    json: bool = False
+    output: Path | None = None
+
+
 class ValidationTable(RunCallback):
-    """Prints the paired losses of ``vidlit validate``, against step 0 of the checkpoint's run.
+    """Prints what ``vidlit validate`` scored, recording by recording, against step 0 of the checkpoint's run.
 
     Args:
         monitor: that scored them.
@@ -34,19 +52,43 @@ class ValidationTable(RunCallback):
 
     def __init__(self, monitor: DivergenceMonitor) -> None:
         self.monitor = monitor
+        self.found: dict[str, Any] = {}
+        """All of it, as JSON takes it; on rank 0."""
+        self._step: int | None = None
+        self._exposures: dict[int, int] = {}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Which step this is, and how often clips had been seen by then."""
+        self._step = int(checkpoint["global_step"])
+        state = checkpoint.get("vidlit_exposure", {})
+        if "keys" in state:
+            self._exposures = dict(zip(state["keys"].tolist(), state["counted"].tolist(), strict=True))
+
+    def on_validation_start(self, *_: Any) -> None:
+        """Say so where it is the base model that is scored."""
+        if self.trainer.state.fn == "validate" and self.trainer.is_global_zero and self._step is None:
+            say("Scoring the base model itself: name a checkpoint with --ckpt_path FILE, or best or last of a run.")
 
     def on_validation_end(self, *_: Any) -> None:
-        """Print."""
-        if self.trainer.state.fn == "validate" and self.trainer.is_global_zero:
-            summaries = self.monitor.summaries()
-            if summaries:
-                names = {"val": "validation", "train_eval": "training subset"}
-                parts = {part for part, _ in summaries}
-                shown = {
-                    names[name] + (f", {part}" if len(parts) > 1 else ""): summary
-                    for (part, name), summary in summaries.items()
-                }
-                print_summaries(shown)
+        """Print, and keep."""
+        if self.trainer.state.fn != "validate" or not self.trainer.is_global_zero:
+            return
+        summaries = self.monitor.summaries()
+        names = {"val": "validation", "train_eval": "training subset"}
+        several = len(self.monitor.parts) > 1
+        print_summaries(
+            {names[name] + (f", {part}" if several else ""): each for (part, name), each in summaries.items()}
+        )
+        scored = []
+        for part, curves in self.monitor.parts.items():
+            for name, clips in curves.scored_clips(self._exposures).items():
+                groups, summary = by_recording(clips), summaries.get((part, name))
+                print_scored(names[name] + (f", {part}" if several else ""), groups)
+                about = {} if summary is None else _without_nan(asdict(summary))
+                rows = {"groups": [asdict(row) for row in groups], "each_clip": [asdict(row) for row in clips]}
+                scored.append({"set": name, "part": part, **about, **rows})
+        checkpoint = str(self.trainer.ckpt_path) if self.trainer.ckpt_path is not None else None
+        self.found = {"checkpoint": checkpoint, "step": self._step or 0, "scored": scored}
 
 
 class Evaluation(RunCallback):
@@ -137,8 +179,8 @@ class Evaluation(RunCallback):
                 {"test" + (f", {name}" if len(summaries) > 1 else ""): each for name, each in summaries.items()}
             )
             for verdict in verdicts:
-                print(f"{verdict.signal}: {verdict.reason}")
-            print(f"Written to {folder}")
+                say(f"{verdict.signal}: {verdict.reason}")
+            say(f"Written to {folder}")
 
     def _summary(self, part: Part) -> PairedSummary:
         losses, reference = self._tables[part.name].compute().cpu(), self._references[part.name]
@@ -151,6 +193,27 @@ class Evaluation(RunCallback):
 def _as_json(verdict: Verdict) -> dict[str, Any]:
     """A verdict as JSON, without the words of a run that could be stopped."""
     return {"alarm": verdict.action != "continue", "reason": verdict.reason, **verdict.evidence}
+
+
+def _without_nan(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(each, float) and math.isnan(each) else each for name, each in numbers.items()}
+
+
+def print_scored(title: str, rows: Sequence[ScoredClip], console: Console | None = None) -> None:
+    """A table of recordings, those that gained least first; change and exposures where they are known."""
+    table = Table(title=title)
+    table.add_column("recording", overflow="fold")
+    changes, seen = (any(getattr(row, name) is not None for row in rows) for name in ("log_ratio", "exposures"))
+    for name in ("clips", *(("base",) if changes else ()), "loss", *(("change",) if changes else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    if seen:
+        table.add_column("exposures", justify="right", no_wrap=True)
+    for row in rows:
+        base = [] if row.reference is None else [f"{row.reference:.4f}"]
+        change = [] if row.log_ratio is None else [VAL_LOG_RATIO.text(row.log_ratio)]
+        exposures = [] if not seen else ["n/a" if row.exposures is None else EXPOSURE_MEAN.text(row.exposures)]
+        table.add_row(Text(row.name), str(row.clips), *base, f"{row.loss:.4f}", *change, *exposures)
+    (console or Console()).print(table)
 
 
 def print_summaries(summaries: dict[str, PairedSummary]) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import psutil
+import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from vidlit.latents.encoding import num_cores
+from vidlit.models.adapters import LoRA
+from vidlit.runs.closing import go_on
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import EXPOSURE_MEAN
-from vidlit.runs.signal_words import read_signals, titles
+from vidlit.runs.wording import wrapped
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band
+from vidlit.stopping.rule import MEASURED_VIDEOS
 from vidlit.training.memory_advice import memory_use
 from vidlit.training.run_callback import RunCallback
 
@@ -27,27 +32,74 @@ Facts = Sequence[tuple[str, str]]
 
 
 class RunOverview(RunCallback):
-    """Says before training what there is to train on, how often it will be seen, and what is trained."""
+    """Says before anything is scored where the run is, what it trains with, and what there is to train on."""
 
-    def on_fit_start(self, *_: Any) -> None:
-        """Print the table."""
-        if self.trainer.is_global_zero:
-            print_facts([*dataset_facts(self.trainer, self.data), *model_facts(self.trainer, self.module)])
+    def __init__(self) -> None:
+        self._said = False
+
+    def on_sanity_check_start(self, *_: Any) -> None:
+        """Print the table of a run that begins: scoring the base may take long."""
+        self._say()
+
+    def on_train_start(self, *_: Any) -> None:
+        """Print the table of a run that goes on, and knows now from which step."""
+        self._say()
+
+    def _say(self) -> None:
+        if self.trainer.is_global_zero and not self._said:
+            facts = (
+                *run_facts(self.trainer, self.module, self.run),
+                *dataset_facts(self.trainer, self.data),
+                *model_facts(self.trainer, self.module),
+            )
+            print_facts(facts)
+        self._said = True
 
 
 def print_facts(facts: Facts, console: Console | None = None) -> None:
-    """Print names and what they are."""
+    """Print names and what they are: side by side on a terminal, a line each elsewhere."""
     console = console or Console()
+    show = partial(console.print, highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are the user's
     if not console.is_terminal:
         for name, fact in facts:
-            console.print(f"{name}: {fact}", highlight=False, soft_wrap=True, markup=False, emoji=False)
+            show(f"{name}: {fact}")
         return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
+    width = 2 + max((len(name) for name, _ in facts), default=0)
     for name, fact in facts:
-        table.add_row(name, Text(fact))  # never markup: it names folders of the user
-    console.print(table, highlight=False)
+        for number, line in enumerate(wrapped(fact, console, indent=width)):
+            show(Text.assemble((("" if number else name).ljust(width), "dim"), line))
+
+
+def run_facts(trainer: Trainer, pl_module: VideoDiffusionModule, directory: RunDirectory) -> Facts:
+    """Where the run is, and what it trains: base, device, precision, rate, adapter."""
+    device, adapter = trainer.strategy.root_device, pl_module.adapter
+    match device.type:
+        case "cuda":
+            memory = torch.cuda.get_device_properties(device).total_memory
+            shown = f"{torch.cuda.get_device_name(device)}, {memory / 1e9:.0f} GB"
+        case "cpu":
+            shown = f"CPU, {num_cores()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB"
+        case kind:
+            shown = kind.upper()
+    frozen = f", frozen weights in {pl_module.memory.base_dtype}" if pl_module.memory.lowers_base else ""
+    lora = f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if isinstance(adapter, LoRA) else ""
+    return [
+        ("run", str(directory.path)),
+        ("base", pl_module.base),
+        ("device", shown if trainer.world_size == 1 else f"{trainer.world_size} processes, the first on {shown}"),
+        ("precision", f"{trainer.precision}{frozen}"),
+        ("learning rate", _rate(trainer, pl_module)),
+        ("adapter", lora or "none: the weights themselves are trained"),
+    ]
+
+
+def _rate(trainer: Trainer, pl_module: VideoDiffusionModule) -> str:
+    """The highest of each group of parameters: a schedule and the warm-up start below it."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    rates = dict.fromkeys(f"{group.get('initial_lr', group['lr']):.3g}" for group in groups)
+    names = dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers)
+    warmup = f", after {pl_module.warmup_steps:,} steps of warm-up" if pl_module.warmup_steps else ""
+    return f"{', '.join(rates)} ({', '.join(names)}){warmup}"
 
 
 def dataset_facts(trainer: Trainer, data: LatentDataModule) -> Facts:
@@ -65,6 +117,15 @@ def dataset_facts(trainer: Trainer, data: LatentDataModule) -> Facts:
         ("clips", clips),
         ("buckets", ", ".join(f"{bucket} ({count})" for bucket, count in sorted(buckets.items()))),
     ]
+    held_out = len({clip.source.group for clip in data.val_clips})
+    if 0 < held_out < MEASURED_VIDEOS:
+        facts.append(
+            (
+                "warning",
+                f"few validation recordings ({held_out}): the stop was measured with {MEASURED_VIDEOS} and more. "
+                "`vidlit kfold` lets each recording be for validation once.",
+            )
+        )
     used, *left_out = data.usage.lines()
     facts += [("used", used), *(("left out", line) for line in left_out)]
     if trainer.max_steps > 0:
@@ -95,18 +156,17 @@ def model_facts(trainer: Trainer, pl_module: VideoDiffusionModule) -> Facts:
 
 
 def closing_facts(summary: dict[str, Any], directory: RunDirectory) -> Facts:
-    """The decision, and where the results are."""
-    stopped_by = titles(summary["stopped_by"].split("+"), read_signals(directory))
-    found = [("stopped by", f"{stopped_by}, at step {summary['stop_step']:,}")]
-    if summary.get("best_step") is not None:
-        found.append(("best step", f"{summary['best_step']:,}"))
+    """Where the results are, and how to go on."""
     places = {
         "weights": directory.weights,
         "samples": directory.path / "samples",
         "report": directory.report,
-        "everything else": directory.path,
+        "run": directory.path,
     }
-    return [*found, *((name, str(path)) for name, path in places.items() if Path(path).exists())]
+    facts = [(name, str(path)) for name, path in places.items() if path.exists()]
+    if options := go_on(summary, directory):
+        facts.append(("go on with" if summary.get("still_improving") else "go on all the same", options))
+    return facts
 
 
 def _count(number: int) -> str:

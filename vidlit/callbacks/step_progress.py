@@ -3,22 +3,92 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.progress import Progress, ProgressColumn, Task
+from rich.progress_bar import ProgressBar as Bar
+from rich.table import Table
+from rich.text import Text
 
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.runs.logged_names import all_rows
 from vidlit.runs.wording import duration
 
 _REFRESH_SECONDS = 0.5
+_BAR, _SHORT_BAR = 20, 10
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What a bar shows: the step and the times always, the numbers and the bar itself where there is room.
+
+    Args:
+        task: with the numbers, the most telling first, and the seconds left in its fields.
+    """
+
+    task: Task
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        steps, numbers = _steps(int(self.task.completed), self.task.total), self.task.fields["numbers"]
+        times = _times(self.task.elapsed or 0.0, self.task.fields["left"])
+        width, shown = fit_line(options.max_width - len(f"{steps} {times}"), numbers)
+        line = Table.grid(padding=(0, 1))
+        cells: list[Text | Bar] = [Text(steps, no_wrap=True, overflow="crop")]
+        if width:
+            cells.append(Bar(total=self.task.total or 1, completed=self.task.completed, width=width))
+        if shown:
+            cells.append(Text(shown, no_wrap=True))
+        line.add_row(*cells, Text(times, no_wrap=True, overflow="crop", style="dim"))
+        yield line
+
+
+class _LineColumn(ProgressColumn):
+    """All of a line as one column: rich would cut each of several a little, the step first."""
+
+    def render(self, task: Task) -> _Line:
+        """What there is to show now."""
+        return _Line(task)
+
+
+def fit_line(room: int, numbers: Sequence[str]) -> tuple[int, str]:
+    """What fits between the step and the times: the bar is shortened first, then numbers go, the last ones first.
+
+    Args:
+        room: characters that are left.
+        numbers: the most telling first.
+
+    Returns:
+        Width of the bar, 0 for none; and the numbers as one text.
+    """
+    fewer = [", ".join(numbers[:count]) for count in range(len(numbers), -1, -1)]
+    wanted = [(_BAR, fewer[0]), *((_SHORT_BAR, text) for text in fewer if text), *((0, text) for text in fewer)]
+    return next(
+        ((bar, text) for bar, text in wanted if sum(each + 1 for each in (bar, len(text)) if each) <= room), (0, "")
+    )
+
+
+def _steps(done: int, total: float | None) -> str:
+    return f"step {done}" + ("" if total is None else f"/{total:.0f}")
+
+
+def _times(elapsed: float, left: float | None) -> str:
+    """``max_steps`` is a bound: a run that stops before it is done sooner."""
+    return duration(elapsed) + ("" if left is None else f", at most {duration(left)} left")
+
+
+def _bound(trainer: Trainer) -> int | None:
+    return trainer.max_steps if trainer.max_steps > 0 else None
 
 
 class StepProgress(ProgressBar):
-    """Shows the step, metrics whose row has a short word, samples per second and the time left to ``max_steps``.
+    """Shows the step, metrics whose row has a short word, samples per second, and the time that is left at most.
+
+    A terminal that cannot move its cursor (``TERM=dumb``) gets lines, as a file does.
 
     Args:
         line_seconds: seconds between lines where the output is no terminal.
@@ -46,19 +116,11 @@ class StepProgress(ProgressBar):
         """Open the bar."""
         self._shown = self._counted_from = time.monotonic()
         self._samples, self._start_step = 0, trainer.global_step
-        if self._enabled and self._console.is_terminal:
-            columns = (
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[numbers]}", markup=False),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=self._console)
+        if self._enabled and self._console.is_interactive:
+            self._bar = Progress(_LineColumn(), console=self._console)
             self._bar.start()
-            self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, numbers="")
+            bound = _bound(trainer)
+            self._task = self._bar.add_task("", total=bound, completed=trainer.global_step, numbers=(), left=None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
         """Count samples; refresh when it is time."""
@@ -85,16 +147,21 @@ class StepProgress(ProgressBar):
     def _show(self, trainer: Trainer) -> None:
         if not self._enabled:
             return
-        numbers = self._numbers(trainer)
+        numbers, left = self._numbers(trainer), self._left(trainer)
         if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, numbers=numbers)
+            self._bar.update(self._task, completed=trainer.global_step, numbers=numbers, left=left)
             return
-        elapsed = time.monotonic() - self._counted_from
-        done = trainer.global_step - self._start_step
-        left = elapsed / done * (trainer.max_steps - trainer.global_step) if done else 0.0
-        print(f"step {trainer.global_step}/{trainer.max_steps} {numbers} left {duration(left)}", flush=True)
+        times = _times(time.monotonic() - self._counted_from, left)
+        print(f"{_steps(trainer.global_step, _bound(trainer))} {', '.join(numbers)}; {times}", flush=True)
 
-    def _numbers(self, trainer: Trainer) -> str:
+    def _left(self, trainer: Trainer) -> float | None:
+        """Seconds to ``max_steps`` at the pace so far; ``None`` before the first step, and where no bound is set."""
+        done, bound = trainer.global_step - self._start_step, _bound(trainer)
+        if not done or bound is None or bound <= trainer.global_step:
+            return None
+        return (time.monotonic() - self._counted_from) / done * (bound - trainer.global_step)
+
+    def _numbers(self, trainer: Trainer) -> list[str]:
         metrics = trainer.callback_metrics
         shown = [
             f"{row.short} {row.text(float(metrics[row.name]))}"
@@ -102,7 +169,7 @@ class StepProgress(ProgressBar):
             if row.short and row.name in metrics
         ]
         rate = self._samples / max(1e-9, time.monotonic() - self._counted_from)
-        return ", ".join([*shown, f"{rate:.1f} samples/s"])
+        return [*shown, f"{rate:.1f} samples/s"]
 
     def _close(self) -> None:
         if self._bar is not None:

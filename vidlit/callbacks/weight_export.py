@@ -10,6 +10,7 @@ from vidlit.models.adapters import expert_title, pipeline_loads_lora
 from vidlit.models.base_folder import add_base_parts
 from vidlit.report.model_card import CardFacts, check_hub_name, push, write_model_card
 from vidlit.runs.record import RunRecord
+from vidlit.runs.wording import say
 from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.training.run_callback import RunCallback
 
@@ -93,5 +94,7 @@ class ModelCard(RunCallback):
         try:
             print(f"Uploaded to {push(folder, name)}")
         except Exception as error:
-            print(f"vidlit: warning: nothing was uploaded to {name} ({type(error).__name__}: {error}).")
-            print(f"The weights are in {folder}. Log in with `hf auth login`, then `hf upload {name} {folder}`.")
+            say(
+                f"vidlit: warning: nothing was uploaded to {name} ({type(error).__name__}: {error}). The weights are "
+                f"in {folder}. Log in with `hf auth login`, then `hf upload {name} {folder}`."
+            )

@@ -13,6 +13,7 @@ from vidlit.commands.cli.run_lightning import run_lightning
 from vidlit.commands.options.checking import values_of
 from vidlit.errors import Interrupted
 from vidlit.runs.rank import rank_from_environment
+from vidlit.runs.wording import say
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -43,7 +44,7 @@ def train(words: list[str], callbacks: Sequence[Callback] = ()) -> tuple[RunDire
         Where the run is, and the last phase.
     """
     if rank_from_environment() == 0:
-        print(_first_line(words), flush=True)
+        say(_first_line(words))
     cli = run_lightning(words, callbacks=callbacks)
     directory, shows = cli.run_directory, cli.trainer.is_global_zero
     if not cli.config.fit.refit:
@@ -51,10 +52,11 @@ def train(words: list[str], callbacks: Sequence[Callback] = ()) -> tuple[RunDire
     summary = directory.read_summary()
     if reason := no_refit_because(summary):
         if shows:
-            print(f"No refit: {reason}.")
+            say(f"No refit: {reason}.")
         return directory, cli
     if shows:
-        print(f"\n{announcement(summary)}")
+        print()
+        say(announcement(summary))
     if not finished(directory.refit.read_summary(), full_steps(summary)):
         del cli
         gc.collect()  # the first phase's model

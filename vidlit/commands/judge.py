@@ -16,6 +16,7 @@ def run(words: list[str]) -> None:
     Args:
         words: of the command line, from the command's name on.
     """
+    from vidlit.runs.wording import say
     from vidlit.stopping.logged_curves import read_history
 
     options = parser().parse_args(words[1:])
@@ -25,12 +26,12 @@ def run(words: list[str]) -> None:
         print(json.dumps({"first_step": first, **told}, indent=2))
         return
     if first:
-        print(f"The first row with a validation loss, step {first}, stands for step 0.")
+        say(f"The first row with a validation loss, step {first}, stands for step 0.")
     if not history.train_eval_videos:
-        print("There is no training loss: plateaus cannot be told.")
+        say("There is no training loss: plateaus cannot be told.")
     for change in told["changes"]:
-        print(f"step {change['step']}: {change['reason']}")
-    print(_ending(told))
+        say(f"step {change['step']}: {change['reason']}")
+    say(_ending(told))
 
 
 def judge(history: Any, warmup_steps: int = 0) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from vidlit import plugins
 from vidlit.commands.cli.plain_parser import PlainParser
-from vidlit.commands.cli.refit import finished, full_steps
+from vidlit.commands.cli.refit import finished, full_steps, is_lower_bound
 from vidlit.commands.cli.run_lightning import loading, run_lightning
 from vidlit.errors import Interrupted, UserError
 from vidlit.runs.directory import FOLDS, RunDirectory, write_text
 from vidlit.runs.rank import rank_from_environment
 from vidlit.runs.redaction import redact, redact_text
+from vidlit.runs.wording import say
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -112,12 +113,13 @@ def summarise_folds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         folds (the numbers of each), gain (mean, lowest, highest and standard error over folds, as log-ratios), and, for
         a training on all clips, the median over folds of steps and exposures; steps is 0 where most folds keep the base
-        model.
+        model, and lower_bound says that a fold was still improving at its last check, so that more may be better.
     """
     folds = [
         {
             "fold": number,
             **{name: summary[name] for name in ("stopped_by", "stop_step", "best_step", "kept_step", "kept_gain")},
+            "lower_bound": is_lower_bound(summary),
             "exposures_at_kept": summary["exposures_at_kept"]["mean"],
             "num_clips": summary["num_clips"],
             **({"parts": summary["parts"]} if "parts" in summary else {}),
@@ -134,6 +136,7 @@ def summarise_folds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "standard_error": statistics.stdev(gains) / math.sqrt(len(gains)),
         },
         "steps": round(statistics.median(full_steps(summary) for summary in summaries)),
+        "lower_bound": any(fold["lower_bound"] for fold in folds),
         "exposures": statistics.median(fold["exposures_at_kept"] for fold in folds),
     }
 
@@ -181,18 +184,16 @@ def print_folds(told: dict[str, Any], words: Sequence[str], path: Path, console:
             f"best on all clips: {told['steps']} steps, about {told['exposures']:.0f} exposures of each video:",
             f"  vidlit fit {options} --data.split.val_fraction 0 --trainer.max_steps {told['steps']}",
         ]
-        late = sum(
-            fold["stopped_by"] == "max_steps" and fold["best_step"] == fold["stop_step"] for fold in told["folds"]
-        )
-        if late:
+        if told["lower_bound"]:
+            late = sum(fold["lower_bound"] for fold in told["folds"])
             lines.append(
-                f"in {late} of {len(told['folds'])} folds the last step was the best, so the loss was still improving: "
-                "give more --trainer.max_steps, and start again under another --run.name"
+                f"That is a lower bound: {late} of {len(told['folds'])} folds were still improving at their last "
+                "check. Raise --trainer.max_steps, and start again under another --run.name."
             )
     else:
         lines.append("in most folds no step was better than the base model: try a lower learning rate, or more videos")
     for line in [*lines, f"written to {path}"]:
-        console.print(redact_text(line), highlight=False, soft_wrap=True, markup=False, emoji=False)
+        say(redact_text(line), console)
 
 
 def _change(gain: float) -> str:

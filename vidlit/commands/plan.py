@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from vidlit.commands.cli.run_lightning import loading
 from vidlit.commands.options.checking import read_words
 from vidlit.commands.options.old_keys import rename_config
 from vidlit.commands.options.option_list import option_lists
+from vidlit.runs.redaction import redact_text
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -47,6 +49,10 @@ _READ = (
 _LAUNCHERS = ("TORCHELASTIC_", "SLURM_", "LSB_", "OMPI_", "PMI_")
 """How the environment variables begin of what starts a process for each device."""
 _LISTED = 8  # reasons shown of each kind; --json has them all
+_SMALL_SET = {
+    "kfold": "each recording for validation once, then the best number of steps for all",
+    "refit": "once the best step is known, again on all clips",
+}
 _MOST_CHARACTERS = 400  # of one of them: a name may be as long as its system allows
 
 
@@ -58,10 +64,11 @@ def run(words: list[str]) -> None:
     """
     own, others = parser().parse_known_args(words[1:])
     made = plan_of(["plan", *others])
+    commands = small_set_commands(made, others)
     if own.json:
-        print(json.dumps(made.as_dict(), indent=2))
+        print(json.dumps({**made.as_dict(), "small_set": commands}, indent=2))
     else:
-        print_plan(made)
+        print_plan(made, commands=commands)
 
 
 def parser() -> PlainParser:
@@ -219,16 +226,39 @@ def _num_processes(accelerator: Any, devices: Any, num_nodes: int) -> int:
     return (torch.cuda.device_count() if on_gpus else 1) * num_nodes
 
 
-def print_plan(plan: RunPlan, console: Console | None = None) -> None:
-    """Show a plan to a person."""
+def small_set_commands(plan: RunPlan, words: Sequence[str]) -> dict[str, str]:
+    """The commands that make more of a small set, by what they are for.
+
+    Args:
+        plan: of the set.
+        words: of the command line, without the command's name.
+    """
+    options = redact_text(shlex.join(words))
+    folds = min(5, plan.split["train"]["videos"] + plan.split["val"]["videos"])
+    known = {
+        "kfold": f"vidlit kfold {options} --folds {folds}",
+        "refit": f"vidlit fit {options} --refit",
+    }
+    return {name: known[name] for name in plan.small_set}
+
+
+def print_plan(plan: RunPlan, console: Console | None = None, commands: Mapping[str, str] | None = None) -> None:
+    """Show a plan to a person.
+
+    Args:
+        plan: to show.
+        console: to print to.
+        commands: by :func:`small_set_commands`.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from vidlit.data.usage import count_words
     from vidlit.errors import printable
+    from vidlit.runs import wording
 
     console = console or Console()
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are the user's
+    say = partial(wording.say, console=console)
     say(f"{plan.source} ({plan.layout}): {plan.clips} clips of {plan.videos} recordings")
     say(count_words(plan.counts))
     if plan.masked:
@@ -275,6 +305,15 @@ def print_plan(plan: RunPlan, console: Console | None = None) -> None:
         say(printable(remark)[:_MOST_CHARACTERS])
     sides = [f"{side} {n['clips']} clips of {n['videos']} recordings" for side, n in plan.split.items() if n["clips"]]
     say(f"split by recording (group): {', '.join(sides)}")
+    if plan.validation_groups:
+        names = [printable(name)[:_MOST_CHARACTERS] for name in plan.validation_groups[:_LISTED]]
+        left = len(plan.validation_groups) - len(names)
+        say(f"for validation: {', '.join(names)}" + (f", ... {left} more (--json lists all)" if left else ""))
+    if commands:
+        say(f"A small set: {plan.split['val']['videos']} recordings say little of others, and are missing in training.")
+        for name, command in commands.items():
+            say(f"  {_SMALL_SET[name]}:")
+            say(f"    {printable(command)}")
     say(
         f"{plan.max_steps:,} steps of {plan.batch_size:g} samples ({plan.tokens_per_step:,.0f} tokens), one pass over "
         f"the clips every {plan.steps_per_pass:.1f} steps"

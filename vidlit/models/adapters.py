@@ -19,6 +19,7 @@ from vidlit.diffusion.noising import keyed_generator
 from vidlit.errors import UserError
 from vidlit.models.comfyui import comfyui_lora
 from vidlit.models.family import Family
+from vidlit.whole_files import make_readable
 
 ADAPTER_NAME = "default"
 LORA_NAME = "pytorch_lora_weights"
@@ -268,7 +269,9 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
     """
     if not getattr(transformer, "peft_config", None):
         transformer.save_pretrained(folder / expert)  # type: ignore[operator]  # diffusers' method
-        return sorted((folder / expert).iterdir())
+        written = sorted((folder / expert).iterdir())
+        make_readable(written)
+        return written
     import diffusers
     from diffusers.training_utils import _collate_lora_metadata
     from peft import get_peft_model_state_dict
@@ -300,4 +303,5 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
     if renamed is not None:
         written.append(folder / f"comfyui_lora{suffix}.safetensors")
         save_file(renamed, written[-1], {"format": "pt", **({EXPERT: title} if title else {})})
+    make_readable(written)
     return written

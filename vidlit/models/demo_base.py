@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vidlit.whole_files import make_readable
+
 
 def write_base(folder: Path, videos: Iterable[Tensor]) -> None:
     """Write a tiny LTX-Video base with random weights as a complete diffusers folder.
@@ -56,6 +58,7 @@ def write_base(folder: Path, videos: Iterable[Tensor]) -> None:
     ByT5Tokenizer().save_pretrained(folder / "tokenizer")
     codec.save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    make_readable(folder.rglob("*.safetensors"))
     index = {
         "_class_name": "LTXPipeline",
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],

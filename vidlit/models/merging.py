@@ -12,6 +12,7 @@ import torch
 from vidlit.models.adapters import ADAPTER_NAME, LoRAFile
 from vidlit.models.base_folder import add_base_parts
 from vidlit.models.family import Family
+from vidlit.whole_files import make_readable
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Of weights that can be added to, by their names in safetensors files."""
@@ -42,6 +43,7 @@ def merge_lora(
         for key, parameter in transformer.named_parameters():
             parameter.data = parameter.data.to(dtypes.get(key, parameter.dtype))
         transformer.save_pretrained(folder / name)
+        make_readable((folder / name).iterdir())
     add_base_parts(family.base, folder, list(files), copy=copy)
 
 

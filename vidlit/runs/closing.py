@@ -13,38 +13,59 @@ NO_SIGNAL = ("max_steps", "other")
 """Endings that no signal brought about."""
 
 
+_CUT_SHORT = ("interrupted", "error")
+
+
 def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
-    """The run in plain words: why it stopped, which step is kept, how often videos were seen, where things lie."""
-    if summary["stopped_by"] in ("interrupted", "error"):
-        return (
-            f"{summary['reason']} Step {summary['stop_step']} of {summary['planned_steps']} is saved. Go on with "
-            f"--ckpt_path {directory.last_checkpoint}"
-        )
-    seen = summary["exposures"]
-    stopped_by = titles(summary["stopped_by"].split("+"), read_signals(directory))
+    """The run in plain words, and how to go on with it."""
+    told, options = how_it_ended(summary, directory), go_on(summary, directory)
+    if not options:
+        return told
+    return f"{told} {'To go on all the same:' if _stopped(summary) else 'Go on with'} {options}"
+
+
+def how_it_ended(summary: dict[str, Any], directory: RunDirectory) -> str:
+    """Why a run ended, which step is kept, how often videos were seen."""
+    step, planned, reason = summary["stop_step"], summary["planned_steps"], summary["reason"]
+    if summary["stopped_by"] in _CUT_SHORT:
+        return f"{reason} It had come to step {step} of {planned}."
+    seen, time = summary["exposures"], duration(summary["seconds"])
+    match summary["stopped_by"]:
+        case "max_steps":
+            how = f"Trained all {planned} steps in {time}."
+        case "other":
+            how = f"Ended at step {step} of {planned} after {time}."
+        case signals:
+            by = titles(signals.split("+"), read_signals(directory))
+            how = f"Stopped at step {step} of {planned} after {time} by {by}."
     return (
-        f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} after {duration(summary['seconds'])} by "
-        f"{stopped_by}. {summary['reason']}{_pair(summary, directory)} {_kept(summary)} At the end each "
-        f"video had been seen {seen['mean']:,.0f} times on average ({seen['min']:,} to {seen['max']:,}): "
-        f"{seen['band']}. "
-        f"Weights: {directory.weights}. Samples, curves and decisions: {directory.path}{_go_on(summary, directory)}"
+        f"{how} {reason}{_pair(summary, directory)} {_kept(summary)} At the end each video had been seen "
+        f"{seen['mean']:,.0f} times on average ({seen['min']:,} to {seen['max']:,}): {seen['band']}."
     )
+
+
+def go_on(summary: dict[str, Any], directory: RunDirectory) -> str:
+    """The options with which a run goes on that was cut short, has more to learn, or was stopped by a signal."""
+    options = []
+    if summary["stopped_by"] == "max_steps" and summary.get("still_improving"):
+        options = [f"--trainer.max_steps {2 * summary['planned_steps']}"]
+    elif _stopped(summary):
+        signals = read_signals(directory)
+        plugins = [f"--plugin {named}" for named in directory.read_plugins()]
+        options = [*plugins, *(words_for(name, signals).go_on for name in summary["stopped_by"].split("+"))]
+    elif summary["stopped_by"] not in _CUT_SHORT:
+        return ""
+    return " ".join([f"--ckpt_path {directory.last_checkpoint}", *options])
+
+
+def _stopped(summary: dict[str, Any]) -> bool:
+    return summary["stopped_by"] not in (*NO_SIGNAL, *_CUT_SHORT)
 
 
 def _pair(summary: dict[str, Any], directory: RunDirectory) -> str:
     """Where a copy can be seen beside the clip it was copied from."""
     pairs = [evidence["pair"] for evidence in summary.get("evidence", {}).values() if "pair" in evidence]
     return f" Side by side: {directory.path / pairs[0]}." if pairs else ""
-
-
-def _go_on(summary: dict[str, Any], directory: RunDirectory) -> str:
-    """How to train on where a signal ended the run, for those who know better."""
-    if summary["stopped_by"] in NO_SIGNAL:
-        return ""
-    signals = read_signals(directory)
-    plugins = [f"--plugin {named}" for named in directory.read_plugins()]
-    options = [*plugins, *(words_for(name, signals).go_on for name in summary["stopped_by"].split("+"))]
-    return f". To go on all the same: --ckpt_path {directory.last_checkpoint} {' '.join(options)}"
 
 
 def _kept(summary: dict[str, Any]) -> str:

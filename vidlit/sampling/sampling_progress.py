@@ -16,7 +16,7 @@ def track_sampling(chunks: Sequence[list[int]], shown: bool) -> Iterator[list[in
         shown: whether this rank shows anything.
     """
     console = Console()
-    if not (shown and console.is_terminal):
+    if not (shown and console.is_interactive):
         yield from chunks
         return
     columns = (TextColumn("sampling"), MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn())

@@ -18,6 +18,7 @@ from vidlit.diffusion.noising import stream_generator
 from vidlit.diffusion.streams import by_stream
 from vidlit.errors import UserError
 from vidlit.runs.logged_names import DRIFT
+from vidlit.runs.wording import say
 from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.signal import Signal
 from vidlit.stopping.drift import LIMIT, judge_drift, relative_drift
@@ -75,7 +76,7 @@ class DriftMonitor(Signal):
         if self.module.preservation is not None:
             self.module.preservation.held_out = () if self._is_off else self.watched
         if not self._is_off and self._trained_on and self.trainer.is_global_zero:
-            print(f"drift: {self._trained_on}")
+            say(f"drift: {self._trained_on}")
 
     @torch.no_grad()
     def on_validation_epoch_end(self, *_: Any) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from vidlit.errors import Interrupted, UserError, is_lost_rank
 from vidlit.runs.logged_names import AUDIT_SHARE, RUN_SECONDS, VALIDATION_SHARE
 from vidlit.runs.signal_words import save_signals
+from vidlit.runs.wording import say
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
 from vidlit.signals.signal import Signal, known_signals
@@ -114,7 +115,7 @@ class OverfitStopping(RunCallback):
                 self._to_put_back.append(name)
                 left = " and ".join(part.name for part in self.module.parts.open)
                 if self.trainer.is_global_zero:
-                    print(f"step {self.trainer.global_step}: {name} is done, {left} trains on. {verdict.reason}")
+                    say(f"step {self.trainer.global_step}: {name} is done, {left} trains on. {verdict.reason}")
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Put the best weights of parts that are done back, when no check holds averages in the place of weights."""
@@ -140,7 +141,7 @@ class OverfitStopping(RunCallback):
             if verdict.action == "warn" and kind not in self._warned:
                 self._warned.add(kind)
                 title = known_signals()[verdict.signal].title
-                print(f"step {self.trainer.global_step}: {title}: {verdict.reason}")
+                say(f"step {self.trainer.global_step}: {title}: {verdict.reason}")
 
     # -- the end
 
@@ -153,12 +154,9 @@ class OverfitStopping(RunCallback):
         elif self.trainer.global_step < self.trainer.max_steps:
             stopped_by, reason = "other", "Another callback, or a limit of the Trainer, ended the run."
         else:
-            stopped_by = "max_steps"
-            reason = f"All {self.trainer.max_steps} planned steps were trained; no signal asked to stop."
-            if self._is_improving():
-                reason += (
-                    " The last check is the best: the loss is still improving; go on with more --trainer.max_steps."
-                )
+            stopped_by, reason = "max_steps", "No signal asked to stop."
+            if self._still_improving():
+                reason += " Still improving at the last check: raise --trainer.max_steps."
         kept = {name: self._put_back(name) for name in self._monitor.parts}
         self.kept_step = max(self._step_of(name, each) for name, each in kept.items())
         if len(kept) > 1 and self._monitor.histories():  # what best.ckpt held was of one part's best check
@@ -187,10 +185,12 @@ class OverfitStopping(RunCallback):
     def _mode_of(self, signal: Signal) -> Mode:
         return self.policy.get(signal.name, signal.default_mode)
 
-    def _is_improving(self) -> bool:
-        """Whether the last step is the best of any part, in a run too short to be judged, too."""
-        last = self.trainer.global_step
-        return any(each.steps[best_check(each)] == last > 0 for each in self._monitor.histories().values())
+    def _still_improving(self) -> bool:
+        """Whether the last check is the best of any part, in a run too short to be judged, too."""
+        histories = self._monitor.histories()
+        return any(
+            best_check(each) == len(each.steps) - 1 > 0 and not self._no_gain(n) for n, each in histories.items()
+        )
 
     def _kept(self, part: str) -> Kept:
         history = self._monitor.histories().get(part)
@@ -227,6 +227,7 @@ class OverfitStopping(RunCallback):
         return {
             **(joined_parts(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))),
             **({"parts": parts} if len(parts) > 1 else {}),
+            "still_improving": self._still_improving(),
             "exposures": {**exposures, "band": band(exposures["mean"])},
             "num_clips": {side: len(clips) for side, clips in self.data.split._asdict().items()},
         }

@@ -21,6 +21,7 @@ from vidlit.runs.logged_names import (
     VAL_LOSS,
     VAL_SCORE,
 )
+from vidlit.signals.scored_clips import ScoredClip, worst_first
 from vidlit.stopping.divergence import DivergenceHistory, check_scores
 
 if TYPE_CHECKING:
@@ -144,6 +145,31 @@ class PairedCurves:
             rows = self.rows[name]
             losses = self._tables[name].compute().cpu()[rows]
             found[name] = summarise(losses, reference, self.sigmas[name][rows], self._groups(name))
+        return found
+
+    def scored_clips(self, exposures: Mapping[int, int]) -> dict[str, list[ScoredClip]]:
+        """The latest look at each set, clip by clip, those that gained least first.
+
+        Args:
+            exposures: of training clips, by their keys.
+        """
+        found = {}
+        for name, losses in self._computed().items():
+            reference, rows = self.references.get(name), self.rows[name]
+            means = losses.mean(1).tolist()
+            base: list[Any] = [None] * len(means) if reference is None else reference.mean(1).tolist()
+            sigmas = self.sigmas[name][rows]
+            ratios: list[Any] = (
+                [None] * len(means) if reference is None else log_ratio(losses, reference, sigmas).tolist()
+            )
+            clips = [self.clips[name][row] for row in rows.tolist()]
+            keys = self._keys[name][rows].tolist()
+            seen = [exposures.get(key) if name == "train_eval" else None for key in keys]
+            found[name] = [
+                ScoredClip(clip.clip_id, clip.source.group, 1, *numbers)
+                for clip, *numbers in zip(clips, means, base, ratios, seen, strict=True)
+            ]
+            found[name].sort(key=worst_first)
         return found
 
     def _groups(self, name: str) -> list[str]:

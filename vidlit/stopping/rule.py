@@ -24,6 +24,9 @@ Flags = NDArray[np.bool_]
 
 MIN_VIDEOS = 4
 """Recordings from which a t-test across them is used; with fewer, all must agree."""
+MEASURED_VIDEOS = 6
+"""The fewest validation recordings that the rule was measured with, on simulated and on real runs (docs/measured.md):
+of fewer, users are warned."""
 STRETCH = 3
 """Rows of the lowest stretch: of two one lucky row is half; five see a turn later and cost 6 points more."""
 SETTLING = 3

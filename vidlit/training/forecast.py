@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vidlit.diffusion.streams import LATENTS
 from vidlit.errors import UserError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vidlit.data.clip_folder import ClipFolder
     from vidlit.video.sources import Clip
 
+KFOLD_UP_TO, REFIT_UP_TO = 20, 50
+"""Recordings of a set that is small: docs/guides/small_sets.md says why."""
 _TIMED = 4  # clips decoded to estimate the time of all
 
 
@@ -68,6 +70,10 @@ class RunPlan:
     """Clips without sound, of a model that makes some."""
     split: dict[str, dict[str, int]]
     """Clips and recordings of each side."""
+    validation_groups: list[str]
+    """The recordings for validation, by name."""
+    small_set: list[Literal["kfold", "refit"]]
+    """What makes more of a small set than one fit does; empty where the set is large, or nothing is for validation."""
     batch_size: float
     """Mean over buckets, over all ranks and accumulated micro-batches."""
     max_steps: int
@@ -149,6 +155,8 @@ def make_plan(
             side: {"clips": len(clips), "videos": len({clip.source.group for clip in clips})}
             for side, clips in split._asdict().items()
         },
+        validation_groups=sorted({clip.source.group for clip in split.val}),
+        small_set=_small_set(data),
         batch_size=batch_size,
         max_steps=max_steps,
         steps_per_pass=sampler.batches_per_pass / accumulate,
@@ -161,6 +169,13 @@ def make_plan(
         moderate_max_steps=max(1, math.floor(MODERATE * len(exposures) / batch_size + 1e-9)),
         encode=_encoding(data),
     )
+
+
+def _small_set(data: ClipFolder) -> list[Literal["kfold", "refit"]]:
+    recordings = len({clip.source.group for clip in (*data.split.train, *data.split.val)})
+    if not data.split.val or data.splitting.fold is not None or data.splitting.train_on_val:
+        return []
+    return ["kfold", "refit"] if recordings <= KFOLD_UP_TO else ["refit"] if recordings <= REFIT_UP_TO else []
 
 
 def _checks(

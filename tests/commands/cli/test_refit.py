@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from vidlit.__main__ import main
 from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
-from vidlit.commands.cli.refit import announcement, finished, full_steps, no_refit_because
+from vidlit.commands.cli.refit import announcement, finished, full_steps, no_refit_because, note_refit
+from vidlit.runs.directory import RunDirectory
 from vidlit.training.module import VideoDiffusionModule
 
 OPTIONS = {"trainer__max_steps": 8, "data__split__test_fraction": 0.2, "refit": "true"}
@@ -101,8 +102,17 @@ def test_when_a_phase_is_over_and_what_follows():
     assert "no validation clips" in no_refit_because({**over, "num_clips": {"train": 6, "val": 0}})
 
 
-@pytest.mark.parametrize(("best", "kept", "improving"), [(40, 40, True), (20, 20, False), (20, 40, False)])
-def test_it_says_where_the_best_step_was_the_last(best, kept, improving):
-    """Of the best step: where the last weights are kept by wish, the loss may well have risen."""
-    summary = {"best_step": best, "kept_step": kept, "stop_step": 40, "num_clips": {"train": 6, "val": 3}}
-    assert ("still improving" in announcement(summary)) == improving
+@pytest.mark.parametrize(
+    ("stopped_by", "still_improving", "bound"),
+    [("max_steps", True, True), ("max_steps", False, False), ("copies", True, False)],
+)
+def test_it_says_where_more_steps_may_be_better(tmp_path, stopped_by, still_improving, bound):
+    over = {"stopped_by": stopped_by, "stop_step": 40, "planned_steps": 40, "kept_step": 40, "exposures": {}}
+    summary = {**over, "still_improving": still_improving, "num_clips": {"train": 6, "val": 3}}
+    assert ("a lower bound" in announcement(summary)) == bound
+    directory = RunDirectory(tmp_path)
+    directory.write_summary(summary)
+    directory.refit.path.mkdir()
+    directory.refit.write_summary(over)
+    note_refit(directory)
+    assert directory.read_summary()["refit"]["lower_bound"] == bound

@@ -51,7 +51,7 @@ def dispatch(words: list[str]) -> int:
             plugins.require_for_configs(words)
             _command(words)
     except Interrupted as interrupt:
-        print(f"\nvidlit: {interrupt}; saved. {interrupt.advice}", file=sys.stderr)
+        _say(f"\nvidlit: {interrupt}; saved. {interrupt.advice}")
         return 128 + interrupt.signal_number
     except (KeyboardInterrupt, SystemExit) as end:
         # Before training begins; Lightning turns Ctrl-C into sys.exit(1) and SIGTERM into an exit of its own kind.
@@ -59,15 +59,23 @@ def dispatch(words: list[str]) -> int:
         if isinstance(end, SystemExit) and not terminated and not isinstance(end.__context__, KeyboardInterrupt):
             raise
         number = signal.SIGTERM if terminated else signal.SIGINT
-        print(f"\nvidlit: interrupted by {number.name}; what was encoded is kept.", file=sys.stderr)
+        _say(f"\nvidlit: interrupted by {number.name}; what was encoded is kept.")
         return 128 + number
     except BaseException as error:
         if debug or not (isinstance(error, Exception) or type(error).__name__ == "CheckpointException"):
             raise
         told = explain_error(error)
-        print(f"vidlit: error: {told or explain_bug(error)}", file=sys.stderr)
+        _say(f"vidlit: error: {told or explain_bug(error)}")
         return 1 if told is None else 2
     return 0
+
+
+def _say(text: str) -> None:
+    from rich.console import Console  # takes a tenth of a second
+
+    from vidlit.runs.wording import say
+
+    say(text, Console(stderr=True))
 
 
 def _command(words: list[str]) -> None:

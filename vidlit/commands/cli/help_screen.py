@@ -52,7 +52,11 @@ SCREENS: dict[str, dict[str, dict[str, str]]] = {
         "training": TRAINER | DEVICES,
         "the run": SAMPLES | RUN | {"ckpt_path": "resume from: last, or a checkpoint"},
     },
-    "validate": {"what": CHECKPOINT | MODEL | CLIPS, "where": DEVICES | RUN},
+    "validate": {
+        "what": CHECKPOINT | MODEL | CLIPS,
+        "where": DEVICES | RUN,
+        "result": {"json": "print the result as one JSON object", "output": "file for the same JSON object"},
+    },
     "test": {
         "what": CHECKPOINT | MODEL | {"data.split.test_fraction": "share for the test, as in fit"} | CLIPS,
         "where": DEVICES | RUN,

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 import vidlit.callbacks
 import vidlit.signals
 from vidlit import plugins
+from vidlit.callbacks.evaluation import Validate
 from vidlit.callbacks.order import callbacks_for
 from vidlit.callbacks.run_overview import closing_facts, print_facts
 from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes, check_run_name, expand_paths
@@ -37,7 +38,7 @@ from vidlit.data.identity import DataIdentity
 from vidlit.errors import UserError, is_out_of_memory
 from vidlit.lightning_internals import callbacks_of, parser_of
 from vidlit.runs.checkpoint_files import AtomicCheckpointIO, check_checkpoint, remove_leftovers
-from vidlit.runs.closing import closing_paragraph
+from vidlit.runs.closing import how_it_ended
 from vidlit.runs.directory import (
     RunDirectory,
     latest_run_directory,
@@ -52,6 +53,7 @@ from vidlit.runs.loggers.continued_loggers import continued, remember
 from vidlit.runs.loggers.csv_logger import RunCSVLogger
 from vidlit.runs.rank import rank_from_environment
 from vidlit.runs.resumes import Change
+from vidlit.runs.wording import say
 from vidlit.sampling.prediction import Predict
 from vidlit.training.memory_advice import memory_use
 from vidlit.training.module import VideoDiffusionModule
@@ -161,6 +163,8 @@ class VidlitCLI(LightningCLI):
         link_further_captions(parser, subcommand)
         if subcommand == "predict":
             parser.add_class_arguments(Predict)
+        if subcommand == "validate":
+            parser.add_class_arguments(Validate)
         return parser
 
     # -- before anything is made
@@ -265,14 +269,22 @@ class VidlitCLI(LightningCLI):
     # -- commands
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Leave out the first phase of a refit that is over; close what loggers have open, whatever happens.
-
-        Where memory ran out, say what would have saved how much.
-        """
+        """Leave out the first phase of a refit that is over; report and close loggers, whatever happens."""
         config = self.config[self.subcommand]
         if subcommand == "fit" and config.refit and config.get("ckpt_path") is not None:
             if finished(self.run_directory.read_summary(), config.trainer.max_steps):
                 return
+        try:
+            self._run_or_advise(subcommand)
+        except Exception:  # not Ctrl-C for the second time: that one wants to be out
+            if subcommand == "fit" and self.trainer.is_global_zero and self.run_directory.metrics.is_file():
+                self._write_report()
+            raise
+        finally:
+            finish_loggers(getattr(self, "trainer", None))
+
+    def _run_or_advise(self, subcommand: str) -> None:
+        """Run it; where memory ran out, say what would have saved how much."""
         last_checkpoint = self.run_directory.last_checkpoint if subcommand == "fit" else None
         try:
             with telling_of_lost_ranks(self.trainer, last_checkpoint):
@@ -283,8 +295,6 @@ class VidlitCLI(LightningCLI):
             raise UserError(
                 f"out of memory at step {self.trainer.global_step}. {memory_use(self.trainer, self.model)}"
             ) from error
-        finally:
-            finish_loggers(getattr(self, "trainer", None))
 
     def before_fit(self) -> None:
         """Encode what is missing, and make sure that a fold, or a refit, has the clips of the whole."""
@@ -332,18 +342,34 @@ class VidlitCLI(LightningCLI):
             num_nodes=trainer.num_nodes,
         )
         if trainer.is_global_zero:
-            print(report)
+            say(str(report))
             if self.subcommand != "fit":  # whose table says it
-                print("\n".join([_used(self.datamodule), *self.datamodule.usage.lines()]))
+                for line in (_used(self.datamodule), *self.datamodule.usage.lines()):
+                    say(line)
 
     def after_fit(self) -> None:
         """Say how it ended, and make the page that shows it."""
         if self.trainer.is_global_zero:
             summary = self.run_directory.read_summary()
-            print("\n" + closing_paragraph(summary, self.run_directory) + "\n")
-            if self.config.fit.run.report:
-                _report(self.run_directory)
+            print()
+            say(how_it_ended(summary, self.run_directory))
+            print()
+            self._write_report()
             print_facts(closing_facts(summary, self.run_directory))
+
+    def _write_report(self) -> None:
+        """Make the report; whatever goes wrong with it, the run itself is what it is."""
+        if not self.config.fit.run.report:
+            return
+        try:
+            from vidlit.report import write_report  # loads matplotlib
+
+            write_report([self.run_directory.path])
+        except Exception as error:
+            say(
+                f"vidlit: warning: no report was made ({type(error).__name__}: {error}). The run is whole: try again "
+                f"with `vidlit report {self.run_directory.path}`."
+            )
 
 
 def _import_all(*rooms: ModuleType) -> list[str]:
@@ -358,17 +384,6 @@ def _run_of(config: Namespace) -> RunDirectory:
     """The run that a saved config is of, else the latest of its name."""
     own = RunDirectory(Path(config.trainer.default_root_dir or ""))
     return own if own.last_checkpoint.is_file() else latest_run_directory(config.run.dir, config.run.name)
-
-
-def _report(directory: RunDirectory) -> None:
-    """Make the report; whatever goes wrong with it, the run itself is done and stays done."""
-    try:
-        from vidlit.report import write_report  # loads matplotlib
-
-        write_report([directory.path])
-    except Exception as error:
-        print(f"vidlit: warning: no report was made ({type(error).__name__}: {error}); the run is complete. Try again ")
-        print(f"with `vidlit report {directory.path}`.")
 
 
 def _used(data: LatentDataModule) -> str:

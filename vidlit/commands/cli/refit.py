@@ -37,6 +37,11 @@ def full_steps(summary: dict[str, Any]) -> int:
     return round(int(summary["kept_step"]) * float(scale))
 
 
+def is_lower_bound(summary: dict[str, Any]) -> bool:
+    """Whether more steps than a run had might have been better still: nothing but ``max_steps`` ended it."""
+    return summary["stopped_by"] == "max_steps" and bool(summary.get("still_improving"))
+
+
 def no_refit_because(summary: dict[str, Any]) -> str | None:
     """Why a run gives nothing to train again for; ``None`` where it does."""
     if not summary.get("num_clips", {}).get("val"):
@@ -72,8 +77,8 @@ def announcement(summary: dict[str, Any]) -> str:
     """What the second phase is about to do, for the user."""
     clips = summary["num_clips"]
     late = (
-        " The last step was the best: the loss was still improving."
-        if summary["best_step"] == summary["stop_step"]
+        " That is a lower bound: the validation loss was still improving at the last check."
+        if is_lower_bound(summary)
         else ""
     )
     return (
@@ -87,4 +92,5 @@ def note_refit(directory: RunDirectory) -> None:
     again = directory.refit.read_summary()
     told = {name: again[name] for name in ("stopped_by", "stop_step", "kept_step", "planned_steps", "exposures")}
     weights = str(directory.refit.weights.relative_to(directory.path))
-    directory.write_summary({**directory.read_summary(), "refit": {**told, "weights": weights}})
+    first = directory.read_summary()
+    directory.write_summary({**first, "refit": {**told, "weights": weights, "lower_bound": is_lower_bound(first)}})

@@ -54,7 +54,7 @@ def loading(what: str) -> Iterator[None]:
     Args:
         what: is loaded.
     """
-    shows = sys.stderr.isatty()
+    shows = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     if shows:
         print(f"loading {what} ...", end="", file=sys.stderr, flush=True)
     try:

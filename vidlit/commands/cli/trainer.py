@@ -12,6 +12,7 @@ from vidlit.errors import UserError
 from vidlit.latents.encode.missing import EngineName
 from vidlit.latents.store import LatentStore
 from vidlit.runs.checkpoint_files import save_sharded, shards_weights
+from vidlit.runs.wording import say
 from vidlit.training.module import VideoDiffusionModule
 
 _LISTED = 20  # damaged tensors that --verify names; the rest are counted
@@ -65,8 +66,8 @@ class VidlitTrainer(Trainer):
             num_nodes=self.num_nodes,
         )
         if self.is_global_zero:
-            print(report)
-            print("\n".join(datamodule.usage.lines()))
+            for line in (str(report), *datamodule.usage.lines()):
+                say(line)
 
     @property
     def accelerator_name(self) -> str:

@@ -28,8 +28,13 @@ class EncodeProgress:
         self.bar: Progress | None = None
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        if self.console.is_interactive:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self.bar = Progress(*columns, console=self.console)
             self.bar.start()
             self.task = self.bar.add_task(f"Encoding clips{self.what}", total=self.total)
