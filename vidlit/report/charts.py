@@ -77,8 +77,9 @@ def _chart(run: RunRecord, heading: str, rows: Sequence[LoggedName]) -> Drawing 
         plot.level(0, "faint")
     for place, (row, curves) in enumerate(drawn):
         colour = "stop" if row.limit else _OF_SETS.get(row.name.split("/")[0], f"run-{place % NUM_COLOURS}")
-        if row.is_numbered:
-            legend += _levels(plot, row, curves)
+        if row.is_numbered or row.is_keyed:
+            draw = _levels if row.is_numbered else _by_word
+            legend += draw(plot, row, run.named_curves_of(row))
             continue
         parts = run.part_curves_of(row)
         for number, (part, curve) in enumerate(parts.items()):
@@ -98,13 +99,23 @@ def _chart(run: RunRecord, heading: str, rows: Sequence[LoggedName]) -> Drawing 
     return drawing(plot, WIDE if heading == VAL_LOG_RATIO.heading else HALF, _unit(rows[0]), legend, words)
 
 
-def _levels(plot: Plot, row: LoggedName, curves: Sequence[Curve]) -> Legend:
+def _levels(plot: Plot, row: LoggedName, curves: Mapping[str, Curve]) -> Legend:
     """One line a number, from light to dark."""
     last = len(curves) - 1
     colours = [f"level-{round(number * (NUM_COLOURS - 1) / max(1, last))}" for number in range(len(curves))]
-    for colour, curve in zip(colours, curves, strict=True):
+    for colour, curve in zip(colours, curves.values(), strict=True):
         plot.line(*_from_base(row, curve), colour)
     return [(colours[number], f"level {number}") for number in dict.fromkeys((0, last))]
+
+
+def _by_word(plot: Plot, row: LoggedName, curves: Mapping[str, Curve]) -> Legend:
+    """One line a word, each in a colour of its own."""
+    legend = []
+    for number, (name, curve) in enumerate(curves.items()):
+        colour = f"run-{number % NUM_COLOURS}"
+        plot.line(*_from_base(row, curve), colour, dashed=number >= NUM_COLOURS)
+        legend.append((colour, row.which(name)))
+    return legend
 
 
 def _from_base(row: LoggedName, curve: Curve) -> tuple[Array, Array]:
