@@ -136,7 +136,9 @@ def test_a_run_without_an_account(
     logged = history(found)
 
     # every chart and picture of the workspace has something to show, but for what only an option logs
-    optional = {row.name for row in OWN if row.needs in ("samples.metrics", "overfit_stopping.policy")}
+    optional = {
+        row.name for row in OWN if row.needs in ("samples.metrics", "overfit_stopping.policy", "trainer.accelerator")
+    }
     for charts in chart_names(2).values():
         for title, names in charts.items():
             for name in set(names) - optional:

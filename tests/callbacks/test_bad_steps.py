@@ -22,7 +22,7 @@ def poisoned(monkeypatch):
             record["weights"].append({k: v.detach().clone() for k, v in self.trainable_state().items()})
             record["clips"] = self.trainer.datamodule.train_clips
             record["rows"][batch_idx] = batch.indices.tolist()
-            loss = step(self, batch, batch_idx)
+            loss = step(self, batch, batch_idx)["loss"]
             if batch_idx not in batches:
                 return loss
             return loss * float("nan") if what == "loss" else loss + (loss * 0).sqrt()  # slope of sqrt at 0

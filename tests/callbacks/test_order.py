@@ -67,7 +67,7 @@ def test_a_fit_has_them_in_this_order(configured):
     callbacks = kinds(callbacks_for("fit", configured))
     places = [KINDS.index(next(kind for kind in each.__mro__ if kind in KINDS)) for each in callbacks]
     assert places == sorted(places)
-    assert len(callbacks) == 9 + len(configured) + 3
+    assert len(callbacks) == 10 + len(configured) + 3
     assert callbacks[0] is AveragedValidation
     assert issubclass(callbacks[-1], Checkpoint)
     for earlier, later in (

@@ -18,6 +18,7 @@ from vidlit.runs.logged_names import (
     SECTIONS,
     VAL_LOG_RATIO,
     VAL_LOG_RATIO_BIN,
+    VAL_LOG_RATIO_BUCKET,
     LoggedName,
     all_rows,
     charts,
@@ -37,7 +38,9 @@ def plugged(monkeypatch):
 
 
 def test_every_name_that_is_logged_has_a_row_and_every_row_is_logged(finished_run):
-    """For what W&B alone gets see ``tests/test_wandb.py``, for ``samples.metrics`` ``tests/sampling/test_audit.py``."""
+    """For what W&B alone gets see ``tests/test_wandb.py``, for ``samples.metrics`` ``tests/sampling/test_audit.py``,
+    for buckets ``tests/callbacks/test_optimizer_record.py``.
+    """
     with (finished_run / "metrics.csv").open(newline="") as file:
         logged = set(next(csv.reader(file))) - {"step", "epoch"}
     rows = {name: [row.name for row in OWN if row.matches(name)] for name in logged}
@@ -76,7 +79,22 @@ def test_a_name_with_a_number():
     assert videos.at(3) == "samples/03"
     assert videos.is_numbered
     assert not VAL_LOG_RATIO.is_numbered
+    assert (VAL_LOG_RATIO_BIN.which("val/log_ratio_bin_12"), VAL_LOG_RATIO.which("val/log_ratio")) == ("12", "")
     assert not LoggedName("a.b", "").matches("a/b")
+
+
+def test_a_name_with_a_word():
+    row, name = VAL_LOG_RATIO_BUCKET, "val/log_ratio_bucket_17x48x80"
+    assert row.at("17x48x80") == name
+    assert row.is_keyed
+    assert not row.is_numbered
+    assert not VAL_LOG_RATIO.is_keyed
+    assert row.glob == "val/log_ratio_bucket_*"
+    assert row.matches(name)
+    assert row.which(name) == row.which(f"{name}/high") == "17x48x80"
+    assert (row.part_of(name), row.part_of(f"{name}/high")) == ("", "high")
+    for other in ("val/log_ratio_bucket_", "val/log_ratio_bin_1", "train/loss_bucket_17x48x80"):
+        assert not row.matches(other)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from vidlit.callbacks.bad_steps import BadSteps
 from vidlit.callbacks.continuation import Continuation
 from vidlit.callbacks.evaluation import Evaluation, ValidationTable
 from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
+from vidlit.callbacks.optimizer_record import OptimizerRecord
 from vidlit.callbacks.run_checkpoints import RunCheckpoints
 from vidlit.callbacks.run_overview import RunOverview
 from vidlit.callbacks.step_progress import StepProgress
@@ -40,6 +41,7 @@ ORDER = (
     Place(RunOverview, "says what there is to train on before the bar opens"),
     Place(StepProgress, "shows the samples of a step as soon as it is over"),
     Place(Throughput, "stops its clock before what others do at a validation is counted as training"),
+    Place(OptimizerRecord, "logs a step with the numbers of its speed"),
     Place(ValidationSchedule, "times a check before audits add to it"),
     Place(BadSteps, "names the clips of a bad step before anything is saved or counted on"),
     Place(DivergenceMonitor, "its curves are what the others' verdicts and the kept weights go by"),
@@ -84,6 +86,7 @@ def callbacks_for(command: str, configured: Sequence[Callback], changes: Sequenc
                 RunOverview(),
                 StepProgress(),
                 Throughput(),
+                OptimizerRecord(),
                 ValidationSchedule(),
                 BadSteps(),
                 Continuation(changes),

@@ -5,13 +5,23 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import psutil
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.lightning_internals import logs_after_this_batch
-from vidlit.runs.logged_names import DATA_WAIT, MFU, PEAK_MEMORY, SAMPLES_PER_SECOND, TOKENS_PER_SECOND
+from vidlit.runs.logged_names import (
+    DATA_WAIT,
+    DEVICE_MEMORY,
+    MAIN_MEMORY,
+    MFU,
+    PEAK_MEMORY,
+    SAMPLES_PER_SECOND,
+    TOKENS_PER_SECOND,
+)
 from vidlit.training.flops import flops_of_a_sample, peak_flops
 from vidlit.training.memory import peak_memory
 from vidlit.training.run_callback import RunCallback
@@ -25,7 +35,9 @@ class Throughput(RunCallback):
       as a share of what the devices could do in that time; on a CPU of what a plain matrix product reaches there.
       Counted once for each resolution, at the length of the first prompts. Left out where a device's peak is unknown;
     - ``perf/data_wait``: share of the time spent waiting for the loader;
-    - ``perf/peak_memory_gb``: most memory that rank 0 ever had, of its GPU or, without one, of its process.
+    - ``perf/peak_memory_gb``: most memory that rank 0 ever had, of its GPU or, without one, of its process;
+    - ``perf/main_memory_gb``: what its process has in main memory now, without its loader's workers;
+    - ``perf/device_memory_gb``: what is in use on its GPU now, by all processes.
     """
 
     def __init__(self) -> None:
@@ -70,7 +82,11 @@ class Throughput(RunCallback):
                 TOKENS_PER_SECOND.name: self._tokens / seconds,
                 DATA_WAIT.name: (waited - self._waited_before) / seconds,
                 PEAK_MEMORY.name: peak_memory(self.module.device) / 1e9,
+                MAIN_MEMORY.name: psutil.Process().memory_info().rss / 1e9,
             }
+            if self.module.device.type == "cuda":
+                free, whole = torch.cuda.mem_get_info(self.module.device)
+                logged[DEVICE_MEMORY.name] = (whole - free) / 1e9
             if self._peak is not None:
                 logged[MFU.name] = self._done / seconds / (self._peak * trainer.world_size)
             self.module.log_dict(logged, batch_size=1)

@@ -125,8 +125,8 @@ def _chart(run: RunRecord, heading: str, rows: Sequence[LoggedName]) -> Chart | 
         chart.levels.append((0, "faint", ""))
     for place, (row, curves) in enumerate(drawn):
         colour = "stop" if row.limit else _OF_SETS.get(row.name.split("/")[0], f"run-{place % NUM_COLOURS}")
-        if row.is_numbered:
-            _levels(chart, row, curves)
+        if row.is_numbered or row.is_keyed:
+            (_levels if row.is_numbered else _by_word)(chart, row, run.named_curves_of(row))
             continue
         parts = run.part_curves_of(row)
         for number, (part, curve) in enumerate(parts.items()):
@@ -139,12 +139,19 @@ def _chart(run: RunRecord, heading: str, rows: Sequence[LoggedName]) -> Chart | 
     return chart
 
 
-def _levels(chart: Chart, row: LoggedName, curves: Sequence[Curve]) -> None:
+def _levels(chart: Chart, row: LoggedName, curves: Mapping[str, Curve]) -> None:
     """One line a number, from light to dark."""
     last = len(curves) - 1
-    for number, curve in enumerate(curves):
+    for number, curve in enumerate(curves.values()):
         colour = f"level-{round(number * (NUM_COLOURS - 1) / max(1, last))}"
         chart.line(f"level {number}", colour, *_from_base(row, curve))
+
+
+def _by_word(chart: Chart, row: LoggedName, curves: Mapping[str, Curve]) -> None:
+    """One line a word, each in a colour of its own."""
+    for number, (name, curve) in enumerate(curves.items()):
+        look = {"dashed": number >= NUM_COLOURS, "noisy": row.noisy}
+        chart.line(row.which(name), f"run-{number % NUM_COLOURS}", *_from_base(row, curve), **look)
 
 
 def _from_base(row: LoggedName, curve: Curve) -> tuple[Array, Array]:

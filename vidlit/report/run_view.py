@@ -12,10 +12,11 @@ from vidlit.report.page import View, section
 from vidlit.report.videos import Addresses, near_copies, samples
 from vidlit.runs.closing import closing_paragraph
 from vidlit.runs.logged_names import (
+    DEVICE_MEMORY,
     EXPOSURE,
     EXPOSURE_MEAN,
+    MAIN_MEMORY,
     OVERFITTING,
-    PEAK_MEMORY,
     SAMPLES,
     SECTIONS,
     THROUGHPUT,
@@ -161,9 +162,11 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     if going and step:
         left = summary["seconds"] / step * (planned - step)
         tiles.append(("left, at most", duration(left), f"to step {planned:,}; it stops earlier if it overfits"))
-    memory = run.curve(PEAK_MEMORY.name)
-    if len(memory.steps):
-        tiles.append(("peak memory", f"{memory.values[-1]:.1f} GB", "of the GPU; of the process without one"))
+    memory = {"main memory": MAIN_MEMORY, "GPU memory": DEVICE_MEMORY}
+    words = {"main memory": "of the process", "GPU memory": "in use"}
+    for name, row in memory.items():
+        if len(values := run.curve(row.name).values):
+            tiles.append((name, f"{values[-1]:.1f} GB", words[name]))
     return tiles
 
 

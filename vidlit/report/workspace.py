@@ -16,11 +16,18 @@ NUM_SHOWN = 8
 
 
 def chart_names(num_levels: int) -> dict[str, dict[str, list[str]]]:
-    """The logged names in every chart, by section and title: numbers as they are logged, so log-ratios say so."""
+    """The logged names in every chart, by section and title: numbers as they are logged, so log-ratios say so.
+
+    Left out is what is told apart by words, such as buckets, which no one knows before a run.
+    """
     return {
         section: {_title(heading, rows[0]): _names(rows, num_levels) for heading, rows in headings.items()}
-        for section, headings in charts(row for row in all_rows() if row.kind != "videos").items()
+        for section, headings in charts(row for row in all_rows() if _is_drawn(row) and not row.is_keyed).items()
     }
+
+
+def _is_drawn(row: LoggedName) -> bool:
+    return row.kind != "videos"
 
 
 def _title(heading: str, row: LoggedName) -> str:
@@ -49,12 +56,17 @@ def make_workspace(project: str, entity: str, num_levels: int = 2) -> Any:
         raise UserError("the dashboard needs wandb-workspaces: pip install 'vidlit[dashboard]'.") from error
     sections = []
     videos = charts(row for row in all_rows() if row.kind == "videos")
+    keyed = charts(row for row in all_rows() if _is_drawn(row) and row.is_keyed)
     for section, drawn in chart_names(num_levels).items():
         media = [
             panels.MediaBrowser(title=title, media_keys=_names(rows, NUM_SHOWN), mode="grid", grid_x_axis="step")
             for title, rows in videos.get(section, {}).items()
         ]
         lines = [panels.LinePlot(title=title, x=STEP, y=names) for title, names in drawn.items()]
+        lines += [
+            panels.LinePlot(title=_title(heading, row), x=STEP, metric_regex=row.pattern)
+            for heading, (row, *_) in keyed.get(section, {}).items()
+        ]
         sections.append(workspaces.Section(name=section, panels=[*media, *lines], is_open=True))
     return workspaces.Workspace(entity=entity, project=project, name="vidlit", sections=sections)
 

@@ -71,6 +71,11 @@ class RunDirectory:
         return self.path / "metrics.csv"
 
     @property
+    def log(self) -> Path:
+        """What the run printed, line by line, with the time."""
+        return self.path / "log.txt"
+
+    @property
     def logged_names(self) -> Path:
         """What the metrics of plugins are called, and how they are shown."""
         return self.path / "logged_names.json"
@@ -124,11 +129,6 @@ class RunDirectory:
     def shown_clips(self) -> Path:
         """Folder of training clips that samples came near to, as mp4 files with a JSON each."""
         return self.path / "samples" / "clips"
-
-    @property
-    def log(self) -> Path:
-        """What the run has said."""
-        return self.path / "log.txt"
 
     @property
     def resumes(self) -> Path:
@@ -217,7 +217,7 @@ class RunDirectory:
     def discard_if_empty(self) -> None:
         """Remove the folder of a run that never began."""
         with suppress(OSError):
-            ours = {self.launcher, self.lock, self.lock_holder}
+            ours = {self.launcher, self.lock, self.lock_holder, self.log}
             if not set(self.path.iterdir()) - ours:
                 for path in ours:
                     path.unlink(missing_ok=True)

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_NUMBER = re.compile(r"<(k+)>")
+_PLACE = re.compile(r"<([a-z]+)>")
+"""Of a number where its letters are ``k``, else of a word."""
 _PART = r"(/\w+)?"
 """What a name ends in that is of one part of a model."""
 
@@ -30,7 +31,8 @@ class LoggedName:
     """One logged metric.
 
     Args:
-        name: as logged, ``signal/what``. ``<k>`` stands for any number from 0, ``<kk>`` for one of two digits.
+        name: as logged, ``signal/what``. ``<k>`` stands for any number from 0, ``<kk>`` for one of two digits, another
+            word, as ``<bucket>``, for any of its kind.
         title: what it is, in words for users: its entry in a legend, and its chart's heading where it has its own.
         section: of the report and the workspace; empty for what stays in the files.
         chart: heading of a chart that several rows share; empty for one of its own.
@@ -70,23 +72,43 @@ class LoggedName:
 
     @property
     def is_numbered(self) -> bool:
-        """Whether the name stands for several."""
-        return _NUMBER.search(self.name) is not None
+        """Whether the name stands for several, told apart by a number."""
+        return self._place is not None and set(self._place) == {"k"}
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it stands for several, told apart by a word: by a bucket."""
+        return self._place is not None and not self.is_numbered
+
+    @property
+    def _place(self) -> str | None:
+        found = _PLACE.search(self.name)
+        return found[1] if found is not None else None
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression of its names."""
+        before, *after = _PLACE.split(self.name)[::2]
+        which = r"(\d+)" if self.is_numbered else r"(\w+)"
+        return re.escape(before) + "".join(which + re.escape(part) for part in after)
 
     @property
     def glob(self) -> str:
-        """The name with ``*`` from its number on, as W&B takes it."""
-        return _NUMBER.split(self.name)[0] + "*" if self.is_numbered else self.name
+        """The name with ``*`` from its number or word on, as W&B takes it."""
+        return _PLACE.split(self.name)[0] + ("" if self._place is None else "*")
 
-    def at(self, number: int) -> str:
-        """The name with a number in it."""
-        return _NUMBER.sub(lambda found: f"{number:0{len(found[1])}d}", self.name)
+    def at(self, which: int | str) -> str:
+        """The name with a number, or a word, in it."""
+        return _PLACE.sub(lambda found: which if isinstance(which, str) else f"{which:0{len(found[1])}d}", self.name)
+
+    def which(self, name: str) -> str:
+        """The number or word in a logged name of this row; empty where there is none."""
+        found = re.fullmatch(self.pattern + _PART, name)
+        return found[1] if found is not None and self._place is not None else ""
 
     def matches(self, name: str) -> bool:
         """Whether a logged name is this row's, or one part's under it."""
-        before, *after = _NUMBER.split(self.name)[::2]
-        pattern = re.escape(before) + "".join(r"\d+" + re.escape(part) for part in after)
-        return re.fullmatch(pattern + _PART, name) is not None
+        return re.fullmatch(self.pattern + _PART, name) is not None
 
     def part_of(self, name: str) -> str:
         """The part of a model that a logged name of this row is of; empty for one that is of all."""

@@ -90,6 +90,7 @@ STEP = "trainer/global_step"
 """The step axis of every chart in W&B, as Lightning names it."""
 CHANGE, SEEN, TIME = "change against the base model, %", "times each video was seen", "% of the time"
 HELD_OUT, AUDITS = "data.split.val_fraction", "samples.num_audit"
+BUCKETS, DEVICE = "data.buckets", "trainer.accelerator"
 DRIFT_POLICY = "overfit_stopping.policy"
 
 VAL_LOG_RATIO = LoggedName(
@@ -132,6 +133,16 @@ TRAIN_EVAL_LOG_RATIO_BIN = LoggedName(
     unit=CHANGE,
     scale="log_ratio",
     lower_is_better=True,
+)
+VAL_LOG_RATIO_BUCKET = LoggedName(
+    "val/log_ratio_bucket_<bucket>",
+    "Validation loss by bucket",
+    OVERFITTING,
+    unit=CHANGE,
+    scale="log_ratio",
+    lower_is_better=True,
+    words="Frames x height x width of the clips: a bucket of few clips may overfit before the others.",
+    needs=BUCKETS,
 )
 VAL_SCORE = LoggedName(
     "val/score",
@@ -192,6 +203,26 @@ TRAIN_LOSS = LoggedName(
     short="loss",
     noisy=True,
     words="Noise and clips differ from step to step, so this curve says little about overfitting.",
+)
+TRAIN_LOSS_BUCKET = LoggedName(
+    "train/loss_bucket_<bucket>",
+    "Loss of the training batches by bucket",
+    OVERFITTING,
+    unit="at random noise, mean since the last log",
+    summary="last",
+    lower_is_better=True,
+    needs=BUCKETS,
+    noisy=True,
+)
+LEARNING_RATE = LoggedName("train/lr", "Learning rate", OVERFITTING, unit="of the step", summary="last")
+GRADIENT_NORM = LoggedName(
+    "train/grad_norm",
+    "Norm of the gradient",
+    OVERFITTING,
+    unit="before clipping, over all trained parameters",
+    summary="mean",
+    words="Mostly above trainer.gradient_clip_val: nearly every step is clipped. Jumps: the learning rate is too high.",
+    noisy=True,
 )
 VAL_LOSS = LoggedName(
     "val/loss",
@@ -364,7 +395,15 @@ MFU = LoggedName(
     lower_is_better=False,
     noisy=True,
 )
-PEAK_MEMORY = LoggedName("perf/peak_memory_gb", "Peak memory", THROUGHPUT, unit="GB", lower_is_better=True)
+PEAK_MEMORY = LoggedName(
+    "perf/peak_memory_gb", "Peak (of the GPU's, where there is one)", THROUGHPUT, chart="Memory of rank 0", unit="GB"
+)
+MAIN_MEMORY = LoggedName(
+    "perf/main_memory_gb", "Main memory of the process", THROUGHPUT, chart="Memory of rank 0", unit="GB"
+)
+DEVICE_MEMORY = LoggedName(
+    "perf/device_memory_gb", "In use on the GPU", THROUGHPUT, chart="Memory of rank 0", unit="GB", needs=DEVICE
+)
 
 OWN = tuple(each for each in list(globals().values()) if isinstance(each, LoggedName))
 """The rows above: what the package itself logs."""

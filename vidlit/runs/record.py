@@ -227,9 +227,13 @@ class RunRecord:
         return self.curves.get(name, _curve([]))
 
     def curves_of(self, row: LoggedName) -> list[Curve]:
-        """What was logged under a row's name: no curve, one, or where it has a number one for each, by number."""
+        """What was logged under a row's name: no curve, one, or where it stands for several one for each."""
+        return list(self.named_curves_of(row).values())
+
+    def named_curves_of(self, row: LoggedName) -> dict[str, Curve]:
+        """The same by their names, in the order of the number that stands in them, or of the word."""
         found = {name: curve for name, curve in self.curves.items() if row.matches(name) and not row.part_of(name)}
-        return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
+        return {name: found[name] for name in sorted(found, key=lambda name: (len(name), name))}
 
     def part_curves_of(self, row: LoggedName) -> dict[str, Curve]:
         """What each part of a model of several logged under a row's name, by the name of the part."""

@@ -26,8 +26,9 @@ class DivergenceMonitor(Signal):
 
     Step 0 is measured by Lightning's sanity check, which this callback makes run over all validation batches. Logs
     ``val/loss``, ``val/log_ratio``, ``val/log_ratio_bin_<k>`` (lowest noise first), the same for ``train_eval``,
-    ``val/score`` (the log-ratio without the jumps of single recordings: the lowest is the best check), and
-    ``divergence/gap``, ``divergence/statistic``, ``divergence/threshold``.
+    ``val/log_ratio_bucket_<bucket>`` where validation clips are of several buckets, ``val/score`` (the log-ratio
+    without the jumps of single recordings: the lowest is the best check), and ``divergence/gap``,
+    ``divergence/statistic``, ``divergence/threshold``.
 
     A model of several parts (two experts, video and sound) has curves and a verdict for each: its names end in the
     part's (``val/log_ratio/high``), and the bare log-ratios are means over the parts, of those that are done the last.

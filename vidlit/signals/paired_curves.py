@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from vidlit.runs.logged_names import (
     TRAIN_EVAL_LOSS,
     VAL_LOG_RATIO,
     VAL_LOG_RATIO_BIN,
+    VAL_LOG_RATIO_BUCKET,
     VAL_LOSS,
     VAL_SCORE,
 )
@@ -98,11 +100,21 @@ class PairedCurves:
             bins = (losses[name] / reference).log().mean(0)
             logged[LOG_RATIO[name].name] = float(ratio.mean())
             logged |= {LOG_RATIO_BIN[name].at(k): float(value) for k, value in enumerate(bins)}
+            if name == "val":
+                logged |= self._by_bucket(ratio)
             if step is not None:
                 self.curves[name].append(ratio)
         if step is not None:
             self.steps.append(step)
         return logged
+
+    def _by_bucket(self, ratio: Tensor) -> dict[str, float]:
+        """Means of the validation clips' log-ratios (N,), by the name of each bucket; nothing where there is one."""
+        ratios: dict[str, list[float]] = {}
+        for row, value in zip(self.rows["val"].tolist(), ratio.tolist(), strict=True):
+            ratios.setdefault(str(self.clips["val"][row].bucket), []).append(value)
+        several = ratios if len(ratios) > 1 else {}
+        return {VAL_LOG_RATIO_BUCKET.at(bucket): math.fsum(each) / len(each) for bucket, each in several.items()}
 
     def latest(self) -> dict[str, float]:
         """Log-ratios of the last check, by the names that they are logged under."""

@@ -208,15 +208,15 @@ class VideoDiffusionModule(LightningModule):
 
     # -- steps
 
-    def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch; see :func:`vidlit.training.step.objective.training_loss`."""
+    def training_step(self, batch: LatentBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Mean loss of a batch, by itself and with what is added; see :mod:`vidlit.training.step.objective`."""
         position = self.trainer.fit_loop.epoch_loop.total_batch_idx
         loss, added = training_loss(self, batch, position, position // self.trainer.accumulate_grad_batches)
         # Lightning counts logged steps from 0 and once per batch; "step" in the log overrides that.
         stepped = float(self.trainer.global_step + 1)
         shared = self.trainer.world_size > 1
         self.log_dict({TRAIN_LOSS.name: loss, "step": stepped}, batch_size=len(batch.keys), sync_dist=shared)
-        return loss + added
+        return {"loss": loss + added, "of_clips": loss}
 
     def prompt(self, caption: str) -> Conditioning:
         """A stored caption, as of one sample."""

@@ -6,6 +6,7 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,7 @@ from vidlit.runs.directory import (
     write_text,
 )
 from vidlit.runs.launch import Launch, telling_of_lost_ranks
+from vidlit.runs.live.run_log import RunLog
 from vidlit.runs.lock import RunLock
 from vidlit.runs.loggers.background_logger import finish_loggers, in_background, prepare_wandb
 from vidlit.runs.loggers.continued_loggers import continued, remember
@@ -72,21 +74,21 @@ class VidlitCLI(LightningCLI):
     """
 
     run_directory: RunDirectory
-    lock: RunLock | None = None
-    """Of the run, while a fit is at it; on the process that decides for all."""
     changes: Sequence[Change] = ()
     """Options that were changed since a run that goes on was saved."""
     predicted: list[Path]
     """Videos that ``predict`` made."""
 
     def __init__(self, args: list[str], callbacks: Sequence[Callback] = ()) -> None:
-        self.given_callbacks = callbacks
+        self.given_callbacks, self.given_words = callbacks, args
+        self.held = ExitStack()
+        """What a fit holds of its run while it is at it: lock and log; on the process that decides for all."""
         asked = {name: skipped for name, skipped in self.subcommands().items() if name in args}
         # Lightning would build the parsers of all commands, which takes a second.
         self.subcommands = lambda: asked  # type: ignore[method-assign]  # as Lightning calls it
         allow_imports()
         rename_configs_when_read()
-        try:
+        with self.held:
             super().__init__(
                 VideoDiffusionModule,
                 LatentDataModule,
@@ -99,9 +101,6 @@ class VidlitCLI(LightningCLI):
                 parser_kwargs={"prog": "vidlit"},
                 args=rename_words(args),
             )
-        finally:
-            if self.lock is not None:
-                self.lock.release()
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are raised, so that they can be told in one line."""
@@ -228,7 +227,8 @@ class VidlitCLI(LightningCLI):
     def _take_up(self, directory: RunDirectory, *, goes_on: bool) -> None:
         """Make the run this process's own, if nobody else is at it and it can go on as it is asked to."""
         plugins.require(directory)
-        self.lock = RunLock(directory)
+        self.held.callback(RunLock(directory).release)
+        self.held.enter_context(RunLog(directory, self.given_words))
         if self.config.fit.run.watch:
             open_page(directory)
         remove_leftovers(directory.checkpoints)
