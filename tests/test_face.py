@@ -17,6 +17,8 @@ from vidlit.lazy import attach
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ["vidlit", *(f"vidlit.{path.parent.name}" for path in Path(vidlit.__file__).parent.glob("*/__init__.py"))]
+MAGIC = re.compile(r"^[%!].*$", re.MULTILINE)
+"""What a notebook's cell says to the notebook."""
 FENCE = re.compile(r"^```python.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -61,7 +63,7 @@ def shown():
 
 def imported(code):
     """Modules of ours that code imports."""
-    for node in ast.walk(ast.parse(code)):
+    for node in ast.walk(ast.parse(MAGIC.sub("", code))):
         names = [node.module] if isinstance(node, ast.ImportFrom) else []
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
         yield from (name for name in names if name.split(".")[0] == "vidlit")

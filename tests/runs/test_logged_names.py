@@ -22,10 +22,10 @@ from vidlit.runs.logged_names import (
     LoggedName,
     all_rows,
     charts,
-    read_rows,
     register,
 )
 from vidlit.runs.loggers.csv_logger import RunCSVLogger
+from vidlit.runs.loggers.plugged_rows import read_rows
 from vidlit.runs.record import RunRecord
 
 GRAIN = LoggedName("grain/strength_<k>", "Grain of the samples", "Grain", unit="grey levels", summary="max")

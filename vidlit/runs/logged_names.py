@@ -7,12 +7,9 @@ is imported. What a plugin registered is written beside ``metrics.csv``, so that
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, fields
 
 from vidlit.errors import UserError
-from vidlit.runs.directory import RunDirectory, write_text
 from vidlit.runs.logged_name import LoggedName as LoggedName
 
 OVERFITTING, EXPOSURE, SAMPLES, THROUGHPUT = "Overfitting", "Exposure", "Copies and diversity", "Throughput"
@@ -43,6 +40,11 @@ def register(row: LoggedName) -> LoggedName:
     return row
 
 
+def plugged() -> list[LoggedName]:
+    """The rows that came from outside the package."""
+    return list(_PLUGGED.values())
+
+
 def all_rows(more: Iterable[LoggedName] = ()) -> list[LoggedName]:
     """Every row there is, in the order of sections; what stays in the files comes last.
 
@@ -63,25 +65,6 @@ def charts(rows: Iterable[LoggedName]) -> dict[str, dict[str, list[LoggedName]]]
         if row.section:
             found.setdefault(row.section, {}).setdefault(row.heading, []).append(row)
     return found
-
-
-# -- rows from outside travel with the run
-
-
-def save_rows(directory: RunDirectory) -> None:
-    """Write the rows that came from outside the package into a run directory."""
-    if _PLUGGED:
-        rows = [asdict(row) for row in _PLUGGED.values()]
-        write_text(directory.logged_names, json.dumps(rows, indent=2) + "\n")
-
-
-def read_rows(directory: RunDirectory) -> list[LoggedName]:
-    """The rows that a run directory brings along."""
-    if not directory.logged_names.is_file():
-        return []
-    known = {field.name for field in fields(LoggedName)}
-    rows = json.loads(directory.logged_names.read_text())
-    return [LoggedName(**{key: value for key, value in row.items() if key in known}) for row in rows]
 
 
 # -- the rows: losses

@@ -27,7 +27,8 @@ from vidlit.errors import UserError
 from vidlit.held_lock import HeldLock
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_name import LoggedName
-from vidlit.runs.logged_names import all_rows, read_rows
+from vidlit.runs.logged_names import all_rows
+from vidlit.runs.loggers.plugged_rows import read_rows
 from vidlit.runs.redaction import redact
 from vidlit.runs.signal_words import SignalWords, read_signals
 from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, judge_divergence

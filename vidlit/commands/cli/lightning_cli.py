@@ -30,9 +30,9 @@ from vidlit.commands.cli.references import link_references
 from vidlit.commands.cli.refit import finished
 from vidlit.commands.cli.saved_config import SaveRunConfig, config_text
 from vidlit.commands.cli.trainer import VidlitTrainer
+from vidlit.commands.on_runs.watch import open_page
 from vidlit.commands.options.old_keys import rename_configs_when_read, rename_words
 from vidlit.commands.options.resumed_options import changed_options
-from vidlit.commands.watch import open_page
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
 from vidlit.data.identity import DataIdentity

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vidlit.runs.directory import RunDirectory, append_text, write_text
-from vidlit.runs.logged_names import save_rows
+from vidlit.runs.loggers.plugged_rows import save_rows
 
 _HELD_BACK = 50
 """Rows that wait to be written: as many as Lightning's CSVLogger lets wait by default."""

@@ -1,0 +1,1 @@
+"""Commands that look at runs, or ask one that is going on for something: none of them trains."""
