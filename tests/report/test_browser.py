@@ -84,7 +84,7 @@ def until(page, expression, timeout=15):
 
 
 def legend(page, chart):
-    """Names and values: `step0Validation loss0`."""
+    """Names and values: `step0Validation loss0.0 %`."""
     return page.inner_text(f".plot[data-chart='{chart}'] .u-legend")
 
 
@@ -111,7 +111,7 @@ def test_the_report_opens_from_disk(finished_run, open_page):
     over.scroll_into_view_if_needed()
     box = over.bounding_box()
     page.mouse.move(box["x"] + 2, box["y"] + box["height"] / 2)
-    until(page, f"document.querySelector('{LEGEND}').innerText.startsWith('step0Validation loss0')")
+    until(page, f"document.querySelector('{LEGEND}').innerText.startsWith('step0Validation loss0.0 %')")
     assert legend(page, "0") != latest
 
 

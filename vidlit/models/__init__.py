@@ -9,6 +9,7 @@ from vidlit.lazy import attach
 if TYPE_CHECKING:
     from vidlit.models.adapters import LoRA as LoRA
     from vidlit.models.base_folder import read_config as read_config
+    from vidlit.models.codec import PatchDCTCodec as PatchDCTCodec
     from vidlit.models.encoders import PromptEncoder as PromptEncoder
     from vidlit.models.encoders import T5PromptEncoder as T5PromptEncoder
     from vidlit.models.families.ltx_video import LTXVideo as LTXVideo

@@ -59,6 +59,7 @@ class Chart:
         unit: of the numbers, and which of them are better.
         words: a sentence below it.
         zero: the vertical axis holds 0.
+        percent: its values are per cent, and are shown as sentences name them, with one digit.
         x: what its horizontal axis is: ``step``, which the reader may change to exposures or time, or ``seen``, the
             number of exposures of a histogram.
     """
@@ -68,6 +69,7 @@ class Chart:
     unit: str = ""
     words: str = ""
     zero: bool = False
+    percent: bool = False
     x: str = "step"
     lines: list[Line] = field(default_factory=list)
     levels: list[tuple[float, str, str]] = field(default_factory=list)
@@ -120,7 +122,8 @@ def _chart(run: RunRecord, heading: str, rows: Sequence[LoggedName]) -> Chart | 
     words = " ".join(row.words for row in rows if row.words)
     # Losses move far from 0; counts, shares and distances are small or large against it.
     zero = bool(lowest >= 0 and rows[0].section != OVERFITTING)
-    chart = Chart(heading, heading == VAL_LOG_RATIO.heading, _unit(rows[0]), words, zero)
+    percent = rows[0].scale == "log_ratio"
+    chart = Chart(heading, heading == VAL_LOG_RATIO.heading, _unit(rows[0]), words, zero, percent)
     if rows[0].scale == "log_ratio":
         chart.levels.append((0, "faint", ""))
     for place, (row, curves) in enumerate(drawn):
@@ -245,7 +248,7 @@ def exposure_histogram(run: RunRecord) -> Chart | None:
 
 def compared(runs: Sequence[RunRecord], row: LoggedName, names: Sequence[str]) -> Chart | None:
     """One metric of several runs, with a mark at each one's best step; ``None`` where none of them logged it."""
-    chart = Chart(row.title, row is VAL_LOG_RATIO, _unit(row), "")
+    chart = Chart(row.title, row is VAL_LOG_RATIO, _unit(row), percent=row.scale == "log_ratio")
     if row.scale == "log_ratio":
         chart.levels.append((0, "faint", ""))
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):

@@ -89,19 +89,19 @@ class WatchedRuns:
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise UserError(f"{root}: no such folder. Give a run directory, or a folder of runs, such as runs.")
-        self.root = root.resolve()
+        self.root = root  # as it was given: so are the paths that pages show
         self._pages: dict[tuple[str, ...], LivePage] = {}
         self._lock = threading.Lock()
 
     @property
     def single(self) -> str | None:
         """The name of the only run, where the folder is one."""
-        return self.root.name if _is_run(self.root) else None
+        return self.root.resolve().name if _is_run(self.root) else None
 
     def find(self) -> dict[str, Path]:
         """All runs, those written last first."""
         if self.single:
-            return {self.root.name: self.root}
+            return {self.single: self.root}
         found = {path.relative_to(self.root).as_posix(): path for path in _runs_below(self.root, _DEPTH)}
         return dict(sorted(found.items(), key=lambda each: -RunRecord(each[1]).last_written.timestamp()))
 
@@ -112,7 +112,7 @@ class WatchedRuns:
             KeyError: there is none of that name in the folder.
         """
         path = self.root if name == self.single else (self.root / name)
-        inside = path.resolve().is_relative_to(self.root)
+        inside = path.resolve().is_relative_to(self.root.resolve())
         if not (inside and ".." not in Path(name).parts and _is_run(path)):
             raise KeyError(name)
         return RunRecord(path)
@@ -144,7 +144,7 @@ class WatchedRuns:
                     row = {"name": name, "stands": "damaged", "numbers": [""] * 5, "going": False}
                     row |= {"band": "", "trained": "", "colour": ""}
                 rows.append(row | {"id": name, "address": f"run?{urlencode({'run': name})}"})
-            heading = f"Runs in {self.root.name}"
+            heading = f"Runs in {self.root.resolve().name}"
             return View(
                 heading,
                 {"table": section("table", runs=rows, warnings=(), heading=heading, compare=True)},

@@ -17,6 +17,7 @@
     if (Math.abs(value) >= 100) return Math.round(value).toLocaleString("en-US");
     return String(Number(value.toPrecision(3)));
   };
+  const said = (spec, value) => (spec.percent && value != null ? `${value > 0 ? "+" : ""}${value.toFixed(1)} %` : number(value));
   const duration = (seconds) => {
     const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
     const whole = Math.round(seconds);
@@ -224,7 +225,7 @@
           label: line.name, stroke: () => colour(line.colour), width: line.faint ? 1 : line.dashed ? 1.5 : 2,
           dash: line.dashed ? [5, 4] : undefined, alpha: line.faint ? 0.4 : 1, spanGaps: true,
           points: { show: !line.faint && !line.dashed && line.x.length <= 40, size: 5, fill: () => colour(line.colour) },
-          value: (plot, value) => number(value ?? line.y.at(-1)),
+          value: (plot, value) => said(spec, value ?? line.y.at(-1)),
         })),
         ...(seen ? [{ label: "videos", paths: () => null, points: { show: false }, value: (plot, value) => number(value) }] : []),
       ],
@@ -272,8 +273,8 @@
       resized.observe(node);
     }
     if (state.zoom && chart.plot && spec.x !== "seen") chart.plot.setScale("x", { min: state.zoom[0], max: state.zoom[1] });
-    const said = spec.lines.map((line) => `${line.name} ${number(line.y.at(-1))}`).join(", ");
-    node.setAttribute("aria-label", said ? `${spec.title}: ${said}` : spec.title);
+    const latest = spec.lines.map((line) => `${line.name} ${said(spec, line.y.at(-1))}`).join(", ");
+    node.setAttribute("aria-label", latest ? `${spec.title}: ${latest}` : spec.title);
   }
 
   const resized = new ResizeObserver((entries) => {
