@@ -160,7 +160,7 @@ def test_a_run_without_an_account(
 @pytest.mark.slow
 def test_file_names_only_where_asked(quickstart, tmp_path, logger_config, no_account):
     config = logger_config(init_args={"project": "vidlit-test", "offline": True})
-    assert main([*quickstart(trainer__max_steps=4, wandb__file_names=True), "--config", config]) == 0
+    assert main([*quickstart(trainer__max_steps=4, logging__file_names=True), "--config", config]) == 0
     (run_file,) = (tmp_path / "runs").rglob("run-*.wandb")
     assert "scene_0" in json.dumps(records(run_file))
 

@@ -20,7 +20,7 @@ from vidlit.metrics.sample_distance import alikeness, coarse, distance, nearest_
 from vidlit.models.features import FeatureExtractor
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import COPIES_COUNT, COPIES_GAP, COPIES_RATIO_MIN, DIVERSITY_LOG_RATIO, QUALITY
-from vidlit.sampling.rendering import Sample, log_samples, sample_name, to_frames, write_pair, write_samples
+from vidlit.sampling.rendering import Sample, sample_name, to_frames, write_pair, write_samples
 from vidlit.sampling.sampler import Chunk, Sampling, gather, own_randomness, sample_clips, share
 from vidlit.stopping.copies import AuditHistory, judge_copies, suspects
 from vidlit.stopping.lost_diversity import judge_diversity, log_variety
@@ -183,7 +183,6 @@ class Audit:
                 self.quality = quality(self.metrics, torch.cat(features), real.features, self.sampling.seed)
             if trainer.is_global_zero and folder is not None:
                 write_samples(folder, samples, pl_module.family.fps, PREFIX)
-                log_samples(trainer, "audit", step, samples)
                 self._write_pairs(folder, samples, pl_module, vae)
 
     def _nearest(self, row: int, video: Tensor, real: RealClips) -> tuple[float, float]:
