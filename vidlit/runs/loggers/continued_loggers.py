@@ -49,17 +49,21 @@ def continued(loggers: Any, directory: RunDirectory) -> Iterator[None]:
         directory: of the run.
     """
     known = _read(directory)
-    set_here = []
+    before: list[tuple[Any, str, Any]] = []
+
+    def put(place: Any, option: str, value: Any) -> None:
+        before.append((place, option, place.get(option)))
+        place[option] = value
+
     for number, logger in enumerate(loggers if isinstance(loggers, list) else [loggers]):
         arguments, kind = getattr(logger, "init_args", None), _kind(getattr(logger, "class_path", ""))
         option = _OPTIONS.get(kind)
         if arguments is None or option is None:
             continue
         if kind in _NAMES and arguments.get(_NAMES[kind]) is None:
-            arguments[_NAMES[kind]] = redact_text(name_of(directory))
-            set_here.append((arguments, _NAMES[kind]))
+            put(arguments, _NAMES[kind], redact_text(name_of(directory)))
         if kind == "WandbLogger" and (group := group_of(directory)) and "WANDB_RUN_GROUP" not in os.environ:
-            logger.dict_kwargs = {"group": redact_text(group), **(logger.get("dict_kwargs") or {})}
+            put(logger, "dict_kwargs", {"group": redact_text(group), **(logger.get("dict_kwargs") or {})})
         if arguments.get(option) is not None:
             continue
         name = known.get(f"{number}.{kind}")
@@ -67,13 +71,12 @@ def continued(loggers: Any, directory: RunDirectory) -> Iterator[None]:
             name = "".join(secrets.choice(_LETTERS) for _ in range(8))  # as W&B's own
             _remember(directory, f"{number}.{kind}", name)
         if name is not None:
-            arguments[option] = name
-            set_here.append((arguments, option))
+            put(arguments, option, name)
     try:
         yield
     finally:
-        for arguments, option in set_here:
-            arguments[option] = None
+        for place, option, value in before:
+            place[option] = value
 
 
 def remember(loggers: Sequence[Logger], directory: RunDirectory) -> None:
