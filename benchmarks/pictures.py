@@ -1,6 +1,6 @@
 """The pictures of the page in README.md and docs/, taken of a run in a real browser.
 
-    python -m benchmarks.pictures runs/quickstart/0
+python -m benchmarks.pictures runs/quickstart/0
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ THIRD_PARTY = {
     "transformers": "models",
     "peft": "models",
     "av": "video",
-    "wandb": "callbacks/wandb_record runs/loggers/background_logger commands",
+    "wandb": "runs/loggers/wandb_writer runs/loggers/background_logger commands",
     "torch": "metrics diffusion models latents data runs training sampling signals callbacks commands",
 }
 """Packages with a place of their own, and the rooms, or files whose names begin so, that may import them."""

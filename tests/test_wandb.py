@@ -149,6 +149,9 @@ def test_a_run_without_an_account(
         assert videos[0]["caption"].endswith("background.")
     assert "samples/01" in logged
 
+    abouts = [record["run"] for record in found if "run" in record]
+    assert {about["displayName"] for about in abouts} == {"quickstart/0"}
+    assert "all weights" in abouts[-1]["tags"]
     printed = json.dumps(found)
     for name in ("captions", "source_videos", "vidlit-test", "val_check_interval", "decision/stopped_by"):
         assert name in printed, name
@@ -162,7 +165,7 @@ def test_a_run_without_an_account(
 @pytest.mark.slow
 def test_file_names_only_where_asked(quickstart, tmp_path, logger_config, no_account):
     config = logger_config(init_args={"project": "vidlit-test", "offline": True})
-    assert main([*quickstart(trainer__max_steps=4, wandb__file_names=True), "--config", config]) == 0
+    assert main([*quickstart(trainer__max_steps=4, logging__file_names=True), "--config", config]) == 0
     (run_file,) = (tmp_path / "runs").rglob("run-*.wandb")
     assert "scene_0" in json.dumps(records(run_file))
 

@@ -14,9 +14,9 @@ import vidlit.signals
 from vidlit.callbacks.averaged_validation import AveragedValidation
 from vidlit.callbacks.evaluation import Evaluation, ValidationTable
 from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
+from vidlit.callbacks.logger_record import LoggerRecord
 from vidlit.callbacks.order import ORDER, callbacks_for, in_order
 from vidlit.callbacks.run_checkpoints import RunCheckpoints
-from vidlit.callbacks.wandb_record import WandbRecord
 from vidlit.callbacks.weight_export import ModelCard, WeightExport
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger
@@ -40,7 +40,7 @@ class Notes(Callback):
 
 @pytest.fixture
 def configured():
-    return [WandbRecord(), WeightExport(), SampleVideos(), OverfitStopping(), ExposureLedger(), DivergenceMonitor()]
+    return [LoggerRecord(), WeightExport(), SampleVideos(), OverfitStopping(), ExposureLedger(), DivergenceMonitor()]
 
 
 def kinds(callbacks):
@@ -75,7 +75,7 @@ def test_a_fit_has_them_in_this_order(configured):
         (OverfitStopping, WeightExport),
         (WeightExport, SampleVideos),
         (SampleVideos, ModelCard),
-        (ModelCard, WandbRecord),
+        (ModelCard, LoggerRecord),
         (ExposureLedger, GracefulInterrupt),
         (GracefulInterrupt, RunCheckpoints),
     ):
@@ -85,7 +85,7 @@ def test_a_fit_has_them_in_this_order(configured):
 def test_what_a_plugin_brings_is_put_where_it_works(configured):
     callbacks = kinds(callbacks_for("fit", [Notes(), *configured, Grain()]))
     assert callbacks.index(ExposureLedger) < callbacks.index(Grain) < callbacks.index(OverfitStopping)
-    assert callbacks.index(WeightExport) < callbacks.index(Notes) < callbacks.index(WandbRecord)
+    assert callbacks.index(WeightExport) < callbacks.index(Notes) < callbacks.index(LoggerRecord)
 
 
 def test_the_order_given_counts_for_nothing_but_equals(configured):

@@ -28,10 +28,11 @@ def in_a_terminal(words, width, **variables):
     process, terminal = pty.fork()
     if process == 0:  # a new process: nothing of the test may go on in it
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
-        for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CI"):
-            os.environ.pop(name, None)
-        os.environ.update({"TERM": "xterm-256color", **variables})
-        os.execv(sys.executable, [sys.executable, "-m", "vidlit", *words])
+        left_out = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CI")
+        # Named to execve: readline sets COLUMNS where os.environ does not see it.
+        environment = {name: value for name, value in os.environ.items() if name not in left_out}
+        environment |= {"TERM": "xterm-256color", **variables}
+        os.execve(sys.executable, [sys.executable, "-m", "vidlit", *words], environment)
     written = b""
     while True:
         try:

@@ -1,13 +1,10 @@
 import json
-from types import SimpleNamespace
-from typing import ClassVar
 
 import av
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from vidlit.data.datamodule import LatentDataModule
@@ -15,8 +12,7 @@ from vidlit.data.split import Splitting
 from vidlit.diffusion.conditions import Condition
 from vidlit.diffusion.noising import keyed_generator
 from vidlit.errors import UserError
-from vidlit.runs.loggers.background_logger import BackgroundLogger
-from vidlit.sampling.rendering import Sample, log_samples, to_frames, write_samples
+from vidlit.sampling.rendering import Sample, to_frames, write_samples
 from vidlit.sampling.sampler import Sampling, sample_clips
 from vidlit.training.module import VideoDiffusionModule
 
@@ -179,25 +175,3 @@ def test_files_are_playable_and_named_by_caption(data, tmp_path):
     with Image.open(sheet) as picture:
         assert picture.width >= max(5 * clip.bucket.width for clip in clips)
         assert picture.height > sum(clip.bucket.height for clip in clips)
-
-
-def test_tensorboard_gets_the_contact_sheet(data, tmp_path):
-    """Through Lightning's logger; only its writer stands in, because tensorboard is not installed with vidlit."""
-    samples = noise_samples(data.val_clips[:1])
-    write_samples(tmp_path, samples, 16.0)
-
-    class Writer:
-        shown: ClassVar[list] = []
-
-        def add_image(self, *shown, dataformats):
-            self.shown.append((*shown, dataformats))
-
-    logger = TensorBoardLogger.__new__(TensorBoardLogger)
-    logger._experiment = Writer()
-    background = BackgroundLogger(logger)
-    log_samples(SimpleNamespace(loggers=[background]), "samples", 20, samples)
-    assert background.wait()
-    ((name, picture, step, formats),) = Writer.shown
-    assert (name, step, formats) == ("samples", 20, "HWC")
-    with Image.open(tmp_path / "contact_sheet.png") as sheet:
-        assert np.array_equal(picture, np.asarray(sheet))

@@ -12,12 +12,12 @@ from vidlit.callbacks.bad_steps import BadSteps
 from vidlit.callbacks.continuation import Continuation
 from vidlit.callbacks.evaluation import Evaluation, ValidationTable
 from vidlit.callbacks.graceful_interrupt import GracefulInterrupt
+from vidlit.callbacks.logger_record import LoggerRecord
 from vidlit.callbacks.optimizer_record import OptimizerRecord
 from vidlit.callbacks.run_checkpoints import RunCheckpoints
 from vidlit.callbacks.run_overview import RunOverview
 from vidlit.callbacks.step_progress import StepProgress
 from vidlit.callbacks.throughput import Throughput
-from vidlit.callbacks.wandb_record import WandbRecord
 from vidlit.callbacks.weight_export import ModelCard, WeightExport
 from vidlit.runs.resumes import Change
 from vidlit.signals.divergence_monitor import DivergenceMonitor
@@ -55,7 +55,7 @@ ORDER = (
     Place(ValidationTable, "prints what the monitor has scored"),
     Place(Evaluation, "audits once the losses are there"),
     Place(Callback, "a plugin's: they find decision, samples and weights made"),
-    Place(WandbRecord, "sends decision, samples and weights as they are in the end"),
+    Place(LoggerRecord, "sends decision, samples and weights as they are in the end"),
     Place(Continuation, "cuts files back when whatever was said at the start of training has been said"),
     Place(GracefulInterrupt, "saves at the end of a step when all callbacks have counted it"),
     Place(RunCheckpoints, "saves a check when all callbacks hold it; Lightning puts it here in any case"),

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from vidlit.latents.encoding import num_cores
 from vidlit.models.adapters import LoRA
-from vidlit.runs.closing import go_on
+from vidlit.runs.closing import NO_SIGNAL, go_on
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import EXPOSURE_MEAN
 from vidlit.runs.wording import wrapped
@@ -165,7 +165,7 @@ def closing_facts(summary: dict[str, Any], directory: RunDirectory) -> Facts:
     }
     facts = [(name, str(path)) for name, path in places.items() if path.exists()]
     if options := go_on(summary, directory):
-        facts.append(("go on with" if summary.get("still_improving") else "go on all the same", options))
+        facts.append(("go on with" if summary["stopped_by"] in NO_SIGNAL else "go on all the same", options))
     return facts
 
 

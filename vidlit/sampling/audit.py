@@ -25,7 +25,6 @@ from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import COPIES_COUNT, COPIES_GAP, COPIES_RATIO_MIN, DIVERSITY_LOG_RATIO, QUALITY
 from vidlit.sampling.rendering import (
     Sample,
-    log_samples,
     sample_name,
     to_frames,
     write_pair,
@@ -195,7 +194,6 @@ class Audit:
             if trainer.is_global_zero and folder is not None:
                 self._describe_nearest(samples)
                 write_samples(folder, samples, pl_module.family.fps, PREFIX)
-                log_samples(trainer, "audit", step, samples)
                 self._write_pairs(folder, samples, pl_module, vae)
                 self._write_near_clips(folder.parent / "clips", pl_module, vae)
 

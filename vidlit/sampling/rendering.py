@@ -10,14 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vidlit.runs.directory import write_text
-from vidlit.runs.loggers.background_logger import BackgroundLogger
 from vidlit.video.mp4 import write_mp4
 from vidlit.video.sound import Sound
 
@@ -121,24 +118,3 @@ def _sheet_row(video: NDArray[np.uint8], caption: str) -> Image.Image:
     row.paste(strip, (0, _CAPTION_HEIGHT))
     ImageDraw.Draw(row).text((2, 1), caption, fill="black")
     return row
-
-
-def log_samples(trainer: Trainer, name: str, step: int, samples: Sequence[Sample]) -> None:
-    """Show the contact sheet in TensorBoard, whose videos would need one more package.
-
-    W&B gets the mp4 files themselves: :class:`~vidlit.callbacks.wandb_record.WandbRecord`.
-
-    Args:
-        trainer: whose loggers.
-        name: under which.
-        step: of the weights.
-        samples: the videos.
-    """
-
-    def show(logger: Any) -> None:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(name, np.asarray(contact_sheet(samples)), step, dataformats="HWC")
-
-    for logger in trainer.loggers:
-        if isinstance(logger, BackgroundLogger):
-            logger.submit(show)

@@ -15,7 +15,7 @@ from vidlit.metrics.quality import Quality
 from vidlit.models.features import FeatureExtractor, LatentFeatures
 from vidlit.runs.logged_names import AUDIT_SHARE
 from vidlit.sampling.audit import Audit, one_a_caption
-from vidlit.sampling.rendering import log_samples, write_samples
+from vidlit.sampling.rendering import write_samples
 from vidlit.sampling.sampler import Sampling, own_randomness, sample_clips
 from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.signal import Signal
@@ -37,9 +37,9 @@ class SampleVideos(RunCallback):
     over, a few videos from captions of validation clips follow (of training clips where there are none), made with
     the weights that are kept.
 
-    All are written with a JSON file beside each, and shown in W&B and TensorBoard where these are used. The start noise
-    is keyed by (seed, clip), so two runs, or two steps of one, can be compared side by side. ``vidlit predict`` uses
-    these steps, seed and guidance, too.
+    All are written with a JSON file beside each, and shown in W&B, TensorBoard and MLflow where these are used. The
+    start noise is keyed by (seed, clip), so two runs, or two steps of one, can be compared side by side. ``vidlit
+    predict`` uses these steps, seed and guidance, too.
 
     Args:
         num_videos: number of videos sampled at the end of training; 0 for none.
@@ -181,7 +181,6 @@ class SampleVideos(RunCallback):
             )
         if self.trainer.is_global_zero:
             write_samples(self.run.samples(kept_step), samples, self.module.family.fps)
-            log_samples(self.trainer, "samples", kept_step, samples)
 
     # -- state
 

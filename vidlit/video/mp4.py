@@ -52,6 +52,18 @@ def write_mp4(path: Path, frames: NDArray[np.uint8], fps: float, sound: Sound | 
             container.mux(stream.encode(None))
 
 
+def read_mp4(path: Path) -> tuple[NDArray[np.uint8], float]:
+    """Read a file that :func:`write_mp4` wrote; what comes from elsewhere is read in a process of its own.
+
+    Returns:
+        Frames (F, H, W, 3) RGB, and frames a second.
+    """
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        return np.stack(frames), float(stream.average_rate or 1)
+
+
 def _write_sound(container: Any, stream: Any, sound: Sound) -> None:
     """All of it before the pictures, whose packets then go between: the other way round they would wait in memory."""
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.samples, np.float32), "fltp", "stereo")

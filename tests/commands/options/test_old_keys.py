@@ -39,6 +39,7 @@ VALUES = {
     "model.compile": True,
     "model.on_bad_loss": "stop",
     "model.max_bad_steps": 3,
+    "wandb": {"file_names": True},
 }
 """One of each old key, none of them the default."""
 OPTIMIZER = "vidlit.optimizers.MuonAdamW"
@@ -83,10 +84,10 @@ def test_old_options_on_the_command_line(joined, capsys):
 
 
 def test_old_keys_in_a_config(tmp_path, capsys):
-    sections = {"data": {}, "model": {}}
+    sections = {}
     for key, value in VALUES.items():
-        section, *above, name = key.split(".")
-        place = sections[section]
+        *above, name = key.split(".")
+        place = sections
         for each in above:
             place = place.setdefault(each, {})
         place[name] = value

@@ -41,6 +41,7 @@ NEW_KEYS = {
     "model.compile": "model.memory.compile",
     "model.on_bad_loss": "model.bad_steps.action",
     "model.max_bad_steps": "model.bad_steps.max_skipped",
+    "wandb": "logging",
 }
 _SHARES_OF_FIRST_FRAMES = ("model.first_frame", "model.noise.first_frame")
 """Were numbers, and are entries of a list."""
@@ -118,6 +119,8 @@ def rename_config(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     renamed = {key: rename_config(value) for key, value in config.items()}
+    if isinstance(renamed.get("wandb"), dict):
+        renamed[rename_key("wandb")] = renamed.pop("wandb")
     for section in _SECTIONS:
         if isinstance(renamed.get(section), dict):
             renamed[section] = _rename_keys(section, renamed[section])

@@ -83,7 +83,7 @@ APPLIED: Mapping[str, str] = {
     "overfit_stopping": "from the next check on; a check whose weights were not kept cannot be put back",
     "samples": "from the next audit on, and for the samples at the end",
     "export": "at the end",
-    "wandb": "from now on",
+    "logging": "from now on",
     "trainer": "from now on",
 }
 """All others, and from when on they hold."""

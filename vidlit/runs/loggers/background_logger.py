@@ -107,8 +107,8 @@ class BackgroundLogger(Logger):
                     self._worked, self._failures = True, 0
             except BaseException as error:  # a library that calls sys.exit must not end the thread either
                 self._failures += 1
-                self._given_up = not self._worked or self._failures >= MAX_FAILURES
                 self._warn(f"{self.name} failed ({type(error).__name__}: {error}); training goes on without it")
+                self._given_up = not self._worked or self._failures >= MAX_FAILURES  # last: who waits goes on then
 
     def _warn(self, message: str) -> None:
         if not self._warned:

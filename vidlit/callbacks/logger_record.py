@@ -1,4 +1,4 @@
-"""What Weights & Biases gets beside the numbers: config, dataset, videos, exposures, decisions."""
+"""What loggers get beside the numbers: config, dataset, videos, exposures, decisions."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import json
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from vidlit import __version__
 from vidlit.bounded_yaml import read_yaml
+from vidlit.models.adapters import LoRA
 from vidlit.runs.logged_names import (
     AUDIT_VIDEO,
     EXPOSURE_HISTOGRAM,
     NEAREST_VIDEO,
     SAMPLE_VIDEO,
-    STEP,
-    VAL_LOG_RATIO,
-    all_rows,
 )
 from vidlit.runs.loggers.background_logger import BackgroundLogger
+from vidlit.runs.loggers.continued_loggers import group_of
+from vidlit.runs.loggers.run_writer import LoggedVideo, RunWriter, writer_for
 from vidlit.runs.redaction import redact, redact_text
 from vidlit.runs.signal_words import titles
 from vidlit.signals.exposure_ledger import ExposureLedger
@@ -36,19 +37,19 @@ if TYPE_CHECKING:
     from vidlit.data.datamodule import LatentDataModule
 
 
-class WandbRecord(RunCallback):
-    """Fills a W&B run where one of the loggers is lightning's ``WandbLogger``; does nothing otherwise.
+class LoggerRecord(RunCallback):
+    """Fills the runs of W&B, TensorBoard and MLflow, whichever the Trainer has; does nothing without them.
 
     Logs once the config (without keys), the version of the code and a summary of the dataset; at each check the
-    exposures as a histogram and new sample videos under the same names, so that W&B shows them side by side over time;
-    a decision that warns or stops as an alert; at the end the decision in the run's summary.
+    exposures as a histogram and new sample videos under the same names, so that they are seen side by side over time;
+    a decision that warns or stops as an alert; at the end the decision.
 
     Args:
         file_names: whether to log the names of video files, which may tell more than you want to share.
         max_videos: largest number of videos of each kind and step.
     """
 
-    section = "wandb"
+    section = "logging"
 
     def __init__(self, file_names: bool = False, max_videos: int = 8) -> None:
         self.file_names = file_names
@@ -57,26 +58,22 @@ class WandbRecord(RunCallback):
         self._alerted: set[str] = set()
 
     def on_fit_start(self, *_: Any) -> None:
-        """What is logged, before anything is."""
-        if not _loggers(self.trainer):
-            return
+        """What the run is, before anything is logged."""
+        tags, group = [redact_text(tag) for tag in self._tags()], group_of(self.run)
+        self._submit(lambda writer: writer.begin(tags, group))
 
-        def start(run: Any) -> None:
-            for row in all_rows():
-                if row.summary is not None:
-                    run.define_metric(row.glob, step_metric=STEP, summary=row.summary)
-            if run.url:
-                print(f"W&B: {run.url}")
-
-        _submit(self.trainer, start)
+    def _tags(self) -> list[str]:
+        adapter = self.module.adapter
+        lora = f"LoRA rank {adapter.rank}" if isinstance(adapter, LoRA) else "all weights"
+        return [type(self.module.family).__name__, Path(self.module.base).name, lora]
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """Config, dataset and code, as saved when a checkpoint was taken up: the epoch begins once, without end."""
-        if not _loggers(self.trainer):
+        if not self._writes():
             return
         saved = read_yaml(self.run.config) if self.run.config.is_file() else {}
         record = {**redact(saved), "dataset": self._dataset(self.data), "code": _code()}
-        _submit(self.trainer, lambda run: run.config.update(record, allow_val_change=True))
+        self._submit(lambda writer: writer.config(record))
 
     def _dataset(self, data: LatentDataModule) -> dict[str, Any]:
         sides = {"train": data.train_clips, "val": data.val_clips, "test": data.test_clips}
@@ -94,7 +91,7 @@ class WandbRecord(RunCallback):
 
     def on_validation_end(self, *_: Any) -> None:
         """Exposures, audited videos and the decision; after ``OverfitStopping`` wrote it."""
-        if self.trainer.state.fn != "fit" or not self.trainer.is_global_zero or not _loggers(self.trainer):
+        if self.trainer.state.fn != "fit" or not self.trainer.is_global_zero or not self._writes():
             return
         self._log_videos(self.trainer.global_step)
         if self.trainer.sanity_checking:
@@ -107,71 +104,60 @@ class WandbRecord(RunCallback):
     def _log_exposures(self) -> None:
         counts = [count for ledger in self.others(ExposureLedger) for count in ledger.per_video().values()]
         step = self.trainer.global_step
-
-        def log(run: Any) -> None:
-            import wandb
-
-            run.log({EXPOSURE_HISTOGRAM.name: wandb.Histogram(counts), STEP: step})
-
         if counts:
-            _submit(self.trainer, log)
+            self._submit(lambda writer: writer.histogram(EXPOSURE_HISTOGRAM.name, counts, step))
 
     def _alert(self, decision: Decision) -> None:
         """Once for each action and set of signals: a warning that stays is not repeated at every check."""
-        kind = f"{decision.action} {'+'.join(decision.signals)}"
+        kind, step = f"{decision.action} {'+'.join(decision.signals)}", self.trainer.global_step
         if decision.action == "continue" or kind in self._alerted:
             return
         self._alerted.add(kind)
-        stop = decision.action == "stop"
         signals = titles(decision.signals, {each.name: each.words() for each in self.others(Signal)})
-        title = f"{'Stopped by' if stop else 'Warning of'} {signals} at step {self.trainer.global_step}"[:64]
+        title = f"{'Stopped by' if decision.action == 'stop' else 'Warning of'} {signals} at step {step}"
         text = self._without_names(decision.reason, decision)
-
-        _submit(self.trainer, lambda run: run.alert(title=title, text=text, level="WARN"))
+        self._submit(lambda writer: writer.alert(title, text, step))
 
     def _log_videos(self, step: int) -> None:
         folder = self.run.samples(step)
-        found: dict[str, Path] = {}
+        found: dict[str, LoggedVideo] = {}
         for prefix, row in (("audit_", AUDIT_VIDEO), ("", SAMPLE_VIDEO), ("audit_pair_", NEAREST_VIDEO)):
             paths = [path for path in sorted(folder.glob(f"{prefix}[0-9]*.mp4")) if path not in self._shown]
-            found |= {row.at(number): path for number, path in enumerate(paths[: self.max_videos])}
-        captions = {path: _prompt(path) for path in found.values()}
-        self._shown |= set(found.values())
-
-        def log(run: Any) -> None:
-            import wandb
-
-            videos = {
-                name: wandb.Video(str(path), caption=captions[path], format="mp4") for name, path in found.items()
-            }
-            run.log({**videos, STEP: step})
-
+            for number, path in enumerate(paths[: self.max_videos]):
+                found[row.at(number)] = LoggedVideo(path, _prompt(path))
+        self._shown |= {each.path for each in found.values()}
         if found:
-            _submit(self.trainer, log)
+            self._submit(lambda writer: writer.videos(found, step))
 
     def on_fit_end(self, *_: Any) -> None:
-        """The videos of the kept weights, and the decision in the summary."""
-        if not self.trainer.is_global_zero or not _loggers(self.trainer):
+        """The videos of the kept weights, and the decision."""
+        if not self.trainer.is_global_zero or not self._writes():
             return
         for stopping in self.others(OverfitStopping):
             self._log_videos(stopping.kept_step)
-            self._summarise(stopping)
+            self._decide(stopping)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """How far an interrupted or crashed run came."""
         self.attach(trainer, pl_module)
-        if trainer.state.fn == "fit" and trainer.is_global_zero and _loggers(trainer):
+        if trainer.state.fn == "fit" and trainer.is_global_zero:
             for stopping in self.others(OverfitStopping):
-                self._summarise(stopping)
+                self._decide(stopping)
 
-    def _summarise(self, stopping: OverfitStopping) -> None:
-        summary = stopping.summary
-        reason = self._without_names(str(summary.get("reason", "")), stopping.decision)
-        decision = {f"decision/{name}": value for name, value in summary.items() if name != "reason"}
-        decision["decision/reason"] = reason
-        if summary.get("kept_gain") is not None:
-            decision[VAL_LOG_RATIO.name] = -summary["kept_gain"]
-        _submit(self.trainer, lambda run: run.summary.update(decision))
+    def _decide(self, stopping: OverfitStopping) -> None:
+        decision, step = dict(stopping.summary), self.trainer.global_step
+        decision["reason"] = self._without_names(str(decision.get("reason", "")), stopping.decision)
+        kept = None if decision.get("kept_gain") is None else -decision["kept_gain"]
+        self._submit(lambda writer: writer.decision(decision, kept, step))
+
+    def _writes(self) -> bool:
+        return any(isinstance(each, BackgroundLogger) and writer_for(each.logger) for each in self.trainer.loggers)
+
+    def _submit(self, task: Callable[[RunWriter], object]) -> None:
+        """Have each logger's thread do a task."""
+        for each in self.trainer.loggers:
+            if isinstance(each, BackgroundLogger) and (writer := writer_for(each.logger)) is not None:
+                each.submit(partial(_of_writer, task, writer))
 
     def _without_names(self, text: str, decision: Decision | None) -> str:
         """A reason as it may leave this machine."""
@@ -190,14 +176,8 @@ class WandbRecord(RunCallback):
         self._alerted = set(state_dict["alerted"])
 
 
-def _loggers(trainer: Trainer) -> list[BackgroundLogger]:
-    background = [each for each in trainer.loggers if isinstance(each, BackgroundLogger)]
-    return [each for each in background if isinstance(each.logger, WandbLogger)]
-
-
-def _submit(trainer: Trainer, task: Callable[[Any], object]) -> None:
-    for logger in _loggers(trainer):
-        logger.submit(lambda wandb_logger: task(wandb_logger.experiment))
+def _of_writer(task: Callable[[RunWriter], object], writer: RunWriter, _: Logger) -> None:
+    task(writer)
 
 
 def _prompt(sample: Path) -> str | None:
