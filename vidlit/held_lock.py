@@ -64,6 +64,15 @@ class HeldLock:
         """Let others take it."""
         self._lock.release()
 
+    def is_held(self) -> bool:
+        """Whether a process holds it now; true where there are no locks, which cannot tell."""
+        try:
+            self._lock.acquire(timeout=0)
+        except (filelock.Timeout, OSError, NotImplementedError):
+            return True
+        self._lock.release()
+        return False
+
     def holder(self) -> str:
         """Who took it last, in words."""
         number, host = self._read()

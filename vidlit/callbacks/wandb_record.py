@@ -18,6 +18,7 @@ from vidlit.runs.logged_names import (
     AUDIT_VIDEO,
     EXPOSURE_HISTOGRAM,
     NEAREST_VIDEO,
+    PROMPT_VIDEO,
     SAMPLE_VIDEO,
     STEP,
     VAL_LOG_RATIO,
@@ -104,6 +105,11 @@ class WandbRecord(RunCallback):
             if stopping.decision is not None:
                 self._alert(stopping.decision)
 
+    def show_samples(self, step: int) -> None:
+        """Log what was sampled at a step outside of a check."""
+        if self.trainer.is_global_zero and _loggers(self.trainer):
+            self._log_videos(step)
+
     def _log_exposures(self) -> None:
         counts = [count for ledger in self.others(ExposureLedger) for count in ledger.per_video().values()]
         step = self.trainer.global_step
@@ -132,7 +138,8 @@ class WandbRecord(RunCallback):
     def _log_videos(self, step: int) -> None:
         folder = self.run.samples(step)
         found: dict[str, Path] = {}
-        for prefix, row in (("audit_", AUDIT_VIDEO), ("", SAMPLE_VIDEO), ("audit_pair_", NEAREST_VIDEO)):
+        kinds = {"audit_": AUDIT_VIDEO, "": SAMPLE_VIDEO, "audit_pair_": NEAREST_VIDEO, "prompt_": PROMPT_VIDEO}
+        for prefix, row in kinds.items():
             paths = [path for path in sorted(folder.glob(f"{prefix}[0-9]*.mp4")) if path not in self._shown]
             found |= {row.at(number): path for number, path in enumerate(paths[: self.max_videos])}
         captions = {path: _prompt(path) for path in found.values()}

@@ -177,7 +177,7 @@ def _variety_limit(plot: Plot, run: RunRecord) -> Legend:
 
 _OF_SETS = {"val": "val", "train_eval": "train_eval", "train": "train"}
 """Colours of metrics whose name begins so."""
-_ENDINGS = {"max_steps": "ended", "interrupted": "interrupted", "error": "failed", "other": "ended"}
+_ENDINGS = {"max_steps": "ended", "interrupted": "interrupted", "error": "failed", "other": "ended", "request": "ended"}
 _MORE: Mapping[str, Callable[[Plot, RunRecord], Legend]] = {
     VAL_LOG_RATIO.heading: _decision,
     TRAIN_LOSS.heading: _running_mean,

@@ -11,6 +11,8 @@ from pathlib import Path
 from vidlit.runs.record import RunRecord
 
 _AUDIT = re.compile(r"audit_(\d+)_")
+_OVER_TIME = re.compile(r"(prompt|audit)_(\d+)_")
+"""What is sampled again and again; of the user's own prompts also at the end."""
 MAX_PROMPTS = 6
 """Audited prompts shown over time."""
 MAX_AUDITS = 6
@@ -79,10 +81,15 @@ def kept_samples(run: RunRecord, budget: VideoBudget) -> list[ShownVideo]:
 
 
 def over_time(run: RunRecord, budget: VideoBudget) -> list[list[ShownVideo]]:
-    """The same prompt and noise at one audit after another: a row for each prompt."""
+    """The same prompt and noise at one audit after another: a row for each prompt, the user's own first."""
+    return [*_over_time(run, budget, "prompt"), *_over_time(run, budget, "audit")]
+
+
+def _over_time(run: RunRecord, budget: VideoBudget, kind: str) -> list[list[ShownVideo]]:
     audits: dict[int, dict[int, Path]] = {}
     for step, paths in run.samples.items():
-        numbered = {int(found[1]): path for path in paths if (found := _AUDIT.match(path.name)) and not is_pair(path)}
+        found = {path: _OVER_TIME.match(path.name) for path in paths if not is_pair(path)}
+        numbered = {int(told[2]): path for path, told in found.items() if told is not None and told[1] == kind}
         if numbered:
             audits[step] = numbered
     steps = _spread(sorted(audits), MAX_AUDITS)

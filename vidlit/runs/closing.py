@@ -9,7 +9,9 @@ from vidlit.runs.logged_names import VAL_LOG_RATIO
 from vidlit.runs.signal_words import read_signals, titles, words_for
 from vidlit.runs.wording import duration
 
-NO_SIGNAL = ("max_steps", "other")
+REQUEST = "request"
+"""What a run is stopped by that ``vidlit stop`` has ended."""
+NO_SIGNAL = ("max_steps", "other", REQUEST)
 """Endings that no signal brought about."""
 
 
@@ -21,7 +23,7 @@ def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
             f"--ckpt_path {directory.last_checkpoint}"
         )
     seen = summary["exposures"]
-    stopped_by = titles(summary["stopped_by"].split("+"), read_signals(directory))
+    stopped_by = _stopped_by(summary, directory)
     return (
         f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} after {duration(summary['seconds'])} by "
         f"{stopped_by}. {summary['reason']}{_pair(summary, directory)} {_kept(summary)} At the end each "
@@ -29,6 +31,13 @@ def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
         f"{seen['band']}. "
         f"Weights: {directory.weights}. Samples, curves and decisions: {directory.path}{_go_on(summary, directory)}"
     )
+
+
+def _stopped_by(summary: dict[str, Any], directory: RunDirectory) -> str:
+    """What ended the run, in words."""
+    if summary["stopped_by"] == REQUEST:
+        return "`vidlit stop`"
+    return titles(summary["stopped_by"].split("+"), read_signals(directory))
 
 
 def _pair(summary: dict[str, Any], directory: RunDirectory) -> str:
@@ -39,6 +48,8 @@ def _pair(summary: dict[str, Any], directory: RunDirectory) -> str:
 
 def _go_on(summary: dict[str, Any], directory: RunDirectory) -> str:
     """How to train on where a signal ended the run, for those who know better."""
+    if summary["stopped_by"] == REQUEST:
+        return f". To go on all the same: --ckpt_path {directory.last_checkpoint}"
     if summary["stopped_by"] in NO_SIGNAL:
         return ""
     signals = read_signals(directory)

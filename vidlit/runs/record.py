@@ -140,7 +140,7 @@ class RunRecord:
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             if self.holds(note):
                 return str(json.loads(note.read_text())["prompt"])
-        return re.sub(r"^(audit_)?\d+_", "", sample.stem).replace("_", " ")
+        return re.sub(r"^(audit_|prompt_)?\d+_", "", sample.stem).replace("_", " ")
 
     @property
     def last_written(self) -> datetime:

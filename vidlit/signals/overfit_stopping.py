@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import LightningModule, Trainer
 
 from vidlit.errors import Interrupted, UserError, is_lost_rank
+from vidlit.runs.closing import REQUEST
 from vidlit.runs.logged_names import AUDIT_SHARE, VALIDATION_SHARE
 from vidlit.runs.signal_words import save_signals
 from vidlit.signals.divergence_monitor import DivergenceMonitor
@@ -57,6 +58,8 @@ class OverfitStopping(RunCallback):
         self.decision: Decision | None = None
         self.summary: dict[str, Any] = {}
         """What ``summary.json`` holds; on rank 0."""
+        self.was_asked = False
+        """Whether the user has asked for the end: with ``vidlit stop``."""
         self.kept_step = 0
         """Of the weights that the run ends with, when training is over."""
         self._seconds = 0.0
@@ -144,6 +147,10 @@ class OverfitStopping(RunCallback):
         stopped = decision is not None and decision.action == "stop"
         if decision is not None and stopped:
             stopped_by, reason = "+".join(decision.signals), decision.reason
+        elif self.was_asked:
+            stopped_by, reason = REQUEST, "The user ended the run with `vidlit stop`; no signal had asked to stop."
+            if self._is_improving():
+                reason += " The last check is the best: the loss was still improving."
         elif self.trainer.global_step < self.trainer.max_steps:
             stopped_by, reason = "other", "Another callback, or a limit of the Trainer, ended the run."
         else:
