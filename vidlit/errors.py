@@ -56,10 +56,11 @@ class Interrupted(Exception):  # noqa: N818 - says what happened, as KeyboardInt
     Args:
         signal_number: that told it.
         checkpoint: to go on from.
+        by: what told it, in words; ``None`` for the signal.
     """
 
-    def __init__(self, signal_number: int, checkpoint: Path) -> None:
-        super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
+    def __init__(self, signal_number: int, checkpoint: Path, by: str | None = None) -> None:
+        super().__init__(f"interrupted by {by or signal.Signals(signal_number).name}")
         self.signal_number = signal_number
         self.checkpoint = checkpoint
         self.advice = f"Go on with --ckpt_path {checkpoint}"

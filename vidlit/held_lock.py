@@ -72,6 +72,15 @@ class HeldLock:
         number, host = self._read()
         return psutil.pid_exists(number) if host == socket.gethostname() else None
 
+    def is_held(self) -> bool:
+        """Whether a process holds it now; true where there are no locks, which cannot tell."""
+        try:
+            self._lock.acquire(timeout=0)
+        except (filelock.Timeout, OSError, NotImplementedError):
+            return True
+        self._lock.release()
+        return False
+
     def holder(self) -> str:
         """Who took it last, in words."""
         number, host = self._read()

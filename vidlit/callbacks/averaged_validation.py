@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,6 +54,15 @@ class AveragedValidation(RunCallback):
             for parameter, trained in zip(self.module.averaged.trained(), self._trained, strict=True):
                 parameter.copy_(trained)
         self._trained = []
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Swap in for a look outside of a validation."""
+        self.on_validation_start()
+        try:
+            yield
+        finally:
+            self.on_validation_end()
 
     def on_fit_end(self, *_: Any) -> None:
         """End with the average; ``OverfitStopping`` may put that of an earlier check back."""

@@ -20,6 +20,7 @@ from vidlit.runs.logged_names import (
     AUDIT_VIDEO,
     EXPOSURE_HISTOGRAM,
     NEAREST_VIDEO,
+    PROMPT_VIDEO,
     SAMPLE_VIDEO,
 )
 from vidlit.runs.loggers.background_logger import BackgroundLogger
@@ -101,6 +102,11 @@ class LoggerRecord(RunCallback):
             if stopping.decision is not None:
                 self._alert(stopping.decision)
 
+    def show_samples(self, step: int) -> None:
+        """Log what was sampled at a step outside of a check."""
+        if self.trainer.is_global_zero and self._writes():
+            self._log_videos(step)
+
     def _log_exposures(self) -> None:
         counts = [count for ledger in self.others(ExposureLedger) for count in ledger.per_video().values()]
         step = self.trainer.global_step
@@ -121,7 +127,8 @@ class LoggerRecord(RunCallback):
     def _log_videos(self, step: int) -> None:
         folder = self.run.samples(step)
         found: dict[str, LoggedVideo] = {}
-        for prefix, row in (("audit_", AUDIT_VIDEO), ("", SAMPLE_VIDEO), ("audit_pair_", NEAREST_VIDEO)):
+        kinds = {"audit_": AUDIT_VIDEO, "": SAMPLE_VIDEO, "audit_pair_": NEAREST_VIDEO, "prompt_": PROMPT_VIDEO}
+        for prefix, row in kinds.items():
             paths = [path for path in sorted(folder.glob(f"{prefix}[0-9]*.mp4")) if path not in self._shown]
             for number, path in enumerate(paths[: self.max_videos]):
                 found[row.at(number)] = LoggedVideo(path, _prompt(path))

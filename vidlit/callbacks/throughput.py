@@ -107,8 +107,12 @@ class Throughput(RunCallback):
     def on_validation_start(self, *_: Any) -> None:
         """Stop the clock."""
         if not self.trainer.sanity_checking:
-            self._seconds += time.monotonic() - self._since
-            self._paused = self._waited()
+            self.pause()
+
+    def pause(self) -> None:
+        """Stop the clock until the next batch begins."""
+        self._seconds += time.monotonic() - self._since
+        self._paused = self._waited()
 
     def _waited(self) -> float:
         """Seconds that training has waited for its loader so far."""

@@ -11,7 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-IN_ORDER = tuple("init fit validate test predict kfold plan encode export report watch judge dashboard demo".split())
+IN_ORDER = tuple(
+    "init fit validate test predict kfold plan encode export report watch sample stop judge dashboard demo".split()
+)
 """As ``vidlit --help`` shows them; others follow by name."""
 _FOLDERS = (Path(__file__).parent, Path(__file__).parent / "on_runs")
 

@@ -206,7 +206,7 @@ def _variety_limit(chart: Chart, run: RunRecord) -> None:
 
 _OF_SETS = {"val": "val", "train_eval": "train_eval", "train": "train"}
 """Colours of metrics whose name begins so."""
-_ENDINGS = {"max_steps": "ended", "interrupted": "interrupted", "error": "failed", "other": "ended"}
+_ENDINGS = {"max_steps": "ended", "interrupted": "interrupted", "error": "failed", "other": "ended", "request": "ended"}
 _MORE: Mapping[str, Callable[[Chart, RunRecord], None]] = {
     VAL_LOG_RATIO.heading: _decision,
     EXPOSURE_MEAN.heading: _exposure_bands,

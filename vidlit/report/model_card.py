@@ -29,6 +29,7 @@ _MARKUP = re.compile(r"[\\`*{}\[\]|~^]|(?<!\w)_|_(?!\w)|^[-=>#+]|(?<=:)(?=//)|(?
 _LICENCE_KEYS = ("license", "license_name", "license_link")
 _WITHOUT_SIGNAL = {
     "max_steps": "all planned steps were trained",
+    "request": "the run was ended by hand",
     "other": "a limit that was set from outside was reached",
 }
 """Why a run ended that no signal stopped. A run's own reason may name clips; this, and signals' own words, do not."""

@@ -38,6 +38,7 @@ _TITLES = {
     "interrupted": "Interrupted at step {stop_step} of {planned_steps}",
     "error": "Failed at step {stop_step} of {planned_steps}",
     "max_steps": "Trained all {planned_steps} steps",
+    "request": "Ended by `vidlit stop` at step {stop_step} of {planned_steps}",
     "other": "Ended at step {stop_step} of {planned_steps}",
 }
 _STOPPED = "Stopped at step {stop_step} of {planned_steps} by {signals}"

@@ -9,7 +9,9 @@ from vidlit.runs.logged_names import VAL_LOG_RATIO
 from vidlit.runs.signal_words import read_signals, titles, words_for
 from vidlit.runs.wording import duration
 
-NO_SIGNAL = ("max_steps", "other")
+REQUEST = "request"
+"""What a run is stopped by that ``vidlit stop`` has ended."""
+NO_SIGNAL = ("max_steps", "other", REQUEST)
 """Endings that no signal brought about."""
 
 
@@ -33,6 +35,8 @@ def how_it_ended(summary: dict[str, Any], directory: RunDirectory) -> str:
     match summary["stopped_by"]:
         case "max_steps":
             how = f"Trained all {planned} steps in {time}."
+        case "request":
+            how = f"Ended by `vidlit stop` at step {step} of {planned} after {time}."
         case "other":
             how = f"Ended at step {step} of {planned} after {time}."
         case signals:
@@ -53,7 +57,7 @@ def go_on(summary: dict[str, Any], directory: RunDirectory) -> str:
         signals = read_signals(directory)
         plugins = [f"--plugin {named}" for named in directory.read_plugins()]
         options = [*plugins, *(words_for(name, signals).go_on for name in summary["stopped_by"].split("+"))]
-    elif summary["stopped_by"] not in _CUT_SHORT:
+    elif summary["stopped_by"] not in (*_CUT_SHORT, REQUEST):
         return ""
     return " ".join([f"--ckpt_path {directory.last_checkpoint}", *options])
 

@@ -150,6 +150,10 @@ class RunDirectory:
         """Which process that is."""
         return self.path / ".lock_holder"
 
+    def request(self, kind: str) -> Path:
+        """Lies there while something is asked of the run; see :mod:`vidlit.runs.live.requests`."""
+        return self.path / f".request_{kind}"
+
     @property
     def whole(self) -> RunDirectory | None:
         """What this run is a part of: the first phase of a refit, or the folder of all folds."""

@@ -328,6 +328,9 @@ AUDIT_VIDEO = LoggedName(
 NEAREST_VIDEO = LoggedName(
     "samples/nearest_<kk>", "Beside the nearest training clip", SAMPLES, needs=AUDITS, kind="videos"
 )
+PROMPT_VIDEO = LoggedName(
+    "samples/prompt_<kk>", "Your own prompts over time", SAMPLES, needs="samples.prompts", kind="videos"
+)
 SAMPLE_VIDEO = LoggedName(
     "samples/<kk>", "From the weights that are kept", SAMPLES, needs="samples.num_videos", kind="videos"
 )

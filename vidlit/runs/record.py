@@ -355,4 +355,4 @@ def _curve(points: Sequence[tuple[int, float]]) -> Curve:
 
 
 def _words_of_name(sample: Path) -> str:
-    return re.sub(r"^(audit_)?\d+_", "", sample.stem).replace("_", " ")
+    return re.sub(r"^(audit_|prompt_)?\d+_", "", sample.stem).replace("_", " ")

@@ -197,6 +197,23 @@ class Audit:
                 self._write_pairs(folder, samples, pl_module, vae)
                 self._write_near_clips(folder.parent / "clips", pl_module, vae)
 
+    def show(self, trainer: Trainer, pl_module: VideoDiffusionModule, step: int, folder: Path) -> None:
+        """Generate and write the same videos as :meth:`run`, and remember nothing.
+
+        Args:
+            trainer: whose ranks share the work.
+            pl_module: the model.
+            step: it was trained for.
+            folder: to write the videos to.
+        """
+        with own_randomness(pl_module.device):
+            vae = pl_module.family.load_vae(pl_module.device)
+            samples = sample_clips(
+                trainer, pl_module, self.datamodule, self.clips, self.sampling, step, vae, self.draws
+            )
+        if trainer.is_global_zero:
+            write_samples(folder, samples, pl_module.family.fps, PREFIX)
+
     def _nearest(self, row: int, video: Tensor, real: RealClips) -> tuple[float, float]:
         """Distance from a coarse sample to the nearest clip of its prompt, and which that is."""
         own = torch.stack([real.coarse[number] for number in self.own[row]]).to(video.device)

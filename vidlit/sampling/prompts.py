@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _FILES = ("image", "last_image", "reference")
 COLUMNS = ("prompt", "seed", "resolution", "num_frames", *_FILES)
 _PROMPTS_PER_BATCH = 16
-_Row = tuple[str, int, Bucket, Path | None, Path | None, Path | None]
+_Row = tuple[str, int, Bucket, Path | None, Path | None, Path | None, str]
 _OTHER_FILES = tuple(".csv.gz .htm .html .json .jsonl .md .ods .parquet .tsv .xls .xlsx .yaml .yml".split())
 
 
@@ -48,6 +48,8 @@ class Prompt(NamedTuple):
     """Last frame, of families that take clean ones."""
     reference: Path | None = None
     """Video or image to make it from, of models that were trained with some."""
+    place: str = ""
+    """File and line that it comes from, for messages."""
 
     @property
     def num_reference_frames(self) -> int:
@@ -63,7 +65,7 @@ class Prompt(NamedTuple):
         return {name: path for name, path in found.items() if path is not None}
 
 
-def read_prompts(sources: Sequence[str], seed: int, size: Bucket) -> list[Prompt]:
+def read_prompts(sources: Sequence[str], seed: int, size: Bucket, option: str = "--prompts") -> list[Prompt]:
     """Prompts in order, numbered through.
 
     Args:
@@ -72,30 +74,33 @@ def read_prompts(sources: Sequence[str], seed: int, size: Bucket) -> list[Prompt
             ``last_image`` for its end and ``reference``, seen from the file's folder), or a prompt itself.
         seed: where a row has none.
         size: where a row has none.
+        option: that names the sources, for messages.
 
     Raises:
         UserError: a file is missing or cannot be read, or there is no prompt at all; names file and row.
     """
-    rows = [row for source in sources for row in _read(source, seed, size)]
+    rows = [row for source in sources for row in _read(source, seed, size, option)]
     if not rows:
-        raise UserError("there are no prompts: give --prompts a text file, a CSV file or a prompt in quotes.")
+        raise UserError(f"there are no prompts: give {option} a text file, a CSV file or a prompt in quotes.")
     return [Prompt(number, *row) for number, row in enumerate(rows)]
 
 
-def _read(source: str, seed: int, size: Bucket) -> Iterator[_Row]:
+def _read(source: str, seed: int, size: Bucket, option: str) -> Iterator[_Row]:
     path = Path(source)
     if path.suffix.lower() not in (".txt", ".csv"):
-        _refuse_file(source)
-        yield source.strip(), seed, size, None, None, None
+        _refuse_file(source, option)
+        yield source.strip(), seed, size, None, None, None, ""
         return
     try:
         text = read_text_file(path)
     except UserError as error:
         if not path.exists():
-            raise UserError(f"--prompts {source}: no such file.") from error
-        raise UserError(f"--prompts: {error}") from error
+            raise UserError(f"{option} {source}: no such file.") from error
+        raise UserError(f"{option}: {error}") from error
     if path.suffix.lower() == ".txt":
-        yield from ((line.strip(), seed, size, None, None, None) for line in text.split("\n") if line.strip())
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield line.strip(), seed, size, None, None, None, f"{path} line {number}"
         return
     for where, row in read_delimited(path, text, COLUMNS[:1]):
         place = f"{path.parent / where}"
@@ -109,10 +114,10 @@ def _read(source: str, seed: int, size: Bucket) -> Iterator[_Row]:
         yield _read_row(row, path, place, seed, size)
 
 
-def _refuse_file(source: str) -> None:
+def _refuse_file(source: str, option: str) -> None:
     """Refuse a file of another kind: its name would be taken for the prompt."""
     if not is_utf8(source):
-        raise UserError(f"--prompts {printable(source)} is not UTF-8 text.")
+        raise UserError(f"{option} {printable(source)} is not UTF-8 text.")
     is_name = not re.search(r"\s", source) and source.lower().endswith(_OTHER_FILES)
     try:
         is_file = Path(source).is_file()
@@ -120,7 +125,7 @@ def _refuse_file(source: str) -> None:
         is_file = False
     if is_name or is_file:
         raise UserError(
-            f"--prompts {source} is a file of a kind that is not read: give a text file (.txt), a CSV file (.csv), or "
+            f"{option} {source} is a file of a kind that is not read: give a text file (.txt), a CSV file (.csv), or "
             "a prompt in quotes."
         )
 
@@ -138,11 +143,108 @@ def _read_row(row: Mapping[str, Any], path: Path, where: str, seed: int, size: B
         frames = int(row.get("num_frames") or size.num_frames)
         resolution = row.get("resolution") or f"{size.height}x{size.width}"
         bucket = Bucket.parse(f"{frames}x{resolution}")
-        return row["prompt"].strip(), int(row.get("seed") or seed), bucket, *files
+        return row["prompt"].strip(), int(row.get("seed") or seed), bucket, *files, where
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except ValueError as error:
         raise UserError(f"{where}: seed and num_frames must be whole numbers ({error}).") from error
+
+
+def check_prompt(prompt: Prompt, family: Family, conditions: Sequence[Condition], *, with_references: bool) -> None:
+    """Make sure that a model can make a prompt's video.
+
+    Args:
+        prompt: to make.
+        family: of the base.
+        conditions: of the model's training: one that was always given some frames needs a picture, as image-to-video
+            bases do anyway.
+        with_references: whether the model was given references, and every prompt needs one.
+
+    Raises:
+        UserError: it cannot make the size, or a picture is missing or too much.
+    """
+    prompt.size.check(family.frame_multiple, family.pixel_multiple)
+    num_frames = family.latent_shape(*prompt.size)[1]
+    if prompt.image is None and family.image_extras:
+        raise UserError("this model continues a first frame: name one in the column `image` of a CSV file.")
+    if not prompt.pictures and are_always_given(conditions):
+        raise UserError(
+            "this model was always given some frames: name a picture in the column `image` or `last_image` of a "
+            "CSV file."
+        )
+    if with_references and prompt.reference is None:
+        raise UserError(
+            "this model makes videos from references: name a video or an image in the column `reference` of a CSV file."
+        )
+    if prompt.reference is not None and not with_references:
+        raise UserError(f"{prompt.reference} cannot be a reference: this model was trained without any.")
+    if family.takes_clean_frames:
+        if len(prompt.pictures) > max(1, num_frames - 1):
+            raise UserError(f"with {prompt.size} nothing is left to make between `image` and `last_image`.")
+    elif prompt.last_image is not None:
+        raise UserError(f"{prompt.last_image} cannot be the last frame: this model is given none.")
+    elif prompt.image is not None and not family.image_extras:
+        raise UserError(f"{prompt.image} cannot be the first frame: this model makes videos from text alone.")
+
+
+class EncodedFiles(NamedTuple):
+    """A prompt's pictures and reference."""
+
+    extras: dict[str, Tensor]
+    """the family's image extras, or the latents of a reference"""
+    given: GivenFrames | None
+    """(C, F, H, W) and (F,), of families that take latents without noise"""
+
+
+@torch.no_grad()
+def encode_files(prompts: Sequence[Prompt], family: Family, device: Any) -> list[EncodedFiles]:
+    """What the model reads of pictures and references; nothing of prompts without.
+
+    Raises:
+        UserError: one cannot be read; names the prompt.
+    """
+    with_files = [bool(prompt.pictures) or prompt.reference is not None for prompt in prompts]
+    encode = family.load_video_encoder(device) if any(with_files) else None
+    encoded = []
+    for prompt, has_files in zip(prompts, with_files, strict=True):
+        size = prompt.size
+        if not has_files:
+            encoded.append(EncodedFiles({}, None))
+            continue
+        assert encode is not None
+        if family.image_extras:
+            # Grey after the first frame: what extras are made of it is of the whole length.
+            video = torch.zeros(1, 3, size.num_frames, size.height, size.width)
+            video[0, :, :1] = _read_file(prompt, prompt.pictures["image"], 1, family.fps)
+            tensors = encode(video.to(device))
+            encoded.append(EncodedFiles({name: tensors[name][0].float().cpu() for name in family.image_extras}, None))
+            continue
+        extras = {}
+        if prompt.reference is not None:
+            video = _read_file(prompt, prompt.reference, prompt.num_reference_frames, family.fps)[None]
+            extras[REFERENCE] = encode(video.to(device))["latents"][0].float().cpu()
+        latents = torch.zeros(family.latent_shape(*size))
+        mask = torch.zeros(latents.shape[1], dtype=torch.bool)
+        # A last latent frame is several of the video's, and tells of those before: a still picture is held there.
+        for name, place, length in (("image", 0, 1), ("last_image", -1, 1 + family.compression[0])):
+            if name in prompt.pictures:
+                picture = _read_file(prompt, prompt.pictures[name], 1, family.fps)
+                latents[:, place] = (
+                    encode(picture.expand(-1, length, -1, -1)[None].to(device))["latents"][0, :, -1].float().cpu()
+                )
+                mask[place] = True
+        encoded.append(EncodedFiles(extras, GivenFrames(latents, mask) if prompt.pictures else None))
+    return encoded
+
+
+def _read_file(prompt: Prompt, path: Path, num_frames: int, fps: float) -> Tensor:
+    """One of a prompt's files (3, F, H, W) in [-1, 1], from its beginning on."""
+    try:
+        request = ClipRequest(path, 0.0, num_frames, fps, prompt.size.height, prompt.size.width)
+        pixels = torch.from_numpy(read_clip(request))
+    except UserError as error:
+        raise UserError(f"prompt {prompt.number}: {path} {error}") from error
+    return pixels.permute(3, 0, 1, 2) / 127.5 - 1
 
 
 class PromptDataModule(LightningDataModule):
@@ -183,43 +285,16 @@ class PromptDataModule(LightningDataModule):
         self.guidance_scale = guidance_scale
         self.negative_prompt = negative_prompt
         self._batches: list[PromptBatch] = []
-        self._is_always_given = are_always_given(conditions)
-        self._with_references = with_references
         alike: dict[tuple[Bucket, bool, int], list[int]] = defaultdict(list)
         for prompt in prompts:
             try:
-                self._check(prompt)
+                check_prompt(prompt, family, conditions, with_references=with_references)
             except UserError as error:
                 raise UserError(f"prompt {prompt.number} ({prompt.text[:40]!r}): {error}") from error
             alike[prompt.size, bool(prompt.pictures), prompt.num_reference_frames].append(prompt.number)
         self._rows = [
             rows[first : first + batch_size] for rows in alike.values() for first in range(0, len(rows), batch_size)
         ]
-
-    def _check(self, prompt: Prompt) -> None:
-        prompt.size.check(self.family.frame_multiple, self.family.pixel_multiple)
-        num_frames = self.family.latent_shape(*prompt.size)[1]
-        if prompt.image is None and self.family.image_extras:
-            raise UserError("this model continues a first frame: name one in the column `image` of a CSV file.")
-        if not prompt.pictures and self._is_always_given:
-            raise UserError(
-                "this model was always given some frames: name a picture in the column `image` or `last_image` of a "
-                "CSV file."
-            )
-        if self._with_references and prompt.reference is None:
-            raise UserError(
-                "this model makes videos from references: name a video or an image in the column `reference` of a CSV "
-                "file."
-            )
-        if prompt.reference is not None and not self._with_references:
-            raise UserError(f"{prompt.reference} cannot be a reference: this model was trained without any.")
-        if self.family.takes_clean_frames:
-            if len(prompt.pictures) > max(1, num_frames - 1):
-                raise UserError(f"with {prompt.size} nothing is left to make between `image` and `last_image`.")
-        elif prompt.last_image is not None:
-            raise UserError(f"{prompt.last_image} cannot be the last frame: this model is given none.")
-        elif prompt.image is not None and not self.family.image_extras:
-            raise UserError(f"{prompt.image} cannot be the first frame: this model makes videos from text alone.")
 
     def setup(self, stage: str) -> None:
         """Encode this rank's prompts."""
@@ -232,7 +307,9 @@ class PromptDataModule(LightningDataModule):
         guided = self.guidance_scale != 1.0
         texts = [self.prompts[row].text for rows in batches for row in rows] + [self.negative_prompt] * guided
         encoded = self._encode(list(dict.fromkeys(texts)), trainer.strategy.root_device)
-        images = self._encode_images(sorted({row for rows in batches for row in rows}), trainer.strategy.root_device)
+        own = sorted({row for rows in batches for row in rows})
+        files = encode_files([self.prompts[row] for row in own], self.family, trainer.strategy.root_device)
+        images = dict(zip(own, files, strict=True))
         length = self.family.prompt_length
         null = Conditioning.of([encoded[self.negative_prompt]], length) if guided else None
         read = {row: encoded[self.prompts[row].text] | image.extras for row, image in images.items()}
@@ -258,61 +335,9 @@ class PromptDataModule(LightningDataModule):
             encoded += encoders.encode_captions(texts[first : first + _PROMPTS_PER_BATCH])
         return dict(zip(texts, encoded, strict=True))
 
-    @torch.no_grad()
-    def _encode_images(self, rows: Sequence[int], device: Any) -> dict[int, _EncodedImages]:
-        """What the model reads of pictures and references; nothing of prompts without."""
-        encoded = dict.fromkeys(rows, _EncodedImages({}, None))
-        with_files = [row for row in rows if self.prompts[row].pictures or self.prompts[row].reference is not None]
-        encode = self.family.load_video_encoder(device) if with_files else None
-        for row in with_files:
-            prompt = self.prompts[row]
-            size = prompt.size
-            assert encode is not None
-            if self.family.image_extras:
-                # Grey after the first frame: what extras are made of it is of the whole length.
-                video = torch.zeros(1, 3, size.num_frames, size.height, size.width)
-                video[0, :, :1] = self._read(row, prompt.pictures["image"], 1)
-                tensors = encode(video.to(device))
-                extras = {name: tensors[name][0].float().cpu() for name in self.family.image_extras}
-                encoded[row] = _EncodedImages(extras, None)
-                continue
-            extras = {}
-            if prompt.reference is not None:
-                video = self._read(row, prompt.reference, prompt.num_reference_frames)[None]
-                extras[REFERENCE] = encode(video.to(device))["latents"][0].float().cpu()
-            latents = torch.zeros(self.family.latent_shape(*size))
-            mask = torch.zeros(latents.shape[1], dtype=torch.bool)
-            # A last latent frame is several of the video's, and tells of those before: a still picture is held there.
-            for name, place, length in (("image", 0, 1), ("last_image", -1, 1 + self.family.compression[0])):
-                if name in prompt.pictures:
-                    video = self._read(row, prompt.pictures[name], 1).expand(-1, length, -1, -1)[None]
-                    latents[:, place] = encode(video.to(device))["latents"][0, :, -1].float().cpu()
-                    mask[place] = True
-            encoded[row] = _EncodedImages(extras, GivenFrames(latents, mask) if prompt.pictures else None)
-        return encoded
-
-    def _read(self, row: int, path: Path, num_frames: int) -> Tensor:
-        """One of a prompt's files (3, F, H, W) in [-1, 1], from its beginning on."""
-        size = self.prompts[row].size
-        try:
-            request = ClipRequest(path, 0.0, num_frames, self.family.fps, size.height, size.width)
-            pixels = torch.from_numpy(read_clip(request))
-        except UserError as error:
-            raise UserError(f"prompt {row}: {path} {error}") from error
-        return pixels.permute(3, 0, 1, 2) / 127.5 - 1
-
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
         """This rank's batches."""
         return DataLoader(self._batches, batch_size=None, collate_fn=as_is)  # type: ignore[arg-type]  # a list will do
-
-
-class _EncodedImages(NamedTuple):
-    """A prompt's pictures and reference."""
-
-    extras: dict[str, Tensor]
-    """the family's image extras, or the latents of a reference"""
-    given: GivenFrames | None
-    """(C, F, H, W) and (F,), of families that take latents without noise"""
 
 
 def _stack(given: Sequence[GivenFrames | None]) -> GivenFrames | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import LightningModule, Trainer
 
 from vidlit.errors import Interrupted, UserError, is_lost_rank
+from vidlit.runs.closing import REQUEST
 from vidlit.runs.logged_names import AUDIT_SHARE, RUN_SECONDS, VALIDATION_SHARE
 from vidlit.runs.signal_words import save_signals
 from vidlit.runs.wording import say
@@ -58,6 +59,8 @@ class OverfitStopping(RunCallback):
         self.decision: Decision | None = None
         self.summary: dict[str, Any] = {}
         """What ``summary.json`` holds; on rank 0."""
+        self.was_asked = False
+        """Whether the user has asked for the end: with ``vidlit stop``."""
         self.kept_step = 0
         """Of the weights that the run ends with, when training is over."""
         self._seconds = 0.0
@@ -151,6 +154,10 @@ class OverfitStopping(RunCallback):
         stopped = decision is not None and decision.action == "stop"
         if decision is not None and stopped:
             stopped_by, reason = "+".join(decision.signals), decision.reason
+        elif self.was_asked:
+            stopped_by, reason = REQUEST, "No signal had asked to stop."
+            if self._still_improving():
+                reason += " Still improving at the last check."
         elif self.trainer.global_step < self.trainer.max_steps:
             stopped_by, reason = "other", "Another callback, or a limit of the Trainer, ended the run."
         else:

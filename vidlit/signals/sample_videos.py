@@ -6,6 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -15,6 +16,7 @@ from vidlit.metrics.quality import Quality
 from vidlit.models.features import FeatureExtractor, LatentFeatures
 from vidlit.runs.logged_names import AUDIT_SHARE
 from vidlit.sampling.audit import Audit, one_a_caption
+from vidlit.sampling.own_prompts import OwnPrompts
 from vidlit.sampling.rendering import write_samples
 from vidlit.sampling.sampler import Sampling, own_randomness, sample_clips
 from vidlit.signals.overfit_stopping import OverfitStopping
@@ -35,7 +37,8 @@ class SampleVideos(RunCallback):
     often as ``max_share`` allows; logs ``copies/count``, ``copies/gap``, ``copies/ratio_min``, ``diversity/log_ratio``
     and ``perf/audit_share`` (of the time); and writes them to ``samples/step_XXXXXX/audit_*.mp4``. When training is
     over, a few videos from captions of validation clips follow (of training clips where there are none), made with
-    the weights that are kept.
+    the weights that are kept. ``prompts`` of your own are sampled at each audit and at the end, into
+    ``samples/step_XXXXXX/prompt_*.mp4``, with the steps, seed and guidance of the end: as ``vidlit predict`` would.
 
     All are written with a JSON file beside each, and shown in W&B, TensorBoard and MLflow where these are used. The
     start noise is keyed by (seed, clip), so two runs, or two steps of one, can be compared side by side. ``vidlit
@@ -57,6 +60,8 @@ class SampleVideos(RunCallback):
         features: features that ``metrics`` compare by; ``None`` for latents.
         metrics: distances between an audit's samples and the training clips to log as ``quality/<name>``: ``fid``,
             ``kid``, ``mifid``. They have no say in stopping, and mean little below hundreds of samples (``num_audit``).
+        prompts: file of your own prompts: text with one a line, or CSV as ``vidlit predict`` reads it; ``None`` for
+            none. They count in ``max_share``.
     """
 
     section = "samples"
@@ -74,6 +79,7 @@ class SampleVideos(RunCallback):
         max_share: float = 0.1,
         features: FeatureExtractor | None = None,
         metrics: list[Quality] | None = None,
+        prompts: Path | None = None,
     ) -> None:
         self.num_videos = num_videos
         self.sampling = Sampling(num_steps, seed, guidance_scale, negative_prompt)
@@ -83,7 +89,12 @@ class SampleVideos(RunCallback):
         self.max_share = max_share
         self.features = features or LatentFeatures()
         self.metrics = metrics or []
+        self.prompts = prompts
         self.audit: Audit | None = None
+        self.own: OwnPrompts | None = None
+        """The user's prompts."""
+        self._last = 0
+        """Step of the latest audit."""
         self._interval: int | None = None
         """Optimizer steps between audits, where checks are not counted."""
         self._checks = 0
@@ -117,22 +128,29 @@ class SampleVideos(RunCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.audit = self.make_audit(self.data)
+            if self.prompts is not None:
+                device = trainer.strategy.root_device
+                self.own = OwnPrompts(self.prompts, self.sampling, self.module, self.data, device)
             self._start_time = time.monotonic()
 
     def on_validation_epoch_end(self, *_: Any) -> None:
         """Audit where one is due: before ``OverfitStopping`` asks, which it does when validation has ended."""
-        if self.audit is None or self.trainer.state.fn != "fit":
+        if (self.audit is None and self.own is None) or self.trainer.state.fn != "fit":
             return
-        if not self.trainer.sanity_checking and not self._is_due(self.audit.steps):
+        if not self.trainer.sanity_checking and not self._is_due():
             return
         began = time.monotonic()
-        self.audit.prepare(self.trainer, self.module)
-        step = self.trainer.global_step
-        self.audit.run(self.trainer, self.module, step, self.run.samples(step))
+        step = self._last = self.trainer.global_step
+        numbers: dict[str, float] = {}
+        if self.audit is not None:
+            self.audit.prepare(self.trainer, self.module)
+            self.audit.run(self.trainer, self.module, step, self.run.samples(step))
+            numbers = self.audit.numbers()
+        if self.own is not None:
+            self.own.sample(self.trainer, step, self.run.samples(step))
         self._audit_seconds += time.monotonic() - began
-        numbers = self.audit.numbers()
         if self.trainer.sanity_checking:  # self.log is off then
-            for logger in self.trainer.loggers:
+            for logger in self.trainer.loggers if numbers else ():
                 logger.log_metrics(numbers, step=0)
             return
         share = self._audit_seconds / (time.monotonic() - self._start_time)
@@ -142,30 +160,50 @@ class SampleVideos(RunCallback):
             rank_zero_only=False,
         )
 
-    def _is_due(self, audited: Sequence[int]) -> bool:
+    def _is_due(self) -> bool:
         """At the first check at or after each multiple of the interval, which is chosen once, from counts alone."""
         self._checks += 1
         if self.every_num_checks is not None:
             return self._checks % self.every_num_checks == 0
         if self._interval is None:
             samples = self.data.samples_per_batch * self.trainer.accumulate_grad_batches
+            cost = audit_evaluations(self.num_audit, self.audit_steps) if self.audit is not None else 0.0
             self._interval = audit_interval(
-                audit_evaluations(self.num_audit, self.audit_steps),
+                cost + (self.own.evaluations() if self.own is not None else 0.0),
                 TRAINING_EVALUATIONS * samples,
                 self.trainer.max_steps,
                 self.max_share,
             )
-        before = audited[-1] if audited else 0
-        return self.trainer.global_step // self._interval > before // self._interval
+        return self.trainer.global_step // self._interval > self._last // self._interval
+
+    def sample_now(self) -> bool:
+        """Sample what audits do, and the user's prompts, with the weights as they are; nothing is judged or remembered.
+
+        Returns:
+            Whether there was anything to sample.
+        """
+        step, folder = self.trainer.global_step, self.run.samples(self.trainer.global_step)
+        if self.audit is not None:
+            self.audit.show(self.trainer, self.module, step, folder)
+        elif self.num_videos > 0:
+            self._sample_clips(step)
+        if self.own is not None:
+            self.own.sample(self.trainer, step, folder)
+        return self.audit is not None or self.num_videos > 0 or self.own is not None
 
     # -- when it is over
 
     def on_fit_end(self, *_: Any) -> None:
         """Sample with the weights that are kept."""
-        if self.num_videos < 1:
-            return
-        clips = one_a_caption(self.data.val_clips or self.data.train_clips)[: self.num_videos]
         kept_step = next((each.kept_step for each in self.others(OverfitStopping)), self.trainer.global_step)
+        if self.num_videos > 0:
+            self._sample_clips(kept_step)
+        if self.own is not None:
+            self.own.sample(self.trainer, kept_step, self.run.samples(kept_step))
+
+    def _sample_clips(self, kept_step: int) -> None:
+        """Sample captions of validation clips, and write them."""
+        clips = one_a_caption(self.data.val_clips or self.data.train_clips)[: self.num_videos]
         with own_randomness(self.module.device):
             family, device = self.module.family, self.module.device
             vae, decode_sound = family.load_vae(device), family.load_sound_decoder(device)
@@ -186,16 +224,20 @@ class SampleVideos(RunCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to audit and judge as the uninterrupted one."""
-        if self.audit is None:
+        if self.audit is None and self.own is None:
             return {}
-        return {**self.audit.state_dict(), "checks": self._checks, "interval": self._interval}
+        audit = {} if self.audit is None else self.audit.state_dict()
+        return {**audit, "checks": self._checks, "interval": self._interval, "last": self._last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on; an interval that was set holds over one that was chosen."""
-        if self.audit is None or not state_dict:
+        if not state_dict:
             return
-        self.audit.load_state_dict(state_dict)
+        if self.audit is not None:
+            self.audit.load_state_dict(state_dict)
         self._checks, self._interval = state_dict["checks"], state_dict["interval"]
+        audited = state_dict.get("steps") or [0]
+        self._last = state_dict.get("last", audited[-1])  # earlier versions say the steps alone
 
 
 class SampleSignal(Signal):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidlit.sampling.own_prompts import read_own_prompts
 from vidlit.signals.drift_monitor import DriftMonitor, watched_captions
 from vidlit.training.step.preservation import read_captions
 
@@ -13,7 +14,13 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser
 
 _OF_SAMPLES = ("samples.guidance_scale", "samples.negative_prompt")
-_OF_TRAINING = ("model.caption_dropout", "model.preservation", "drift.captions", "overfit_stopping.policy")
+_OF_TRAINING = (
+    "model.caption_dropout",
+    "model.preservation",
+    "drift.captions",
+    "overfit_stopping.policy",
+    "samples.prompts",
+)
 
 
 def link_further_captions(parser: LightningArgumentParser, command: str) -> None:
@@ -41,6 +48,7 @@ def captions_of_training(
     preservation: Any,
     drift: list[str] | Path | None,
     policy: Mapping[str, Any] | None,
+    prompts: Path | None = None,
 ) -> list[str]:
     """What samples, training and checks need, by their options.
 
@@ -51,6 +59,10 @@ def captions_of_training(
         preservation: of ``model``, as the parser gives it.
         drift: its ``captions``.
         policy: of ``overfit_stopping``; where it switches drift off, nothing is watched.
+        prompts: of ``samples``, the user's own.
+
+    Raises:
+        UserError: a file of captions or prompts cannot be read.
     """
     given = preservation.get("init_args", preservation) if preservation is not None else {}
     kept = read_captions(given.get("captions", []))
@@ -58,4 +70,6 @@ def captions_of_training(
     if (policy or {}).get(DriftMonitor.name, DriftMonitor.default_mode) not in ("off", False):
         watched = watched_captions(read_captions(drift or []), kept, drops_captions=caption_dropout > 0)
     dropped = [""] if caption_dropout > 0 else []
-    return list(dict.fromkeys([*captions_of_samples(guidance_scale, negative_prompt), *dropped, *kept, *watched]))
+    own = [prompt.text for prompt in read_own_prompts(prompts)] if prompts is not None else []
+    needed = [*captions_of_samples(guidance_scale, negative_prompt), *dropped, *kept, *watched, *own]
+    return list(dict.fromkeys(needed))

@@ -43,6 +43,7 @@ SAMPLES = {
     "samples.num_videos": "videos sampled at the end (4)",
     "samples.num_audit": "samples per audit for copies (16)",
 }
+OWN_PROMPTS = {"samples.prompts": "a file of your own prompts to sample"}
 CHECKPOINT = {"ckpt_path": "a checkpoint, or best or last of the run"}
 SCREENS: dict[str, dict[str, dict[str, str]]] = {
     "fit": {
@@ -50,7 +51,7 @@ SCREENS: dict[str, dict[str, dict[str, str]]] = {
         "model": MODEL | TRAINING,
         "when to stop": STOPPING,
         "training": TRAINER | DEVICES,
-        "the run": SAMPLES | RUN | {"ckpt_path": "resume from: last, or a checkpoint"},
+        "the run": SAMPLES | OWN_PROMPTS | RUN | {"ckpt_path": "resume from: last, or a checkpoint"},
     },
     "validate": {
         "what": CHECKPOINT | MODEL | CLIPS,

@@ -48,6 +48,7 @@ from vidlit.runs.directory import (
     write_text,
 )
 from vidlit.runs.launch import Launch, telling_of_lost_ranks
+from vidlit.runs.live.requests import Requests
 from vidlit.runs.live.run_log import RunLog
 from vidlit.runs.lock import RunLock
 from vidlit.runs.loggers.background_logger import finish_loggers, in_background, prepare_wandb
@@ -228,6 +229,9 @@ class VidlitCLI(LightningCLI):
         """Make the run this process's own, if nobody else is at it and it can go on as it is asked to."""
         plugins.require(directory)
         self.held.callback(RunLock(directory).release)
+        requests = Requests(directory)
+        requests.clear()  # of a run that ended before it had heard
+        self.held.callback(requests.clear)
         self.held.enter_context(RunLog(directory, self.given_words))
         if self.config.fit.run.watch:
             open_page(directory)
