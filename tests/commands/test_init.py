@@ -143,3 +143,13 @@ def test_without_a_name_the_families_are_listed(here, capsys):
     printed = capsys.readouterr().out
     assert all(f"  {family} " in printed for family in shipped_configs())
     assert max(map(len, printed.splitlines())) < 110
+
+
+def test_clips_in_a_bucket(demo, here, bucket, monkeypatch, capsys):
+    url, fs = bucket
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    for path in (demo.dir / "clips").iterdir():
+        fs.put(str(path), f"{url}/clips/{path.name}")
+    assert main(["init", "mine", "--source", f"{url}/clips"]) == 0
+    assert "looked at 8: " in capsys.readouterr().out
+    assert written(here / "mine.yaml")[1]["data"]["source"] == f"{url}/clips"

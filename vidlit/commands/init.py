@@ -87,6 +87,9 @@ def write_first_config(name: str, source: str | None, family: str, base: str, ou
     if output.exists() and not overwrite:
         raise UserError(f"{output} is there already: --overwrite replaces it, --output names another file.")
     source = source or _find_source(name)
+    for given in (source, base):
+        if printable(given) != given:  # of several lines, say
+            raise UserError(f"{printable(given)}: this name cannot be written into a config: rename the folder.")
     card = Card.find()
     shipped = choose(card, family, base)
     first = FirstConfig(name, source, look_at(source), card, shipped, base)

@@ -59,6 +59,12 @@ def test_what_fits_is_chosen(gigabytes, words, chosen):
     assert choose(Card("a card", gigabytes, 1), **words).family == chosen
 
 
+def test_a_config_for_eight_gpus_fits_eight():
+    fsdp = EVERY["wan2_1_14b_fsdp"]
+    assert not fsdp.fits(Card("a card", 85.0, 1))
+    assert fsdp.fits(Card("a card", 85.0, 8))
+
+
 def test_without_a_gpu_the_smallest():
     assert choose(Card()).family == "ltx_video"
     assert choose(Card(), family="wan").family == "wan2_1_1_3b"

@@ -83,11 +83,16 @@ class FirstConfig:
         return min(int(self.shipped.values["trainer"].get("accumulate_grad_batches", 1)), self.num_train)
 
     @property
+    def _samples(self) -> int:
+        """Of a step, over all GPUs."""
+        return self.batch_size * self.shipped.devices
+
+    @property
     def max_steps(self) -> int:
         """At which overfitting is likely, in hundreds; of a large set fewer."""
 
         def steps(exposures: int) -> int:
-            return math.ceil(exposures * self.num_train / self.batch_size / 100) * 100
+            return math.ceil(exposures * self.num_train / self._samples / 100) * 100
 
         return max(_LEAST_STEPS, min(steps(RISKY), max(_MOST_STEPS, steps(CONSERVATIVE))))
 
@@ -129,7 +134,7 @@ class FirstConfig:
         else:
             kept = f"of {num} recordings {num - train} are for validation, {train} for training"
             made.append(("data.split", {"val_fraction": Splitting().val_fraction}, kept))
-        times = self.max_steps * self.batch_size / train
+        times = self.max_steps * self._samples / train
         made.append(
             (
                 "trainer.max_steps",
@@ -167,7 +172,7 @@ class FirstConfig:
             )
         if self.in_int8 and importlib.util.find_spec("torchao") is None:
             said.append("int8 needs torchao: pip install 'vidlit[quantize]'")
-        if self.card.count > 1:
+        if self.card.count > self.shipped.devices == 1:
             said.append(f"trainer.devices: {self.card.count} trains on all GPUs of this machine.")
         said += self._on_clips()
         return said

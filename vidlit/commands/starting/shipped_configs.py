@@ -111,6 +111,11 @@ class ShippedConfig:
         return "adapter" in self.values["model"]
 
     @property
+    def devices(self) -> int:
+        """GPUs that it trains on."""
+        return int(self.values["trainer"].get("devices", 1))
+
+    @property
     def buckets(self) -> list[Bucket]:
         """Of the size and the lengths that the model was trained at, or of what the stated memory holds."""
         return [Bucket.parse(text) for text in self.values["data"]["buckets"]]
@@ -144,7 +149,8 @@ class ShippedConfig:
 
     def fits(self, card: Card, base: str = "") -> bool:
         """Whether a card holds it, as the file is."""
-        return card.holds(max(self.train_gigabytes(base), self.encode_gigabytes))
+        enough = card.count >= self.devices
+        return enough and card.holds(max(self.train_gigabytes(base), self.encode_gigabytes))
 
     def fits_in_int8(self, card: Card) -> bool:
         """Whether a card holds it with the frozen weights in int8."""
@@ -154,7 +160,7 @@ class ShippedConfig:
         """In words."""
         encode = f", {self.encode_gigabytes} GB to encode" if self.encode_gigabytes else ""
         int8 = f" ({self.int8_gigabytes} GB in int8)" if self.int8_gigabytes else ""
-        each = f" on each of {devices} GPUs" if (devices := self.values["trainer"].get("devices", 1)) > 1 else ""
+        each = f" on each of {self.devices} GPUs" if self.devices > 1 else ""
         return f"{self.train_gigabytes(base)} GB{int8} to train{each}{encode}"
 
     def _read(self, pattern: str, text: str) -> list[int]:
