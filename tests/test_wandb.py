@@ -150,8 +150,8 @@ def test_a_run_without_an_account(
     assert "samples/01" in logged
 
     abouts = [record["run"] for record in found if "run" in record]
-    assert {about["displayName"] for about in abouts} == {"quickstart/0"}
-    assert "all weights" in abouts[-1]["tags"]
+    assert {about["display_name"] for about in abouts} == {"quickstart/0"}
+    assert abouts[-1]["tags"] == ["LTXVideo", "base", "all weights"]
     printed = json.dumps(found)
     for name in ("captions", "source_videos", "vidlit-test", "val_check_interval", "decision/stopped_by"):
         assert name in printed, name

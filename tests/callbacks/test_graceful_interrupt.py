@@ -109,7 +109,7 @@ def test_stop_ends_a_run_with_all_that_its_last_step_brings(quickstart, tmp_path
     assert list((run / "samples" / f"step_{summary['kept_step']:06d}").glob("*.mp4"))
     printed = " ".join(capsys.readouterr().out.split())
     assert "step 6: `vidlit stop` ends the run" in printed
-    assert "by `vidlit stop`. The user ended the run with `vidlit stop`" in printed
+    assert "Ended by `vidlit stop` at step" in printed
     assert "To go on all the same: --ckpt_path" in printed
 
     asked({})  # and it goes on as it would have

@@ -147,7 +147,7 @@ def test_bad_input_leaves_no_empty_run_behind(quickstart, tmp_path):
 
 
 REFUSED = {
-    "trainer__overfit_batches": (1, "batches have no end here"),
+    "trainer__overfit_batches": (1, "training batches never end here"),
     "trainer__accelerator": ("nonsense", "Lightning refuses this"),
     "trainer__devices": (0, "Lightning refuses this"),
     "trainer__val_check_interval": (0.5, "Lightning refuses this"),

@@ -279,7 +279,7 @@ def test_an_audit_of_one_clip_is_small_but_works(fit):
     fit(samples, max_steps=4)
     assert [len(distances) for distances in samples.audit.distances] == [1, 1]
     assert np.isnan(samples.audit.varieties).all()
-    assert "cannot be told" in samples.audit.diversity().reason
+    assert "cannot be measured" in samples.audit.diversity().reason
 
 
 def test_distances_of_sets_are_logged_where_asked_for(fit):

@@ -21,7 +21,7 @@ def test_the_last_check_is_judged():
     assert calm.evidence == {"drift": 0.5 * LIMIT, "limit": LIMIT, "checks": 2}
     far = judge_drift([0.001, 0.25], limit=0.2)
     assert (far.action, far.evidence["case"]) == ("stop", "forgetting")
-    assert "moved by 25 % from the base model's, more than 20 %: it forgets" in far.reason
+    assert "moved by 25 % from the base model's, more than 20 %: the model forgets" in far.reason
 
 
 def test_what_is_no_number_is_left_to_the_losses():

@@ -48,7 +48,7 @@ def test_what_it_says_and_shows():
 def test_where_nothing_can_be_compared():
     verdict = judge_diversity([0, 10], [math.nan, math.nan])
     assert verdict.action == "continue"
-    assert "cannot be told" in verdict.reason
+    assert "cannot be measured" in verdict.reason
     assert judge_diversity([0, 10, 20], [0.0, math.nan, -0.5]).action == "warn"
 
 

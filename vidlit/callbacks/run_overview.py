@@ -127,7 +127,7 @@ def dataset_facts(trainer: Trainer, data: LatentDataModule) -> Facts:
             )
         )
     used, *left_out = data.usage.lines()
-    facts += [("used", used), *(("left out", line) for line in left_out)]
+    facts += [("source", used), *(("left out", line) for line in left_out)]
     if trainer.max_steps > 0:
         mean = trainer.max_steps * samples / videos
         limits = [max(1, int(limit * videos / samples)) for limit in (CONSERVATIVE, MODERATE)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +85,8 @@ class ModelCard(RunCallback):
             experts={name: title for name in self.module.expert_names if (title := expert_title(family, name))},
             pipeline_loads_lora=pipeline_loads_lora(family),
             has_guider=(family.base / "guider").is_dir(),
+            size=max(self.data.buckets, key=math.prod),
+            fps=family.fps,
         )
         write_model_card(RunRecord(self.run.path), facts)
         if self.export.push_to_hub is not None:

@@ -96,7 +96,7 @@ class LoRAFile:
         if found is None:
             raise UserError(
                 f"{self.path} does not say which expert of {family.base} it is of: its metadata has no {EXPERT!r} of "
-                f"{' or '.join(titles)}. It would fit either one, and be right for one: say which by model.expert, or "
+                f"{' or '.join(titles)}. It fits each of them and is right for one only: say which by model.expert, or "
                 "by --expert of vidlit export."
             )
         return found

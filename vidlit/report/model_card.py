@@ -50,6 +50,8 @@ class CardFacts:
         experts: title of each transformer that was trained, by name, of a base that has several.
         pipeline_loads_lora: the pipeline has a loader of LoRA files; else the transformer's is used.
         has_guider: the scale of guidance is a part of the pipeline, not of a call.
+        size: frames, height and width of a video to make; ``None`` for what the pipeline chooses.
+        fps: frames a second of it.
     """
 
     base: str
@@ -62,6 +64,8 @@ class CardFacts:
     has_guider: bool = False
     takes_reference: bool = False
     experts: Mapping[str, str] = field(default_factory=dict)
+    size: tuple[int, int, int] | None = None
+    fps: float = 24.0
 
 
 def write_model_card(run: RunRecord, facts: CardFacts) -> Path:
@@ -208,7 +212,7 @@ def _kept(summary: Mapping[str, Any], these: str) -> list[str]:
 
 
 def _code(facts: CardFacts) -> str:
-    """What loads the weights, word for word."""
+    """What loads the weights and, where a prompt is all that it takes, makes a video, word for word."""
     base = json.dumps(facts.base)
     if facts.is_lora:
         load = (
@@ -219,7 +223,7 @@ def _code(facts: CardFacts) -> str:
         )
         code = (
             "import torch\n"
-            f"from diffusers import {facts.pipeline_class}\n\n"
+            f"from diffusers import {facts.pipeline_class}\n{_IMPORT * _makes(facts)}\n"
             f"pipeline = {facts.pipeline_class}.from_pretrained({base}, torch_dtype=torch.bfloat16)\n{load}"
         )
     else:
@@ -231,13 +235,31 @@ def _code(facts: CardFacts) -> str:
         given = "".join(f"{name}={name}, " for name in names)
         code = (
             "import torch\n"
-            f"from diffusers import {facts.pipeline_class}, {facts.transformer_class}\n\n"
+            f"from diffusers import {facts.pipeline_class}, {facts.transformer_class}\n{_IMPORT * _makes(facts)}\n"
             f"{loaded}"
             f"pipeline = {facts.pipeline_class}.from_pretrained(\n"
             f"    {base}, {given}torch_dtype=torch.bfloat16\n)\n"
         )
     guider = "pipeline.guider = pipeline.guider.new(guidance_scale=6.0)  # no argument of a call\n"
-    return code + guider * facts.has_guider
+    return code + guider * facts.has_guider + _make_video(facts)
+
+
+_IMPORT = "from diffusers.utils import export_to_video\n"
+
+
+def _makes(facts: CardFacts) -> bool:
+    return not (facts.takes_image or facts.takes_reference)
+
+
+def _make_video(facts: CardFacts) -> str:
+    if not _makes(facts):
+        return ""
+    size = "" if facts.size is None else ", num_frames={}, height={}, width={}".format(*facts.size)
+    return (
+        '\npipeline.to("cuda")\n'
+        f'video = pipeline(prompt="your prompt"{size}).frames[0]\n'
+        f'export_to_video(video, "video.mp4", fps={round(facts.fps)})\n'
+    )
 
 
 def _load_loras(facts: CardFacts) -> str:

@@ -178,7 +178,7 @@ def _reason(action: Action, evidence: dict[str, float | int | str]) -> str:
             f"recording (limit {number['limit']:.2f}).{also}{go_on}"
         )
     if "ratio" not in evidence:
-        return "Copies cannot be told with a single recording: there is no other to compare with."
+        return "Copies cannot be detected with a single recording: there is no other to compare with."
     if action == "continue":
         return f"No copies in samples of {prompts} training prompts."
     if number["alarm_step"] < number["step"]:

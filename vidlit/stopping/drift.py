@@ -48,13 +48,13 @@ def judge_drift(drifts: ArrayLike, limit: float = LIMIT) -> Verdict:
         raise ValueError(f"the limit must be positive, got {limit}")
     last = float(curve[-1])
     if not np.isfinite(last):
-        return Verdict("drift", "continue", "Predictions are no finite numbers.", {"case": "not finite"})
+        return Verdict("drift", "continue", "Predictions are not finite numbers.", {"case": "not finite"})
     evidence: dict[str, float | int | str] = {"drift": last, "limit": float(limit), "checks": int(curve.size)}
     moved = f"At captions that are not the clips', predictions have moved by {100 * last:.2g} % from the base model's"
     if last < limit:
         return Verdict("drift", "continue", f"{moved} (limit {100 * limit:g} %).", evidence)
     reason = (
-        f"{moved}, more than {100 * limit:g} %: it forgets. A lower learning rate, fewer steps or model.preservation "
-        "keep more."
+        f"{moved}, more than {100 * limit:g} %: the model forgets. A lower learning rate, fewer steps or "
+        "model.preservation keep more."
     )
     return Verdict("drift", "stop", reason, {**evidence, "case": "forgetting"})

@@ -52,7 +52,7 @@ def judge_diversity(steps: Sequence[int], varieties: ArrayLike, on_training_prom
     if values.shape != (len(steps),) or not values.size:
         raise ValueError(f"varieties are {values.shape} for {len(steps)} audits, at least one is needed")
     if np.isnan(values[-1]):
-        reason = "Diversity cannot be told: no two prompts of different recordings have clips of one size."
+        reason = "Diversity cannot be measured: no two prompts of different recordings have clips of one size."
         return Verdict("diversity", "continue", reason, {"step": int(steps[-1])})
     highest = np.maximum.accumulate(np.where(np.isnan(values), -np.inf, values))
     alarms = (values <= LIMIT) & (values <= highest - MIN_FALL)
@@ -68,7 +68,7 @@ def judge_diversity(steps: Sequence[int], varieties: ArrayLike, on_training_prom
     }
     action: Action = "stop" if in_a_row > 1 else "warn" if in_a_row else "continue"
     now, then = (_percent(float(value)) for value in (values[-1], values[best]))
-    found = "Samples of different prompts grow alike" if in_a_row else "Samples stay varied"
+    found = "Samples of different prompts are becoming alike" if in_a_row else "Samples stay varied"
     reason = f"{found}: their variety is {now} against that of the prompts' own clips at step {steps[-1]}"
     if in_a_row:
         reason += f", after {then} at step {steps[best]} (limit {_percent(LIMIT)})"

@@ -214,8 +214,8 @@ class VidlitCLI(LightningCLI):
             directory = RunDirectory(Path(checkpoint).resolve().parents[1])
             if self.subcommand == "fit" and directory.checkpoints != Path(checkpoint).resolve().parent:
                 raise UserError(
-                    f"--ckpt_path {checkpoint}: a run goes on in its own folder, and this checkpoint is in none. Put "
-                    "it into the folder `checkpoints` of its run, or name it there."
+                    f"--ckpt_path {checkpoint}: a run goes on in its own folder, and this checkpoint lies outside "
+                    "of one. Move it back into `checkpoints` of its run, and name it there."
                 )
         elif self.subcommand == "fit":
             directory = new_run_directory(config.run.dir, config.run.name)
@@ -261,7 +261,9 @@ class VidlitCLI(LightningCLI):
             config["precision"] = None
             config["plugins"].append(BFloat16Weights())
         if config["overfit_batches"]:
-            raise UserError("--trainer.overfit_batches: batches have no end here; train on a few videos instead.")
+            raise UserError(
+                "--trainer.overfit_batches: training batches never end here; train on a few videos instead."
+            )
         patient = in_background(kept) if training else []
         remember(patient, self.run_directory)
         config["logger"] = [*patient, RunCSVLogger(self.run_directory)] if training else False

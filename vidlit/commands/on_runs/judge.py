@@ -28,7 +28,7 @@ def run(words: list[str]) -> None:
     if first:
         say(f"The first row with a validation loss, step {first}, stands for step 0.")
     if not history.train_eval_videos:
-        say("There is no training loss: plateaus cannot be told.")
+        say("There is no training loss: plateaus cannot be detected.")
     for change in told["changes"]:
         say(f"step {change['step']}: {change['reason']}")
     say(_ending(told))

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vidlit.runs.redaction import redact, redact_text
+from vidlit.runs.wording import say
 
 MAX_WAITING = 2000
 """Calls that wait for a slow logger; beyond that they are left out."""
@@ -176,7 +177,10 @@ def prepare_wandb(loggers: Any, folder: Path) -> None:
             arguments.save_dir = str(folder)
         if not (arguments.offline or "WANDB_MODE" in os.environ or _has_wandb_key()):
             arguments.offline = True
-            print(f"No W&B key is set: its files stay in {folder / 'wandb'}, `wandb sync` sends them later.")
+            say(
+                f"No W&B key is set: its files stay in {folder / 'wandb'}. "
+                f"`wandb sync {folder / 'wandb' / 'offline-run-*'}` sends them later."
+            )
         options = logger.get("dict_kwargs") or {}
         for given in (arguments, options):
             for name in _SHOWN_BY_WANDB:
