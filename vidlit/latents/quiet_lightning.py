@@ -16,6 +16,7 @@ _TALKATIVE = (
     "torchao",  # tells at every start which kernels it was built without
     "torch.utils._pytree",
     "diffusers.quantizers.torchao",
+    "diffusers.pipelines.pipeline_utils",  # tells of a hub that cannot be reached, which the error that follows says
 )
 
 

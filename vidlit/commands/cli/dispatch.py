@@ -14,7 +14,7 @@ from vidlit.commands.options.checking import check
 from vidlit.commands.options.old_keys import rename_words
 from vidlit.commands.options.option_list import option_lists
 from vidlit.errors import Interrupted, UserError, explain_bug, explain_error
-from vidlit.latents.quiet_lightning import VERBOSE_VARIABLE
+from vidlit.latents.quiet_lightning import VERBOSE_VARIABLE, quiet_lightning
 
 SWITCHES = ("--debug", "-v", "--verbose")
 HELP_ALL = "--help-all"
@@ -47,7 +47,7 @@ def dispatch(words: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # names of files may hold anything
     try:
         words, named = plugins.take(words)
-        with plugins.active(named):
+        with plugins.active(named), quiet_lightning():
             plugins.require_for_configs(words)
             _command(words)
     except Interrupted as interrupt:
