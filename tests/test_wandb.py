@@ -113,7 +113,14 @@ def test_a_run_without_an_account(
         init_args={"project": "vidlit-test"}, dict_kwargs={"settings": {"api_key": canary.replace("-", "") + "0" * 20}}
     )
     audits = {"samples__num_audit": 4, "samples__every_num_checks": 1, "samples__num_steps": 2}
-    words = quickstart(trainer__max_steps=8, samples__num_videos=2, exposure__hard_cap=4, **audits)
+    (tmp_path / "mine.txt").write_text("A red disc moves right.")
+    words = quickstart(
+        trainer__max_steps=8,
+        samples__num_videos=2,
+        samples__prompts=tmp_path / "mine.txt",
+        exposure__hard_cap=4,
+        **audits,
+    )
     assert main([*words, "--config", config]) == 0
 
     run = tmp_path / "runs" / "quickstart" / "0"
@@ -148,6 +155,7 @@ def test_a_run_without_an_account(
         assert [video["_type"] for video in videos] == ["video-file"] * 3  # at steps 0, 4 and 8: side by side over time
         assert videos[0]["caption"].endswith("background.")
     assert "samples/01" in logged
+    assert [video["caption"] for video in logged["samples/prompt_00"]] == ["A red disc moves right."] * 3
 
     abouts = [record["run"] for record in found if "run" in record]
     assert {about["display_name"] for about in abouts} == {"quickstart/0"}

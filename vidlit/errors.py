@@ -91,7 +91,7 @@ def explain_error(error: BaseException) -> str | None:
             "your own takes part by --plugin FILE on the command line."
         )
     elif "ArgumentError" in names:
-        told = line
+        told = _of_a_link(error) or line
     elif isinstance(error, OSError) and (error.filename is not None or error.errno in _WAYS_OUT):
         reason = _WAYS_OUT.get(error.errno or 0, error.strerror or line)
         told = f"{error.filename}: {reason}." if error.filename is not None else f"{reason}."
@@ -106,6 +106,16 @@ def explain_error(error: BaseException) -> str | None:
     elif _is_of(error, "jsonargparse"):
         told = f"what the config names cannot be made: {line}"
     return on_one_screen(told) if told is not None else None
+
+
+def _of_a_link(error: BaseException) -> str | None:
+    """What was wrong where jsonargparse computed one option from others; it tells of the function and its values."""
+    if "compute_fn of link" not in str(error):
+        return None
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    return None if cause is None else own_words(cause)
 
 
 def explain_bug(error: BaseException) -> str:
