@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,16 @@ def run(words: list[str]) -> None:
         words: of the command line, from the command's name on.
     """
     from vidlit.data.demo_folder import Demo
+    from vidlit.latents.quiet_lightning import quiet_lightning
+    from vidlit.runs.wording import say
 
     demo = Demo(**vars(parser().parse_args(words[1:])))
-    demo.write()
-    print(f"{demo.num_videos * demo.clips_per_video} clips in {demo.dir / 'clips'}, base model in {demo.dir / 'base'}")
+    with quiet_lightning():
+        demo.write()
+    clips, base = demo.dir / "clips", demo.dir / "base"
+    print(f"{demo.num_videos * demo.clips_per_video} clips in {clips}, base model in {base}")
+    options = shlex.join([f"--data.source={clips}", f"--model.base={base}"])
+    say(f"Next: vidlit fit --config quickstart --demo=null {options}")
 
 
 def parser() -> ArgumentParser:
