@@ -55,7 +55,7 @@ def test_a_run_that_still_improves_at_its_end_is_told_to_train_on(quickstart, tm
     assert summary["stopped_by"] == "max_steps"
     improving = summary["best_step"] == summary["stop_step"]
     assert improving == (lr < 1.0)
-    assert ("go on with more --trainer.max_steps" in summary["reason"]) == improving
+    assert ("raise --trainer.max_steps" in summary["reason"]) == summary["still_improving"] == improving
 
 
 def test_exported_weights_are_those_of_the_best_check(quickstart, tmp_path):

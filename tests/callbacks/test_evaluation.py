@@ -149,10 +149,13 @@ def test_validate_shows_every_recording_and_clip(quickstart, tmp_path, capsys):
             assert re.search(
                 rf"{row['name']} .*{row['clips']} .*{100 * math.expm1(row['log_ratio']):+.1f} %", printed.err
             )
-    assert all(row["exposures"] is None for row in val["each_clip"])
+    assert all(row["exposures"] is None for row in (*val["each_clip"], *val["groups"]))
     with (run / "exposure.csv").open() as file:
-        seen = {row["clip_id"]: int(row["exposures"]) for row in csv.DictReader(file)}
+        rows = list(csv.DictReader(file))
+    seen = {row["clip_id"]: int(row["exposures"]) for row in rows}
     assert all(row["exposures"] == seen[row["name"]] for row in train_eval["each_clip"])
+    for group in train_eval["groups"]:
+        assert group["exposures"] == sum(int(row["exposures"]) for row in rows if row["video"] == group["name"])
 
 
 @pytest.mark.slow

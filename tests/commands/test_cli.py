@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import yaml
 from vidlit import __version__
 from vidlit.__main__ import main
 from vidlit.commands.cli.lightning_cli import RUN_DIRECTORY_VARIABLE
+from vidlit.commands.cli.parse_only import ParseOnly
 from vidlit.latents.store import LatentStore
 from vidlit.models.encoders import BaseEncoders
 
@@ -212,11 +214,12 @@ def test_a_commands_help_lists_its_options(command, capsys):
 def test_demo_command_writes_clips(tmp_path, capsys):
     words = ["demo", str(tmp_path / "demo"), "--num_videos=2", "--clips_per_video=1"]
     assert main(words) == 0
-    assert capsys.readouterr().out == (
-        f"2 clips in {tmp_path / 'demo' / 'clips'}, base model in {tmp_path / 'demo' / 'base'}\n"
-        f"Next: vidlit fit --config quickstart --demo null --data.source {tmp_path / 'demo' / 'clips'} "
-        f"--model.base {tmp_path / 'demo' / 'base'}\n"
-    )
+    printed = capsys.readouterr().out
+    assert "2 clips in" in printed
+    program, *following = shlex.split(printed.partition("Next: ")[2])
+    config = ParseOnly(following).config.fit
+    assert (program, config.demo) == ("vidlit", None)
+    assert config.data.source == tmp_path / "demo" / "clips"
     assert len(list((tmp_path / "demo" / "clips").glob("*.mp4"))) == 2
     assert (tmp_path / "demo" / "base" / "model_index.json").is_file()
 

@@ -84,9 +84,13 @@ def test_a_run_that_is_still_improving_has_a_way_to_go_on():
 
 
 @pytest.mark.parametrize("stopped_by", ["interrupted", "error"])
-def test_a_run_that_was_cut_short_goes_on_from_what_was_saved(stopped_by):
-    assert paragraph(stopped_by=stopped_by, reason="It broke.") == (
-        "It broke. It had come to step 300 of 1200. Go on with --ckpt_path runs/a/0/checkpoints/last.ckpt"
+def test_a_run_that_was_cut_short_goes_on_from_what_was_saved(tmp_path, stopped_by):
+    directory, summary = RunDirectory(tmp_path), {**SUMMARY, "stopped_by": stopped_by, "reason": "It broke."}
+    assert closing_paragraph(summary, directory) == "It broke. It had come to step 300 of 1200."
+    directory.checkpoints.mkdir()
+    directory.last_checkpoint.touch()
+    assert closing_paragraph(summary, directory) == (
+        f"It broke. It had come to step 300 of 1200. Go on with --ckpt_path {directory.last_checkpoint}"
     )
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from vidlit.diffusion.batch import LatentBatch
+from vidlit.diffusion.batch import LatentBatch, clip_key
 from vidlit.metrics.paired_loss import PairedLoss, PairedSummary, scored_rows, summarise
 from vidlit.models.parts import Part
 from vidlit.runs.directory import write_text
@@ -26,6 +26,7 @@ from vidlit.sampling.audit import Audit
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.sample_videos import SampleVideos
 from vidlit.signals.scored_clips import ScoredClip, by_recording
+from vidlit.stopping.exposure import video_exposures
 from vidlit.stopping.verdict import Verdict
 from vidlit.training.run_callback import RunCallback
 
@@ -82,13 +83,19 @@ class ValidationTable(RunCallback):
         scored = []
         for part, curves in self.monitor.parts.items():
             for name, clips in curves.scored_clips(self._exposures).items():
-                groups, summary = by_recording(clips), summaries.get((part, name))
+                groups, summary = by_recording(clips, self._per_recording()), summaries.get((part, name))
                 print_scored(names[name] + (f", {part}" if several else ""), groups)
                 about = {} if summary is None else _without_nan(asdict(summary))
                 rows = {"groups": [asdict(row) for row in groups], "each_clip": [asdict(row) for row in clips]}
                 scored.append({"set": name, "part": part, **about, **rows})
         checkpoint = str(self.trainer.ckpt_path) if self.trainer.ckpt_path is not None else None
         self.found = {"checkpoint": checkpoint, "step": self._step or 0, "scored": scored}
+
+    def _per_recording(self) -> dict[str, int]:
+        """Exposures of the recordings that are trained on, where the checkpoint says."""
+        clips = self.data.train_clips if self._exposures else []
+        seen = [self._exposures.get(clip_key(clip.clip_id), 0) for clip in clips]
+        return video_exposures(seen, [clip.source.group for clip in clips])
 
 
 class Evaluation(RunCallback):

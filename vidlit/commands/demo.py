@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,18 @@ def run(words: list[str]) -> None:
         words: of the command line, from the command's name on.
     """
     from vidlit.data.demo_folder import Demo
+    from vidlit.runs.wording import say
 
     demo = Demo(**vars(parser().parse_args(words[1:])))
     demo.write()
     clips, base = demo.dir / "clips", demo.dir / "base"
-    print(
-        f"{demo.num_videos * demo.clips_per_video} clips in {clips}" + (f", base model in {base}" if demo.base else "")
-    )
+    made = f"{demo.num_videos * demo.clips_per_video} clips in {clips}"
+    print(f"{made}, base model in {base}" if demo.base else made)
     if demo.base:
-        print(f"Next: vidlit fit --config quickstart --demo null --data.source {clips} --model.base {base}")
+        options = shlex.join([f"--data.source={clips}", f"--model.base={base}"])
+        say(f"Next: vidlit fit --config quickstart --demo=null {options}")
     else:
-        print(f"Next: vidlit init NAME --source {clips}")
+        say(f"Next: vidlit init NAME {shlex.join(['--source', str(clips)])}")
 
 
 def parser() -> ArgumentParser:

@@ -57,7 +57,7 @@ def go_on(summary: dict[str, Any], directory: RunDirectory) -> str:
         signals = read_signals(directory)
         plugins = [f"--plugin {named}" for named in directory.read_plugins()]
         options = [*plugins, *(words_for(name, signals).go_on for name in summary["stopped_by"].split("+"))]
-    elif summary["stopped_by"] not in (*_CUT_SHORT, REQUEST):
+    elif summary["stopped_by"] not in (*_CUT_SHORT, REQUEST) or not directory.last_checkpoint.exists():
         return ""
     return " ".join([f"--ckpt_path {directory.last_checkpoint}", *options])
 

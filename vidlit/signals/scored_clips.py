@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -17,7 +17,8 @@ class ScoredClip:
         loss: mean loss now.
         reference: mean loss of the base model; ``None`` where it is not known.
         log_ratio: mean of the weighted ``log(loss / reference)``; negative is better. ``None`` as the reference.
-        exposures: times that it was in a training batch; of a recording its clips' mean. ``None`` for what is held out.
+        exposures: times that it was in a training batch; of a recording all its clips together. ``None`` for what is
+            not trained on, or where it is not known.
     """
 
     name: str
@@ -29,8 +30,13 @@ class ScoredClip:
     exposures: float | None = None
 
 
-def by_recording(clips: Sequence[ScoredClip]) -> list[ScoredClip]:
-    """One row a recording, those that gained least first."""
+def by_recording(clips: Sequence[ScoredClip], exposures: Mapping[str, int]) -> list[ScoredClip]:
+    """One row a recording, those that gained least first.
+
+    Args:
+        clips: that were scored.
+        exposures: of recordings that are trained on, counted over all their clips, those that are not scored as well.
+    """
     groups: dict[str, list[ScoredClip]] = {}
     for clip in clips:
         groups.setdefault(clip.group, []).append(clip)
@@ -42,7 +48,7 @@ def by_recording(clips: Sequence[ScoredClip]) -> list[ScoredClip]:
             loss=_mean([clip.loss for clip in each]) or 0.0,
             reference=_mean([clip.reference for clip in each]),
             log_ratio=_mean([clip.log_ratio for clip in each]),
-            exposures=_mean([clip.exposures for clip in each]),
+            exposures=exposures.get(name),
         )
         for name, each in groups.items()
     ]
