@@ -5,14 +5,19 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import av
 import pytest
 
+from benchmarks.page import lengthen
 from vidlit.__main__ import main
 from vidlit.report import write_report
 from vidlit.runs.directory import RunDirectory
@@ -172,19 +177,7 @@ def test_the_data_is_listed(finished_run, demo):
 
 def test_a_large_run_makes_a_small_page(run):
     """2,000 checks and 500 clips: under 6 MB."""
-    with run.metrics.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = list(rows[0])
-    filled = {name: next((row[name] for row in reversed(rows) if row[name]), "") for name in columns}
-    many = [{**filled, "step": 4 * number} for number in range(2000)]
-    with run.metrics.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(many)
-    decision = run.read_decisions()[-1]
-    run.decisions.write_text("".join(json.dumps({**decision, "step": 4 * number}) + "\n" for number in range(2000)))
-    head, *clips = run.dataset.read_text().splitlines()
-    run.dataset.write_text("\n".join([head, *(clips[number % len(clips)] for number in range(500))]) + "\n")
+    lengthen(run, checks=2000, clips=500)
     page = Page(write_report([run.path]))
     assert len(re.findall(r'data-source="', page.html)) == 500
     assert len(page.charts["Validation and training loss"]["lines"][0]["x"]) <= 1000
@@ -201,8 +194,22 @@ def test_a_running_run(run):
     run.write_summary(summary)
     page = Page(write_report([run.path]))
     assert "Running: step 8 of 12" in page.words
-    assert "if that is long ago, the run was killed" in page.words
+    assert "Last written" in page.words
+    run.lock_holder.unlink()
+    assert "if that is long ago, the run was killed" in Page(write_report([run.path])).words
     assert page.sections == SECTIONS
+
+
+def test_a_run_whose_process_is_gone(run):
+    run.write_summary(json.loads(run.summary.read_text()) | {"stopped_by": "running", "stop_step": 8})
+    run.lock_holder.write_text(f"{os.getpid()} {socket.gethostname()}")
+    assert "if that is long ago" not in Page(write_report([run.path])).words
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    run.lock_holder.write_text(f"{ended.pid} {socket.gethostname()}")
+    words = Page(write_report([run.path])).words
+    assert "No process trains here any more" in words
+    assert f"Go on with --ckpt_path {run.last_checkpoint}" in words
 
 
 def test_a_run_killed_in_the_middle_of_a_line(run):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,8 @@ class Chart:
 
     def as_json(self) -> dict[str, Any]:
         """What the script draws from: all but the words, which stand in the page's text."""
-        return {key: value for key, value in asdict(self).items() if key not in ("unit", "words", "full")}
+        shown = {key: value for key, value in vars(self).items() if key not in ("unit", "words", "full")}
+        return shown | {"lines": [vars(line) for line in self.lines]}
 
 
 def sections(run: RunRecord) -> dict[str, list[Chart]]:

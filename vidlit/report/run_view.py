@@ -137,6 +137,14 @@ def _paragraph(run: RunRecord) -> str:
     if not summary:
         return f"No check has been made yet, or the run ended before the first one. Last written {written}."
     if summary["stopped_by"] == "running":
+        match run.has_process:
+            case True:
+                return f"{summary['reason']} Last written {written}."
+            case False:
+                return (
+                    f"{summary['reason']} No process trains here any more: it was killed after {written}. Go on with "
+                    f"--ckpt_path {run.directory.last_checkpoint}"
+                )
         return f"{summary['reason']} Last written {written}: if that is long ago, the run was killed."
     return redact_text(closing_paragraph(summary, run.directory))
 

@@ -104,12 +104,12 @@
         ctx.globalAlpha = 1;
         ctx.fillStyle = colour("faint");
         ctx.font = font(11);
-        ctx.textAlign = across ? "center" : "right";
+        ctx.textAlign = across ? "center" : "left";
         ctx.textBaseline = "top";
         const space = across ? to - from : from - to, needs = across ? ctx.measureText(name).width : 13 * ratio();
         if (space > needs) {
           if (across) ctx.fillText(name, (from + to) / 2, bbox.top + 5 * ratio());
-          else ctx.fillText(name, bbox.left + bbox.width - 4 * ratio(), Math.max(to, bbox.top) + 2 * ratio());
+          else ctx.fillText(name, bbox.left + 6 * ratio(), Math.max(to, bbox.top) + 2 * ratio());
         }
       }
       ctx.restore();
@@ -482,7 +482,7 @@
       take(found.parts);
       for (const [id, html] of waiting) replace(id, html);
       byId("lost").hidden = true;
-      pause = Math.max(pause, 10 * (performance.now() - began));  // a run with very many checks is not asked all the time
+      pause = Math.max(pause, 20 * (performance.now() - began));  // of the training's machine a twentieth of one core
     } catch (error) {
       byId("lost").hidden = false;
       pause = 5 * PATIENCE;
