@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vidlit.diffusion.batch import LatentBatch
+from vidlit.runs.live.run_log import note
 from vidlit.runs.logged_names import all_rows
 from vidlit.runs.wording import duration
 
@@ -30,7 +31,7 @@ class StepProgress(ProgressBar):
         self._enabled = True
         self._console = Console()
         self._bar: Progress | None = None
-        self._shown = self._counted_from = 0.0
+        self._shown = self._noted = self._counted_from = 0.0
         self._samples = 0
         self._start_step = 0
 
@@ -44,7 +45,7 @@ class StepProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
-        self._shown = self._counted_from = time.monotonic()
+        self._shown = self._noted = self._counted_from = time.monotonic()
         self._samples, self._start_step = 0, trainer.global_step
         if self._enabled and self._console.is_terminal:
             columns = (
@@ -67,6 +68,9 @@ class StepProgress(ProgressBar):
         if now - self._shown >= (_REFRESH_SECONDS if self._bar else self.line_seconds):
             self._shown = now
             self._show(trainer)
+        if self._bar and now - self._noted >= self.line_seconds:
+            self._noted = now
+            note(self._line(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show new validation numbers at once on a terminal."""
@@ -85,14 +89,16 @@ class StepProgress(ProgressBar):
     def _show(self, trainer: Trainer) -> None:
         if not self._enabled:
             return
-        numbers = self._numbers(trainer)
         if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, numbers=numbers)
+            self._bar.update(self._task, completed=trainer.global_step, numbers=self._numbers(trainer))
             return
+        print(self._line(trainer), flush=True)
+
+    def _line(self, trainer: Trainer) -> str:
         elapsed = time.monotonic() - self._counted_from
         done = trainer.global_step - self._start_step
         left = elapsed / done * (trainer.max_steps - trainer.global_step) if done else 0.0
-        print(f"step {trainer.global_step}/{trainer.max_steps} {numbers} left {duration(left)}", flush=True)
+        return f"step {trainer.global_step}/{trainer.max_steps} {self._numbers(trainer)} left {duration(left)}"
 
     def _numbers(self, trainer: Trainer) -> str:
         metrics = trainer.callback_metrics
