@@ -6,11 +6,9 @@ from typing import Any
 
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import VAL_LOG_RATIO
-from vidlit.runs.signal_words import read_signals, titles, words_for
+from vidlit.runs.signal_words import REQUEST, read_signals, titles, words_for
 from vidlit.runs.wording import duration
 
-REQUEST = "request"
-"""What a run is stopped by that ``vidlit stop`` has ended."""
 NO_SIGNAL = ("max_steps", "other", REQUEST)
 """Endings that no signal brought about."""
 
@@ -23,7 +21,7 @@ def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
             f"--ckpt_path {directory.last_checkpoint}"
         )
     seen = summary["exposures"]
-    stopped_by = _stopped_by(summary, directory)
+    stopped_by = titles(summary["stopped_by"].split("+"), read_signals(directory))
     return (
         f"Stopped at step {summary['stop_step']} of {summary['planned_steps']} after {duration(summary['seconds'])} by "
         f"{stopped_by}. {summary['reason']}{_pair(summary, directory)} {_kept(summary)} At the end each "
@@ -31,13 +29,6 @@ def closing_paragraph(summary: dict[str, Any], directory: RunDirectory) -> str:
         f"{seen['band']}. "
         f"Weights: {directory.weights}. Samples, curves and decisions: {directory.path}{_go_on(summary, directory)}"
     )
-
-
-def _stopped_by(summary: dict[str, Any], directory: RunDirectory) -> str:
-    """What ended the run, in words."""
-    if summary["stopped_by"] == REQUEST:
-        return "`vidlit stop`"
-    return titles(summary["stopped_by"].split("+"), read_signals(directory))
 
 
 def _pair(summary: dict[str, Any], directory: RunDirectory) -> str:
