@@ -29,6 +29,7 @@ def test_dry_run_prints_the_workspace(config, tmp_path, capsys):
     assert "val/log_ratio_bin_2" in text
     assert "val/log_ratio_bin_3" not in text
     assert "samples/audit_00" in text
+    assert json.dumps(r"val/log_ratio_bucket_(\w+)") in text
 
 
 def test_project_and_entity_by_hand(capsys):

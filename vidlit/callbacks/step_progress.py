@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vidlit.diffusion.batch import LatentBatch
+from vidlit.runs.live.run_log import note
 from vidlit.runs.logged_names import all_rows
 from vidlit.runs.wording import duration
 
@@ -100,7 +101,7 @@ class StepProgress(ProgressBar):
         self._enabled = True
         self._console = Console()
         self._bar: Progress | None = None
-        self._shown = self._counted_from = 0.0
+        self._shown = self._noted = self._counted_from = 0.0
         self._samples = 0
         self._start_step = 0
 
@@ -114,7 +115,7 @@ class StepProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
-        self._shown = self._counted_from = time.monotonic()
+        self._shown = self._noted = self._counted_from = time.monotonic()
         self._samples, self._start_step = 0, trainer.global_step
         if self._enabled and self._console.is_interactive:
             self._bar = Progress(_LineColumn(), console=self._console)
@@ -129,6 +130,9 @@ class StepProgress(ProgressBar):
         if now - self._shown >= (_REFRESH_SECONDS if self._bar else self.line_seconds):
             self._shown = now
             self._show(trainer)
+        if self._bar and now - self._noted >= self.line_seconds:
+            self._noted = now
+            note(self._line(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show new validation numbers at once on a terminal."""
@@ -147,12 +151,15 @@ class StepProgress(ProgressBar):
     def _show(self, trainer: Trainer) -> None:
         if not self._enabled:
             return
-        numbers, left = self._numbers(trainer), self._left(trainer)
         if self._bar is not None:
+            numbers, left = self._numbers(trainer), self._left(trainer)
             self._bar.update(self._task, completed=trainer.global_step, numbers=numbers, left=left)
             return
-        times = _times(time.monotonic() - self._counted_from, left)
-        print(f"{_steps(trainer.global_step, _bound(trainer))} {', '.join(numbers)}; {times}", flush=True)
+        print(self._line(trainer), flush=True)
+
+    def _line(self, trainer: Trainer) -> str:
+        times = _times(time.monotonic() - self._counted_from, self._left(trainer))
+        return f"{_steps(trainer.global_step, _bound(trainer))} {', '.join(self._numbers(trainer))}; {times}"
 
     def _left(self, trainer: Trainer) -> float | None:
         """Seconds to ``max_steps`` at the pace so far; ``None`` before the first step, and where no bound is set."""

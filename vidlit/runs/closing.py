@@ -6,11 +6,9 @@ from typing import Any
 
 from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import VAL_LOG_RATIO
-from vidlit.runs.signal_words import read_signals, titles, words_for
+from vidlit.runs.signal_words import REQUEST, read_signals, titles, words_for
 from vidlit.runs.wording import duration
 
-REQUEST = "request"
-"""What a run is stopped by that ``vidlit stop`` has ended."""
 NO_SIGNAL = ("max_steps", "other", REQUEST)
 """Endings that no signal brought about."""
 

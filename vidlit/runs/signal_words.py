@@ -10,6 +10,9 @@ from vidlit.runs.directory import RunDirectory, write_text
 
 MODE_OPTION = "--overfit_stopping.policy.{name} warn"
 """Lets a run go on that any signal has stopped."""
+REQUEST = "request"
+"""What a run is stopped by that the user has ended, in files."""
+_TITLES = {REQUEST: "`vidlit stop`"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def read_signals(directory: RunDirectory) -> dict[str, SignalWords]:
 
 def words_for(name: str, signals: Mapping[str, SignalWords]) -> SignalWords:
     """A signal's words; of one that the run says nothing of, its name."""
-    return signals.get(name) or SignalWords(name, name, "", name, MODE_OPTION.format(name=name))
+    return signals.get(name) or SignalWords(name, _TITLES.get(name, name), "", name, MODE_OPTION.format(name=name))
 
 
 def titles(names: Iterable[str], signals: Mapping[str, SignalWords]) -> str:

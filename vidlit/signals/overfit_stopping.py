@@ -10,9 +10,8 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import LightningModule, Trainer
 
 from vidlit.errors import Interrupted, UserError, is_lost_rank
-from vidlit.runs.closing import REQUEST
 from vidlit.runs.logged_names import AUDIT_SHARE, RUN_SECONDS, VALIDATION_SHARE
-from vidlit.runs.signal_words import save_signals
+from vidlit.runs.signal_words import REQUEST, save_signals
 from vidlit.runs.wording import say
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.signals.exposure_ledger import ExposureLedger

@@ -107,6 +107,18 @@ def test_bars_are_not_written_at_each_picture():
     assert text.rest() == []
 
 
+def test_a_line_of_its_own_stands_for_a_bars_pictures(tmp_path, monkeypatch):
+    with RunLog(RunDirectory(tmp_path), []):
+        sys.stdout.stream = io.StringIO()
+        console = Console(force_terminal=True, width=30)
+        with Live(Text("a bar"), console=console, auto_refresh=False) as bar:
+            run_log.note("step 1/60 loss 0.5")
+            bar.update(Text("a bar, later"), refresh=True)
+        run_log.note("after it")
+    run_log.note("where no log is open")
+    assert lines_of(tmp_path) == ["step 1/60 loss 0.5", "a bar, later", "after it"]
+
+
 def test_a_flood_of_lines_does_not_fill_a_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(run_log, "MOST_AT_ONCE", 20)
     monkeypatch.setattr(run_log, "LINES_PER_SECOND", 0.0)

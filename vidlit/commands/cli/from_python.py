@@ -57,7 +57,7 @@ class FitResult:
 
     @property
     def stopped_by(self) -> str:
-        """The signal that stopped it, or ``max_steps``."""
+        """The signal that stopped it, ``max_steps``, or ``request`` (``vidlit stop``)."""
         return str(self.summary["stopped_by"])
 
     @property

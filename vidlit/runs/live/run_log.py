@@ -72,6 +72,10 @@ class TerminalText:
             self._done = []
         return lines
 
+    def skip_picture(self) -> None:
+        """Keep no picture for a while: something better was said."""
+        self._kept_at = time.monotonic()
+
     def rest(self) -> list[str]:
         """What is left when all has been written."""
         left, self._done, self._line = [*self._done, self._line], [], ""
@@ -175,6 +179,14 @@ class RunLog:
         self._works = False
         stream = self._streams[-1][1].stream if self._streams else sys.stderr
         print(f"vidlit: warning: {self._path} is written no more ({error}); the run goes on.", file=stream)
+
+
+def note(line: str) -> None:
+    """Write a line into the log that is open, if one is, in the place of a bar's pictures for a while."""
+    copied = getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # rich puts its own stream before it
+    if isinstance(copied, _Copied) and copied.log is not None:
+        copied.text.skip_picture()
+        copied.log.write([line])
 
 
 class _Copied:
