@@ -61,7 +61,8 @@ def shown():
 
 def imported(code):
     """Modules of ours that code imports."""
-    for node in ast.walk(ast.parse(code)):
+    plain = re.sub(r"^( *)[%!].*", r"\1pass", code, flags=re.MULTILINE)  # what notebooks say to IPython
+    for node in ast.walk(ast.parse(plain)):
         names = [node.module] if isinstance(node, ast.ImportFrom) else []
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
         yield from (name for name in names if name.split(".")[0] == "vidlit")

@@ -16,11 +16,9 @@ def run(words: list[str]) -> None:
         words: of the command line, from the command's name on.
     """
     from vidlit.data.demo_folder import Demo
-    from vidlit.latents.quiet_lightning import quiet_lightning
 
     demo = Demo(**vars(parser().parse_args(words[1:])))
-    with quiet_lightning():  # the base is written by diffusers, which loads torchao
-        demo.write()
+    demo.write()
     clips, base = demo.dir / "clips", demo.dir / "base"
     print(
         f"{demo.num_videos * demo.clips_per_video} clips in {clips}" + (f", base model in {base}" if demo.base else "")
