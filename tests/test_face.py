@@ -17,8 +17,6 @@ from vidlit.lazy import attach
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ["vidlit", *(f"vidlit.{path.parent.name}" for path in Path(vidlit.__file__).parent.glob("*/__init__.py"))]
-MAGIC = re.compile(r"^[%!].*$", re.MULTILINE)
-"""What a notebook's cell says to the notebook."""
 FENCE = re.compile(r"^```python.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -63,7 +61,8 @@ def shown():
 
 def imported(code):
     """Modules of ours that code imports."""
-    for node in ast.walk(ast.parse(MAGIC.sub("", code))):
+    plain = re.sub(r"^( *)[%!].*", r"\1pass", code, flags=re.MULTILINE)  # what notebooks say to IPython
+    for node in ast.walk(ast.parse(plain)):
         names = [node.module] if isinstance(node, ast.ImportFrom) else []
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
         yield from (name for name in names if name.split(".")[0] == "vidlit")

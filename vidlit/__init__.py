@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vidlit.commands.cli.from_python import FitResult as FitResult
     from vidlit.commands.cli.from_python import PredictedVideo as PredictedVideo
     from vidlit.commands.cli.from_python import fit as fit
+    from vidlit.commands.cli.from_python import fit_model as fit_model
     from vidlit.commands.cli.from_python import plan as plan
     from vidlit.commands.cli.from_python import predict as predict
     from vidlit.data.datamodule import LatentDataModule as LatentDataModule

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vidlit.data.demo_clips import FPS, Look, Scene
+from vidlit.latents.quiet_lightning import quiet_lightning
 from vidlit.video.mp4 import write_mp4
 from vidlit.whole_files import replacing
 
@@ -50,7 +51,8 @@ class Demo:
         if self.base and not (self.dir / "base" / "model_index.json").is_file():
             from vidlit.models.demo_base import write_base
 
-            write_base(self.dir / "base", codec_inputs())
+            with quiet_lightning():  # diffusers loads torchao
+                write_base(self.dir / "base", codec_inputs())
 
     def write_clips(self) -> None:
         """Write the clips as mp4 and list them, with captions and groups, in ``metadata.csv``."""

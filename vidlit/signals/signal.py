@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, ClassVar
 
 from vidlit.runs.signal_words import MODE_OPTION, SignalWords
@@ -54,6 +57,8 @@ def known_signals(*, of_the_package: bool = False) -> dict[str, type[Signal]]:
     Args:
         of_the_package: leave those of plugins out.
     """
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)], f"{__package__}."):
+        importlib.import_module(module.name)  # from Python, one may have been imported alone
     named = (kind for kind in _subclasses(Signal) if hasattr(kind, "name"))
     return {kind.name: kind for kind in named if not of_the_package or kind.__module__.startswith("vidlit.")}
 

@@ -1,12 +1,17 @@
 """The commands from Python: words are arguments, what is written comes back as objects."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 
 import vidlit
 from vidlit.commands.cli.from_python import _words
+from vidlit.data import Batching, Splitting
+from vidlit.lightning_internals import callbacks_of
+from vidlit.signals import OverfitStopping, SampleVideos
 
 
 @pytest.fixture
@@ -112,3 +117,45 @@ def test_values_are_written_as_the_command_line_takes_them():
         "--data.buckets=[5x48x80, 9x64x64]",
         "--model.optimizer.init_args.lr=1.0e-05",
     ]
+
+
+# -- classes in place of a config
+
+
+@pytest.fixture
+def parts(demo, latents):
+    """Data and model as the small quickstart has them."""
+    buckets = ["5x48x80", "9x64x64", "9x48x80", "17x64x64", "17x48x80"]
+    base, batches, split = str(demo.dir / "base"), Batching(size=2), Splitting(val_fraction=0.5)
+    data = vidlit.LatentDataModule(demo.dir / "clips", latents, base, buckets, fps=16, batches=batches, split=split)
+    optimizer = partial(torch.optim.AdamW, lr=0.002, weight_decay=0.01)
+    return vidlit.VideoDiffusionModule(base, optimizer=optimizer, warmup_steps=20, fps=16), data
+
+
+def test_classes_train_as_the_config_does(parts, options, tmp_path, capsys):
+    trainer = {"max_steps": 4, "val_check_interval": 2, "log_every_n_steps": 1, "accelerator": "cpu"}
+    own, stopping = Callback(), OverfitStopping(policy={"diversity": "warn", "drift": "off"})
+    samples = SampleVideos(num_videos=0, num_audit=0)
+    result = vidlit.fit_model(*parts, callbacks=[own, samples, stopping], runs=tmp_path, name="classes", **trainer)
+    assert "Stopped at step 4 of 4" in capsys.readouterr().out
+    assert result.directory == tmp_path / "classes" / "0"
+    assert (result.directory / "report.html").is_file()
+    assert result.record.directory.weights.is_dir()
+    assert not result.record.directory.config.exists()
+
+    words = {f"trainer__{name}": value for name, value in trainer.items()}
+    other = vidlit.fit("quickstart", quiet=True, **{**options, **words})
+    for name in ("train/loss", "val/loss", "val/log_ratio", "exposure/mean"):
+        ours, theirs = result.record.curve(name), other.record.curve(name)
+        assert ours.steps.tolist() == theirs.steps.tolist() != []
+        assert ours.values.tolist() == theirs.values.tolist()
+    kinds = [{type(each).__name__ for each in callbacks_of(each.module.trainer)} for each in (result, other)]
+    assert kinds[0] - {"Callback"} == (kinds[1] - {"SaveRunConfig"}) | {"StepProgress"}  # the other one is quiet
+
+
+def test_classes_that_do_not_go_together_are_refused(parts, demo, latents, tmp_path):
+    model, _ = parts
+    data = vidlit.LatentDataModule(demo.dir / "clips", latents, str(demo.dir / "base"), ["9x48x80"], fps=8)
+    with pytest.raises(vidlit.UserError, match=r"do not go together: fps is 16 of the model, 8 of the data"):
+        vidlit.fit_model(model, data, runs=tmp_path)
+    assert list(tmp_path.iterdir()) == []

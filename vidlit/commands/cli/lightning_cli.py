@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from jsonargparse import Namespace
@@ -30,6 +29,7 @@ from vidlit.commands.cli.references import link_references
 from vidlit.commands.cli.refit import finished
 from vidlit.commands.cli.saved_config import SaveRunConfig, config_text
 from vidlit.commands.cli.trainer import VidlitTrainer
+from vidlit.commands.on_runs.report import write_report_of
 from vidlit.commands.on_runs.watch import open_page
 from vidlit.commands.options.old_keys import rename_configs_when_read, rename_words
 from vidlit.commands.options.resumed_options import changed_options
@@ -148,7 +148,7 @@ class VidlitCLI(LightningCLI):
             default=False,
             help="Whether to train again on all clips after the stop, for the number of steps that was best.",
         )
-        for section, kind in plugins.in_modules(_import_all(vidlit.signals, vidlit.callbacks)).items():
+        for section, kind in plugins.in_modules(import_all()).items():
             parser.add_lightning_class_args(kind, section)
         plugins.add_to(parser)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -364,22 +364,13 @@ class VidlitCLI(LightningCLI):
             print_facts(closing_facts(summary, self.run_directory))
 
     def _write_report(self) -> None:
-        """Make the report; whatever goes wrong with it, the run itself is what it is."""
-        if not self.config.fit.run.report:
-            return
-        try:
-            from vidlit.report import write_report  # loads matplotlib
-
-            write_report([self.run_directory.path])
-        except Exception as error:
-            say(
-                f"vidlit: warning: no report was made ({type(error).__name__}: {error}). The run is whole: try again "
-                f"with `vidlit report {self.run_directory.path}`."
-            )
+        if self.config.fit.run.report:
+            write_report_of(self.run_directory)
 
 
-def _import_all(*rooms: ModuleType) -> list[str]:
-    """Import every module of rooms, so that what they define is known; the rooms' names."""
+def import_all() -> list[str]:
+    """Import every module of signals and callbacks, so that what they define is known; the rooms' names."""
+    rooms = (vidlit.signals, vidlit.callbacks)
     for room in rooms:
         for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
             importlib.import_module(module.name)
