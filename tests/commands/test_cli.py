@@ -18,6 +18,7 @@ import yaml
 
 from vidlit import __version__
 from vidlit.__main__ import main
+from vidlit.commands.cli.configs import find_config
 from vidlit.commands.cli.lightning_cli import RUN_DIRECTORY_VARIABLE
 from vidlit.commands.cli.parse_only import ParseOnly
 from vidlit.latents.store import LatentStore
@@ -217,9 +218,10 @@ def test_demo_command_writes_clips(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "2 clips in" in printed
     program, *following = shlex.split(printed.partition("Next: ")[2])
+    following[following.index("quickstart")] = str(find_config("quickstart"))
     config = ParseOnly(following).config.fit
     assert (program, config.demo) == ("vidlit", None)
-    assert config.data.source == tmp_path / "demo" / "clips"
+    assert config.data.source == str(tmp_path / "demo" / "clips")
     assert len(list((tmp_path / "demo" / "clips").glob("*.mp4"))) == 2
     assert (tmp_path / "demo" / "base" / "model_index.json").is_file()
 
