@@ -267,17 +267,17 @@ def _fit_objects(
 
     from vidlit.callbacks.order import callbacks_for
     from vidlit.callbacks.run_overview import closing_facts, print_facts
-    from vidlit.commands.cli.lightning_cli import import_all, write_report_of
     from vidlit.commands.cli.trainer import VidlitTrainer
     from vidlit.runs.checkpoint_files import AtomicCheckpointIO
-    from vidlit.runs.closing import closing_paragraph
     from vidlit.runs.directory import new_run_directory
     from vidlit.runs.lock import RunLock
     from vidlit.runs.loggers.csv_logger import RunCSVLogger
+    from vidlit.signals.signal import known_signals
 
     _check_together(model, data)
     check_run_name({"run.name": name})
-    kinds = active_plugins.in_modules(import_all())
+    known_signals()  # imports them all
+    kinds = active_plugins.in_modules(["vidlit.signals", "vidlit.callbacks"])
     given = list(callbacks)
     given += [kind() for kind in kinds.values() if not any(isinstance(callback, kind) for callback in callbacks)]
     data.further_captions = list(dict.fromkeys([*data.further_captions, *_captions(model, given)]))
@@ -304,10 +304,12 @@ def _fit_objects(
     finally:
         lock.release()
         directory.discard_if_empty()
-    summary = directory.read_summary()
-    print(f"\n{closing_paragraph(summary, directory)}\n")
     if report:
-        write_report_of(directory)
+        from vidlit.report import write_report  # loads matplotlib
+
+        write_report([directory.path])
+    summary = directory.read_summary()
+    print(f"\n{summary['reason']}\n")
     print_facts(closing_facts(summary, directory))
     return directory
 

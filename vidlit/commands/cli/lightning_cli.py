@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jsonargparse import Namespace
@@ -141,7 +142,7 @@ class VidlitCLI(LightningCLI):
             default=False,
             help="Whether to train again on all clips after the stop, for the number of steps that was best.",
         )
-        for section, kind in plugins.in_modules(import_all()).items():
+        for section, kind in plugins.in_modules(_import_all(vidlit.signals, vidlit.callbacks)).items():
             parser.add_lightning_class_args(kind, section)
         plugins.add_to(parser)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -335,13 +336,12 @@ class VidlitCLI(LightningCLI):
             summary = self.run_directory.read_summary()
             print("\n" + closing_paragraph(summary, self.run_directory) + "\n")
             if self.config.fit.run.report:
-                write_report_of(self.run_directory)
+                _report(self.run_directory)
             print_facts(closing_facts(summary, self.run_directory))
 
 
-def import_all() -> list[str]:
-    """Import every module of signals and callbacks, so that what they define is known; the rooms' names."""
-    rooms = (vidlit.signals, vidlit.callbacks)
+def _import_all(*rooms: ModuleType) -> list[str]:
+    """Import every module of rooms, so that what they define is known; the rooms' names."""
     for room in rooms:
         for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
             importlib.import_module(module.name)
@@ -354,7 +354,7 @@ def _run_of(config: Namespace) -> RunDirectory:
     return own if own.last_checkpoint.is_file() else latest_run_directory(config.run.dir, config.run.name)
 
 
-def write_report_of(directory: RunDirectory) -> None:
+def _report(directory: RunDirectory) -> None:
     """Make the report; whatever goes wrong with it, the run itself is done and stays done."""
     try:
         from vidlit.report import write_report  # loads matplotlib
