@@ -267,7 +267,6 @@ def _fit_objects(
 
     from vidlit.callbacks.order import callbacks_for
     from vidlit.callbacks.run_overview import closing_facts, print_facts
-    from vidlit.commands.cli.lightning_cli import import_all
     from vidlit.commands.cli.trainer import VidlitTrainer
     from vidlit.commands.on_runs.report import write_report_of
     from vidlit.runs.checkpoint_files import AtomicCheckpointIO
@@ -278,10 +277,12 @@ def _fit_objects(
     from vidlit.runs.loggers.background_logger import finish_loggers, in_background
     from vidlit.runs.loggers.csv_logger import RunCSVLogger
     from vidlit.runs.wording import say
+    from vidlit.signals.signal import known_signals
 
     _check_together(model, data)
     check_run_name({"run.name": name})
-    kinds = active_plugins.in_modules(import_all())
+    known_signals()  # imports them all
+    kinds = active_plugins.in_modules(["vidlit.signals", "vidlit.callbacks"])
     given = list(callbacks)
     given += [kind() for kind in kinds.values() if not any(isinstance(callback, kind) for callback in callbacks)]
     data.further_captions = list(dict.fromkeys([*data.further_captions, *_captions(model, given)]))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jsonargparse import Namespace
@@ -148,7 +149,7 @@ class VidlitCLI(LightningCLI):
             default=False,
             help="Whether to train again on all clips after the stop, for the number of steps that was best.",
         )
-        for section, kind in plugins.in_modules(import_all()).items():
+        for section, kind in plugins.in_modules(_import_all(vidlit.signals, vidlit.callbacks)).items():
             parser.add_lightning_class_args(kind, section)
         plugins.add_to(parser)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -368,9 +369,8 @@ class VidlitCLI(LightningCLI):
             write_report_of(self.run_directory)
 
 
-def import_all() -> list[str]:
-    """Import every module of signals and callbacks, so that what they define is known; the rooms' names."""
-    rooms = (vidlit.signals, vidlit.callbacks)
+def _import_all(*rooms: ModuleType) -> list[str]:
+    """Import every module of rooms, so that what they define is known; the rooms' names."""
     for room in rooms:
         for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
             importlib.import_module(module.name)
