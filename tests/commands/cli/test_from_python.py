@@ -137,7 +137,7 @@ def test_classes_train_as_the_config_does(parts, options, tmp_path, capsys):
     own, stopping = Callback(), OverfitStopping(policy={"diversity": "warn", "drift": "off"})
     samples = SampleVideos(num_videos=0, num_audit=0)
     result = vidlit.fit_model(*parts, callbacks=[own, samples, stopping], runs=tmp_path, name="classes", **trainer)
-    assert "All 4 planned steps were trained" in capsys.readouterr().out
+    assert "Trained all 4 steps" in capsys.readouterr().out
     assert result.directory == tmp_path / "classes" / "0"
     assert (result.directory / "report.html").is_file()
     assert result.record.directory.weights.is_dir()
