@@ -77,7 +77,7 @@ def test_they_run(installed, run_with, tmp_path):
     assert outputs["2"].count("data:video/mp4") == 4
     assert "report.html" in outputs["2"]
     assert "step 40: loss" in outputs["2"]  # a callback of one's own
-    assert "trained numbers: All 40 planned steps were trained" in outputs["2"]
+    assert "trained numbers: No signal asked to stop" in outputs["2"]
     assert "as it was:" in outputs["3"]
     assert outputs["3"].count("clips scored: 1") == 8  # recordings
     assert outputs["4"].count("data:video/mp4") == 4
