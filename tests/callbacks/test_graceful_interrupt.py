@@ -86,8 +86,8 @@ def test_samples_on_request_change_nothing_of_the_run(quickstart, tmp_path, aske
     assert_same(state(run), state(whole))
     there, here = (RunDirectory(each).read_decisions() for each in (whole, run))
     assert here == there
-    made = {int(folder.name[5:]) for folder in (run / "samples").iterdir()}
-    scheduled = {int(folder.name[5:]) for folder in (whole / "samples").iterdir()}
+    made = {int(folder.name[5:]) for folder in (run / "samples").glob("step_*")}
+    scheduled = {int(folder.name[5:]) for folder in (whole / "samples").glob("step_*")}
     assert made == scheduled | {2, 5, 8}
     for step in (2, 5):
         folder = run / "samples" / f"step_00000{step}"
@@ -110,7 +110,7 @@ def test_stop_ends_a_run_with_all_that_its_last_step_brings(quickstart, tmp_path
     printed = " ".join(capsys.readouterr().out.split())
     assert "step 6: `vidlit stop` ends the run" in printed
     assert "Ended by `vidlit stop` at step" in printed
-    assert "To go on all the same: --ckpt_path" in printed
+    assert "go on with: --ckpt_path" in printed
 
     asked({})  # and it goes on as it would have
     assert main([*quickstart(), "--ckpt_path=last"]) == 0

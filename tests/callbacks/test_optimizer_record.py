@@ -71,7 +71,7 @@ def test_validation_loss_by_bucket_adds_up_to_the_whole_and_is_one_chart(quickst
     short, long = (curve.values[-1] for curve in curves.values())
     assert share * short + (1 - share) * long == pytest.approx(record.curve("val/log_ratio").values[-1])
     chart = next(each for each in sections(record)["Overfitting"] if each.title == "Validation loss by bucket")
-    assert [words for _, words in chart.legend] == ["9x64x64", "17x48x80"]
+    assert [line.name for line in chart.lines] == ["9x64x64", "17x48x80"]
 
 
 def test_one_bucket_needs_no_curves_of_its_own(quickstart, tmp_path):

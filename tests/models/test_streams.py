@@ -153,7 +153,7 @@ def test_training_adds_the_losses_by_their_weights_and_every_one_has_a_gradient(
         monkeypatch.setattr(LTXVideo, "streams", streams)
         module.parts = OpenParts(module.family.parts, module.seed)
         module.zero_grad()
-        loss = module.training_step(batch, 0)
+        loss = module.training_step(batch, 0)["loss"]
         loss.backward()
         return loss.detach(), torch.cat([each.grad.flatten() for each in module.trainable_state().values()])
 
@@ -177,7 +177,7 @@ def test_a_stream_that_is_done_is_trained_no_more(module, batch, monkeypatch):
     """Its loss is left out, and the others' move none of its layers."""
     attach(module, monkeypatch)
     module.parts.done.add("audio")
-    module.training_step(batch, 0).backward()
+    module.training_step(batch, 0)["loss"].backward()
     module.parts.drop_gradients(module.named_parameters())
     has_gradient = {name: each.grad is not None for name, each in module.trainable_state().items()}
     assert has_gradient == {name: "proj_out" not in name for name in has_gradient}

@@ -187,5 +187,6 @@ def test_no_option_is_secret_by_its_name_but_one_that_takes_numbers():
     assert {option for option in named if is_secret_name(option)} == {
         "data.batches.size.tokens",
         "model.noise.process.shift.base_tokens",
+        "token",  # of `vidlit watch`: whether to ask for one
     }
     assert redact_text("--data.batches.size.tokens=4000") == "--data.batches.size.tokens=4000"

@@ -8,7 +8,7 @@ import pytest
 from vidlit.__main__ import main
 from vidlit.errors import UserError
 from vidlit.models.family import open_family
-from vidlit.report.videos import VideoBudget, kept_samples, over_time
+from vidlit.report.videos import InPage, samples
 from vidlit.runs.record import RunRecord
 from vidlit.sampling.own_prompts import read_own_prompts
 from vidlit.stopping.schedule import audit_evaluations
@@ -66,11 +66,10 @@ def test_they_are_sampled_at_each_audit_and_at_the_end_as_predict_would(quicksta
         predicted = tmp_path / "predicted" / name.removeprefix("prompt_")
         assert predicted.read_bytes() == (end / name).read_bytes(), name
 
-    # the report lists them, over time and among the samples of the kept weights
-    record = RunRecord(run)
-    budget = VideoBudget(run / "report.html", 100)
-    assert [[video.step for video in row] for row in over_time(record, budget)] == [[0, 8]] * 3
-    assert [video.caption for video in kept_samples(record, budget)] == [row["prompt"] for row in told]
+    # the report lists them, over time, before those of the audits
+    rows = samples(RunRecord(run), InPage(run / "report.html", 100))
+    assert [(row["kind"], row["prompt"]) for row in rows] == [("prompt", row["prompt"]) for row in told]
+    assert [[shot["step"] for shot in row["shots"]] for row in rows] == [[0, 8]] * 3
 
 
 def test_a_run_goes_on_with_other_prompts_and_checks_as_it_would_have(quickstart, tmp_path, table, capsys):

@@ -181,14 +181,14 @@ def test_a_run_that_is_interrupted_and_goes_on_has_one_log_of_both(quickstart, t
     run = tmp_path / "runs" / "quickstart" / "0"
     lines = lines_of(run, 0)
     assert any(line.startswith("clips: ") for line in lines)
-    assert any("Stopped at step 4 of 4" in line for line in lines)
+    assert any("Trained all 4 steps" in line for line in lines)
     assert main(quickstart(trainer__max_steps=8, ckpt_path="last", model__base="nowhere")) == 2
     assert "nowhere" in lines_of(run)[-1]
     assert main(quickstart(trainer__max_steps=8, ckpt_path="last")) == 0
     lines = lines_of(run, 0)
     assert sum("vidlit fit --config" in line for line in lines) == 3
     assert any("resumed from step 4" in line for line in lines)
-    assert any("Stopped at step 8 of 8" in line for line in lines)
+    assert any("Trained all 8 steps" in line for line in lines)
     assert "\x1b" not in run.joinpath("log.txt").read_text()
     assert sys.stdout.__class__.__name__ != "_Copied"
 
