@@ -173,8 +173,7 @@ def test_the_command_says_where_and_ends_with_ctrl_c(runs):
     assert "ssh -L" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert "Traceback" not in errors
-    assert process.returncode in (0, 130)
+    assert (process.returncode, errors) == (0, "")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 from vidlit.commands.cli.plain_parser import PlainParser
@@ -29,7 +30,8 @@ def run(words: list[str]) -> None:
         print("Ctrl-C ends it; runs go on.", flush=True)
     if options.open and _has_browser():
         webbrowser.open(watch.address)
-    watch.serve()
+    with suppress(KeyboardInterrupt):  # its usual end
+        watch.serve()
 
 
 def open_page(directory: RunDirectory) -> None:
