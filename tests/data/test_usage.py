@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from tests.video.films import hostile_files, texture, write_film
 from vidlit.commands.plan import print_plan
 from vidlit.data.datamodule import LatentDataModule
-from vidlit.data.usage import Usage, count_words
+from vidlit.data.usage import LeftOut, Usage, as_csv, count_words, left_out, read_left_out
 from vidlit.errors import UserError
 from vidlit.latents.encoding import Encoding
+from vidlit.runs.directory import write_text
 from vidlit.training.forecast import make_plan
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import plan_clips
 from vidlit.video.isolation import IsolatedReader
+from vidlit.video.sources import Rejected
 
 ALONE = {"accelerator": "cpu", "devices": 1}
 BUCKETS = ["9x32x32"]
@@ -99,3 +101,22 @@ def test_what_encoding_cannot_read_is_counted_by_plan_encode_and_fit(media, tmp_
     print_plan(plan)
     assert said in capsys.readouterr().out
     assert set(lost) <= {row["video"] for row in plan.quarantined}
+
+
+def test_what_is_left_out_is_written_and_read_again(tmp_path):
+    usage = Usage(
+        rows=1,
+        clips=1,
+        dropped=[Rejected("a, b.mp4", "fits no bucket")],
+        quarantined=[Rejected("\udcff.mp4", 'its name is no UTF-8, "so"\nit says')],
+        in_no_row={".txt files": ["notes.txt"]},
+    )
+    path = tmp_path / "left_out.csv"
+    write_text(path, as_csv(left_out(usage), LeftOut))
+    assert read_left_out(path) == [
+        LeftOut("\\xff.mp4", "quarantined", 'its name is no UTF-8, "so"\nit says'),
+        LeftOut("a, b.mp4", "dropped", "fits no bucket"),
+        LeftOut("notes.txt", "in no row", ".txt files"),
+    ]
+    assert read_left_out(tmp_path / "nothing.csv") == []
+    assert len(left_out(usage, most=2)) == 2

@@ -22,7 +22,16 @@ def run(finished_run, tmp_path):
     return RunDirectory(copied)
 
 
-FILES = ("summary.json", "decisions.jsonl", "exposure.csv", "metrics.csv", "config.yaml", "signals.json")
+FILES = (
+    "summary.json",
+    "decisions.jsonl",
+    "exposure.csv",
+    "metrics.csv",
+    "config.yaml",
+    "signals.json",
+    "dataset.csv",
+    "left_out.csv",
+)
 DAMAGE = {
     "half a summary": ("summary.json", '{"stopped_by": "max_steps",'),
     "a summary without what pages show": ("summary.json", '{"stopped_by": "max_steps"}'),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vidlit.errors import printable
 from vidlit.latents.encoding import QuarantinedClip, first_three
 from vidlit.video.cut import DatasetPlan
 from vidlit.video.sources import Rejected
@@ -147,16 +148,16 @@ def left_out(usage: Usage, most: int = MOST_SHOWN) -> list[LeftOut]:
         *(LeftOut(row.video, "dropped", row.reason) for row in usage.dropped),
         *(LeftOut(name, "in no row", what) for what, names in usage.in_no_row.items() for name in names),
     ]
-    return list(dict.fromkeys(found))[:most]
+    return [row._replace(name=printable(row.name)) for row in dict.fromkeys(found)][:most]
 
 
 def as_csv(rows: Sequence[ShownClip] | Sequence[LeftOut], kind: type[ShownClip | LeftOut]) -> str:
-    """Rows as a CSV file."""
+    """Rows as a CSV file; what no UTF-8 can hold is written as an escape."""
     table = io.StringIO()
     writer = csv.writer(table)  # whose line ends have names with a carriage return quoted
     writer.writerow(kind._fields)
     writer.writerows(rows)
-    return table.getvalue()
+    return table.getvalue().encode("utf-8", "backslashreplace").decode()
 
 
 def read_shown_clips(path: Path) -> list[ShownClip]:
@@ -178,5 +179,5 @@ def read_left_out(path: Path) -> list[LeftOut]:
 def _read(path: Path, kind: type[ShownClip | LeftOut]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         return [{name: row[name] for name in kind._fields} for row in csv.DictReader(file)]
