@@ -298,3 +298,31 @@ def test_a_server_that_is_gone_is_told(run, open_page):
         page.locator("#lost").wait_for(state="visible", timeout=20_000)
         page.unroute("**/updates*")
         page.locator("#lost").wait_for(state="hidden", timeout=30_000)
+
+
+@pytest.mark.slow
+def test_charts_keep_their_width_and_legends_their_numbers_when_numbers_come(run, open_page):
+    head, *rows = run.metrics.read_text().splitlines()
+    names = head.split(",")
+    with served(run.path) as address:
+        page = open_page(address)
+        widths = "[...document.querySelectorAll('#curves canvas')].map(each => each.getBoundingClientRect().width)"
+        before = page.evaluate(widths)
+        row = dict(zip(names, rows[-1].split(","), strict=True))
+        row |= {"step": "16", "val/log_ratio": "-0.5", "train_eval/log_ratio": "-0.7", "train/loss": ""}
+        with run.metrics.open("a") as file:
+            file.write(",".join(row[name] for name in names) + "\n")
+        until(page, f"document.querySelector('{LEGEND}').innerText.includes('-39.3 %')")  # 100 (exp(-0.5) - 1)
+        page.wait_for_timeout(300)
+        assert page.evaluate(widths) == before
+        page.set_viewport_size({"width": 900, "height": 800})
+        until(page, f"({widths})[0] < 850")
+
+
+@pytest.mark.slow
+def test_a_legend_is_used_with_the_keyboard(finished_run, open_page):
+    page = open_page(RunDirectory(finished_run).report.as_uri())
+    name = page.locator(".plot[data-chart='0'] .u-legend th").nth(1)
+    name.focus()
+    page.keyboard.press("Enter")
+    until(page, f"document.querySelector('{LEGEND} tr:nth-child(2)').classList.contains('u-off')")

@@ -1,5 +1,6 @@
 """Charts are made from the rows of logged names: one row more is one chart more, everywhere."""
 
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from vidlit.report import write_report
 from vidlit.report.charts import MOST_POINTS, Chart, axes, exposure_histogram, sections
 from vidlit.report.workspace import chart_names
 from vidlit.runs import logged_names
+from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import OWN
 from vidlit.runs.record import RunRecord
 from vidlit.stopping.exposure import video_exposures
@@ -71,7 +73,7 @@ def test_numbers_that_sentences_name_are_on_the_chart(finished_run):
     for row, line in zip((logged_names.VAL_LOG_RATIO, logged_names.TRAIN_EVAL_LOG_RATIO), first.lines, strict=True):
         assert f"{line.y[-1]:+.1f} %" == row.text(run.curve(row.name).values[-1])
     best = f"best {run.summary['best_step']}: {logged_names.VAL_LOG_RATIO.text(-run.summary['gain'])}"
-    assert (run.summary["best_step"], "best", best) in first.marks
+    assert (run.summary["best_step"], "best", best, "") in first.marks
 
 
 def test_a_long_curve_keeps_its_peaks():
@@ -122,3 +124,18 @@ def test_a_page_needs_neither_torch_nor_matplotlib(finished_run, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == []
     assert (tmp_path / "page.html").is_file()
+
+
+def test_what_parts_alone_have_logged_is_drawn_by_part(finished_run, tmp_path):
+    run = RunDirectory(
+        shutil.copytree(finished_run, tmp_path / "0", ignore=shutil.ignore_patterns("*.ckpt", "weights"))
+    )
+    head, *rows = run.metrics.read_text().splitlines()
+    names = [f"{name}/high" if name.startswith("divergence/") else name for name in head.split(",")]
+    run.metrics.write_text("\n".join([",".join(names), *rows]) + "\n")
+    charts = {chart.title: chart for chart in sections(RunRecord(run.path))["Overfitting"]}
+    chart = charts["The test behind the stop"]
+    assert [(line.name, line.dashed, line.limit) for line in chart.lines] == [
+        ("Rise of the validation loss since its lowest stretch, high", False, False),
+        ("Threshold, high", True, True),
+    ]

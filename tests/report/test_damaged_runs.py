@@ -93,7 +93,13 @@ def test_a_page_shows_no_file_from_outside_the_run(run, tmp_path):
             if verdict["signal"] == "copies":
                 verdict["evidence"] |= {"pair": str(private), "sample": "../../private.mp4", "copies": 1}
     run.decisions.write_text("".join(json.dumps(decision) + "\n" for decision in decisions))
+    linked = {"left_out.csv": "name,what,reason\nsecret name,x,y\n", "config.yaml": "secret: option\n"}
+    for name, content in linked.items():
+        (tmp_path / name).write_text(content)
+        (run.path / name).unlink()
+        (run.path / name).symlink_to(tmp_path / name)
     text = write_report([run.path]).read_text()
+    assert "secret" not in text
     assert "private film" not in text
     assert "cHJpdmF0ZSBmaWxt" not in text  # the same in base64
     assert "private.mp4" not in text.replace("../../private.mp4", "")

@@ -128,3 +128,68 @@ def test_a_clip_from_outside_the_source_is_not_shown(runs, tmp_path, finished_ru
     run.directory.dataset.write_text("\n".join([lines[0], stolen]) + "\n")
     with pytest.raises(KeyError):
         ClipPreviews().make(RunRecord(run.path), 0)
+
+
+def test_a_refit_beside_its_run_shows_its_own_videos(runs):
+    first = runs / "quickstart" / "0"
+    shutil.copytree(first, first / "refit")
+    _, view = WatchedRuns(runs).page("quickstart/0", "quickstart/0/refit").now()
+    for name in ("quickstart%2F0", "quickstart%2F0%2Frefit"):
+        assert f"video?run={name}&amp;path=samples%2F" in view.sections["samples"]
+    assert "path=refit" not in view.sections["samples"]
+
+
+def test_runs_are_compared_while_an_audit_is_being_written(runs):
+    later = runs / "quickstart" / "0" / "samples" / "step_000099"
+    later.mkdir()
+    shutil.copy(next((later.parent / "step_000012").glob("audit_00*.mp4")), later)
+    _, view = WatchedRuns(runs).page("quickstart/0", "quickstart/1").now()
+    assert view.sections["samples"].count("<video") == 2 * 4
+
+
+DAMAGE = ({"seconds": float("inf")}, {"stopped_by": 5}, {"exposures": "many"})
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: next(iter(damage)))
+def test_one_damaged_run_does_not_hide_the_others(runs, damage):
+    summary = runs / "quickstart" / "0" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | damage))
+    table = WatchedRuns(runs).page().now()[1].sections["table"]
+    assert "damaged" in table
+    assert "Trained all 12 steps" in table
+
+
+def test_a_number_that_is_none_in_a_note_is_left_out(runs):
+    first, second, *_ = sorted((runs / "quickstart" / "0" / "samples").rglob("audit_0*.json"))
+    for value, note in ((float("nan"), first), ("far", second)):
+        note.write_text(json.dumps(json.loads(note.read_text()) | {"distance_ratio": value}))
+    parts = WatchedRuns(runs).page("quickstart/0").since("")["parts"]
+    json.dumps(parts, allow_nan=False)
+    ratios = [shot.get("ratio") for row in parts["data samples"] for shot in row["shots"]]
+    assert all(ratio is None or isinstance(ratio, float) for ratio in ratios)
+
+
+def test_pages_that_nobody_asks_for_are_forgotten(runs):
+    watched = WatchedRuns(runs)
+    for name in ("./quickstart/0", "quickstart//0", "quickstart/0/"):
+        with pytest.raises(KeyError):
+            watched.page(name)
+    first = watched.page("quickstart/0")
+    assert watched.page("quickstart/0") is first
+    for number in range(70):
+        shutil.copytree(runs / "quickstart" / "1", runs / f"other{number}", ignore=shutil.ignore_patterns("samples"))
+        watched.page(f"other{number}")
+    assert len(watched._pages) == 64
+    assert watched.page("quickstart/0") is not first
+
+
+def test_a_run_elsewhere_that_fell_silent_changes_its_page(runs):
+    run = RunDirectory(runs / "quickstart" / "0")
+    run.write_summary(json.loads(run.summary.read_text()) | {"stopped_by": "running"})
+    run.lock_holder.write_text("1 another-machine\n")
+    page = WatchedRuns(runs).page("quickstart/0")
+    version, view = page.now()
+    assert 'class="going"' in view.sections["status"]
+    for path in run.path.iterdir():
+        os.utime(path, (0, 0))
+    assert 'class="going"' not in page.since(version)["parts"]["section status"]

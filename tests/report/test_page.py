@@ -80,7 +80,7 @@ def test_fit_makes_it(finished_run):
     summary = json.loads((finished_run / "summary.json").read_text())
     assert summary["reason"] in page.words
     assert f"Step {summary['kept_step']} is kept" in page.words or "The base model itself is kept" in page.words
-    marks = [name for _, _, name in page.charts["Validation and training loss"]["marks"]]
+    marks = [name for _, _, name, _ in page.charts["Validation and training loss"]["marks"]]
     assert any(name.startswith(f"best {summary['best_step']}: ") for name in marks)
     assert "ended 12" in marks
     bands = [name for _, _, name in page.charts["Exposures over the run"]["bands"]]
@@ -107,7 +107,7 @@ def test_every_colour_of_a_chart_is_there(finished_run):
     named = set(re.findall(r"--([\w-]+):", page.html))
     for chart in page.charts.values():
         used = {line["colour"] for line in chart["lines"]} | {colour for _, colour, _ in chart["levels"]}
-        assert used | {colour for _, colour, _ in chart["marks"]} | {name for *_, name in chart["bands"]} <= named
+        assert used | {colour for _, colour, *_ in chart["marks"]} | {name for *_, name in chart["bands"]} <= named
 
 
 def test_the_page_itself_has_no_other_script_than_its_own(finished_run):

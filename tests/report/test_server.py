@@ -22,7 +22,9 @@ from vidlit.runs.record import RunRecord
 @pytest.fixture(scope="module")
 def runs(finished_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("watched") / "runs"
-    shutil.copytree(finished_run, folder / "quickstart" / "0", ignore=shutil.ignore_patterns("*.ckpt", "weights"))
+    ignored = shutil.ignore_patterns("*.ckpt", "weights")
+    for number in "01":
+        shutil.copytree(finished_run, folder / "quickstart" / number, ignore=ignored)
     return folder
 
 
@@ -56,7 +58,7 @@ def test_pages_of_all_runs_of_one_and_of_several(watch):
     for path, words in (
         ("/", b"quickstart/0</a>"),
         ("/run?run=quickstart/0", b"Trained all 12 steps"),
-        ("/compare?run=quickstart/0&run=quickstart/0", b"2 runs side by side"),
+        ("/compare?run=quickstart/0&run=quickstart/1", b"2 runs side by side"),
     ):
         answer, body = ask(watch, path)
         assert answer.status == 200
@@ -140,7 +142,8 @@ def test_a_token(runs):
         assert (answer.status, answer.headers["Location"]) == (303, "/run?run=quickstart%2F0")
         cookie = answer.headers["Set-Cookie"]
         assert "HttpOnly" in cookie
-        assert "SameSite=strict" in cookie
+        assert "SameSite=lax" in cookie
+        assert str(watch.port) in cookie.partition("=")[0]  # another server's is another one
         assert ask(watch, "/", Cookie=cookie.partition(";")[0])[0].status == 200
 
 
@@ -154,6 +157,12 @@ def test_an_address_of_all_machines_asks_for_a_token(runs):
 def test_a_port_that_is_taken(watch, runs, capsys):
     assert main(["watch", str(runs), "--port", str(watch.port)]) == 2
     assert f"port {watch.port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_a_port_that_is_none(runs, port, capsys):
+    assert main(["watch", str(runs), f"--port={port}"]) == 2
+    assert "give another --host or --port" in capsys.readouterr().err
 
 
 def test_no_such_folder(tmp_path, capsys):
@@ -174,6 +183,17 @@ def test_the_command_says_where_and_ends_with_ctrl_c(runs):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ends processes another way")
+def test_the_end_by_a_signal_leaves_nothing(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    process = start(runs, "--port", 0)
+    process.stdout.readline()
+    assert list(tmp_path.glob("vidlit_watch_*"))
+    process.terminate()
+    process.communicate(timeout=30)
+    assert not list(tmp_path.glob("vidlit_watch_*"))
 
 
 @pytest.mark.slow

@@ -45,6 +45,8 @@ class Line:
     x: list[float]
     y: list[float]
     dashed: bool = False
+    limit: bool = False
+    """Whether the others are held against it: it is never smoothed."""
     noisy: bool = False
     """Whether single values say little: it is drawn faint, with a running mean on it."""
 
@@ -74,8 +76,8 @@ class Chart:
     lines: list[Line] = field(default_factory=list)
     levels: list[tuple[float, str, str]] = field(default_factory=list)
     """Horizontal lines: value, colour, name."""
-    marks: list[tuple[float, str, str]] = field(default_factory=list)
-    """Dashed upright lines: step, colour, name."""
+    marks: list[tuple[float, str, str, str]] = field(default_factory=list)
+    """Dashed upright lines: step, colour, words, and the name of the line whose step it is; empty for the first."""
     bands: list[tuple[float, float | None, str]] = field(default_factory=list)
     """Stretches of the vertical axis (of a histogram's horizontal one): from, to, colour and name in one."""
     bars: list[tuple[float, float, int]] = field(default_factory=list)
@@ -116,7 +118,7 @@ def axes(run: RunRecord) -> dict[str, list[list[float]]]:
 
 def _chart(run: RunRecord, heading: str, rows: Sequence[LoggedName]) -> Chart | None:
     """The curves of the rows that share a chart; ``None`` where none was logged."""
-    drawn = [(row, curves) for row in rows if (curves := run.curves_of(row))]
+    drawn = [(row, curves) for row in rows if (curves := all_curves(run, row))]
     if not drawn:
         return None
     lowest = min(curve.values.min() for _, curves in drawn for curve in curves)
@@ -134,13 +136,19 @@ def _chart(run: RunRecord, heading: str, rows: Sequence[LoggedName]) -> Chart | 
             continue
         parts = run.part_curves_of(row)
         for number, (part, curve) in enumerate(parts.items()):
-            chart.line(f"{row.title}, {part}", colour, *_from_base(row, curve), dashed=number > 0)
+            look = {"dashed": row.limit or number > 0, "limit": row.limit, "noisy": row.noisy}
+            chart.line(f"{row.title}, {part}", colour, *_from_base(row, curve), **look)
         if not parts:  # the mean over them would be a third line
-            look = {"dashed": row.limit, "noisy": row.noisy}
+            look = {"dashed": row.limit, "limit": row.limit, "noisy": row.noisy}
             chart.line(row.title, colour, *_from_base(row, curves[0]), **look)
     if heading in _MORE:
         _MORE[heading](chart, run)
     return chart
+
+
+def all_curves(run: RunRecord, row: LoggedName) -> list[Curve]:
+    """What was logged under a row's name, of parts of the model where nothing was of all."""
+    return run.curves_of(row) or list(run.part_curves_of(row).values())
 
 
 def _levels(chart: Chart, row: LoggedName, curves: Mapping[str, Curve]) -> None:
@@ -180,10 +188,10 @@ def _decision(chart: Chart, run: RunRecord) -> None:
     best, stopped_by = summary.get("best_step"), summary.get("stopped_by")
     if stopped_by not in (None, "running"):
         chart.marks.append(
-            (summary["stop_step"], "stop", f"{_ENDINGS.get(stopped_by, 'stopped')} {summary['stop_step']}")
+            (summary["stop_step"], "stop", f"{_ENDINGS.get(stopped_by, 'stopped')} {summary['stop_step']}", "")
         )
     if best is not None:
-        chart.marks.append((best, "best", f"best {best}: {VAL_LOG_RATIO.text(-summary['gain'])}"))
+        chart.marks.append((best, "best", f"best {best}: {VAL_LOG_RATIO.text(-summary['gain'])}", ""))
 
 
 def _exposure_bands(chart: Chart, run: RunRecord) -> None:
@@ -258,7 +266,7 @@ def compared(runs: Sequence[RunRecord], row: LoggedName, names: Sequence[str]) -
             colour = f"run-{number % NUM_COLOURS}"
             chart.line(name, colour, *_from_base(row, curve), noisy=row.noisy)
             if row is VAL_LOG_RATIO and best is not None:
-                chart.marks.append((best, colour, f"best {best}"))
+                chart.marks.append((best, colour, f"best {best}", name))
     return chart if chart.lines else None
 
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -17,10 +18,12 @@ from vidlit.errors import UserError
 from vidlit.report.comparison import row_of
 from vidlit.report.page import View, section, view_of
 from vidlit.report.videos import clip_file
-from vidlit.runs.record import RunRecord
+from vidlit.runs.record import RunRecord, damage_told
 
 _KEPT_VERSIONS = 32
 """Of a page, whose readers are sent what has changed since; others are sent all of it."""
+_KEPT_PAGES = 64
+"""Each holds all that it shows; one that is asked for again is read again."""
 _DEPTH = 4
 """Folders below the one that is watched: a fold's run lies at name/kfold_5/fold_0."""
 _NO_RUNS = {"checkpoints", "weights", "samples", "test", "wandb", "mlruns", "lightning_logs"}
@@ -113,16 +116,18 @@ class WatchedRuns:
         """
         path = self.root if name == self.single else (self.root / name)
         inside = path.resolve().is_relative_to(self.root.resolve())
-        if not (inside and ".." not in Path(name).parts and _is_run(path)):
+        if not (inside and ".." not in Path(name).parts and name == Path(name).as_posix() and _is_run(path)):
             raise KeyError(name)
         return RunRecord(path)
 
     def page(self, *names: str) -> LivePage:
         """The page of a run, of several side by side, or, without a name, of all as a list."""
         with self._lock:
-            if names not in self._pages:
-                self._pages[names] = self._list() if not names else self._of_runs(names)
-            return self._pages[names]
+            page = self._pages.pop(names, None) or (self._of_runs(names) if names else self._list())
+            self._pages[names] = page  # the latest one last
+            while len(self._pages) > _KEPT_PAGES:
+                del self._pages[next(iter(self._pages))]
+            return page
 
     def _of_runs(self, names: tuple[str, ...]) -> LivePage:
         for name in names:
@@ -139,8 +144,9 @@ class WatchedRuns:
             rows = []
             for name in self.find():
                 try:
-                    row = row_of(self.record(name), name)
-                except (UserError, LookupError, TypeError, ValueError):
+                    with damage_told(self.root / name):
+                        row = row_of(self.record(name), name)
+                except UserError:
                     row = {"name": name, "stands": "damaged", "numbers": [""] * 5, "going": False}
                     row |= {"band": "", "trained": "", "colour": ""}
                 rows.append(row | {"id": name, "address": f"run?{urlencode({'run': name})}"})
@@ -168,7 +174,8 @@ class Served:
     def of_video(self, path: Path) -> str:
         """A video of a run's."""
         resolved = path.resolve()
-        folder = next(each for each in self._names if resolved.is_relative_to(each))
+        holding = (each for each in self._names if resolved.is_relative_to(each))
+        folder = max(holding, key=lambda each: len(each.parts))  # a refit lies in the folder of its run
         asked = {"run": self._names[folder], "path": resolved.relative_to(folder).as_posix()}
         return f"video?{urlencode(asked | {'at': path.stat().st_mtime_ns})}"
 
@@ -245,7 +252,7 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
 
 def _stamp(run: RunRecord) -> str:
     """Something else whenever a file that a page is made from has changed."""
-    said: list[Any] = [run.has_process]
+    said: list[Any] = [_is_running(run)]
     with os.scandir(run.path) as files:
         said += sorted((file.name, *_times(file)) for file in files if file.is_file())
     samples = run.path / "samples"
@@ -253,6 +260,13 @@ def _stamp(run: RunRecord) -> str:
         with os.scandir(samples) as folders:
             said += sorted((folder.name, *_times(folder)) for folder in folders)
     return _digest(said)
+
+
+def _is_running(run: RunRecord) -> bool | None:
+    """Which time alone may change, of a run on another machine; ``None`` where its files do not say."""
+    with suppress(UserError):
+        return run.is_running
+    return None
 
 
 def _times(file: os.DirEntry[str]) -> tuple[int, int]:

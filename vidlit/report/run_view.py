@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from vidlit.report.charts import Chart, axes, exposure_histogram, sections
+from vidlit.report.charts import Chart, all_curves, axes, exposure_histogram, sections
 from vidlit.report.page import View, section
 from vidlit.report.videos import Addresses, near_copies, samples
 from vidlit.runs.closing import closing_paragraph
@@ -183,7 +183,7 @@ def _missing(run: RunRecord) -> dict[str, str]:
     """The options that would have had more logged, by section."""
     found: dict[str, list[str]] = {}
     for row in run.logged_names:
-        if row.section and row.needs and row.kind == "curve" and not run.curves_of(row):
+        if row.section and row.needs and row.kind == "curve" and not all_curves(run, row):
             found.setdefault(row.section, []).append(f"--{row.needs}")
     return {name: ", ".join(dict.fromkeys(options)) for name, options in found.items()}
 
@@ -228,5 +228,6 @@ def _data(run: RunRecord, addresses: Addresses) -> dict[str, Any]:
             for number, clip in enumerate(shown)
         ],
         "left_out": run.left_out[:MOST_CLIPS],
+        "num_left_out": len(run.left_out),
         "total": max(len(run.exposures), len(run.dataset)),
     }

@@ -12,6 +12,7 @@ import hmac
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -36,7 +37,9 @@ from vidlit.report.page import as_html
 PORT = 7878
 LOOPBACK = "127.0.0.1"
 _OURS = ["127.0.0.1", "localhost", "::1", "[::1]"]
-_COOKIE = "vidlit_watch"
+_COOKIE = "vidlit_watch_{port}"
+"""Cookies know no ports: two servers of one machine would log each other out."""
+_MOST_COMPARED = 16
 _IDLE_SECONDS = 30.0
 """How long a server outlives the process it was started by while nobody asks: a page asks every two seconds."""
 
@@ -49,12 +52,13 @@ class Headers(BaseHTTPMiddleware):
     Args:
         app: what answers.
         token: that is asked for; empty for none.
+        cookie: name of the cookie that holds it.
         seen: is told of each request.
     """
 
-    def __init__(self, app: Any, token: str = "", seen: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, app: Any, token: str = "", cookie: str = "", seen: Callable[[], None] = lambda: None) -> None:
         super().__init__(app)
-        self._token, self._seen = token, seen
+        self._token, self._cookie, self._seen = token, cookie, seen
 
     async def dispatch(self, request: Request, call_next: Answer) -> Response:
         """Ask for the token, answer, and add headers."""
@@ -70,12 +74,13 @@ class Headers(BaseHTTPMiddleware):
 
     def _ask(self, request: Request) -> Response | None:
         """A refusal, or, of who brings the token in the address, the way to the same page without it."""
-        if not self._token or _same(request.cookies.get(_COOKIE), self._token):
+        if not self._token or _same(request.cookies.get(self._cookie), self._token):
             return None
         if _same(request.query_params.get("token"), self._token):
             rest = [(name, value) for name, value in request.query_params.multi_items() if name != "token"]
             there = RedirectResponse(request.url.path + (f"?{urlencode(rest)}" if rest else ""), status_code=303)
-            there.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
+            # Lax, not strict: a link in a chat or in a web terminal is a navigation from another site. Nothing writes.
+            there.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
             return there
         return PlainTextResponse("Open the address that `vidlit watch` printed: it holds the token.\n", 403)
 
@@ -84,18 +89,19 @@ def _same(given: str | None, token: str) -> bool:
     return given is not None and hmac.compare_digest(given.encode(), token.encode())
 
 
-def make_app(runs: WatchedRuns, token: str = "", seen: Callable[[], None] = lambda: None) -> Starlette:
+def make_app(runs: WatchedRuns, token: str = "", port: int = 0, seen: Callable[[], None] = lambda: None) -> Starlette:
     """The server's routes.
 
     Args:
         runs: what it shows.
         token: that is asked for; empty for none, and then requests must name this machine's own address.
+        port: that it is reached at, which names the token's cookie.
         seen: is told of each request.
     """
     previews = ClipPreviews()
 
     def page_of(request: Request, several: bool) -> tuple[LivePage, list[str]]:
-        names = request.query_params.getlist("run")
+        names = list(dict.fromkeys(request.query_params.getlist("run")))[:_MOST_COMPARED]
         if runs.single and not names:
             names = [runs.single]
         return runs.page(*(names if several else names[:1])), names
@@ -145,7 +151,7 @@ def make_app(runs: WatchedRuns, token: str = "", seen: Callable[[], None] = lamb
         ],
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
-            Middleware(Headers, token=token, seen=seen),
+            Middleware(Headers, token=token, cookie=_COOKIE.format(port=port), seen=seen),
         ],
     )
 
@@ -171,10 +177,11 @@ def _listen(host: str, port: int | None) -> socket.socket:
             port = 0
     try:
         return socket.create_server((host, port), family=family)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", error)
         raise UserError(
-            f"cannot listen at {host}, port {port} ({error.strerror}): give another --host or --port; without --port "
-            "one is taken that is free."
+            f"cannot listen at {host}, port {port} ({why}): give another --host or --port; without --port one is "
+            "taken that is free."
         ) from error
 
 
@@ -210,7 +217,7 @@ class Watch:
         self._asked = time.monotonic()
         self._with_process = with_process
         config = uvicorn.Config(
-            make_app(runs, self.token, self._note), log_level="error", access_log=False, lifespan="off"
+            make_app(runs, self.token, self.port, self._note), log_level="error", access_log=False, lifespan="off"
         )
         self._server = uvicorn.Server(config)
 
@@ -219,20 +226,18 @@ class Watch:
 
     def serve(self) -> None:
         """Serve until Ctrl-C, or until the process that it goes with is gone and nobody asks."""
-        asyncio.run(self._serve())
+        if self._with_process is not None:
+            threading.Thread(target=self._end_with, args=(self._with_process,), daemon=True).start()
+        self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
         """Let :meth:`serve` return soon."""
         self._server.should_exit = True
 
-    async def _serve(self) -> None:
-        serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
-        while not serving.done():
-            await asyncio.wait([serving], timeout=1.0)
-            idle = time.monotonic() - self._asked > _IDLE_SECONDS
-            if self._with_process is not None and idle and not _is_alive(self._with_process):
-                self.stop()
-        await serving
+    def _end_with(self, process: int) -> None:
+        while _is_alive(process) or time.monotonic() - self._asked < _IDLE_SECONDS:
+            time.sleep(1.0)
+        self.stop()
 
 
 def _is_alive(number: int) -> bool:

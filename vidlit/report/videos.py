@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def samples(run: RunRecord, addresses: Addresses, *, latest: bool = False) -> li
     wanted: list[tuple[dict[str, Any], str, Path]] = []
     for step, paths in run.samples.items():
         for path in paths:
-            found = _NAME.match(path.name)
+            found = _NAME.match(path.stem)
             if found is None or is_pair(path):
                 continue
             note = run.note(path)
@@ -115,10 +116,12 @@ def samples(run: RunRecord, addresses: Addresses, *, latest: bool = False) -> li
             )
             shot: dict[str, Any] = {"step": step}
             if latest:
-                wanted = [each for each in wanted if each[0] not in row["shots"]]
+                wanted = [each for each in wanted if not any(each[0] is old for old in row["shots"])]
                 row["shots"] = []
             elif nearest := str(note.get("nearest_clip", "")):
-                shot |= {"nearest": nearest, "ratio": note.get("distance_ratio")}
+                ratio = note.get("distance_ratio")
+                known = isinstance(ratio, int | float) and math.isfinite(ratio)
+                shot |= {"nearest": nearest, "ratio": ratio if known else None}
                 if nearest in run.near_clips:
                     wanted.append((shot, "near", run.near_clips[nearest]))
             wanted.append((shot, "video", path))

@@ -96,7 +96,7 @@ class RunRecord:
     @cached_property
     def config(self) -> dict[str, Any]:
         """What ``fit`` was run with, without keys and passwords; empty where it was not saved."""
-        if not self.directory.config.is_file():
+        if not self.holds(self.directory.config):
             return {}
         loaded: dict[str, Any] = redact(read_yaml(self.directory.config) or {})
         if not isinstance(loaded, dict):
@@ -106,6 +106,8 @@ class RunRecord:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """How it ended, or stands."""
+        if not self.holds(self.directory.summary):
+            return {}
         try:
             return {_renamed(name): value for name, value in self.directory.read_summary().items()}
         except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -116,7 +118,7 @@ class RunRecord:
     @cached_property
     def decisions(self) -> list[dict[str, Any]]:
         """One for each check: step, action, reason and every signal's verdict."""
-        decisions = self.directory.read_decisions()
+        decisions = self.directory.read_decisions() if self.holds(self.directory.decisions) else []
         for verdict in (verdict for decision in decisions for verdict in decision["verdicts"]):
             verdict["evidence"] = {_renamed(name): value for name, value in verdict["evidence"].items()}
         return decisions
@@ -124,12 +126,13 @@ class RunRecord:
     @cached_property
     def signals(self) -> dict[str, SignalWords]:
         """What each stop signal says of itself, by name; empty for a run that says nothing of them."""
-        return read_signals(self.directory)
+        return read_signals(self.directory) if self.holds(self.directory.signals) else {}
 
     @cached_property
     def exposures(self) -> list[Exposure]:
         """How often each clip was trained on, as of the latest check."""
-        return read_exposures(self.directory.exposure)
+        path = self.directory.exposure
+        return read_exposures(path) if self.holds(path) or self.holds(path.with_suffix(".parquet")) else []
 
     @cached_property
     def samples(self) -> dict[int, list[Path]]:
@@ -141,12 +144,12 @@ class RunRecord:
     @cached_property
     def dataset(self) -> list[ShownClip]:
         """Its clips as people know them; the first thousands of very many. Runs of earlier versions say nothing."""
-        return read_shown_clips(self.directory.dataset)
+        return read_shown_clips(self.directory.dataset) if self.holds(self.directory.dataset) else []
 
     @cached_property
     def left_out(self) -> list[LeftOut]:
         """What of the data was not used, and why."""
-        return read_left_out(self.directory.left_out)
+        return read_left_out(self.directory.left_out) if self.holds(self.directory.left_out) else []
 
     @cached_property
     def near_clips(self) -> dict[str, Path]:
@@ -206,7 +209,7 @@ class RunRecord:
     @cached_property
     def curves(self) -> dict[str, Curve]:
         """Everything in ``metrics.csv``, by name."""
-        if not self.directory.metrics.is_file():
+        if not self.holds(self.directory.metrics):
             return {}
         points: dict[str, dict[int, float]] = {}
         with self.directory.metrics.open(newline="") as file:
@@ -221,7 +224,7 @@ class RunRecord:
     @cached_property
     def logged_names(self) -> list[LoggedName]:
         """What its metrics are called and how they are shown, by section; those of its plugins, too."""
-        return all_rows(read_rows(self.directory))
+        return all_rows(read_rows(self.directory) if self.holds(self.directory.logged_names) else ())
 
     def curve(self, name: str) -> Curve:
         """One logged name; empty where it was never logged."""

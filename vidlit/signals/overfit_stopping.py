@@ -73,6 +73,9 @@ class OverfitStopping(RunCallback):
         self._to_put_back = sorted(self._monitor.done)
         if self.trainer.is_global_zero:
             save_signals(self.run, (signal.words() for signal in self.others(Signal)))
+            if self.trainer.ckpt_path is not None and (ended := self.run.read_summary()):
+                reason = f"It goes on from step {self.trainer.global_step}."
+                self.run.write_summary(ended | {"stopped_by": "running", "reason": reason})
 
     def on_validation_epoch_end(self, *_: Any) -> None:
         """Log how long the run has taken so far: an axis of charts."""

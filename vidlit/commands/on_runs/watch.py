@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import webbrowser
@@ -30,6 +31,7 @@ def run(words: list[str]) -> None:
         print("Ctrl-C ends it; runs go on.", flush=True)
     if options.open and _has_browser():
         webbrowser.open(watch.address)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was made for it is removed
     with suppress(KeyboardInterrupt):  # its usual end
         watch.serve()
 

@@ -61,7 +61,7 @@
     for (const line of spec.lines) {
       const x = state.axis === "steps" ? line.x : line.x.map((step) => along(line.name, step));
       const weight = line.noisy ? Math.max(NOISY, state.smoothing) : state.smoothing;
-      const mean = weight && line.y.length > 2 && !line.dashed;
+      const mean = weight && line.y.length > 2 && !line.limit;
       if (mean) curves.push({ ...line, name: `${line.name}, each value`, x, faint: true });
       curves.push({ ...line, x, y: mean ? smoothed(line.y, weight) : line.y });
     }
@@ -141,8 +141,8 @@
         ctx.textBaseline = "bottom";
         if (words) ctx.fillText(words, bbox.left + 4 * ratio(), y - 2 * ratio());
       }
-      spec.marks.forEach(([step, name, words], nth) => {
-        const x = onScale(plot, along(spec.lines[0]?.name, step), "x");
+      spec.marks.forEach(([step, name, words, line], nth) => {
+        const x = onScale(plot, along(line || spec.lines[0]?.name, step), "x");
         if (!(x >= bbox.left && x <= bbox.left + bbox.width)) return;
         ctx.strokeStyle = ctx.fillStyle = colour(name);
         ctx.beginPath();
@@ -183,10 +183,12 @@
     return at;
   }
 
+  const canBeLogarithmic = (spec, curves) => curves.length > 0
+    && curves.every((line) => line.y.every((value) => value > 0)) && spec.levels.every(([value]) => value > 0);
+
   function options(chart, curves, node) {
     const { spec } = chart;
-    const logarithmic = state.logarithmic && curves.length > 0
-      && curves.every((line) => line.y.every((value) => value > 0)) && spec.levels.every(([value]) => value > 0);
+    const logarithmic = state.logarithmic && canBeLogarithmic(spec, curves);
     const seen = spec.x === "seen";
     const ticks = [0.5, 1, 5, 10, 50, 100, 1000, 10000, 100000];
     const ends = seen ? [spec.bands[0][0], spec.bands.at(-1)[1]].map(Math.log10) : null;
@@ -224,8 +226,8 @@
         ...curves.map((line) => ({
           label: line.name, stroke: () => colour(line.colour), width: line.faint ? 1 : line.dashed ? 1.5 : 2,
           dash: line.dashed ? [5, 4] : undefined, alpha: line.faint ? 0.4 : 1, spanGaps: true,
-          points: { show: !line.faint && !line.dashed && line.x.length <= 40, size: 5, fill: () => colour(line.colour) },
-          value: (plot, value) => said(spec, value ?? line.y.at(-1)),
+          points: { show: !line.faint && !line.limit && line.x.length <= 40, size: 5, fill: () => colour(line.colour) },
+          value: (plot, value, nth) => said(chart.spec, value ?? chart.curves[nth - 1]?.y.at(-1)),
         })),
         ...(seen ? [{ label: "videos", paths: () => null, points: { show: false }, value: (plot, value) => number(value) }] : []),
       ],
@@ -256,29 +258,40 @@
     if (!node || !spec) { chart?.plot?.destroy(); charts.delete(key); return; }
     if (!chart) charts.set(key, chart = {});
     chart.spec = spec;
-    const curves = curvesOf(spec);
-    const look = JSON.stringify([curves.map((line) => [line.name, line.colour, line.x.length <= 40]), state.logarithmic,
+    const curves = chart.curves = curvesOf(spec);
+    const look = JSON.stringify([curves.map((line) => [line.name, line.colour, line.x.length <= 40]), state.logarithmic && canBeLogarithmic(spec, curves),
       state.axis, dark.matches, spec.marks.length, spec.x === "seen" && spec.bands, phone.matches]);
     const data = dataOf(spec, curves);
     const drawn = spec.lines.length || spec.bars.length;
     if (chart.plot && chart.look === look && drawn) {
-      if (chart.plot.root.parentNode !== node) node.append(chart.plot.root);
+      const { root } = chart.plot;
+      if (root.parentNode !== node) {  // the section was written anew
+        if (root.parentNode) resized.unobserve(root.parentNode);
+        node.append(root);
+        resized.observe(node);
+      }
       chart.plot.setData(data);
     } else {
       chart.plot?.destroy();
       node.replaceChildren();
       chart.plot = drawn ? new uPlot(options(chart, curves, node), data, node) : null;
-      if (chart.plot && spec.x !== "seen") sync.sub(chart.plot);
       chart.look = look;
       resized.observe(node);
     }
     if (state.zoom && chart.plot && spec.x !== "seen") chart.plot.setScale("x", { min: state.zoom[0], max: state.zoom[1] });
     const latest = spec.lines.map((line) => `${line.name} ${said(spec, line.y.at(-1))}`).join(", ");
-    node.setAttribute("aria-label", latest ? `${spec.title}: ${latest}` : spec.title);
+    const drawing = node.querySelector(".u-wrap");
+    drawing?.setAttribute("role", "img");
+    drawing?.setAttribute("aria-label", latest ? `${spec.title}: ${latest}` : spec.title);
+    for (const name of node.querySelectorAll(".u-legend .u-series:not(:first-child) th")) {
+      name.tabIndex = 0;
+      name.onkeydown = (event) => { if (event.key === "Enter") name.click(); };
+    }
   }
 
   const resized = new ResizeObserver((entries) => {
     for (const { target } of entries) {
+      if (!target.isConnected) { resized.unobserve(target); continue; }
       const plot = charts.get(target.dataset.chart)?.plot, wanted = size(target);
       if (plot && (plot.width !== wanted.width || plot.height !== wanted.height)) plot.setSize(wanted);
     }
@@ -445,7 +458,12 @@
     node.querySelectorAll(".tall, .log").forEach((each, nth) => { each.scrollTop = scrolled[nth] || 0; });
     if (sought) { byId("find").value = sought; find(); }
     if (id === "log") end();
+    calm(node);
     for (const plot of node.querySelectorAll(".plot")) draw(plot.dataset.chart);
+  }
+
+  function calm(node) {  // nothing moves by itself for those who asked for that
+    if (still.matches) node.querySelectorAll("video[autoplay]").forEach((video) => { video.autoplay = false; video.pause(); });
   }
 
   function end() { const log = document.querySelector(".log"); if (log) log.scrollTop = log.scrollHeight; }
@@ -491,7 +509,7 @@
   }
 
   for (const query of [dark, phone]) query.addEventListener("change", drawAll);
-  if (still.matches) document.querySelectorAll("video[autoplay]").forEach((video) => { video.autoplay = false; video.pause(); });
+  calm(document);
   controls();
   offerAxes();
   drawAll();
