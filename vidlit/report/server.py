@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import os
 import secrets
 import socket
 import threading
@@ -243,4 +242,7 @@ class Watch:
 def _is_alive(number: int) -> bool:
     import psutil
 
-    return os.getppid() == number or psutil.pid_exists(number)
+    try:
+        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)  # ended, and nobody has asked how
+    except psutil.Error:
+        return False

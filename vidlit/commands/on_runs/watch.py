@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
@@ -39,13 +40,27 @@ def run(words: list[str]) -> None:
 def open_page(directory: RunDirectory) -> None:
     """Show a run that begins in a browser, by a process of its own, which ends after this one.
 
-    Whatever goes wrong with that, the run goes on.
+    Whatever goes wrong with that, the run goes on. The page's process holds none of this one's outputs: who reads them
+    to their end would wait for it.
     """
     words = [sys.executable, "-m", "vidlit", "watch", str(directory.path), "--open", "--with_process", str(os.getpid())]
+    nothing = subprocess.DEVNULL
     try:
-        subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)  # Ctrl-C is for the run
+        # A session of its own: Ctrl-C is for the run.
+        process = subprocess.Popen(
+            words, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing, text=True, start_new_session=True
+        )
     except OSError as error:
         print(f"vidlit: warning: the run is not shown ({error}); try `vidlit watch {directory.path}`.")
+        return
+    threading.Thread(target=_tell_address, args=(process, directory), daemon=True).start()
+
+
+def _tell_address(process: subprocess.Popen[str], directory: RunDirectory) -> None:
+    """Print what the page's process says first, when it is there."""
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    print(line or f"vidlit: warning: the run is not shown; try `vidlit watch {directory.path}`.", flush=True)
 
 
 def _has_browser() -> bool:
