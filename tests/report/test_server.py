@@ -170,6 +170,14 @@ def test_no_such_folder(tmp_path, capsys):
     assert "no such folder" in capsys.readouterr().err
 
 
+def until_it_serves(line):
+    """Wait until the address that a line names answers."""
+    port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/")
+    assert connection.getresponse().status == 200
+
+
 def start(*words):
     command = [sys.executable, "-m", "vidlit", "watch", *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -178,8 +186,8 @@ def start(*words):
 def test_the_command_says_where_and_ends_with_ctrl_c(runs):
     process = start(runs, "--port", 0)
     line = process.stdout.readline()
-    assert re.search(r"http://127\.0\.0\.1:\d+/", line)
     assert "ssh -L" in process.stdout.readline()
+    until_it_serves(line)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, "")
@@ -189,7 +197,7 @@ def test_the_command_says_where_and_ends_with_ctrl_c(runs):
 def test_the_end_by_a_signal_leaves_nothing(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     process = start(runs, "--port", 0)
-    process.stdout.readline()
+    until_it_serves(process.stdout.readline())
     assert list(tmp_path.glob("vidlit_watch_*"))
     process.terminate()
     process.communicate(timeout=30)

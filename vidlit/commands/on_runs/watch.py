@@ -24,6 +24,7 @@ def run(words: list[str]) -> None:
     options = parser().parse_args(words[1:])
     from vidlit.report.server import Watch
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was made for it is removed
     watch = Watch(options.runs, options.host, options.port, options.with_process, options.token)
     print(f"{options.runs} is shown at {watch.address}", flush=True)
     if not watch.token:
@@ -32,7 +33,6 @@ def run(words: list[str]) -> None:
         print("Ctrl-C ends it; runs go on.", flush=True)
     if options.open and _has_browser():
         webbrowser.open(watch.address)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was made for it is removed
     with suppress(KeyboardInterrupt):  # its usual end
         watch.serve()
 
