@@ -20,6 +20,18 @@ _POLL_SECONDS = 0.5  # between two looks at a lock that another process holds fo
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS)}
 
 
+def is_alive(number: int) -> bool:
+    """Whether a process of this machine has not ended; one that nobody has asked yet how it ended, has.
+
+    Args:
+        number: of the process.
+    """
+    try:
+        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
+    except (psutil.Error, ValueError):
+        return False
+
+
 class HeldLock:
     """A lock of the system's: it ends with the process that holds it, however that ends.
 
@@ -48,7 +60,7 @@ class HeldLock:
             OSError: the folder cannot be written to.
         """
         number, host = self._read()
-        is_dead = host == socket.gethostname() and not psutil.pid_exists(number)
+        is_dead = host == socket.gethostname() and not is_alive(number)
         patience = -1 if wait else _AFTERLIFE_SECONDS if is_dead else 0
         try:
             self._lock.acquire(timeout=patience, poll_interval=_POLL_SECONDS)
@@ -70,7 +82,7 @@ class HeldLock:
         The lock itself is not tried: whoever wants it just then would be refused.
         """
         number, host = self._read()
-        return psutil.pid_exists(number) if host == socket.gethostname() else None
+        return is_alive(number) if host == socket.gethostname() else None
 
     def is_held(self) -> bool:
         """Whether a process holds it now; true where there are no locks, which cannot tell."""

@@ -30,6 +30,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from starlette.routing import Route
 
 from vidlit.errors import UserError
+from vidlit.held_lock import is_alive
 from vidlit.report.live import ClipPreviews, LivePage, WatchedRuns
 from vidlit.report.page import as_html
 
@@ -206,7 +207,7 @@ class Watch:
         with_process: int | None = None,
         with_token: bool = False,
     ) -> None:
-        is_open = host not in ("127.0.0.1", "localhost", "::1")
+        is_open = host not in _OURS
         self.token = secrets.token_urlsafe(24) if is_open or with_token else ""
         runs = WatchedRuns(root)
         self._socket = _listen(host, port)
@@ -234,15 +235,6 @@ class Watch:
         self._server.should_exit = True
 
     def _end_with(self, process: int) -> None:
-        while _is_alive(process) or time.monotonic() - self._asked < _IDLE_SECONDS:
+        while is_alive(process) or time.monotonic() - self._asked < _IDLE_SECONDS:
             time.sleep(1.0)
         self.stop()
-
-
-def _is_alive(number: int) -> bool:
-    import psutil
-
-    try:
-        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)  # ended, and nobody has asked how
-    except psutil.Error:
-        return False
