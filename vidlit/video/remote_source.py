@@ -20,9 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import filelock
-import psutil
 
 from vidlit.errors import UserError
+from vidlit.held_lock import is_alive
 from vidlit.remote_files import RemoteFiles, modified
 from vidlit.video.frames import TransientVideoError
 from vidlit.video.isolation import IsolatedReader
@@ -188,7 +188,7 @@ def _remove_left_copies() -> None:
     """Of processes of this machine that were killed, as Ray's workers are in the end."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_COPIES}*-*"):
         number = folder.name.removeprefix(_COPIES).partition("-")[0]
-        if number.isdecimal() and not psutil.pid_exists(int(number)) and not folder.is_symlink():
+        if number.isdecimal() and not is_alive(int(number)) and not folder.is_symlink():
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -11,8 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-import psutil
-
+from vidlit.held_lock import is_alive
 from vidlit.latents.storage.interface import Storage
 
 _RENEWED_SECONDS = 20.0
@@ -90,4 +89,4 @@ def _read(storage: Storage, name: str) -> str:
 def _is_dead(note: str) -> bool:
     """Is it of a process of this machine that is no more?"""
     number, host, *_ = [*note.split(), "", ""]
-    return host == socket.gethostname() and number.isdecimal() and not psutil.pid_exists(int(number))
+    return host == socket.gethostname() and number.isdecimal() and not is_alive(int(number))

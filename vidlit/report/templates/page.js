@@ -71,7 +71,6 @@
   // -- charts
 
   const charts = new Map();
-  const sync = uPlot.sync("steps");
 
   function range(spec, logarithmic) {
     return (plot, low, high) => {
@@ -197,7 +196,7 @@
       padding: [10 + 13 * spec.marks.length, 12, 0, 0],
       cursor: {
         y: false, dataIdx: nearest, drag: { x: !seen, y: false, dist: 4 }, focus: { prox: 24 },
-        ...(seen ? {} : { sync: { key: sync.key, scales: ["x", null], setSeries: false } }),
+        ...(seen ? {} : { sync: { key: "steps", scales: ["x", null], setSeries: false } }),
       },
       focus: { alpha: 0.35 },
       legend: { live: true, markers: { width: 3 } },
