@@ -37,8 +37,9 @@ from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import Family
 from vidlit.training.flops import flops_of_a_sample, peak_flops
-from vidlit.training.memory import Memory, peak_memory
+from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.peak_memory import peak_memory
 
 RANK = 32
 LTX = {

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
 from vidlit.data.batch_sampler import ResolutionBatchSampler
-from vidlit.training.memory import peak_memory
+from vidlit.training.peak_memory import peak_memory
 
 BATCH_SIZE = 4
 BUCKETS = 12

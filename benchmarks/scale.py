@@ -34,7 +34,7 @@ from vidlit.latents.store_folder import mark, unique_name
 from vidlit.sampling.audit import MAX_OWN_CLIPS, Audit
 from vidlit.sampling.sampler import Sampling
 from vidlit.stopping.exposure import video_exposures
-from vidlit.training.memory import peak_memory
+from vidlit.training.peak_memory import peak_memory
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import DatasetPlan
 from vidlit.video.repeats.duplicates import Fingerprint, Ties, find_near_duplicates, tie_groups

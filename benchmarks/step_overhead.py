@@ -135,7 +135,7 @@ def peak_memory(loop: str, folder: Path, batch_size: int, threads: int) -> float
     """Most resident bytes of a process that runs one loop for a few steps."""
     code = (
         "import torch; from pathlib import Path; from benchmarks import step_overhead; "
-        "from vidlit.training.memory import peak_memory; "
+        "from vidlit.training.peak_memory import peak_memory; "
         f"torch.set_num_threads({threads}); "
         f"step_overhead.LOOPS[{loop!r}](Path({str(folder)!r}), {2 * WARMUP_STEPS}, {batch_size}); "
         "print(peak_memory(torch.device('cpu')))"

@@ -18,7 +18,7 @@ PACKAGE = Path(vidlit.__file__).parent
 ORDER = """
 errors io_retry remote_files whole_files held_lock bounded_yaml lazy lightning_internals stopping metrics diffusion
 models video
-latents data runs training sampling report signals callbacks plugins commands
+latents data runs training sampling report signals forecast callbacks plugins commands
 """.split()
 """The rooms. Each may import those that stand before it, for typing too; the top of the package is the face of all."""
 
@@ -30,7 +30,7 @@ THIRD_PARTY = {
     "peft": "models",
     "av": "video",
     "wandb": "runs/loggers/wandb_writer runs/loggers/background_logger commands",
-    "torch": "metrics diffusion models latents data runs training sampling signals callbacks commands",
+    "torch": "metrics diffusion models latents data runs training sampling signals forecast callbacks commands",
 }
 """Packages with a place of their own, and the rooms, or files whose names begin so, that may import them."""
 MOST_LINES, MOST_FILES = 400, 14

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from vidlit.data.datamodule import LatentDataModule as LatentDataModule
     from vidlit.errors import Interrupted as Interrupted
     from vidlit.errors import UserError as UserError
+    from vidlit.forecast.run_plan import RunPlan as RunPlan
     from vidlit.models.family import Family as Family
     from vidlit.models.family import open_family as open_family
     from vidlit.runs.record import RunRecord as RunRecord
     from vidlit.signals.signal import Signal as Signal
-    from vidlit.training.forecast import RunPlan as RunPlan
     from vidlit.training.module import VideoDiffusionModule as VideoDiffusionModule
 
 __version__ = "0.1.0"

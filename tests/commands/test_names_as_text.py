@@ -11,7 +11,7 @@ from rich.console import Console
 from vidlit.callbacks.run_overview import print_facts
 from vidlit.commands.kfold import print_folds
 from vidlit.commands.plan import print_plan
-from vidlit.training.forecast import BucketPlan, RunPlan
+from vidlit.forecast.run_plan import BucketPlan, RunPlan
 
 NAMES = st.lists(st.sampled_from(["a", "[", "/", "]", "b", ":cat:", "[bold]", "\\", "[/x]", "é"]), min_size=1).map(
     "".join

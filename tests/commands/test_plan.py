@@ -21,10 +21,10 @@ from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Fold, Splitting
 from vidlit.errors import UserError
+from vidlit.forecast import run_plan
+from vidlit.forecast.run_plan import make_plan
 from vidlit.latents.encoding import Encoding
 from vidlit.models.families.ltx_video import LTXVideo
-from vidlit.training import forecast
-from vidlit.training.forecast import make_plan
 from vidlit.video.frames import ClipRequest, read_clip
 from vidlit.video.mp4 import write_mp4
 from vidlit.video.sound import Sound
@@ -142,7 +142,7 @@ def test_a_large_set_and_one_without_validation_need_no_more_than_a_fit(data):
         clips = [replace(data.plan.clips[0], source=video) for video in videos]
         val = [] if options.get("val_fraction") == 0 else clips[: recordings // 3]
         sides = SimpleNamespace(train=clips[len(val) :], val=val)
-        return forecast._small_set(SimpleNamespace(split=sides, splitting=Splitting(**options)))
+        return run_plan._small_set(SimpleNamespace(split=sides, splitting=Splitting(**options)))
 
     assert kinds(20) == ["kfold", "refit"]
     assert kinds(21) == kinds(50) == ["refit"]
@@ -215,7 +215,7 @@ def test_a_demo_is_written_first(tmp_path, monkeypatch, capsys):
 def test_a_plan_reads_what_a_fit_reads(words, options, lr, quickstart, monkeypatch):
     """Its own short parser must say the same as LightningCLI's."""
     asked = {}
-    monkeypatch.setattr(forecast, "make_plan", lambda data, **given: asked.update(given, data=data))
+    monkeypatch.setattr(run_plan, "make_plan", lambda data, **given: asked.update(given, data=data))
     plan_of([*quickstart("plan"), *words])
     fit = ParseOnly([*quickstart("fit"), *words]).config.fit
     expected = {"max_steps": 12, "num_replicas": 1, "accumulate": 1, "num_strata": 2, "check_interval": 4} | options

@@ -12,9 +12,9 @@ from vidlit.commands.plan import print_plan
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.usage import LeftOut, Usage, as_csv, count_words, left_out, read_left_out
 from vidlit.errors import UserError
+from vidlit.forecast.run_plan import make_plan
 from vidlit.latents.encoding import Encoding
 from vidlit.runs.directory import write_text
-from vidlit.training.forecast import make_plan
 from vidlit.video.buckets import Bucket
 from vidlit.video.cut import plan_clips
 from vidlit.video.isolation import IsolatedReader

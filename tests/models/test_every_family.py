@@ -16,8 +16,10 @@ from vidlit.diffusion.loss import denoising_loss
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import open_family
 from vidlit.models.registry import known_families
+from vidlit.training.blocks.recompute import checkpoint_blocks
+from vidlit.training.blocks.repeated import repeated_blocks
+from vidlit.training.blocks.sharding import shard
 from vidlit.training.flops import count_flops, flops_of_a_sample
-from vidlit.training.memory import checkpoint_blocks, repeated_blocks, shard
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.video.buckets import Bucket
 

@@ -9,8 +9,11 @@ from vidlit.diffusion.loss import denoising_loss
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA, train_layers
 from vidlit.models.family import open_family
-from vidlit.training.memory import Memory, peak_memory, repeated_blocks, store_frozen
+from vidlit.training.blocks.kept_dtypes import store_frozen
+from vidlit.training.blocks.repeated import repeated_blocks
+from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.peak_memory import peak_memory
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,6 @@ def test_peak_memory_is_this_process_and_not_the_one_that_started_it():
     """The system's own number of a child begins at what its parent had."""
     here = torch.zeros(2**28)  # a GB, all of it touched
     assert peak_memory(here.device) > here.nbytes
-    code = "from vidlit.training.memory import peak_memory; import torch; print(peak_memory(torch.device('cpu')))"
+    code = "from vidlit.training.peak_memory import peak_memory; import torch; print(peak_memory(torch.device('cpu')))"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert 1e8 < float(child.stdout) < here.nbytes

@@ -23,7 +23,7 @@ from vidlit.runs.logged_names import (
     TOKENS_PER_SECOND,
 )
 from vidlit.training.flops import flops_of_a_sample, peak_flops
-from vidlit.training.memory import peak_memory
+from vidlit.training.peak_memory import peak_memory
 from vidlit.training.run_callback import RunCallback
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
     from rich.console import Console
 
-    from vidlit.training.forecast import RunPlan
+    from vidlit.forecast.run_plan import RunPlan
 
 _READ = (
     "data",
@@ -91,8 +91,8 @@ def plan_of(words: list[str]) -> RunPlan:
     """
     with loading("torch"):
         from vidlit.data.demo_folder import Demo
+        from vidlit.forecast.run_plan import make_plan
         from vidlit.models.parts import num_scored
-        from vidlit.training.forecast import make_plan
 
         reader = _reader()
     allow_imports()

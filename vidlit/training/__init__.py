@@ -1,4 +1,4 @@
-"""The LightningModule, optimizers, averages of weights, memory, what a run will cost."""
+"""The LightningModule, optimizers, averages of weights, memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 from vidlit.lazy import attach
 
 if TYPE_CHECKING:
-    from vidlit.training.forecast import RunPlan as RunPlan
-    from vidlit.training.forecast import make_plan as make_plan
     from vidlit.training.module import VideoDiffusionModule as VideoDiffusionModule
     from vidlit.training.run_callback import RunCallback as RunCallback
 

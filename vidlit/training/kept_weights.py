@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from vidlit.runs.checkpoint_files import load_weights, remove_checkpoint
 from vidlit.runs.directory import RunDirectory
 from vidlit.stopping.divergence import DivergenceHistory, best_check, conservative_check
-from vidlit.training.memory import copy_whole
+from vidlit.training.blocks.sharding import copy_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

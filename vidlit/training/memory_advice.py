@@ -10,7 +10,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from vidlit.lightning_internals import datamodule_of
-from vidlit.training.memory import peak_memory, repeated_blocks
+from vidlit.training.blocks.repeated import repeated_blocks
+from vidlit.training.peak_memory import peak_memory
 
 if TYPE_CHECKING:
     from vidlit.data.datamodule import LatentDataModule

@@ -27,9 +27,10 @@ from vidlit.models.parts import AudioChoice, ExpertChoice, Part, chosen_parts, c
 from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
 from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
+from vidlit.training.blocks.sharding import shard, whole
 from vidlit.training.expert_weights import ExpertWeights
 from vidlit.training.fit_check import check_fits, describe
-from vidlit.training.memory import Memory, shard, whole
+from vidlit.training.memory import Memory
 from vidlit.training.optimizers import apply_changes, hyperparameters, is_schedule_free, with_warmup
 from vidlit.training.option_check import check_devices, check_options
 from vidlit.training.step.gradients import BadStepPolicy, clip_gradients
@@ -97,8 +98,7 @@ class VideoDiffusionModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.base = base
-        self.family = open_family(base, fps, audio)
+        self.base, self.family = base, open_family(base, fps, audio)
         self.adapter: LoRA | Mapping[str, LoRAFile] | None = adapter  # files, by the names of their experts
         self.layers = layers
         self.ema = ema

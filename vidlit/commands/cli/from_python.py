@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
     from vidlit.data.datamodule import LatentDataModule
+    from vidlit.forecast.run_plan import RunPlan
     from vidlit.runs.directory import RunDirectory
     from vidlit.runs.record import RunRecord
-    from vidlit.training.forecast import RunPlan
     from vidlit.training.module import VideoDiffusionModule
 
 Config = str | Path | Mapping[str, Any]
