@@ -242,7 +242,7 @@ def run_plain(family: Family, lora: bool, clips: Clips, clock: Clock, memory: Me
     if memory is None:
         transformer.enable_gradient_checkpointing()
     else:
-        memory.apply(transformer, device, trains_in_bfloat16=False)
+        memory.apply(transformer, device, trains_in_bfloat16=False, trains_whole=not lora)
     transformer.train()
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=tuned)
     flow: RectifiedFlow = family.noising()

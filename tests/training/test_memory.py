@@ -106,8 +106,8 @@ def test_options_that_contradict_each_other_are_refused(demo, options, words):
 @pytest.mark.parametrize(("device", "recomputes", "compiles"), [("cpu", False, False), ("cuda", True, True)])
 def test_what_is_left_open_goes_by_the_device(device, recomputes, compiles):
     settled = Memory(base_dtype="bfloat16").settled(torch.device(device))
-    assert settled == Memory("bfloat16", recomputes, compiles)
-    chosen = Memory(gradient_checkpointing=0.25, compile=not compiles)
+    assert settled == Memory("bfloat16", recomputes, compiles, cast_once=device == "cuda")
+    chosen = Memory(gradient_checkpointing=0.25, compile=not compiles, cast_once=not compiles)
     assert chosen.settled(torch.device(device)) == chosen
 
 

@@ -178,7 +178,8 @@ class VideoDiffusionModule(LightningModule):
     def _load_expert(self, name: str) -> nn.Module:
         transformer = self.fresh_transformer(name)
         device = self.trainer.strategy.root_device if is_attached(self) else self.device
-        self.memory.apply(transformer, device, trains_in_bfloat16=self._trains_in_bfloat16)
+        whole, low = self.adapter is None and self.device_mesh is None, self._trains_in_bfloat16
+        self.memory.apply(transformer, device, trains_in_bfloat16=low, trains_whole=whole)
         if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
             low_precision = self.trainer.precision == "bf16-mixed"
             shard(transformer, self.device_mesh, self.memory.base_dtype, low_precision=low_precision)
