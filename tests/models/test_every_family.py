@@ -6,6 +6,7 @@ import re
 import diffusers
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models import bases
 from tests.models.batches import batch_of, random_frames
@@ -16,7 +17,8 @@ from vidlit.diffusion.loss import denoising_loss
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import open_family
 from vidlit.models.registry import known_families
-from vidlit.training.blocks.recompute import checkpoint_blocks
+from vidlit.training.blocks.compiling import compile_blocks
+from vidlit.training.blocks.recompute import is_attention, recompute_blocks
 from vidlit.training.blocks.repeated import repeated_blocks
 from vidlit.training.blocks.sharding import shard
 from vidlit.training.flops import count_flops, flops_of_a_sample
@@ -182,17 +184,57 @@ def test_sharded_weights_in_mixed_precision_lose_no_more_than_whole_ones(family,
     assert errors[1] < 2 * errors[0]
 
 
-def test_checkpointed_activations_give_the_same_gradients(family, batch):
-    gradients = []
-    for checkpointing in (False, True):
-        transformer = family.load_transformer().train()
-        if checkpointing:
-            transformer.enable_gradient_checkpointing()
+class Operations(TorchDispatchMode):
+    """Counts attention, forward and backward, and what blocks multiply, as the device is asked for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward, self.backward, self.products = 0, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.backward += is_attention(func) and "backward" in str(func)
+        self.forward += is_attention(func) and "backward" not in str(func)
+        self.products += str(func).startswith(("aten.addmm", "aten.mm"))
+        return func(*args, **(kwargs or {}))
+
+
+def gradients_of(family, batch, share, backend=None):
+    """Of all weights, and what a step asked for, with some of the blocks recomputed."""
+    transformer = family.load_transformer().train()
+    names = list(transformer.state_dict())
+    recompute_blocks(transformer, share)
+    if backend is not None:
+        torch._dynamo.reset()
+        compile_blocks(transformer, backend)
+        loss_of(family, transformer, batch).mean().backward()  # compiles
+        transformer.zero_grad()
+    with Operations() as counted:
         loss_of(family, transformer, batch).mean().backward()
-        gradients.append({name: p.grad for name, p in transformer.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys() != set()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
+    assert list(transformer.state_dict()) == names
+    return {name: p.grad for name, p in transformer.named_parameters() if p.grad is not None}, counted
+
+
+@pytest.mark.parametrize("share", [True, 2, 0.5])
+def test_recomputed_blocks_give_the_same_gradients_and_attention_is_never_recomputed(family, batch, share):
+    expected, plain = gradients_of(family, batch, False)
+    found, counted = gradients_of(family, batch, share)
+    assert (counted.forward, counted.backward) == (plain.forward, plain.backward)
+    assert plain.forward >= plain.backward >= len(repeated_blocks(family.empty_transformer()))
+    assert counted.products > plain.products  # the rest is
+    assert expected.keys() == found.keys() != set()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_recomputed_without_their_attention(family, batch):
+    """Torch's own partitioner, which decides what a compiled block keeps."""
+    expected, plain = gradients_of(family, batch, False)
+    found, counted = gradients_of(family, batch, True, backend="aot_eager")
+    assert (counted.forward, counted.backward) == (plain.forward, plain.backward)
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
 
 
 def test_a_lora_learns(family, batch):
@@ -342,20 +384,3 @@ def test_blocks_are_found_and_operations_counted_without_weights(family, batch):
     tokens = batch.latents[0, 0].numel()
     assert 0 < flops_of_a_sample(module.family, module.structure(), batch) < 3 * 2 * weights * (tokens + 600) * 2
     assert module.transformer is None
-
-
-def test_every_second_block_is_recomputed_and_gradients_stay(family, batch):
-    gradients, calls = [], []
-    for every in (0, 2):
-        transformer = family.load_transformer()
-        if every:
-            checkpoint_blocks(transformer, every)
-            for number, block in enumerate(repeated_blocks(transformer)):
-                block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
-        loss_of(family, transformer, batch).mean().backward()
-        gradients.append({name: p.grad for name, p in transformer.named_parameters() if p.grad is not None})
-    assert {number: calls.count(number) for number in calls} == {
-        number: 2 if number % 2 == 0 else 1 for number in range(len(repeated_blocks(transformer)))
-    }
-    for name, value in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], value, atol=1e-6, rtol=1e-4)

@@ -150,7 +150,7 @@ def test_a_base_in_bfloat16_keeps_in_float32_what_the_architecture_needs(family,
     exact = family.velocity(pipeline.transformer, noisy, sigmas, conditioning)
     transformer = family.load_transformer(torch.bfloat16)
     LoRA(rank=2).apply(transformer, family)
-    Memory(base_dtype="bfloat16").apply(transformer, trains_in_bfloat16=False)
+    Memory(base_dtype="bfloat16").apply(transformer, torch.device("cpu"), trains_in_bfloat16=False)
     dtypes = {
         ("modulation" in name or "time_embeddings" in name or "lora" in name, value.dtype)
         for name, value in transformer.named_parameters()

@@ -21,11 +21,14 @@ from vidlit.runs.logged_names import EXPOSURE_MEAN
 from vidlit.runs.wording import wrapped
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band
 from vidlit.stopping.rule import MEASURED_VIDEOS
+from vidlit.training.blocks.compiling import COST
+from vidlit.training.blocks.recompute import chosen_blocks
 from vidlit.training.memory_advice import memory_use
 from vidlit.training.run_callback import RunCallback
 
 if TYPE_CHECKING:
     from vidlit.data.datamodule import LatentDataModule
+    from vidlit.training.memory import Memory
     from vidlit.training.module import VideoDiffusionModule
 
 Facts = Sequence[tuple[str, str]]
@@ -151,8 +154,21 @@ def model_facts(trainer: Trainer, pl_module: VideoDiffusionModule) -> Facts:
     held = use.frozen_bytes + use.trained_bytes + use.gradients + use.moments + use.averages
     return [
         ("parameters", f"{_count(trained)} of {_count(total)} trained ({100 * trained / total:.3g} %)"),
+        *_block_facts(pl_module.memory.settled(trainer.strategy.root_device), use.num_blocks),
         ("memory", f"{held / 1e9:.2f} GB for weights, gradients and the optimizer; activations not counted"),
     ]
+
+
+def _block_facts(memory: Memory, num_blocks: int) -> Facts:
+    """How the blocks are run, where it is not as they are."""
+    share = memory.gradient_checkpointing
+    recomputed = 0 if share == "auto" else len(chosen_blocks(num_blocks, share))
+    words = []
+    if recomputed:
+        words.append(f"{recomputed} of {num_blocks} are recomputed in the backward pass, but for their attention")
+    if memory.compile:
+        words.append(f"compiled at their first step, which takes {COST}")
+    return [("blocks", "; ".join(words))] if words else []
 
 
 def closing_facts(summary: dict[str, Any], directory: RunDirectory) -> Facts:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from vidlit.errors import UserError
+from vidlit.lightning_internals import is_attached
 from vidlit.models.adapters import LoRA
+from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
+from vidlit.training.averaging import kept_weights
 
 if TYPE_CHECKING:
     from vidlit.models.adapters import LoRAFile
     from vidlit.models.family import Family
     from vidlit.training.averaging import EMA
+    from vidlit.training.module import VideoDiffusionModule
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -65,3 +72,48 @@ def check_fits(wanted: Shapes, stored: Shapes, here: Mapping[str, str], there: M
         f"({', '.join(extra[:3]) or 'none'}). "
         + (f"Options differ: {'; '.join(options)}." if options else "Use the base and adapter it was trained with.")
     )
+
+
+def check_checkpoint(module: VideoDiffusionModule, checkpoint: dict[str, Any]) -> None:
+    """Say which weights do not fit before anything is loaded; what is only looked at gets the averages, in place.
+
+    Args:
+        module: that is to take it.
+        checkpoint: as Lightning has read it.
+
+    Raises:
+        UserError: it does not fit, or is past the last step that is asked for.
+    """
+    fits = is_attached(module) and module.trainer.state.fn == "fit"
+    step = int(checkpoint.get("global_step", 0))
+    if fits and 0 <= module.trainer.max_steps < step:
+        raise UserError(
+            f"the checkpoint is at step {step}, beyond trainer.max_steps {module.trainer.max_steps}: raise that to "
+            "go on."
+        )
+    if "state_dict" not in checkpoint:  # sharded: check_shards has looked
+        return
+    if not fits:
+        checkpoint["state_dict"] = kept_weights(checkpoint["state_dict"])
+    _check_module(module, {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}, checkpoint)
+
+
+def check_shards(module: VideoDiffusionModule) -> None:
+    """The same of a checkpoint in shards: Lightning loads them before it asks, and says only that something is missing.
+
+    Args:
+        module: in a fit.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    path = module.trainer.ckpt_path
+    if path is not None and is_sharded(Path(path)):
+        stored = torch.load(Path(path) / "meta.pt", map_location="cpu", weights_only=True)
+        _check_module(module, stored_shapes(Path(path)), stored)
+
+
+def _check_module(module: VideoDiffusionModule, stored: Shapes, checkpoint: Mapping[str, Any]) -> None:
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    here = describe(module.family, module.adapter, module.layers, module.ema)
+    check_fits(wanted, stored, here, checkpoint.get("vidlit_model", {}))

@@ -121,7 +121,7 @@ def memory_use(trainer: Trainer, pl_module: VideoDiffusionModule) -> MemoryUse:
         batch_size=max(data.batch_sizes),
         precision=str(trainer.precision),
         adapter=pl_module.adapter is not None,
-        checkpointing=bool(pl_module.memory.gradient_checkpointing),
+        checkpointing=bool(pl_module.memory.settled(trainer.strategy.root_device).gradient_checkpointing),
         world_size=trainer.world_size if isinstance(trainer.strategy, DDPStrategy) else 1,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,14 +22,15 @@ from vidlit.diffusion.streams import LATENTS, Given, by_stream
 from vidlit.errors import UserError
 from vidlit.lightning_internals import datamodule_of, expect_unused_parameters, is_attached
 from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights, without_adapter
+from vidlit.models.base_folder import read_config
 from vidlit.models.family import open_family
 from vidlit.models.parts import AudioChoice, ExpertChoice, Part, chosen_parts, cut_to
-from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
 from vidlit.runs.logged_names import TRAIN_LOSS
-from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
+from vidlit.training.averaging import EMA, AveragedWeights
+from vidlit.training.blocks.attention import Kernel, prefer_kernel
 from vidlit.training.blocks.sharding import shard, whole
 from vidlit.training.expert_weights import ExpertWeights
-from vidlit.training.fit_check import check_fits, describe
+from vidlit.training.fit_check import check_checkpoint, check_shards, describe
 from vidlit.training.memory import Memory
 from vidlit.training.optimizers import apply_changes, hyperparameters, is_schedule_free, with_warmup
 from vidlit.training.option_check import check_devices, check_options
@@ -64,7 +65,9 @@ class VideoDiffusionModule(LightningModule):
         conditions: latent frames that shares of the samples are given without noise, in training and validation alike,
             and samples start from where these are all (LTX-2, LTX-Video, Wan 2.2 TI2V-5B); or a reference video for
             every sample (LTX-2). ``None`` for text to video alone.
-        memory: options that make the model fit into memory.
+        memory: options that make the model fit into memory, and run fast in what is left.
+        attention: kernel of attention on a CUDA GPU, where it does: ``cudnn``, ``flash``, ``flash3`` (the package
+            flash-attn-3), ``efficient``, ``math``; or ``auto``, the one measured quickest for card and head size.
         expert: transformer to train of a base with one for high and one for low noise (Wan 2.2 A14B): ``high``, ``low``
             or ``both``. Trained together they take turns, and each is judged and kept by itself.
         bad_steps: treatment of steps whose loss or gradient is NaN or infinite.
@@ -91,6 +94,7 @@ class VideoDiffusionModule(LightningModule):
         noise: Noise = Noise(),  # noqa: B008 - frozen, as the two below
         conditions: list[Condition] | None = None,
         memory: Memory = Memory(),  # noqa: B008
+        attention: Kernel = "auto",
         expert: ExpertChoice = "both",
         bad_steps: BadStepPolicy = BadStepPolicy(),  # noqa: B008
         fps: float | None = None,
@@ -112,6 +116,7 @@ class VideoDiffusionModule(LightningModule):
         self.noising = process.between(min(levels), max(levels))
         self.conditions, self.reads_references = of_own_frames(conditions), reads_references(conditions)
         self.num_strata, self.memory, self.bad_steps, self.seed = noise.num_strata, memory, bad_steps, seed
+        self.attention, self._kernels = attention, ExitStack()
         self.is_schedule_free = is_schedule_free(optimizer)
         for name in self.expert_names:
             setattr(self, name, None)
@@ -125,6 +130,16 @@ class VideoDiffusionModule(LightningModule):
         check_options(self)
 
     # -- the model
+
+    def setup(self, stage: str) -> None:
+        """Prefer an attention kernel from here on: backward passes ask for it, too."""
+        self.teardown(stage)  # a run that failed has not
+        config = read_config(self.family.base, self.expert_names[0])
+        self._kernels = prefer_kernel(self.attention, config, self.trainer.strategy.root_device)
+
+    def teardown(self, stage: str) -> None:
+        """Leave torch's choice of kernels as it was."""
+        self._kernels.close()
 
     def configure_model(self) -> None:
         """Load the transformer, once, when Lightning knows where it will live."""
@@ -142,11 +157,8 @@ class VideoDiffusionModule(LightningModule):
             self.averaged = AveragedWeights(self.trainable_state())
         if training and len(self.parts.parts) > 1:
             expect_unused_parameters(self.trainer)
-        path = self.trainer.ckpt_path if is_attached(self) else None
-        if training and path is not None and is_sharded(Path(path)):
-            # Lightning loads shards before it asks on_load_checkpoint, and says only that something is missing.
-            stored = torch.load(Path(path) / "meta.pt", map_location="cpu", weights_only=True)
-            self._check_fits(stored_shapes(Path(path)), stored)
+        if training:
+            check_shards(self)
 
     def load_base(self) -> None:
         """Load the base's weights, and an untrained adapter where there is one; trained ones are gone first."""
@@ -165,7 +177,8 @@ class VideoDiffusionModule(LightningModule):
 
     def _load_expert(self, name: str) -> nn.Module:
         transformer = self.fresh_transformer(name)
-        self.memory.apply(transformer, trains_in_bfloat16=self._trains_in_bfloat16)
+        device = self.trainer.strategy.root_device if is_attached(self) else self.device
+        self.memory.apply(transformer, device, trains_in_bfloat16=self._trains_in_bfloat16)
         if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
             low_precision = self.trainer.precision == "bf16-mixed"
             shard(transformer, self.device_mesh, self.memory.base_dtype, low_precision=low_precision)
@@ -381,20 +394,4 @@ class VideoDiffusionModule(LightningModule):
         if not self.is_loaded:
             self.configure_model()
         self._restored_numbers = checkpoint.get("vidlit_optimizer")
-        step = int(checkpoint.get("global_step", 0))
-        if is_attached(self) and self.trainer.state.fn == "fit" and 0 <= self.trainer.max_steps < step:
-            raise UserError(
-                f"the checkpoint is at step {step}, beyond trainer.max_steps {self.trainer.max_steps}: raise that to "
-                "go on."
-            )
-        if "state_dict" not in checkpoint:  # sharded: configure_model has looked
-            return
-        state: dict[str, Tensor] = checkpoint["state_dict"]
-        if not is_attached(self) or self.trainer.state.fn != "fit":
-            state = checkpoint["state_dict"] = kept_weights(state)
-        self._check_fits({name: tuple(value.shape) for name, value in state.items()}, checkpoint)
-
-    def _check_fits(self, stored: dict[str, tuple[int, ...]], checkpoint: dict[str, Any]) -> None:
-        wanted = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        here = describe(self.family, self.adapter, self.layers, self.ema)
-        check_fits(wanted, stored, here, checkpoint.get("vidlit_model", {}))
+        check_checkpoint(self, checkpoint)

@@ -21,7 +21,7 @@ TRAINING = {
     "model.adapter": "LoRA {rank: 16, alpha: 16}, or null",
     "model.optimizer.init_args.lr": "learning rate",
     "model.warmup_steps": "steps of learning-rate warm-up (0)",
-    "model.memory.gradient_checkpointing": "less memory, a third more time",
+    "model.memory.gradient_checkpointing": "auto, true, false, a share: less memory, more time",
     "model.memory.base_dtype": "dtype of frozen weights: bfloat16, int8, ...",
 }
 STOPPING = {
