@@ -337,7 +337,7 @@ class VideoDiffusionModule(LightningModule):
         Returns:
             The files; none on other ranks than the first.
         """
-        gathers = self.device_mesh is not None or (self.layers is not None and self.memory.lowers_base)
+        gathers = self.device_mesh is not None or (self.layers is not None and self.memory.changes_base)
         is_first = self.global_rank == 0
         written = []
         for name, trained in self.transformers.items():
