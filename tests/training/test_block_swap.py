@@ -93,7 +93,7 @@ def wan(tmp_path_factory):
     return open_family(bases.wan(tmp_path_factory.mktemp("wan") / "base"))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float8", "nf4"])
 def test_weights_in_fewer_bits_are_swapped_as_they_are(wan, dtype):
     check_same(wan, Memory(base_dtype=dtype), batch_of(wan, bases.size_of(wan)), autocast=True)
 

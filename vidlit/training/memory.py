@@ -20,7 +20,8 @@ class Memory:
 
     Args:
         base_dtype: dtype of the weights that are not trained: ``bfloat16`` halves them, ``int8`` and ``float8``
-            (torchao) quarter them. Trained weights stay in float32 where ``trainer.precision`` is not ``bf16-true``.
+            (torchao) quarter them, ``nf4`` takes an eighth. Trained weights stay in float32 where
+            ``trainer.precision`` is not ``bf16-true``.
         gradient_checkpointing: whether to recompute activations in the backward pass: less memory, about a third more
             time. A number k does it in every k-th block only.
         compile: whether to compile each repeated block of the transformer (``torch.compile``).

@@ -59,7 +59,8 @@ class BlockSwap:
         self._arrived: int | None = None
         self._allocate()
         for number, block in enumerate(blocks):
-            block.__class__ = _swapped(type(block))
+            own_class: Any = type(block)
+            block.__class__ = _swapped(own_class)
             vars(block).update(swap=self, swap_number=number)
 
     def _allocate(self) -> None:
@@ -97,8 +98,8 @@ class BlockSwap:
     def after_call(self, number: int, given: Any, taken: tuple[Any, ...]) -> None:
         """Await the gradients of what a block gave; without any, the first block is next."""
         tensors: list[Any] = list(given) if isinstance(given, tuple) else [given]
-        made = [each for each in tensors if isinstance(each, Tensor)]
-        awaited = [each for each in made if each.requires_grad and not any(each is other for other in taken)]
+        made = [each for each in tensors if isinstance(each, Tensor) and each.requires_grad]
+        awaited: list[Any] = [each for each in made if not any(each is other for other in taken)]
         for each in awaited:
             each.register_hook(partial(self._on_gradient, number))
         if not awaited and number + 1 == len(self.blocks):
