@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vidlit.errors import UserError
@@ -69,7 +69,7 @@ def whole(trained: nn.Module, to_fill: Callable[[], nn.Module], is_first: bool) 
     return transformer
 
 
-def copy_whole(value: nn.Parameter, parameter: nn.Parameter) -> None:
+def copy_whole(value: Tensor, parameter: nn.Parameter) -> None:
     """Copy a whole weight into one that may be sharded, whose place and dtype it takes."""
     there, filled = parameter.data, value.detach().to(parameter.device)
     if isinstance(there, DTensor):
