@@ -6,8 +6,8 @@ import re
 import diffusers
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models import bases
 from tests.models.batches import batch_of, random_frames

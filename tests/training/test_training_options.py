@@ -104,14 +104,15 @@ def test_only_chosen_layers_are_trained_saved_and_changed(quickstart, demo, tmp_
     assert all(".attn1." in name for name in changed)
 
 
+@pytest.mark.parametrize("dtype", ["int8", pytest.param("nf4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "option", [pytest.param("--model.layers=transformer_blocks.0", marks=pytest.mark.slow), "--model.adapter.rank=4"]
 )
-def test_a_base_in_int8_trains_without_further_options(quickstart, demo, tmp_path, option):
+def test_a_quantised_base_trains_without_further_options(quickstart, demo, tmp_path, option, dtype):
     words = [
         *quickstart(trainer__max_steps=4),
         option,
-        "--model.memory.base_dtype=int8",
+        f"--model.memory.base_dtype={dtype}",
         "--overfit_stopping.restore=last",
     ]
     assert main(words) == 0

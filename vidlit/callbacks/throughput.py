@@ -23,7 +23,7 @@ from vidlit.runs.logged_names import (
     TOKENS_PER_SECOND,
 )
 from vidlit.training.flops import flops_of_a_sample, peak_flops
-from vidlit.training.peak_memory import peak_memory
+from vidlit.training.peak_memory import begin_phase, peak_memory
 from vidlit.training.run_callback import RunCallback
 
 
@@ -35,7 +35,7 @@ class Throughput(RunCallback):
       as a share of what the devices could do in that time; on a CPU of what a plain matrix product reaches there.
       Counted once for each resolution, at the length of the first prompts. Left out where a device's peak is unknown;
     - ``perf/data_wait``: share of the time spent waiting for the loader;
-    - ``perf/peak_memory_gb``: most memory that rank 0 ever had, of its GPU or, without one, of its process;
+    - ``perf/peak_memory_gb``: most memory that rank 0 had in steps and checks, of its GPU, or its process ever had;
     - ``perf/main_memory_gb``: what its process has in main memory now, without its loader's workers;
     - ``perf/device_memory_gb``: what is in use on its GPU now, by all processes.
     """
@@ -53,6 +53,10 @@ class Throughput(RunCallback):
         self._samples = self._tokens = 0
         self._done = self._seconds = 0.0
         self._waited_before = waited
+
+    def on_fit_start(self, *_: Any) -> None:
+        """What was held to encode is no part of the peak."""
+        begin_phase(self.module.device)
 
     def on_train_start(self, *_: Any) -> None:
         """Learn the device's peak and start the clock."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vidlit.diffusion.loss_weights import latent_mask
 from vidlit.models.base_folder import load_part, read_config
+from vidlit.models.device_memory import free_memory
 
 if TYPE_CHECKING:
     from vidlit.models.family import Family
@@ -158,7 +159,7 @@ class T5PromptEncoder(PromptEncoder):
 
 
 class BaseEncoders:
-    """VAE and text encoder of a base, each loaded when first needed.
+    """VAE and text encoder of a base, each loaded when first needed, and let go when the other one is.
 
     Args:
         family: of the base.
@@ -178,11 +179,17 @@ class BaseEncoders:
 
     @cached_property
     def _video_encoder(self) -> VideoEncoder:
+        self._let_go("_prompt_encoder")
         return self.family.load_video_encoder(self.device, self.with_std)
 
     @cached_property
     def _prompt_encoder(self) -> PromptEncoder:
+        self._let_go("_video_encoder")
         return self.family.load_prompt_encoder(self.device)
+
+    def _let_go(self, name: str) -> None:
+        if self.__dict__.pop(name, None) is not None:
+            free_memory(self.device)
 
     @torch.no_grad()
     def encode_video(self, frames: Tensor, sound: Tensor | None = None) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from vidlit.diffusion.batch import Conditioning, PromptBatch, as_is
 from vidlit.diffusion.conditions import REFERENCE, Condition, GivenFrames, are_always_given
 from vidlit.errors import UserError, printable
+from vidlit.models.device_memory import free_memory
 from vidlit.models.encoders import BaseEncoders
 from vidlit.video.buckets import Bucket
 from vidlit.video.frames import IMAGE_SUFFIXES, ClipRequest, read_clip
@@ -333,6 +334,8 @@ class PromptDataModule(LightningDataModule):
         encoded = []
         for first in range(0, len(texts), _PROMPTS_PER_BATCH):
             encoded += encoders.encode_captions(texts[first : first + _PROMPTS_PER_BATCH])
+        del encoders
+        free_memory(device)  # before pictures' encoder, and the transformer
         return dict(zip(texts, encoded, strict=True))
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:

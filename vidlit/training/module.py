@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -23,6 +22,7 @@ from vidlit.errors import UserError
 from vidlit.lightning_internals import datamodule_of, expect_unused_parameters, is_attached
 from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights, without_adapter
 from vidlit.models.base_folder import read_config
+from vidlit.models.device_memory import free_memory
 from vidlit.models.family import open_family
 from vidlit.models.parts import AudioChoice, ExpertChoice, Part, chosen_parts, cut_to
 from vidlit.runs.logged_names import TRAIN_LOSS
@@ -164,19 +164,12 @@ class VideoDiffusionModule(LightningModule):
         """Load the base's weights, and an untrained adapter where there is one; trained ones are gone first."""
         for name in self.expert_names:
             setattr(self, name, None)
-        gc.collect()  # modules refer to each other
+        free_memory(self.device)
         for name in self.expert_names:
             setattr(self, name, self._load_expert(name))
 
-    def fresh_transformer(self, name: str) -> nn.Module:
-        """A base's transformer on the CPU, with an untrained adapter where there is one."""
-        low = self.memory.lowers_base and self.adapter is not None  # trained layers start from all their digits
-        transformer = self.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
-        choose_trained(transformer, self.family, self.adapter_of(name), self.layers, self.seed)
-        return transformer
-
     def _load_expert(self, name: str) -> nn.Module:
-        transformer = self.fresh_transformer(name)
+        transformer = self.experts.fresh(name)
         device = self.trainer.strategy.root_device if is_attached(self) else self.device
         self.memory.apply(transformer, device, trains_in_bfloat16=self._trains_in_bfloat16)
         if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
@@ -350,7 +343,7 @@ class VideoDiffusionModule(LightningModule):
         Returns:
             The files; none on other ranks than the first.
         """
-        gathers = self.device_mesh is not None or (self.layers is not None and self.memory.lowers_base)
+        gathers = self.device_mesh is not None or (self.layers is not None and self.memory.changes_base)
         is_first = self.global_rank == 0
         written = []
         for name, trained in self.transformers.items():

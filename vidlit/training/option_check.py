@@ -27,6 +27,11 @@ def check_options(module: VideoDiffusionModule) -> None:
             f"model.memory.base_dtype {module.memory.base_dtype} is for weights that are not trained, and here all "
             "are: set model.adapter or model.layers, or --trainer.precision bf16-true."
         )
+    if module.memory.swaps and module.adapter is None and module.layers is None:
+        raise UserError(
+            "model.memory.swap_blocks is for weights that are not trained, and here all are: set model.adapter or "
+            "model.layers, or leave it at 0."
+        )
     if module.ema is not None and module.is_schedule_free:
         raise UserError("a schedule-free optimizer averages by itself: leave model.ema out.")
     if module.is_schedule_free and len(module.parts.parts) > 1:
@@ -56,6 +61,11 @@ def check_devices(module: VideoDiffusionModule) -> None:
     Raises:
         UserError: they do not.
     """
+    if module.memory.swaps and module.device_mesh is not None:
+        raise UserError(
+            "model.memory.swap_blocks cannot be used with sharded weights: leave it at 0, or choose a strategy without "
+            "shards."
+        )
     if module.memory.offload_experts and is_attached(module) and module.trainer.world_size > 1:
         raise UserError(
             "model.memory.offload_experts is for one device: set it to false on several, or train one expert a run "
