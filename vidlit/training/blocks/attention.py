@@ -20,8 +20,8 @@ _BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-"""From the quickest to the slowest, as measured on an H100 forward and backward, in bfloat16 and TFLOP/s: at head size
-128 573, 322 and 139; at 64 370, 245 and 102 (docs/measured.md); ``math`` holds the whole matrix."""
+"""From the quickest to the slowest, as measured on an H100 forward and backward in bfloat16, in TFLOP/s: at head size
+128 573, 322 and 139; at 64 370, 245 and 102 (benchmarks/attention_kernels.py). ``math`` holds the whole matrix."""
 _CUDNN_IS_QUICKEST, _SINCE = (64, 128), (9, 0)
 """Head sizes, and compute capability of the card, where that was measured; elsewhere torch's own order stands."""
 _HOPPER = (9, 0)
