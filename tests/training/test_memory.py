@@ -115,6 +115,7 @@ def test_a_pattern_that_matches_nothing_says_what_names_look_like(family):
         ({"adapter": LoRA(), "layers": "x"}, "exclude each other"),
         ({"memory": Memory(base_dtype="int8")}, "all are"),
         ({"caption_dropout": 1.0}, "below 1"),
+        ({"adapter": LoRA(variant="dora"), "memory": Memory(base_dtype="nf4")}, "dora reads the lengths"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(demo, options, words):
@@ -158,3 +159,21 @@ def test_peak_memory_is_this_process_and_not_the_one_that_started_it():
     code = "from vidlit.training.peak_memory import peak_memory; import torch; print(peak_memory(torch.device('cpu')))"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert 1e8 < float(child.stdout) < here.nbytes
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype"), [("dora", "bfloat16"), ("dora", "int8"), ("lokr", "int8"), ("lokr", "nf4"), ("tlora", "nf4")]
+)
+def test_every_adapter_trains_on_a_base_in_fewer_bits(family, batch, variant, dtype):
+    found = []
+    for kept in ("float32", dtype):
+        transformer = family.load_transformer()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            LoRA(rank=4, variant=variant).apply(transformer, family)
+            for parameter in transformer.parameters():
+                if parameter.requires_grad and not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.02)
+        store_frozen(transformer, kept)
+        found.append(gradients(family, transformer, batch, autocast=kept != "float32"))
+    assert (found[1] - found[0]).norm() < 0.3 * found[0].norm()

@@ -62,7 +62,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             self.stored_clips,
             self.store,
             self.recipes,
-            partial(BaseEncoders, self.family, self.encoding.with_std),
+            partial(BaseEncoders, self.family, self.encoding.with_std, self.encoding.tiled),
             further_captions=self.further_captions,
             sample_rate=self.family.sample_rate,
             retry_quarantined=retry_quarantined,

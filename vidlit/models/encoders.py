@@ -56,6 +56,15 @@ class VideoEncoder:
         raise NotImplementedError(f"{type(self.family).__name__} says a sample_rate, but encodes no sound")
 
 
+def use_tiles(vae: Any) -> None:
+    """Have a VAE work piece by piece on what is larger than its tiles, whose size diffusers ships, and blend them.
+
+    A VAE without tiles, as the demo's, has no use for them.
+    """
+    if hasattr(vae, "enable_tiling"):
+        vae.enable_tiling()
+
+
 class ReadTokens(NamedTuple):
     """How much of a caption a text encoder reads."""
 
@@ -164,11 +173,12 @@ class BaseEncoders:
     Args:
         family: of the base.
         with_std: give the standard deviation of the VAE's posterior, too; see :class:`VideoEncoder`.
+        tiled: encode in tiles.
     """
 
-    def __init__(self, family: Family, with_std: bool = False) -> None:
+    def __init__(self, family: Family, with_std: bool = False, tiled: bool = False) -> None:
         self.family = family
-        self.with_std = with_std
+        self.with_std, self.tiled = with_std, tiled
         self.device = torch.device("cpu")
         self.identity: Mapping[str, str] = family.identity
 
@@ -180,7 +190,10 @@ class BaseEncoders:
     @cached_property
     def _video_encoder(self) -> VideoEncoder:
         self._let_go("_prompt_encoder")
-        return self.family.load_video_encoder(self.device, self.with_std)
+        encoder = self.family.load_video_encoder(self.device, self.with_std)
+        if self.tiled:
+            use_tiles(encoder.vae)
+        return encoder
 
     @cached_property
     def _prompt_encoder(self) -> PromptEncoder:

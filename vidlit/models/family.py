@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vidlit.diffusion.batch import take
+from vidlit.diffusion.rank_by_noise import ask
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS, Stream, by_stream
 from vidlit.errors import UserError
@@ -117,12 +118,7 @@ class Family(ABC):
     # -- the transformer
 
     def load_transformer(self, dtype: torch.dtype = torch.float32, expert: str = "transformer") -> nn.Module:
-        """A denoising transformer with the base's weights.
-
-        Args:
-            dtype: of its weights.
-            expert: name of one of the :attr:`experts`.
-        """
+        """A denoising transformer, ``expert`` of the :attr:`experts`, with the base's weights in a dtype."""
         import diffusers
 
         model_class = getattr(diffusers, self.transformer_class)
@@ -194,12 +190,12 @@ class Family(ABC):
             conditioning = conditioning.trimmed()
         only = self.experts[0].name if len(self.experts) == 1 else expert
         if only is not None and not self.needs_equal_prompts:
-            return self.velocity(transformers[only], noisy, sigmas, conditioning)
+            return ask(self.velocity, transformers[only], noisy, sigmas, conditioning)
         calls = rows_by_call(self.experts, sigmas, conditioning, only, by_length=self.needs_equal_prompts)
         velocities = []
         for call, rows in calls.items():
             given = take(noisy, rows), take(sigmas, rows), conditioning.of_rows(rows, call.prompt_length)
-            velocities.append(by_stream(self.velocity(transformers[call.expert], *given)))
+            velocities.append(by_stream(ask(self.velocity, transformers[call.expert], *given)))
         joined = in_order(list(calls.values()), velocities)
         return joined if len(self.streams) > 1 else joined[LATENTS]
 

@@ -16,7 +16,7 @@ from vidlit.diffusion.noising import start_noise
 from vidlit.diffusion.streams import LATENTS
 from vidlit.errors import UserError
 from vidlit.sampling.prompts import EncodedFiles, Prompt, check_prompt, encode_files, read_prompts
-from vidlit.sampling.rendering import Sample, to_frames, to_sound, write_samples
+from vidlit.sampling.rendering import Sample, load_decoder, to_frames, to_sound, write_samples
 from vidlit.sampling.sampler import Sampling, gather, own_randomness, share
 from vidlit.sampling.sampling_progress import track_sampling
 from vidlit.stopping.schedule import audit_evaluations
@@ -106,7 +106,7 @@ class OwnPrompts:
         device, family = self.module.device, self.module.family
         samples: dict[int, Sample] = {}
         with own_randomness(device):
-            vae, decode_sound = family.load_vae(device), family.load_sound_decoder(device)
+            vae, decode_sound = load_decoder(self.module), family.load_sound_decoder(device)
             for rows in track_sampling(list(self._alike(trainer.world_size)), trainer.is_global_zero):
                 # One on each rank, and as many on every rank: where weights are sharded all of them gather these.
                 mine = rows[share(len(rows), trainer)[0] % len(rows)]

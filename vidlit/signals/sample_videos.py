@@ -17,7 +17,7 @@ from vidlit.models.features import FeatureExtractor, LatentFeatures
 from vidlit.runs.logged_names import AUDIT_SHARE
 from vidlit.sampling.audit import Audit, one_a_caption
 from vidlit.sampling.own_prompts import OwnPrompts
-from vidlit.sampling.rendering import write_samples
+from vidlit.sampling.rendering import load_decoder, write_samples
 from vidlit.sampling.sampler import Sampling, own_randomness, sample_clips
 from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.signal import Signal
@@ -210,7 +210,7 @@ class SampleVideos(RunCallback):
         clips = one_a_caption(self.data.val_clips or self.data.train_clips)[: self.num_videos]
         with own_randomness(self.module.device):
             family, device = self.module.family, self.module.device
-            vae, decode_sound = family.load_vae(device), family.load_sound_decoder(device)
+            vae, decode_sound = load_decoder(self.module), family.load_sound_decoder(device)
             samples = sample_clips(
                 self.trainer,
                 self.module,

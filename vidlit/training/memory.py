@@ -33,6 +33,8 @@ class Memory:
         swap_blocks: number of blocks whose weights, as far as they are not trained, wait in main memory until the block
             runs: the last ones, 3 or more, for two are always on the device. ``auto`` for as many as do not fit, where
             a forecast says so; 0 for none.
+        tiled_decoding: whether samples and audits are decoded in tiles, which takes less memory and shows a little
+            where tiles meet; ``auto`` where a forecast says that they do not fit whole.
 
     Raises:
         UserError: an option is out of range.
@@ -43,6 +45,7 @@ class Memory:
     compile: bool | Literal["auto"] = "auto"
     offload_experts: bool = False
     swap_blocks: int | Literal["auto"] = 0
+    tiled_decoding: bool | Literal["auto"] = False
 
     def __post_init__(self) -> None:
         share = self.gradient_checkpointing

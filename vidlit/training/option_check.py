@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vidlit.diffusion.conditions import check_conditions
 from vidlit.errors import UserError
 from vidlit.lightning_internals import is_attached
+from vidlit.models.adapters import LoRA
 
 if TYPE_CHECKING:
     from vidlit.training.module import VideoDiffusionModule
@@ -26,6 +27,11 @@ def check_options(module: VideoDiffusionModule) -> None:
         raise UserError(
             f"model.memory.base_dtype {module.memory.base_dtype} is for weights that are not trained, and here all "
             "are: set model.adapter or model.layers, or --trainer.precision bf16-true."
+        )
+    if isinstance(module.adapter, LoRA) and module.adapter.variant == "dora" and module.memory.base_dtype == "nf4":
+        raise UserError(
+            "model.adapter.variant dora reads the lengths of the base's weights, which model.memory.base_dtype nf4 "
+            "does not give: choose int8, or another variant."
         )
     if module.memory.swaps and module.adapter is None and module.layers is None:
         raise UserError(

@@ -39,6 +39,7 @@ REFUSED: Mapping[str, str] = {
     "data.trigger": _CLIPS,
     "data.encoding.dtype": _CLIPS,
     "data.encoding.posterior": _CLIPS,
+    "data.encoding.tiled": _CLIPS,
     "data.encoding.background": _CLIPS,
     "data.unmasked_weight": _SCORES,
     "data.batches.small_bucket": "the order of batches follows from it",
