@@ -27,6 +27,7 @@ from vidlit.models.parts import AudioChoice, ExpertChoice, Part, chosen_parts, c
 from vidlit.runs.checkpoint_files import is_sharded, stored_shapes
 from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights, kept_weights
+from vidlit.training.blocks.context_parallel import split_context
 from vidlit.training.blocks.sharding import shard, whole
 from vidlit.training.expert_weights import ExpertWeights
 from vidlit.training.fit_check import check_fits, describe
@@ -70,6 +71,8 @@ class VideoDiffusionModule(LightningModule):
         bad_steps: treatment of steps whose loss or gradient is NaN or infinite.
         fps: frame rate of the clips; ``None`` for the family's own.
         audio: sound of a base that makes some: ``on`` trains it with the video, ``only`` by itself; or ``off``.
+        context_parallel: number of ranks that share a sample, each with a part of its tokens, for clips too long for
+            one GPU (Wan). The others of a number of ranks work on other samples.
         seed: seed of noise and sigmas, in training and validation.
 
     Raises:
@@ -95,6 +98,7 @@ class VideoDiffusionModule(LightningModule):
         bad_steps: BadStepPolicy = BadStepPolicy(),  # noqa: B008
         fps: float | None = None,
         audio: AudioChoice = "off",
+        context_parallel: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -104,7 +108,7 @@ class VideoDiffusionModule(LightningModule):
         self.ema = ema
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.warmup_steps, self.caption_dropout = warmup_steps, caption_dropout
-        self.preservation = preservation
+        self.preservation, self.context_parallel = preservation, context_parallel
         process = noise.process or self.family.noising()
         parts = cut_to(chosen_parts(self.family, expert), process)
         self.parts = OpenParts(parts, seed, TURN if memory.offload_experts else 1)
@@ -130,11 +134,6 @@ class VideoDiffusionModule(LightningModule):
         """Load the transformer, once, when Lightning knows where it will live."""
         if self.is_loaded:
             return
-        if self.adapter is not None and self._trains_in_bfloat16:
-            raise UserError(
-                "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "
-                "--trainer.precision bf16-mixed with --model.memory.base_dtype bfloat16, which needs no more memory."
-            )
         check_devices(self)
         self.load_base()
         training = is_attached(self) and self.trainer.state.fn == "fit"
@@ -166,6 +165,7 @@ class VideoDiffusionModule(LightningModule):
     def _load_expert(self, name: str) -> nn.Module:
         transformer = self.fresh_transformer(name)
         self.memory.apply(transformer, trains_in_bfloat16=self._trains_in_bfloat16)
+        split_context(self, transformer)
         if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
             low_precision = self.trainer.precision == "bf16-mixed"
             shard(transformer, self.device_mesh, self.memory.base_dtype, low_precision=low_precision)
