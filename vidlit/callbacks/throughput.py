@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from vidlit.data.batch_sampler import DataRanks
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.lightning_internals import logs_after_this_batch
@@ -74,7 +75,7 @@ class Throughput(RunCallback):
         """Count, and log as often as Lightning logs."""
         now = time.monotonic()
         self._seconds += now - self._since
-        samples = len(batch.indices) * trainer.world_size
+        samples = len(batch.indices) * DataRanks.of(trainer).size
         self._samples += samples
         self._tokens += samples * batch.latents[0, 0].numel()
         if self._peak is not None:

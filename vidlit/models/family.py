@@ -36,6 +36,8 @@ from vidlit.models.encoders import PromptEncoder, VideoEncoder
 from vidlit.models.parts import AudioChoice, Expert, Part, in_order, parts_of, rows_by_call
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from vidlit.diffusion.batch import Conditioning
     from vidlit.diffusion.generate import Scheduler
 
@@ -104,6 +106,10 @@ class Family(ABC):
     """Pattern of what :meth:`velocity` never reaches, matched against whole names of modules and parameters: it is not
     trained, and gets no adapter."""
 
+    split_tokens: Callable[[nn.Module, DeviceMesh], None] | None = None
+    """Spreads a transformer's tokens over the ranks of a mesh, in place: context parallel, see
+    :mod:`vidlit.training.blocks.context_parallel`. ``None`` where velocities and gradients would not be exact."""
+
     def __init__(self, base: Path, fps: float | None = None) -> None:
         self.base, self.fps = base, fps or self.default_fps
 
@@ -121,24 +127,18 @@ class Family(ABC):
         """A denoising transformer, ``expert`` of the :attr:`experts`, with the base's weights in a dtype."""
         import diffusers
 
-        model_class = getattr(diffusers, self.transformer_class)
-        return load_part(model_class, self.base, expert, torch_dtype=dtype)
+        return load_part(getattr(diffusers, self.transformer_class), self.base, expert, torch_dtype=dtype)
 
     def empty_transformer(self, expert: str = "transformer") -> nn.Module:
         """The same structure with fresh weights, on the current device; on ``meta`` without memory for them."""
         import diffusers
 
-        model_class = getattr(diffusers, self.transformer_class)
         with errors_of_base(self.base / expert, self.transformer_class):
-            return model_class.from_config(read_config(self.base, expert))
+            return getattr(diffusers, self.transformer_class).from_config(read_config(self.base, expert))
 
     @abstractmethod
     def velocity(
-        self,
-        transformer: nn.Module,
-        noisy: Tensor,
-        sigmas: Tensor,
-        conditioning: Conditioning,
+        self, transformer: nn.Module, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning
     ) -> Tensor | dict[str, Tensor]:
         """The transformer's prediction as a velocity (``noise - latents``).
 

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vidlit.data.batch_sampler import DataRanks
 from vidlit.diffusion.batch import Conditioning, PromptBatch, as_is
 from vidlit.diffusion.conditions import REFERENCE, Condition, GivenFrames, are_always_given
 from vidlit.errors import UserError, printable
@@ -302,8 +303,8 @@ class PromptDataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         # As many batches on every rank: where weights are sharded, all ranks gather them together.
-        each = -(-len(self._rows) // trainer.world_size)
-        places = range(trainer.global_rank, each * trainer.world_size, trainer.world_size)
+        ranks = DataRanks.of(trainer)
+        places = range(ranks.rank, -(-len(self._rows) // ranks.size) * ranks.size, ranks.size)
         batches = [self._rows[place % len(self._rows)] for place in places]
         guided = self.guidance_scale != 1.0
         texts = [self.prompts[row].text for rows in batches for row in rows] + [self.negative_prompt] * guided
@@ -324,7 +325,7 @@ class PromptDataModule(LightningDataModule):
                 size=tuple(self.prompts[rows[0]].size),
                 num_steps=self.num_steps,
                 guidance_scale=self.guidance_scale,
-                is_repeat=place >= len(self._rows),
+                is_repeat=place >= len(self._rows) or ranks.peer > 0,
             )
             for place, rows in zip(places, batches, strict=True)
         ]

@@ -72,6 +72,7 @@ APPLIED: Mapping[str, str] = {
     "model.preservation": "from the next step on",
     "model.memory": "from now on",
     "model.attention": "from now on",
+    "model.context_parallel": "as long as `data.batches.size` times the number of ranks, divided by it, is the same",
     "model.bad_steps": "from the next step on",
     "data.source": "another place of the same clips; other clips are refused, by name",
     "data.store": "what it lacks is encoded",

@@ -46,8 +46,8 @@ class BlockSwap:
     whatever holds on to a weight, autograd or a compiled graph, keeps nothing alive and reads what is right whenever it
     is the block's turn. Turns begin when a block is called, and when the gradient of what it gave arrives: autograd
     runs the nodes of a block, which were made after those of the block before it, before any of those, and recomputes
-    what is inside the block while it does. On a GPU copies run on a stream of their own, one block ahead, in the order of
-    the pass; on a CPU they are plain copies.
+    what is inside the block while it does. On a GPU copies run on a stream of their own, one block ahead, in the order
+    of the pass; on a CPU they are plain copies.
 
     Args:
         blocks: in the order of the forward pass, none of them inside another.
