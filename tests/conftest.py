@@ -20,6 +20,12 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 
 
+def pytest_runtest_setup(item):
+    """Tests for a GPU are collected everywhere, and say where they cannot run."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
 @pytest.fixture(scope="session")
 def shared_videos():
     """Small real clips that lie beside a checkout on some machines; tests that need them skip elsewhere."""

@@ -3,6 +3,7 @@ import math
 import pickle
 import tracemalloc
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from vidlit.data.batch_sampler import BucketSequence, ResolutionBatchSampler, token_budget_batch_sizes
+from vidlit.data.batch_sampler import BucketSequence, DataRanks, ResolutionBatchSampler, token_budget_batch_sizes
 from vidlit.errors import UserError
 
 seeds = st.integers(0, 2**40)
@@ -397,3 +398,14 @@ def test_bucket_sequence_sizes_per_bucket():
         BucketSequence([0], 0)
     with pytest.raises(UserError, match="rank"):
         BucketSequence([0], 1, rank=1)
+
+
+def test_ranks_that_share_samples_count_once():
+    def at(rank, ranks, degree):
+        spread = {"num_replicas": ranks, "rank": rank} if ranks else None
+        module = SimpleNamespace(context_parallel=degree)
+        return DataRanks.of(SimpleNamespace(distributed_sampler_kwargs=spread, lightning_module=module))
+
+    assert [at(rank, 4, 2) for rank in range(4)] == [(2, 0, 2, 0), (2, 0, 2, 1), (2, 1, 2, 0), (2, 1, 2, 1)]
+    assert [at(rank, 2, 1) for rank in range(2)] == [(2, 0, 1, 0), (2, 1, 1, 0)]
+    assert at(0, 1, 2) == at(0, 0, 2) == DataRanks.of(None) == (1, 0, 1, 0)

@@ -99,7 +99,7 @@ def test_from_a_table_to_the_batch(demo, tmp_path):
     read = defaultdict(list)
     for batch in itertools.islice(data.train_dataloader(), 8):
         (row,), given = batch.indices.tolist(), batch.conditioning
-        prompt = given.prompt_embeds[0, given.prompt_attention_mask[0]]
+        prompt = given.trimmed().prompt_embeds[0]
         clip = data.train_clips[row]
         embeds = {caption: encode([caption])[0]["prompt_embeds"] for caption in clip.source.captions}
         (caption,) = (text for text, made in embeds.items() if torch.equal(made, prompt))

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from vidlit.diffusion.batch import Conditioning
@@ -40,3 +41,12 @@ def test_a_longer_empty_prompt_lengthens_the_batch():
     made = drop_captions(conditioning(2, 1), conditioning(1, 3), torch.tensor([True, False]))
     assert made.prompt_embeds.shape == (2, 3, 3)
     assert made.prompt_attention_mask.tolist() == [[True] * 3, [True, False, False]]
+
+
+@pytest.mark.parametrize(("caption", "empty"), [(4, 2), (2, 4)])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_one_sample_alone_is_never_padded(caption, empty, dropped):
+    given, nothing = conditioning(1, caption), conditioning(1, empty)._replace(extras={})
+    made = drop_captions(given, nothing, torch.tensor([dropped])).trimmed()
+    assert made.prompt_attention_mask is None
+    assert torch.equal(made.prompt_embeds, (nothing if dropped else given).prompt_embeds)

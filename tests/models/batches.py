@@ -14,6 +14,12 @@ def random_frames(size, count=2):
     return torch.randint(0, 256, (count, *size, 3), generator=generator, dtype=torch.uint8)
 
 
+def whole_mask(conditioning):
+    """The mask (B, L) of prompts, as pipelines ask for one where nothing is padded, too."""
+    everything = torch.ones(conditioning.prompt_embeds.shape[:2], dtype=torch.bool)
+    return everything if conditioning.prompt_attention_mask is None else conditioning.prompt_attention_mask
+
+
 def batch_of(family, size, captions=CAPTIONS):
     """A clip of noise for each caption, with all that a latent store would hold of it."""
     encoders = BaseEncoders(family)

@@ -6,6 +6,7 @@ import re
 import diffusers
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models import bases
@@ -15,7 +16,7 @@ from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.models.adapters import LoRA
-from vidlit.models.family import open_family
+from vidlit.models.family import Family, open_family
 from vidlit.models.registry import known_families
 from vidlit.training.blocks.compiling import compile_blocks
 from vidlit.training.blocks.recompute import is_attention, recompute_blocks
@@ -90,6 +91,44 @@ def test_prompts_of_different_lengths_in_a_batch_do_not_touch_each_other(family)
         torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-4)
 
 
+class Masks(TorchFunctionMode):
+    """What reaches attention as ``attn_mask``."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            mask = args[3] if len(args) > 3 else (kwargs or {}).get("attn_mask")
+            # Mochi's pooling of a prompt to one token always has a mask; it is one call a step, of one query.
+            pools = isinstance(mask, torch.Tensor) and args[0].shape[2] == 1
+            self.seen.append(None if pools else mask)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompts", [["A red disc."], ["A red disc.", "A red disc."]])
+def test_attention_is_given_no_mask_where_no_prompt_is_padded(family, prompts):
+    """A mask costs attention its fast kernels even where it leaves nothing out."""
+    encoded, clips = family.load_prompt_encoder("cpu")(prompts), bases.conditioning_of(family).extras
+    clips = {name: clips[name][: len(prompts)] for name in family.clip_extras}
+    conditioning = Conditioning.of(encoded, family.prompt_length).with_extras(clips)
+    assert conditioning.prompt_attention_mask is None or family.prompt_length
+    noisy = torch.randn(len(prompts), *family.latent_shape(*bases.size_of(family)))
+    sigmas = torch.tensor([0.3, 0.8])[: len(prompts)]
+    name = family.experts[0].name
+    with Masks() as masks:
+        made = family.predict({name: family.load_transformer().eval()}, noisy, sigmas, conditioning)
+    assert masks.seen
+    assert all(mask is None for mask in masks.seen)
+
+    plain = Family.load_transformer(family).eval()
+    everything = torch.ones(conditioning.prompt_embeds.shape[:2], dtype=torch.bool)
+    with_mask = conditioning._replace(prompt_attention_mask=everything)
+    torch.testing.assert_close(family.velocity(plain, noisy, sigmas, with_mask), made, atol=1e-5, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_what_an_encoder_says_that_it_reads_is_what_it_reads(family):
     encoder, long = family.load_prompt_encoder("cpu"), "A red disc moves. " * 300
@@ -125,7 +164,9 @@ def test_a_velocity_is_one_call_of_the_transformer_and_looks_at_no_value(family,
 @torch.no_grad()
 def test_a_velocity_changes_nothing_that_it_is_given(family, batch):
     transformer, sigmas = family.load_transformer().eval(), torch.tensor([0.2, 0.9])
-    given = [batch.latents, sigmas, *batch.conditioning[:2], *batch.conditioning.extras.values()]
+    mask = batch.conditioning.prompt_attention_mask
+    given = [batch.latents, sigmas, batch.conditioning.prompt_embeds, *batch.conditioning.extras.values()]
+    given += [] if mask is None else [mask]
     before = [each.clone() for each in given]
     family.velocity(transformer, batch.latents, sigmas, batch.conditioning)
     assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))

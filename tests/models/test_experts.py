@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.models.batches import batch_of
+from tests.models.batches import batch_of, whole_mask
 from vidlit.__main__ import main
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.loss import paired_losses
@@ -145,7 +145,7 @@ def unmasked(demo, monkeypatch):
     velocity = LTXVideo.velocity
 
     def without_mask(self, transformer, noisy, sigmas, conditioning):
-        everything = torch.ones_like(conditioning.prompt_attention_mask)
+        everything = torch.ones_like(whole_mask(conditioning))
         return velocity(self, transformer, noisy, sigmas, conditioning._replace(prompt_attention_mask=everything))
 
     monkeypatch.setattr(LTXVideo, "velocity", without_mask)

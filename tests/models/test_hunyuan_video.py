@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.models.bases import hunyuan_video
+from tests.models.batches import whole_mask
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
 from vidlit.errors import UserError
@@ -58,7 +59,7 @@ def padded(conditioning, length=256):
     missing = length - conditioning.prompt_embeds.shape[1]
     return {
         "prompt_embeds": torch.nn.functional.pad(conditioning.prompt_embeds, (0, 0, 0, missing), value=0.7),
-        "prompt_attention_mask": torch.nn.functional.pad(conditioning.prompt_attention_mask, (0, missing)),
+        "prompt_attention_mask": torch.nn.functional.pad(whole_mask(conditioning), (0, missing)),
         "pooled_prompt_embeds": conditioning.extras["pooled_projections"],
     }
 
@@ -128,7 +129,7 @@ def test_velocity_depends_on_everything_it_is_given(family, pipeline, what):
     elif what == "prompt":
         conditioning = conditioning._replace(prompt_embeds=conditioning.prompt_embeds.flip(0))
     elif what == "mask":
-        conditioning = conditioning._replace(prompt_attention_mask=torch.ones_like(conditioning.prompt_attention_mask))
+        conditioning = conditioning._replace(prompt_attention_mask=torch.ones_like(whole_mask(conditioning)))
     elif what == "pooled":
         extras = {"pooled_projections": conditioning.extras["pooled_projections"].flip(0)}
         conditioning = conditioning._replace(extras=extras)
@@ -149,7 +150,7 @@ def test_clips_are_encoded_and_decoded_as_the_pipeline_does(family, pipeline):
     torch.testing.assert_close(latents, 0.5 * raw)
     decoded = family.decode_latents(pipeline.vae, latents)
     assert decoded.shape == video.shape
-    torch.testing.assert_close(decoded, pipeline.vae.decode(raw).sample, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoded, pipeline.vae.decode(raw).sample, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 6.0])

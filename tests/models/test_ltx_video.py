@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 
+from tests.models.batches import whole_mask
 from vidlit.diffusion.batch import Conditioning, LatentSample, collate
 from vidlit.diffusion.conditions import GivenFrames, without_noise
 from vidlit.diffusion.generate import generate
@@ -115,7 +116,7 @@ def test_velocity_against_the_pipelines_own_parts(family, transformer):
             hidden_states=pipeline._pack_latents(noisy[row : row + 1], patch, patch_t),
             encoder_hidden_states=batch.conditioning.prompt_embeds[row : row + 1],
             timestep=sigmas[row : row + 1] * 1000,  # FlowMatchEulerDiscreteScheduler's num_train_timesteps
-            encoder_attention_mask=batch.conditioning.prompt_attention_mask[row : row + 1],
+            encoder_attention_mask=whole_mask(batch.conditioning)[row : row + 1],
             num_frames=SHAPE[1],
             height=SHAPE[2],
             width=SHAPE[3],
@@ -143,7 +144,7 @@ def test_velocity_depends_on_everything_it_is_given(family, transformer, what):
     elif what == "prompt":
         conditioning = conditioning._replace(prompt_embeds=conditioning.prompt_embeds.flip(0))
     else:
-        everything = torch.ones_like(conditioning.prompt_attention_mask)
+        everything = torch.ones_like(whole_mask(conditioning))
         conditioning = conditioning._replace(prompt_attention_mask=everything)
     after = family.velocity(transformer, noisy, sigmas, conditioning)
     assert (after - before).abs().mean() > 1e-4
@@ -179,7 +180,7 @@ def test_generate_against_a_run_of_the_pipeline(demo, transformer, tmp_path, sch
     pipeline.set_progress_bar_config(disable=True)
     packed = pipeline(
         prompt_embeds=batch.conditioning.prompt_embeds,
-        prompt_attention_mask=batch.conditioning.prompt_attention_mask,
+        prompt_attention_mask=whole_mask(batch.conditioning),
         latents=pipeline._pack_latents(noise),
         num_frames=NUM_FRAMES,
         height=HEIGHT,
@@ -218,9 +219,9 @@ def test_guided_generate_against_a_run_of_the_pipeline(family, transformer):
     pipeline.set_progress_bar_config(disable=True)
     packed = pipeline(
         prompt_embeds=batch.conditioning.prompt_embeds,
-        prompt_attention_mask=batch.conditioning.prompt_attention_mask,
+        prompt_attention_mask=whole_mask(batch.conditioning),
         negative_prompt_embeds=null.prompt_embeds.expand(3, -1, -1),
-        negative_prompt_attention_mask=null.prompt_attention_mask.expand(3, -1),
+        negative_prompt_attention_mask=whole_mask(null).expand(3, -1),
         latents=pipeline._pack_latents(noise),
         num_frames=NUM_FRAMES,
         height=HEIGHT,
@@ -255,7 +256,7 @@ def test_the_first_frame_has_timestep_zero_on_its_tokens(family, transformer):
         hidden_states=pipeline._pack_latents(noisy),
         encoder_hidden_states=batch.conditioning.prompt_embeds,
         timestep=1000 * sigmas[:, None] * (1 - pipeline._pack_latents(mask).squeeze(-1)),
-        encoder_attention_mask=batch.conditioning.prompt_attention_mask,
+        encoder_attention_mask=whole_mask(batch.conditioning),
         num_frames=SHAPE[1],
         height=SHAPE[2],
         width=SHAPE[3],
@@ -294,9 +295,9 @@ def test_generate_from_a_frame_against_a_run_of_the_pipeline(vae_family, transfo
     packed = pipeline(
         image=torch.zeros(1, 3, HEIGHT, WIDTH),  # encoded above
         prompt_embeds=conditioning.prompt_embeds,
-        prompt_attention_mask=conditioning.prompt_attention_mask,
+        prompt_attention_mask=whole_mask(conditioning),
         negative_prompt_embeds=null.prompt_embeds,
-        negative_prompt_attention_mask=null.prompt_attention_mask,
+        negative_prompt_attention_mask=whole_mask(null),
         latents=pipeline._pack_latents(torch.cat([encoded, noise[:, :, 1:]], dim=2)),
         num_frames=NUM_FRAMES,
         height=HEIGHT,
@@ -365,7 +366,7 @@ def test_a_vae_with_a_timestep_decodes_as_the_pipeline_does(demo, transformer, t
     pipeline.set_progress_bar_config(disable=True)
     given = {
         "prompt_embeds": batch.conditioning.prompt_embeds,
-        "prompt_attention_mask": batch.conditioning.prompt_attention_mask,
+        "prompt_attention_mask": whole_mask(batch.conditioning),
         "latents": pipeline._pack_latents(noise),
         "num_frames": NUM_FRAMES,
         "height": HEIGHT,

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from tests.models.bases import ltx_video, ltx_video_095
+from tests.models.batches import whole_mask
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.conditions import GivenFrames
 from vidlit.diffusion.generate import generate
@@ -83,9 +84,9 @@ def test_generate_against_a_run_of_the_pipeline(family, pipeline, num_given):
             patch.setattr("diffusers.pipelines.ltx.pipeline_ltx_condition.retrieve_latents", lambda *_, **__: raw)
         expected = pipeline(
             prompt_embeds=prompt.prompt_embeds,
-            prompt_attention_mask=prompt.prompt_attention_mask,
+            prompt_attention_mask=whole_mask(prompt),
             negative_prompt_embeds=null.prompt_embeds,
-            negative_prompt_attention_mask=null.prompt_attention_mask,
+            negative_prompt_attention_mask=whole_mask(null),
             generator=torch.Generator().manual_seed(1),
             num_frames=NUM_FRAMES,
             height=HEIGHT,

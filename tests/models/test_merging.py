@@ -39,6 +39,17 @@ def test_the_merged_velocity_is_that_of_base_and_adapter(kind, scale, tmp_path, 
     assert main(words) == 2  # it is there already
 
 
+@pytest.mark.parametrize("variant", ["rslora", "dora", "lokr"])
+def test_every_variant_is_merged_as_it_predicts(variant, tmp_path):
+    family = open_family(bases.ltx_video(tmp_path / "base"))
+    adapted = trained(family, LoRA(rank=4, alpha=8.0, variant=variant))
+    file = export_weights(family, adapted, tmp_path)[0]
+    assert main(["export", str(file), "--base", str(family.base), "--merge", "--output", str(tmp_path / "merged")]) == 0
+    merged, conditioning = open_family(tmp_path / "merged"), bases.conditioning_of(family)
+    found = velocities(merged, merged.load_transformer().eval(), conditioning)
+    torch.testing.assert_close(found, velocities(family, adapted, conditioning), atol=1e-5, rtol=1e-4)
+
+
 def test_weights_are_rounded_once_to_what_the_base_has(tmp_path):
     """Also where a base holds several dtypes; layers without an adapter stay as they are, to the bit."""
     family = open_family(bases.wan(tmp_path / "base", transformer=bases.wan_transformer().to(torch.bfloat16)))

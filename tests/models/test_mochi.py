@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.models.bases import mochi
+from tests.models.batches import whole_mask
 from vidlit.diffusion.batch import Conditioning
 from vidlit.diffusion.generate import generate
 from vidlit.models.family import open_family
@@ -42,7 +43,7 @@ def padded(conditioning, length=256):
     missing = length - conditioning.prompt_embeds.shape[1]
     return {
         "prompt_embeds": torch.nn.functional.pad(conditioning.prompt_embeds, (0, 0, 0, missing), value=0.7),
-        "prompt_attention_mask": torch.nn.functional.pad(conditioning.prompt_attention_mask, (0, missing)),
+        "prompt_attention_mask": torch.nn.functional.pad(whole_mask(conditioning), (0, missing)),
     }
 
 
@@ -114,7 +115,7 @@ def test_velocity_depends_on_everything_it_is_given(family, pipeline, what):
     elif what == "prompt":
         conditioning = conditioning._replace(prompt_embeds=conditioning.prompt_embeds.flip(1))
     elif what == "mask":
-        conditioning = conditioning._replace(prompt_attention_mask=torch.ones_like(conditioning.prompt_attention_mask))
+        conditioning = conditioning._replace(prompt_attention_mask=torch.ones_like(whole_mask(conditioning)))
     else:
         noisy, undo = noisy.flip(2), lambda velocity: velocity.flip(2)
     after = undo(family.velocity(pipeline.transformer, noisy, sigmas, conditioning))

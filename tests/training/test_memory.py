@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 
@@ -7,8 +8,9 @@ import torch
 from tests.models.batches import batch_of
 from vidlit.diffusion.loss import denoising_loss
 from vidlit.errors import UserError
-from vidlit.models.adapters import LoRA, train_layers
+from vidlit.models.adapters import LoRA, train_layers, without_adapter
 from vidlit.models.family import open_family
+from vidlit.training.blocks.block_swap import _plain
 from vidlit.training.blocks.kept_dtypes import store_frozen
 from vidlit.training.blocks.repeated import repeated_blocks
 from vidlit.training.memory import Memory
@@ -55,14 +57,15 @@ def gradients(family, transformer, batch, autocast=False):
 
 def bytes_of_blocks(transformer):
     frozen = [p for block in repeated_blocks(transformer) for p in block.parameters() if not p.requires_grad]
-    return sum(parameter.nbytes if type(parameter) is torch.nn.Parameter else parameter.numel() for parameter in frozen)
+    return sum(each.nbytes for parameter in frozen for each in _plain(parameter.detach()))
 
 
 @pytest.mark.parametrize(
-    ("dtype", "share", "error"), [("bfloat16", 0.5, 0.03), ("int8", 0.3, 0.05), ("float8", 0.3, 0.15)]
+    ("dtype", "share", "error"),
+    [("bfloat16", 0.5, 0.03), ("int8", 0.3, 0.05), ("float8", 0.3, 0.15), ("nf4", 0.18, 0.3)],
 )
 def test_a_frozen_base_in_fewer_bits_trains_the_same_adapter(family, batch, dtype, share, error):
-    """Rounding of 8, 7 and 3 binary digits a weight; the adapter itself stays in float32."""
+    """Rounding of 8, 7 and 3 binary digits a weight, or to 16 levels; the adapter itself stays in float32."""
     whole = adapted(family)
     expected, size = gradients(family, whole, batch), bytes_of_blocks(whole)
     small = adapted(family)
@@ -71,6 +74,22 @@ def test_a_frozen_base_in_fewer_bits_trains_the_same_adapter(family, batch, dtyp
     found = gradients(family, small, batch)
     assert (found - expected).norm() < error * expected.norm()
     assert not torch.equal(found, expected)
+
+
+def test_weights_in_four_bits_are_copied_and_moved_as_they_are(family, batch):
+    small = adapted(family)
+    store_frozen(small, "nf4")
+    layer = small.transformer_blocks[0].attn1.to_q
+    assert type(layer.base_layer.weight.data).__name__ == "NF4Tensor"
+    expected = gradients(family, small, batch)
+    small.zero_grad()
+    again = copy.deepcopy(small)
+    assert torch.equal(gradients(family, again, batch), expected)
+    again.to("meta")
+    assert {parameter.device.type for parameter in again.parameters()} == {"meta"}
+    with torch.no_grad(), without_adapter([small]):
+        off = layer(torch.ones(1, 128))
+    torch.testing.assert_close(off, torch.nn.functional.linear(torch.ones(1, 128), layer.base_layer.weight, layer.bias))
 
 
 def test_chosen_layers_are_trained_in_float32_and_the_rest_kept_in_bfloat16(family, batch):
@@ -96,6 +115,7 @@ def test_a_pattern_that_matches_nothing_says_what_names_look_like(family):
         ({"adapter": LoRA(), "layers": "x"}, "exclude each other"),
         ({"memory": Memory(base_dtype="int8")}, "all are"),
         ({"caption_dropout": 1.0}, "below 1"),
+        ({"adapter": LoRA(variant="dora"), "memory": Memory(base_dtype="nf4")}, "dora reads the lengths"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(demo, options, words):
@@ -139,3 +159,21 @@ def test_peak_memory_is_this_process_and_not_the_one_that_started_it():
     code = "from vidlit.training.peak_memory import peak_memory; import torch; print(peak_memory(torch.device('cpu')))"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert 1e8 < float(child.stdout) < here.nbytes
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype"), [("dora", "bfloat16"), ("dora", "int8"), ("lokr", "int8"), ("lokr", "nf4"), ("tlora", "nf4")]
+)
+def test_every_adapter_trains_on_a_base_in_fewer_bits(family, batch, variant, dtype):
+    found = []
+    for kept in ("float32", dtype):
+        transformer = family.load_transformer()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            LoRA(rank=4, variant=variant).apply(transformer, family)
+            for parameter in transformer.parameters():
+                if parameter.requires_grad and not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.02)
+        store_frozen(transformer, kept)
+        found.append(gradients(family, transformer, batch, autocast=kept != "float32"))
+    assert (found[1] - found[0]).norm() < 0.3 * found[0].norm()

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from vidlit.data.batch_sampler import DataRanks
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.errors import UserError
 from vidlit.lightning_internals import is_mid_step
@@ -85,6 +86,6 @@ class BadSteps(RunCallback):
 
 
 def _gather(tensor: Tensor, trainer: Trainer) -> Tensor:
-    """Of all ranks: (world size, ...)."""
+    """Of all ranks that hold different samples: (their number, ...)."""
     gathered: Tensor = trainer.strategy.all_gather(tensor)
-    return gathered.reshape(trainer.world_size, *tensor.shape)
+    return gathered.reshape(trainer.world_size, *tensor.shape)[:: DataRanks.of(trainer).peers]

@@ -28,6 +28,7 @@ from vidlit.signals.sample_videos import SampleVideos
 from vidlit.signals.scored_clips import ScoredClip, by_recording
 from vidlit.stopping.exposure import video_exposures
 from vidlit.stopping.verdict import Verdict
+from vidlit.training.kept_weights import as_base
 from vidlit.training.run_callback import RunCallback
 
 
@@ -137,21 +138,17 @@ class Evaluation(RunCallback):
             self.audit.prepare(self.trainer, self.module)
         if self.step is None:
             return
-        trained = {name: value.detach().clone() for name, value in self.module.trainable_state().items()}
-        self.module.load_base()
-        self.module.eval()
-        # A loader of its own: Lightning has begun to read from the other.
-        for batch in self.data.test_dataloader():
-            batch = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-            with self.trainer.precision_plugin.test_step_context():
-                self._add(batch, self.module.validation_step(batch, 0))
-        for name, table in self._tables.items():
-            self._references[name] = table.compute().cpu()
-            table.reset()
-        if self.audit is not None:
-            self.audit.run(self.trainer, self.module, 0, None)
-        self.module.load_state_dict(trained, strict=False)
-        self.module.eval()
+        with as_base(self.module):
+            # A loader of its own: Lightning has begun to read from the other.
+            for batch in self.data.test_dataloader():
+                batch = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+                with self.trainer.precision_plugin.test_step_context():
+                    self._add(batch, self.module.validation_step(batch, 0))
+            for name, table in self._tables.items():
+                self._references[name] = table.compute().cpu()
+                table.reset()
+            if self.audit is not None:
+                self.audit.run(self.trainer, self.module, 0, None)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
         """Feed the losses of one batch."""

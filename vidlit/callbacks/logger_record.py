@@ -65,7 +65,7 @@ class LoggerRecord(RunCallback):
 
     def _tags(self) -> list[str]:
         adapter = self.module.adapter
-        lora = f"LoRA rank {adapter.rank}" if isinstance(adapter, LoRA) else "all weights"
+        lora = f"{adapter.title} rank {adapter.rank}" if isinstance(adapter, LoRA) else "all weights"
         return [type(self.module.family).__name__, Path(self.module.base).name, lora]
 
     def on_train_epoch_start(self, *_: Any) -> None:

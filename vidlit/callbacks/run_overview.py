@@ -85,7 +85,7 @@ def run_facts(trainer: Trainer, pl_module: VideoDiffusionModule, directory: RunD
         case kind:
             shown = kind.upper()
     frozen = f", frozen weights in {pl_module.memory.base_dtype}" if pl_module.memory.lowers_base else ""
-    lora = f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}" if isinstance(adapter, LoRA) else ""
+    lora = f"{adapter.title} of rank {adapter.rank}, alpha {adapter.alpha:g}" if isinstance(adapter, LoRA) else ""
     return [
         ("run", str(directory.path)),
         ("base", pl_module.base),

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar as Bar
 from rich.table import Table
 from rich.text import Text
 
+from vidlit.data.batch_sampler import DataRanks
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.runs.live.run_log import note
 from vidlit.runs.logged_names import all_rows
@@ -125,7 +126,7 @@ class StepProgress(ProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
         """Count samples; refresh when it is time."""
-        self._samples += len(batch.indices) * trainer.world_size
+        self._samples += len(batch.indices) * DataRanks.of(trainer).size
         now = time.monotonic()
         if now - self._shown >= (_REFRESH_SECONDS if self._bar else self.line_seconds):
             self._shown = now

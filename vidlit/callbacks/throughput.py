@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from vidlit.data.batch_sampler import DataRanks
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.lightning_internals import logs_after_this_batch
@@ -23,7 +24,7 @@ from vidlit.runs.logged_names import (
     TOKENS_PER_SECOND,
 )
 from vidlit.training.flops import flops_of_a_sample, peak_flops
-from vidlit.training.peak_memory import peak_memory
+from vidlit.training.peak_memory import begin_phase, peak_memory
 from vidlit.training.run_callback import RunCallback
 
 
@@ -35,7 +36,7 @@ class Throughput(RunCallback):
       as a share of what the devices could do in that time; on a CPU of what a plain matrix product reaches there.
       Counted once for each resolution, at the length of the first prompts. Left out where a device's peak is unknown;
     - ``perf/data_wait``: share of the time spent waiting for the loader;
-    - ``perf/peak_memory_gb``: most memory that rank 0 ever had, of its GPU or, without one, of its process;
+    - ``perf/peak_memory_gb``: most memory that rank 0 had in steps and checks, of its GPU, or its process ever had;
     - ``perf/main_memory_gb``: what its process has in main memory now, without its loader's workers;
     - ``perf/device_memory_gb``: what is in use on its GPU now, by all processes.
     """
@@ -54,6 +55,10 @@ class Throughput(RunCallback):
         self._done = self._seconds = 0.0
         self._waited_before = waited
 
+    def on_fit_start(self, *_: Any) -> None:
+        """What was held to encode is no part of the peak."""
+        begin_phase(self.module.device)
+
     def on_train_start(self, *_: Any) -> None:
         """Learn the device's peak and start the clock."""
         self._peak = peak_flops(self.module.device, str(self.trainer.precision) != "32-true")
@@ -70,7 +75,7 @@ class Throughput(RunCallback):
         """Count, and log as often as Lightning logs."""
         now = time.monotonic()
         self._seconds += now - self._since
-        samples = len(batch.indices) * trainer.world_size
+        samples = len(batch.indices) * DataRanks.of(trainer).size
         self._samples += samples
         self._tokens += samples * batch.latents[0, 0].numel()
         if self._peak is not None:

@@ -83,7 +83,7 @@ class ModelCard(RunCallback):
             takes_reference=self.module.reads_references,
             is_lora=self.export.is_lora,
             experts={name: title for name in self.module.expert_names if (title := expert_title(family, name))},
-            pipeline_loads_lora=pipeline_loads_lora(family),
+            pipeline_loads_lora=pipeline_loads_lora(family) and getattr(self.module.adapter, "variant", "") != "lokr",
             has_guider=(family.base / "guider").is_dir(),
             size=max(self.data.buckets, key=math.prod),
             fps=family.fps,

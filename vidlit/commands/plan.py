@@ -38,6 +38,7 @@ _READ = (
     "model.optimizer",
     "model.noise",
     "model.expert",
+    "model.context_parallel",
     "trainer.max_steps",
     "trainer.accelerator",
     "trainer.devices",
@@ -93,6 +94,7 @@ def plan_of(words: list[str]) -> RunPlan:
         from vidlit.data.demo_folder import Demo
         from vidlit.forecast.run_plan import make_plan
         from vidlit.models.parts import num_scored
+        from vidlit.training.blocks.context_parallel import check_context, check_family
 
         reader = _reader()
     allow_imports()
@@ -103,10 +105,14 @@ def plan_of(words: list[str]) -> RunPlan:
         Demo(**vars(config.demo)).write()
     made = reader.instantiate(config)
     trainer, interval = made.trainer, made.trainer.val_check_interval
+    family, degree = made.data.family, made.model.context_parallel
+    num_ranks = _num_processes(trainer.accelerator, trainer.devices, trainer.num_nodes)
+    check_family(family, degree)
+    check_context(family, degree, num_ranks, made.data.buckets)
     return make_plan(
         made.data,
         max_steps=trainer.max_steps,
-        num_replicas=_num_processes(trainer.accelerator, trainer.devices, trainer.num_nodes),
+        num_replicas=num_ranks // degree,
         accumulate=trainer.accumulate_grad_batches,
         learning_rate=_learning_rate(config.model.optimizer),
         num_strata=made.model.noise.num_strata * num_scored(made.data.family, made.model.expert),
@@ -137,6 +143,7 @@ def _reader() -> ArgumentParser:
     made.add_argument("--model.optimizer", type=Callable[[Iterable], torch.optim.Optimizer], default=torch.optim.AdamW)
     made.add_argument("--model.noise", type=Noise, default=Noise())
     made.add_argument("--model.expert", type=ExpertChoice, default="both")
+    made.add_argument("--model.context_parallel", type=int, default=1)
     for name, kind, default in (
         ("max_steps", int, TRAINER_DEFAULTS["max_steps"]),
         ("accelerator", Any, "auto"),

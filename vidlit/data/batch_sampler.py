@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +25,34 @@ from torch.utils.data import Sampler
 from vidlit.data.passes import Passes
 from vidlit.errors import UserError
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
 _BLOCK = 1024  # positions whose buckets are found at once
+
+
+class DataRanks(NamedTuple):
+    """Which samples a rank works on: a group of context-parallel ranks, one after the other, works on the same."""
+
+    size: int
+    """Number of groups, each with samples of its own; all ranks without context parallel."""
+    rank: int
+    """Which of the groups this rank is in."""
+    peers: int
+    """Ranks of a group."""
+    peer: int
+    """Which of them this one is."""
+
+    @classmethod
+    def of(cls, trainer: Trainer | None) -> DataRanks:
+        """Those of a Trainer and of the model it has: everything that shares samples over ranks asks here."""
+        spread = trainer.distributed_sampler_kwargs if trainer is not None else None
+        if trainer is None or not spread:
+            return cls(1, 0, 1, 0)
+        ranks, rank = int(spread["num_replicas"]), int(spread["rank"])
+        # One process has all tokens, whatever the model was trained with.
+        peers = getattr(trainer.lightning_module, "context_parallel", 1) if ranks > 1 else 1
+        return cls(ranks // peers, rank // peers, peers, rank % peers)
 
 
 def token_budget_batch_sizes(tokens: Sequence[int], budget: float, power: float = 1.0) -> list[int]:

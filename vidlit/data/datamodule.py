@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from vidlit.data.batch_sampler import BucketSequence
+from vidlit.data.batch_sampler import BucketSequence, DataRanks
 from vidlit.data.caption_variants import CaptionsInTurn
 from vidlit.data.clip_folder import ClipFolder
 from vidlit.data.identity import TABLE, check_clips
@@ -62,7 +62,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             self.stored_clips,
             self.store,
             self.recipes,
-            partial(BaseEncoders, self.family, self.encoding.with_std),
+            partial(BaseEncoders, self.family, self.encoding.with_std, self.encoding.tiled),
             further_captions=self.further_captions,
             sample_rate=self.family.sample_rate,
             retry_quarantined=retry_quarantined,
@@ -96,11 +96,11 @@ class LatentDataModule(ClipFolder, LightningDataModule):
     @property
     def samples_per_batch(self) -> float:
         """Samples of a micro-batch over all ranks, on average over the buckets."""
-        return self.sampler(*self._ranks()).mean_batch_size
+        return self.sampler(*DataRanks.of(self.trainer)[:2]).mean_batch_size
 
     def train_dataloader(self) -> Loader:
         """Endless batches of exactly ``batches.size`` samples, going on from where a checkpoint was."""
-        replicas, rank = self._ranks()
+        replicas, rank, *_ = DataRanks.of(self.trainer)
         sampler = self.sampler(replicas, rank, self._position)
         for number, num_clips in sampler.small_buckets.items():
             rank_zero_warn(
@@ -126,7 +126,7 @@ class LatentDataModule(ClipFolder, LightningDataModule):
         return self._each_once(self.test_clips)
 
     def _each_once(self, clips: list[Clip]) -> Loader:
-        replicas, rank = self._ranks()
+        replicas, rank, *_ = DataRanks.of(self.trainer)
         buckets = [self.buckets.index(clip.bucket) for clip in clips]
         order = BucketSequence(buckets, self.val_batch_sizes, num_replicas=replicas, rank=rank, even=replicas > 1)
         return self._loader(self._from_first(lambda: self.dataset(clips)), order)
@@ -162,13 +162,8 @@ class LatentDataModule(ClipFolder, LightningDataModule):
             raise refused
         return cast("T", found)  # no error: it was made
 
-    def _ranks(self) -> tuple[int, int]:
-        """Ranks that hold different samples, and which of them this is: tensor-parallel peers share theirs."""
-        spread = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        return (int(spread["num_replicas"]), int(spread["rank"])) if spread else (1, 0)
-
     def _global_batch_sizes(self) -> dict[str, int]:
-        replicas, _ = self._ranks()
+        replicas = DataRanks.of(self.trainer).size
         return {str(bucket): size * replicas for bucket, size in zip(self.buckets, self.batch_sizes, strict=True)}
 
     # -- state: one number, the position in the endless sequence of global micro-batches

@@ -18,8 +18,8 @@ class Conditioning(NamedTuple):
 
     prompt_embeds: Tensor
     """(B, L, D), zero where the mask is False"""
-    prompt_attention_mask: Tensor
-    """(B, L) bool"""
+    prompt_attention_mask: Tensor | None
+    """(B, L) bool on the CPU, where it is read without waiting for a device; ``None`` where no prompt is padded"""
     extras: dict[str, Tensor]
     """a family's own tensors, each (B, ...), named by its ``prompt_extras`` and ``clip_extras``; a stream among them is
     clean in a batch, and noisy where a model is given it"""
@@ -44,7 +44,31 @@ class Conditioning(NamedTuple):
             prompt_embeds[row, :used] = prompt[:used]
             mask[row, :used] = True
         names = [name for name in captions[0] if name != "prompt_embeds"]
-        return cls(prompt_embeds, mask, {name: torch.stack([caption[name] for caption in captions]) for name in names})
+        extras = {name: torch.stack([caption[name] for caption in captions]) for name in names}
+        return cls(prompt_embeds, mask_of(mask), extras)
+
+    @property
+    def prompt_lengths(self) -> list[int]:
+        """Tokens of each prompt, without padding."""
+        if self.prompt_attention_mask is None:
+            return [self.prompt_embeds.shape[1]] * len(self.prompt_embeds)
+        return [int(length) for length in self.prompt_attention_mask.sum(dim=1).tolist()]
+
+    def mask_for(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """The mask (B, L) as a transformer takes it; ``None`` where no prompt is padded."""
+        mask = self.prompt_attention_mask
+        return None if mask is None else mask.to(device, dtype, non_blocking=True)
+
+    def trimmed(self) -> Self:
+        """Without the padding that all prompts share."""
+        length = max(self.prompt_lengths)
+        if length == self.prompt_embeds.shape[1]:
+            return self
+        mask = self.prompt_attention_mask
+        return self._replace(
+            prompt_embeds=self.prompt_embeds[:, :length],
+            prompt_attention_mask=None if mask is None else mask_of(mask[:, :length]),
+        )
 
     @property
     def num_given(self) -> int:
@@ -52,11 +76,10 @@ class Conditioning(NamedTuple):
         return self.extras[REFERENCE][0, 0].numel() if REFERENCE in self.extras else 0
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
+        """The same on another device, but for the mask."""
         extras = {name: value.to(device, non_blocking=True) for name, value in self.extras.items()}
         return self._replace(
             prompt_embeds=self.prompt_embeds.to(device, non_blocking=True),
-            prompt_attention_mask=self.prompt_attention_mask.to(device, non_blocking=True),
             extras=extras,
         )
 
@@ -67,12 +90,12 @@ class Conditioning(NamedTuple):
             rows: of the batch.
             prompt_length: tokens to keep of their prompts; ``None`` keeps all, padding too.
         """
-        chosen = list(rows)
+        mask = self.prompt_attention_mask
         return self._replace(
-            prompt_embeds=self.prompt_embeds[chosen, :prompt_length],
-            prompt_attention_mask=self.prompt_attention_mask[chosen, :prompt_length],
-            extras={name: value[chosen] for name, value in self.extras.items()},
-            levels={name: value[chosen] for name, value in self.levels.items()},
+            prompt_embeds=take(self.prompt_embeds, rows)[:, :prompt_length],
+            prompt_attention_mask=None if mask is None else mask_of(take(mask, rows)[:, :prompt_length]),
+            extras={name: take(value, rows) for name, value in self.extras.items()},
+            levels={name: take(value, rows) for name, value in self.levels.items()},
         )
 
     def with_streams(self, noisy: Mapping[str, Tensor], levels: Mapping[str, Tensor]) -> Self:
@@ -86,9 +109,10 @@ class Conditioning(NamedTuple):
     def expand(self, batch_size: int) -> Self:
         """Of one sample, the same for each of a batch."""
         extras = {name: value.expand(batch_size, *value.shape[1:]) for name, value in self.extras.items()}
+        mask = self.prompt_attention_mask
         return self._replace(
             prompt_embeds=self.prompt_embeds.expand(batch_size, -1, -1),
-            prompt_attention_mask=self.prompt_attention_mask.expand(batch_size, -1),
+            prompt_attention_mask=None if mask is None else mask.expand(batch_size, -1),
             extras=extras,
         )
 
@@ -137,7 +161,7 @@ class LatentBatch(NamedTuple):
     def has(self, marker: str) -> Tensor:
         """Which clips (B,) bool have what a clip extra marks, such as a sound; all, where it has no name."""
         if not marker:
-            return torch.ones(len(self.latents), dtype=torch.bool)
+            return torch.ones(len(self.latents), dtype=torch.bool, device=self.latents.device)
         return self.conditioning.extras[marker][:, 0] > 0
 
     def to(self, device: torch.device | str) -> Self:
@@ -168,6 +192,16 @@ class PromptBatch(NamedTuple):
     guidance_scale: float
     is_repeat: bool
     """made only so that all ranks take as many steps"""
+
+
+def mask_of(mask: Tensor) -> Tensor | None:
+    """A mask of prompts (B, L) bool on the CPU; ``None`` where it leaves nothing out: attention is faster without."""
+    return None if bool(mask.all()) else mask
+
+
+def take(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """Rows of a tensor (B, ...): by slices, as a list of numbers would have to be copied to its device."""
+    return values if list(rows) == list(range(len(values))) else torch.stack([values[row] for row in rows])
 
 
 def clip_key(clip_id: str) -> int:

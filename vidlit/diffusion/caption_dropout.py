@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vidlit.diffusion.batch import Conditioning
+from vidlit.diffusion.batch import Conditioning, mask_of
 from vidlit.diffusion.noising import keyed_generator
 
 
@@ -34,25 +34,23 @@ def drop_captions(conditioning: Conditioning, empty: Conditioning, dropped: Tens
     Args:
         conditioning: of B samples.
         empty: the empty prompt, of one sample; what it does not hold (a clip's own tensors) stays.
-        dropped: (B,) bool.
+        dropped: (B,) bool on the CPU.
 
     Returns:
         Of B samples; longer where the empty prompt is.
     """
     length = max(conditioning.prompt_embeds.shape[1], empty.prompt_embeds.shape[1])
-    parts = [
-        (
-            pad(part.prompt_embeds, (0, 0, 0, length - part.prompt_embeds.shape[1])),
-            pad(part.prompt_attention_mask, (0, length - part.prompt_attention_mask.shape[1])),
-        )
-        for part in (conditioning, empty)
-    ]
-    (embeds, mask), (empty_embeds, empty_mask) = parts
+    embeds, empty_embeds = (
+        pad(part.prompt_embeds, (0, 0, 0, length - part.prompt_embeds.shape[1])) for part in (conditioning, empty)
+    )
+    lengths = torch.tensor(conditioning.prompt_lengths).where(~dropped, empty.prompt_lengths[0])
+    there = dropped.to(embeds.device, non_blocking=True)
     extras = {
-        name: _where(dropped, empty.extras[name], value) if name in empty.extras else value
+        name: _where(there, empty.extras[name], value) if name in empty.extras else value
         for name, value in conditioning.extras.items()
     }
-    return Conditioning(_where(dropped, empty_embeds, embeds), _where(dropped, empty_mask, mask), extras)
+    mask = mask_of(torch.arange(length) < lengths[:, None])
+    return Conditioning(_where(there, empty_embeds, embeds), mask, extras)
 
 
 def _where(dropped: Tensor, empty: Tensor, value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from vidlit.diffusion.batch import Conditioning, LatentBatch, LatentSample, clip_key
+from vidlit.diffusion.batch import Conditioning, LatentBatch, LatentSample, clip_key, mask_of
 from vidlit.diffusion.conditions import REFERENCE
 from vidlit.diffusion.loss_weights import loss_weights
 from vidlit.errors import UserError
@@ -224,7 +224,7 @@ class _Packed:
                 mask[row, tokens:] = False
         named = dict(zip(self.extras, extras, strict=True))
         weights = named.pop(_WEIGHTS, None)
-        conditioning = Conditioning(embeds, mask, named)
+        conditioning = Conditioning(embeds, mask_of(mask), named)
         return LatentBatch(latents, conditioning, torch.tensor(self.rows), torch.from_numpy(self.keys), weights)
 
     def __reduce__(self) -> tuple[Any, ...]:

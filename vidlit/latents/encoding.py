@@ -25,6 +25,8 @@ class Encoding:
         dtype: dtype in which latents and prompts are stored.
         posterior: latents to train on, of the VAE's posterior: its ``mode``, or a ``sample``, drawn anew each time a
             clip is used, for which the store also holds the standard deviation. Everything else uses the mode.
+        tiled: whether the VAE encodes clips that are larger than its tiles piece by piece, which takes less memory.
+            Where pieces meet, latents differ a little: clips are encoded again when it changes.
         background: red, green, blue (0-255) behind transparent pixels.
         batch_size: number of clips of one bucket that go through the VAE at once. ``auto`` measures on a GPU how many
             have room in its memory, up to 8, and takes one by one on a CPU, where several change the last bits and are
@@ -40,6 +42,7 @@ class Encoding:
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     posterior: Literal["mode", "sample"] = "mode"
+    tiled: bool = False
     background: Color = BLACK
     batch_size: int | Literal["auto"] = "auto"
     num_workers: int | None = None

@@ -68,7 +68,7 @@ class LatentRecipe(_Recipe):
         encoder: identity of the video autoencoder.
         dtype: what is stored, e.g. ``"bfloat16"``.
         preprocessing: how the file's frames became pixels.
-        posterior: what is stored of the VAE's posterior: its ``mode``, or ``mode and std``.
+        posterior: what is stored of the VAE's posterior: its ``mode``, or ``mode and std``; and whether ``in tiles``.
         mask: sha256 of the mask's file, which is stored with the latents; ``none`` where the clip has none.
     """
 
@@ -105,6 +105,7 @@ class LatentRecipe(_Recipe):
         dtype: str = "bfloat16",
         background: Color = BLACK,
         with_std: bool = False,
+        tiled: bool = False,
     ) -> LatentRecipe:
         """The recipe of a clip under the encoders named by ``identity["vae"]``."""
         return cls(
@@ -115,7 +116,7 @@ class LatentRecipe(_Recipe):
             encoder=identity["vae"],
             dtype=dtype,
             preprocessing=_preprocessing(tuple(background)),
-            posterior="mode and std" if with_std else "mode",
+            posterior=("mode and std" if with_std else "mode") + (" in tiles" if tiled else ""),
             mask=clip.source.mask.content if clip.source.mask is not None else "none",
         )
 
@@ -164,8 +165,9 @@ class Recipes:
         """Of a clip; its name and its files tell it from the others of one folder."""
         name = clip.clip_id, clip.content, clip.source.mask.content if clip.source.mask is not None else ""
         if name not in self._latents:
-            dtype, background, with_std = self.encoding.dtype, self.encoding.background, self.encoding.with_std
-            self._latents[name] = LatentRecipe.of(clip, self.identity, dtype, background, with_std)
+            how = self.encoding
+            recipe = LatentRecipe.of(clip, self.identity, how.dtype, how.background, how.with_std, how.tiled)
+            self._latents[name] = recipe
         return self._latents[name]
 
     def prompt(self, caption: str) -> PromptRecipe:

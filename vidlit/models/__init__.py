@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vidlit.models.encoders import PromptEncoder as PromptEncoder
     from vidlit.models.encoders import T5PromptEncoder as T5PromptEncoder
     from vidlit.models.families.ltx_video import LTXVideo as LTXVideo
+    from vidlit.models.families.unmasked_attention import UnmaskedAttention as UnmaskedAttention
     from vidlit.models.families.wan import AskedAtTimesteps as AskedAtTimesteps
     from vidlit.models.family import Family as Family
     from vidlit.models.family import open_family as open_family

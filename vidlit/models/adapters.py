@@ -1,14 +1,15 @@
-"""What of the transformer is trained, and how the result leaves: LoRA through peft, or all weights."""
+"""What of the transformer is trained, and how the result leaves: LoRA and its like through peft, or all weights."""
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vidlit.diffusion.noising import keyed_generator
+from vidlit.diffusion.rank_by_noise import RankByNoise
 from vidlit.errors import UserError
 from vidlit.models.comfyui import comfyui_lora
 from vidlit.models.family import Family
@@ -26,6 +28,16 @@ LORA_NAME = "pytorch_lora_weights"
 """How names of LoRA files begin, in diffusers and here."""
 EXPERT = "expert"
 """Key in a LoRA file's metadata that says which of a base's experts it is of."""
+
+
+Variant = Literal["lora", "rslora", "dora", "lokr", "tlora"]
+TITLES: Mapping[Variant, str] = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "lokr": "LoKr",
+    "tlora": "T-LoRA",
+}
 
 
 @dataclass(frozen=True)
@@ -39,28 +51,53 @@ class LoRA:
         alpha: scale of the update, times ``rank``: the update is multiplied by ``alpha / rank``.
         dropout: dropout probability on the adapter's input.
         targets: pattern for the modules to adapt, matched against whole names; ``None`` for the family's own.
+        variant: ``lora``; ``rslora`` multiplies by ``alpha / sqrt(rank)`` (https://arxiv.org/abs/2312.03732); ``dora``
+            trains the length of each output's weights by itself (https://arxiv.org/abs/2402.09353); ``lokr`` is a
+            Kronecker product of two small matrices (https://arxiv.org/abs/2309.14859); ``tlora`` is a LoRA with half of
+            its ranks where all is noise, all of them where nothing is (https://arxiv.org/abs/2507.05964).
+
+    Raises:
+        UserError: the variant has no dropout.
     """
 
     rank: int = 16
     alpha: float = 16.0
     dropout: float = 0.0
     targets: str | None = None
+    variant: Variant = "lora"
+
+    def __post_init__(self) -> None:
+        if self.dropout and self.variant == "lokr":
+            raise UserError("model.adapter.dropout is not there for variant lokr, whose input is not reduced: set 0.")
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return TITLES[self.variant]
 
     def apply(self, transformer: nn.Module, family: Family) -> None:
         """Freeze the transformer and add the adapter to it, in place."""
-        from peft import LoraConfig
+        from peft import LoKrConfig, LoraConfig
 
         transformer.requires_grad_(False)
         targets = self.targets or family.lora_targets
         if family.idle:  # peft's exclude_modules would warn wherever nothing of it is hit, and again in the pipeline
             targets = rf"(?!(?:{family.idle})$)(?:{targets})"
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=targets,
-        )
+        if self.variant == "lokr":
+            config = LoKrConfig(r=self.rank, alpha=self.alpha, target_modules=targets)
+        else:
+            config = LoraConfig(
+                r=self.rank,
+                lora_alpha=self.alpha,
+                lora_dropout=self.dropout,
+                target_modules=targets,
+                use_dora=self.variant == "dora",
+                use_rslora=self.variant == "rslora",
+            )
         transformer.add_adapter(config, adapter_name=ADAPTER_NAME)  # type: ignore[operator]  # diffusers' method
+        if self.variant == "tlora":
+            down = [each for name, each in transformer.named_modules() if name.endswith(f".lora_A.{ADAPTER_NAME}")]
+            RankByNoise(self.rank, self.rank // 2).watch(transformer, down)
 
 
 @dataclass(frozen=True)
@@ -101,13 +138,20 @@ class LoRAFile:
             )
         return found
 
+    def _is_lokr(self) -> bool:
+        try:
+            with safe_open(self.path, "pt") as file:
+                return any(".lokr_" in name for name in file.keys())
+        except (OSError, SafetensorError):
+            return False  # loading it says what is wrong
+
     def apply(self, transformer: nn.Module, family: Family) -> None:
         """Add it to the transformer, in place, as the family's pipeline does, or the transformer's own loader.
 
         Raises:
             UserError: the file cannot be read, or is of another model.
         """
-        load = _lora_loader(transformer, family)
+        load = _lora_loader(transformer, family, self._is_lokr())
         try:
             load(self.path.parent, weight_name=self.path.name, adapter_name=ADAPTER_NAME, use_safetensors=True)
         except Exception as error:  # safetensors, diffusers and peft each raise their own
@@ -166,11 +210,11 @@ def pipeline_loads_lora(family: Family) -> bool:
     return hasattr(getattr(diffusers, family.pipeline_class), "load_lora_weights")
 
 
-def _lora_loader(transformer: nn.Module, family: Family) -> Callable[..., None]:
+def _lora_loader(transformer: nn.Module, family: Family, is_lokr: bool) -> Callable[..., None]:
     import diffusers
 
     own: Any = transformer.load_lora_adapter
-    if not pipeline_loads_lora(family):
+    if is_lokr or not pipeline_loads_lora(family):  # pipelines look for "lora" in every name
         return own
     pipeline_class = getattr(diffusers, family.pipeline_class)
     wanted = inspect.signature(pipeline_class).parameters.values()
@@ -209,19 +253,29 @@ def freeze(transformer: nn.Module, pattern: str) -> None:
 
 @contextmanager
 def without_adapter(transformers: Iterable[nn.Module]) -> Iterator[None]:
-    """Transformers with LoRA predict as their base does while this is open.
+    """Transformers with an adapter predict as their base does while this is open.
 
-    The update is multiplied by 0: switched off in peft's other way, weights would for a moment not be trainable.
+    By peft's own flag, but not by the method that sets it: weights would for a moment not be trainable. A scale of 0
+    would not do: it leaves a DoRA its magnitudes.
 
     Raises:
-        ValueError: one of them has no LoRA.
+        ValueError: one of them has no adapter.
     """
-    from peft.helpers import rescale_adapter_scale
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    with ExitStack() as held:
-        for transformer in transformers:
-            held.enter_context(rescale_adapter_scale(transformer, 0.0))
+    layers: list[Any] = []
+    for transformer in transformers:
+        found = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+        if not found:
+            raise ValueError("there is no adapter to switch off")
+        layers += found
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
         yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def train_layers(transformer: nn.Module, pattern: str) -> None:
@@ -262,10 +316,11 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
         expert: which of the family's experts it is.
 
     Returns:
-        The files: ``pytorch_lora_weights.safetensors`` for an adapter, and ``comfyui_lora.safetensors`` where
-        ComfyUI's names of all its layers are known; else the folder ``transformer``'s. Of a base with experts each
-        file has its expert's title in its name (``pytorch_lora_weights_high.safetensors``) and in its metadata: it
-        fits the other one, too, and nothing would say so. Each has a folder of its own.
+        The files: ``pytorch_lora_weights.safetensors`` for an adapter, and ``comfyui_lora.safetensors`` where it is
+        two matrices a layer, which a DoRA and a LoKr are not, and ComfyUI's names of all its layers are known; else
+        the folder ``transformer``'s. Of a base with experts each file has its expert's title in its name
+        (``pytorch_lora_weights_high.safetensors``) and in its metadata: it fits the other one, too, and nothing would
+        say so. Each has a folder of its own.
     """
     if not getattr(transformer, "peft_config", None):
         transformer.save_pretrained(folder / expert)  # type: ignore[operator]  # diffusers' method
@@ -274,7 +329,7 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
         return written
     import diffusers
     from diffusers.training_utils import _collate_lora_metadata
-    from peft import get_peft_model_state_dict
+    from peft import LoKrConfig, get_peft_model_state_dict
 
     # All pipelines that save a transformer's LoRA write the same: any will do for one that does not.
     writer = family.pipeline_class if pipeline_loads_lora(family) else "HunyuanVideoPipeline"
@@ -294,10 +349,13 @@ def export_weights(family: Family, transformer: nn.Module, folder: Path, expert:
             saved, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
         save_file(saved, written[0], {**(metadata or {}), EXPERT: title})
     config: Any = transformer.peft_config[ADAPTER_NAME]  # type: ignore[index]  # set by diffusers
+    if isinstance(config, LoKrConfig) or config.use_dora:
+        make_readable(written)
+        return written
     renamed = comfyui_lora(
         family.comfyui_layers,
         state,
-        config.lora_alpha / config.r,
+        config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r),
         lambda layer: int(transformer.get_submodule(layer).out_features),  # type: ignore[arg-type]  # an attribute is a tensor, too
     )
     if renamed is not None:

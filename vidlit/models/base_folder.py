@@ -102,6 +102,12 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def fingerprint_of_parts(base: Path, recipe: str, *parts: str) -> str:
+    """A short hash of words and of a base's folders whose names begin like these."""
+    folders = sorted(path for path in base.iterdir() if path.name.startswith(parts))
+    return hashlib.sha256("".join([recipe, *map(fingerprint, folders)]).encode()).hexdigest()[:16]
+
+
 def local_folder(base: str) -> Path:
     """Where a base lies: the folder itself, or what is fetched of a hub name.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vidlit.diffusion.loss_weights import latent_mask
 from vidlit.models.base_folder import load_part, read_config
+from vidlit.models.device_memory import free_memory
 
 if TYPE_CHECKING:
     from vidlit.models.family import Family
@@ -53,6 +54,15 @@ class VideoEncoder:
             num_frames: of the videos, before they are encoded.
         """
         raise NotImplementedError(f"{type(self.family).__name__} says a sample_rate, but encodes no sound")
+
+
+def use_tiles(vae: Any) -> None:
+    """Have a VAE work piece by piece on what is larger than its tiles, whose size diffusers ships, and blend them.
+
+    A VAE without tiles, as the demo's, has no use for them.
+    """
+    if hasattr(vae, "enable_tiling"):
+        vae.enable_tiling()
 
 
 class ReadTokens(NamedTuple):
@@ -158,16 +168,17 @@ class T5PromptEncoder(PromptEncoder):
 
 
 class BaseEncoders:
-    """VAE and text encoder of a base, each loaded when first needed.
+    """VAE and text encoder of a base, each loaded when first needed, and let go when the other one is.
 
     Args:
         family: of the base.
         with_std: give the standard deviation of the VAE's posterior, too; see :class:`VideoEncoder`.
+        tiled: encode in tiles.
     """
 
-    def __init__(self, family: Family, with_std: bool = False) -> None:
+    def __init__(self, family: Family, with_std: bool = False, tiled: bool = False) -> None:
         self.family = family
-        self.with_std = with_std
+        self.with_std, self.tiled = with_std, tiled
         self.device = torch.device("cpu")
         self.identity: Mapping[str, str] = family.identity
 
@@ -178,11 +189,20 @@ class BaseEncoders:
 
     @cached_property
     def _video_encoder(self) -> VideoEncoder:
-        return self.family.load_video_encoder(self.device, self.with_std)
+        self._let_go("_prompt_encoder")
+        encoder = self.family.load_video_encoder(self.device, self.with_std)
+        if self.tiled:
+            use_tiles(encoder.vae)
+        return encoder
 
     @cached_property
     def _prompt_encoder(self) -> PromptEncoder:
+        self._let_go("_video_encoder")
         return self.family.load_prompt_encoder(self.device)
+
+    def _let_go(self, name: str) -> None:
+        if self.__dict__.pop(name, None) is not None:
+            free_memory(self.device)
 
     @torch.no_grad()
     def encode_video(self, frames: Tensor, sound: Tensor | None = None) -> dict[str, Tensor]:

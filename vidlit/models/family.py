@@ -7,7 +7,6 @@ Its family follows from the class that ``transformer/config.json`` names. To add
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vidlit.diffusion.batch import take
+from vidlit.diffusion.rank_by_noise import ask
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS, Stream, by_stream
 from vidlit.errors import UserError
@@ -25,15 +26,18 @@ from vidlit.models.base_folder import (
     diffusers_class,
     errors_of_base,
     fingerprint,
+    fingerprint_of_parts,
     load_part,
     local_folder,
     read_config,
 )
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, VideoEncoder
-from vidlit.models.parts import AudioChoice, Expert, Part, parts_of, rows_by_call
+from vidlit.models.parts import AudioChoice, Expert, Part, in_order, parts_of, rows_by_call
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from vidlit.diffusion.batch import Conditioning
     from vidlit.diffusion.generate import Scheduler
 
@@ -102,6 +106,10 @@ class Family(ABC):
     """Pattern of what :meth:`velocity` never reaches, matched against whole names of modules and parameters: it is not
     trained, and gets no adapter."""
 
+    split_tokens: Callable[[nn.Module, DeviceMesh], None] | None = None
+    """Spreads a transformer's tokens over the ranks of a mesh, in place: context parallel, see
+    :mod:`vidlit.training.blocks.context_parallel`. ``None`` where velocities and gradients would not be exact."""
+
     def __init__(self, base: Path, fps: float | None = None) -> None:
         self.base, self.fps = base, fps or self.default_fps
 
@@ -116,32 +124,21 @@ class Family(ABC):
     # -- the transformer
 
     def load_transformer(self, dtype: torch.dtype = torch.float32, expert: str = "transformer") -> nn.Module:
-        """A denoising transformer with the base's weights.
-
-        Args:
-            dtype: of its weights.
-            expert: name of one of the :attr:`experts`.
-        """
+        """A denoising transformer, ``expert`` of the :attr:`experts`, with the base's weights in a dtype."""
         import diffusers
 
-        model_class = getattr(diffusers, self.transformer_class)
-        return load_part(model_class, self.base, expert, torch_dtype=dtype)
+        return load_part(getattr(diffusers, self.transformer_class), self.base, expert, torch_dtype=dtype)
 
     def empty_transformer(self, expert: str = "transformer") -> nn.Module:
         """The same structure with fresh weights, on the current device; on ``meta`` without memory for them."""
         import diffusers
 
-        model_class = getattr(diffusers, self.transformer_class)
         with errors_of_base(self.base / expert, self.transformer_class):
-            return model_class.from_config(read_config(self.base, expert))
+            return getattr(diffusers, self.transformer_class).from_config(read_config(self.base, expert))
 
     @abstractmethod
     def velocity(
-        self,
-        transformer: nn.Module,
-        noisy: Tensor,
-        sigmas: Tensor,
-        conditioning: Conditioning,
+        self, transformer: nn.Module, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning
     ) -> Tensor | dict[str, Tensor]:
         """The transformer's prediction as a velocity (``noise - latents``).
 
@@ -189,16 +186,17 @@ class Family(ABC):
         Returns:
             (B, C, F, H, W), or of each stream, as :meth:`velocity` gives it.
         """
+        if self.prompt_length is None:
+            conditioning = conditioning.trimmed()
         only = self.experts[0].name if len(self.experts) == 1 else expert
         if only is not None and not self.needs_equal_prompts:
-            return self.velocity(transformers[only], noisy, sigmas, conditioning)
+            return ask(self.velocity, transformers[only], noisy, sigmas, conditioning)
         calls = rows_by_call(self.experts, sigmas, conditioning, only, by_length=self.needs_equal_prompts)
         velocities = []
         for call, rows in calls.items():
-            given = noisy[rows], sigmas[rows], conditioning.of_rows(rows, call.prompt_length)
-            velocities.append(by_stream(self.velocity(transformers[call.expert], *given)))
-        order = torch.tensor([row for rows in calls.values() for row in rows], device=noisy.device).argsort()
-        joined = {name: torch.cat([each[name] for each in velocities])[order] for name in velocities[0]}
+            given = take(noisy, rows), take(sigmas, rows), conditioning.of_rows(rows, call.prompt_length)
+            velocities.append(by_stream(ask(self.velocity, transformers[call.expert], *given)))
+        joined = in_order(list(calls.values()), velocities)
         return joined if len(self.streams) > 1 else joined[LATENTS]
 
     @property
@@ -345,21 +343,16 @@ class Family(ABC):
         """Fingerprints of what makes latents (``vae``) and prompt embeddings (``text``): change one, re-encode."""
         video = fingerprint(self.base / "vae")
         if self.vae_recipe:
-            video = self._fingerprint(f"{self.vae_recipe}{video}")
+            video = fingerprint_of_parts(self.base, f"{self.vae_recipe}{video}")
         if self.clip_extras:
             recipe = f"{self.clip_recipe}{self.clip_extras}{video}"
-            video = self._fingerprint(recipe, *self.clip_parts)
-        return {"vae": video, "text": self._fingerprint(self.prompt_recipe, *self.text_parts)}
+            video = fingerprint_of_parts(self.base, recipe, *self.clip_parts)
+        return {"vae": video, "text": fingerprint_of_parts(self.base, self.prompt_recipe, *self.text_parts)}
 
     @property
     def transformer_fingerprint(self) -> str:
         """What tells the base's transformers from others; see :func:`fingerprint`."""
         return "+".join(fingerprint(self.base / expert.name) for expert in self.experts)
-
-    def _fingerprint(self, recipe: str, *parts: str) -> str:
-        """A short hash of words and of the base's folders whose names begin like these."""
-        folders = sorted(path for path in self.base.iterdir() if path.name.startswith(parts))
-        return hashlib.sha256("".join([recipe, *map(fingerprint, folders)]).encode()).hexdigest()[:16]
 
     def _vae_class(self) -> tuple[Any, dict[str, Any]]:
         from vidlit.models.codec import PatchDCTCodec

@@ -27,7 +27,7 @@ def merge_lora(
         family: of the base.
         files: of the LoRA, by the name of the expert that each is for; experts without one stay the base's.
         folder: to write to; ``model_index.json`` comes last, so a folder that has it is whole.
-        scale: what the adapters' updates are multiplied by.
+        scale: what the adapters' updates are multiplied by; of a DoRA before they are brought to their lengths.
         copy: the base's other parts, or link them, which costs no space and needs the base to stay where it is.
 
     Raises:
@@ -68,7 +68,7 @@ def _merge(transformer: Any, scale: float) -> None:
             weights = module.get_base_layer()
             dtype = weights.weight.dtype
             module.float()
-            module.set_scale(ADAPTER_NAME, scale)
+            module.scaling[ADAPTER_NAME] *= scale
             module.merge()
             weights.to(dtype)
     transformer.unload_lora()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vidlit.diffusion.batch import take
 from vidlit.diffusion.noising import level_of_sample
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.diffusion.streams import LATENTS, Stream
@@ -127,14 +128,22 @@ def rows_by_call(
         lowest = torch.tensor([each.min_sigma for each in experts], dtype=sigmas.dtype).tolist()
         turns = [(each.name, low) for each, low in zip(experts, lowest, strict=True)]
         chosen = [next(name for name, low in turns if sigma >= low) for sigma in level_of_sample(sigmas).tolist()]
-    mask = conditioning.prompt_attention_mask
-    lengths = mask.sum(dim=1).tolist() if by_length else [mask.shape[1]] * len(mask)
+    lengths = conditioning.prompt_lengths if by_length else [conditioning.prompt_embeds.shape[1]] * len(sigmas)
     # Other ranks train beside this one, and all must make as many calls: each gathers sharded weights.
     peers = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     calls: dict[Call, list[int]] = {}
     for row, (expert, length) in enumerate(zip(chosen, lengths, strict=True)):
         calls.setdefault(Call(str(expert), length, row if peers else 0), []).append(row)
     return calls
+
+
+def in_order(rows: Sequence[Sequence[int]], made: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What several calls made of some rows each (by stream), as one batch in its own order."""
+    if len(made) == 1:
+        return dict(made[0])
+    places = [row for call in rows for row in call]
+    order = sorted(range(len(places)), key=places.__getitem__)
+    return {name: take(torch.cat([each[name] for each in made]), order) for name in made[0]}
 
 
 def chosen_parts(family: Family, expert: ExpertChoice) -> tuple[Part, ...]:

@@ -25,6 +25,7 @@ from vidlit.runs.directory import RunDirectory
 from vidlit.runs.logged_names import COPIES_COUNT, COPIES_GAP, COPIES_RATIO_MIN, DIVERSITY_LOG_RATIO, QUALITY
 from vidlit.sampling.rendering import (
     Sample,
+    load_decoder,
     sample_name,
     to_frames,
     write_pair,
@@ -178,7 +179,7 @@ class Audit:
                 features.append(gather(self.extractor(given), len(chunk.rows), trainer))
 
         with own_randomness(device):
-            vae = pl_module.family.load_vae(device)
+            vae = load_decoder(pl_module)
             samples = sample_clips(
                 trainer, pl_module, self.datamodule, self.clips, self.sampling, step, vae, self.draws, look=compare
             )
@@ -207,10 +208,8 @@ class Audit:
             folder: to write the videos to.
         """
         with own_randomness(pl_module.device):
-            vae = pl_module.family.load_vae(pl_module.device)
-            samples = sample_clips(
-                trainer, pl_module, self.datamodule, self.clips, self.sampling, step, vae, self.draws
-            )
+            vae, data = load_decoder(pl_module), self.datamodule
+            samples = sample_clips(trainer, pl_module, data, self.clips, self.sampling, step, vae, self.draws)
         if trainer.is_global_zero:
             write_samples(folder, samples, pl_module.family.fps, PREFIX)
 
@@ -259,7 +258,7 @@ class Audit:
 
     def _read_real(self, trainer: Trainer, pl_module: VideoDiffusionModule) -> RealClips:
         """The prompts' own clips, the mean of their buckets and, for distances of sets, features of training clips."""
-        vae = pl_module.family.load_vae(pl_module.device)
+        vae = load_decoder(pl_module)
         own, dataset = self.datamodule.dataset(self.own_clips), self.datamodule.dataset(self.clips)
         decoded = [
             coarse(pl_module.family.decode_latents(vae, own[row].latents[None].to(pl_module.device).float()))[0].cpu()

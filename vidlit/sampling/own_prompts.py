@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Trainer
 
+from vidlit.data.batch_sampler import DataRanks
 from vidlit.diffusion.conditions import GivenFrames
 from vidlit.diffusion.noising import start_noise
 from vidlit.diffusion.streams import LATENTS
 from vidlit.errors import UserError
 from vidlit.sampling.prompts import EncodedFiles, Prompt, check_prompt, encode_files, read_prompts
-from vidlit.sampling.rendering import Sample, to_frames, to_sound, write_samples
+from vidlit.sampling.rendering import Sample, load_decoder, to_frames, to_sound, write_samples
 from vidlit.sampling.sampler import Sampling, gather, own_randomness, share
 from vidlit.sampling.sampling_progress import track_sampling
 from vidlit.stopping.schedule import audit_evaluations
+from vidlit.training.blocks.context_parallel import check_sizes
 from vidlit.video.buckets import Bucket
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class OwnPrompts:
         for prompt in self.prompts:
             try:
                 check_prompt(prompt, module.family, module.conditions, with_references=module.reads_references)
+                check_sizes(module.family, module.context_parallel, [prompt.size])
             except UserError as error:
                 raise UserError(f"{OPTION} {prompt.place} ({prompt.text[:40]!r}): {error}") from error
         with own_randomness(device):
@@ -106,8 +109,8 @@ class OwnPrompts:
         device, family = self.module.device, self.module.family
         samples: dict[int, Sample] = {}
         with own_randomness(device):
-            vae, decode_sound = family.load_vae(device), family.load_sound_decoder(device)
-            for rows in track_sampling(list(self._alike(trainer.world_size)), trainer.is_global_zero):
+            vae, decode_sound = load_decoder(self.module), family.load_sound_decoder(device)
+            for rows in track_sampling(list(self._alike(DataRanks.of(trainer).size)), trainer.is_global_zero):
                 # One on each rank, and as many on every rank: where weights are sharded all of them gather these.
                 mine = rows[share(len(rows), trainer)[0] % len(rows)]
                 with trainer.precision_plugin.forward_context():
@@ -124,13 +127,13 @@ class OwnPrompts:
             in_order = [samples[row] for row in range(len(self.prompts))]
             write_samples(folder, in_order, family.fps, PREFIX)
 
-    def _alike(self, world_size: int) -> Iterator[list[int]]:
+    def _alike(self, num_replicas: int) -> Iterator[list[int]]:
         """Prompts that ranks sample at once: of one size, so that they take as long and can be gathered."""
         alike: dict[tuple[Bucket, bool, int], list[int]] = defaultdict(list)
         for prompt in self.prompts:
             alike[prompt.size, bool(prompt.pictures), prompt.num_reference_frames].append(prompt.number)
         for rows in alike.values():
-            yield from (rows[first : first + world_size] for first in range(0, len(rows), world_size))
+            yield from (rows[first : first + num_replicas] for first in range(0, len(rows), num_replicas))
 
     def _sample(self, prompt: Prompt, files: EncodedFiles, device: torch.device) -> Any:
         """Latents (1, ...) of each stream; from the noise that ``vidlit predict`` starts with."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vidlit.diffusion.batch import PromptBatch
 from vidlit.diffusion.streams import LATENTS
 from vidlit.errors import UserError
-from vidlit.sampling.rendering import Sample, sample_name, to_frames, to_sound, write_sample
+from vidlit.sampling.rendering import Sample, load_decoder, sample_name, to_frames, to_sound, write_sample
 from vidlit.sampling.sampler import Sampling
 from vidlit.training.run_callback import RunCallback
 
@@ -91,7 +91,7 @@ class PredictionWriter(RunCallback, BasePredictionWriter):
 
     def on_predict_start(self, *_: Any) -> None:
         """Load what decodes, and hash the weights, once for all ranks."""
-        self._vae = self.module.family.load_vae(self.module.device)
+        self._vae = load_decoder(self.module)
         self._decode_sound = self.module.family.load_sound_decoder(self.module.device)
         made_with = self.weights.describe(self.module) if self.trainer.is_global_zero else {}
         self._made_with = self.trainer.strategy.broadcast(made_with)

@@ -13,9 +13,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vidlit.data.batch_sampler import DataRanks
 from vidlit.diffusion.batch import Conditioning, PromptBatch, as_is
 from vidlit.diffusion.conditions import REFERENCE, Condition, GivenFrames, are_always_given
 from vidlit.errors import UserError, printable
+from vidlit.models.device_memory import free_memory
 from vidlit.models.encoders import BaseEncoders
 from vidlit.video.buckets import Bucket
 from vidlit.video.frames import IMAGE_SUFFIXES, ClipRequest, read_clip
@@ -301,8 +303,8 @@ class PromptDataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         # As many batches on every rank: where weights are sharded, all ranks gather them together.
-        each = -(-len(self._rows) // trainer.world_size)
-        places = range(trainer.global_rank, each * trainer.world_size, trainer.world_size)
+        ranks = DataRanks.of(trainer)
+        places = range(ranks.rank, -(-len(self._rows) // ranks.size) * ranks.size, ranks.size)
         batches = [self._rows[place % len(self._rows)] for place in places]
         guided = self.guidance_scale != 1.0
         texts = [self.prompts[row].text for rows in batches for row in rows] + [self.negative_prompt] * guided
@@ -323,7 +325,7 @@ class PromptDataModule(LightningDataModule):
                 size=tuple(self.prompts[rows[0]].size),
                 num_steps=self.num_steps,
                 guidance_scale=self.guidance_scale,
-                is_repeat=place >= len(self._rows),
+                is_repeat=place >= len(self._rows) or ranks.peer > 0,
             )
             for place, rows in zip(places, batches, strict=True)
         ]
@@ -333,6 +335,8 @@ class PromptDataModule(LightningDataModule):
         encoded = []
         for first in range(0, len(texts), _PROMPTS_PER_BATCH):
             encoded += encoders.encode_captions(texts[first : first + _PROMPTS_PER_BATCH])
+        del encoders
+        free_memory(device)  # before pictures' encoder, and the transformer
         return dict(zip(texts, encoded, strict=True))
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:

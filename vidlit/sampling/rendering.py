@@ -6,7 +6,7 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from vidlit.models.encoders import use_tiles
 from vidlit.runs.directory import write_text
 from vidlit.video.mp4 import write_mp4
 from vidlit.video.sound import Sound
+
+if TYPE_CHECKING:
+    from vidlit.training.module import VideoDiffusionModule
 
 CONTACT_SHEET = "contact_sheet.png"
 SHEET_FRAMES = 5
@@ -33,6 +37,14 @@ class Sample(NamedTuple):
     """at least ``prompt``"""
     sound: Sound | None = None
     """what is heard with it"""
+
+
+def load_decoder(pl_module: VideoDiffusionModule) -> Any:
+    """The VAE of a model's base, on its device, to decode samples with; in tiles where ``model.memory`` says so."""
+    vae = pl_module.family.load_vae(pl_module.device)
+    if pl_module.memory.tiled_decoding is True:
+        use_tiles(vae)
+    return vae
 
 
 def to_frames(video: Tensor) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from vidlit.data.batch_sampler import DataRanks
 from vidlit.diffusion.conditions import GivenFrames, are_always_given
 from vidlit.diffusion.noising import start_noise, stratum_given
 from vidlit.diffusion.streams import LATENTS
@@ -106,7 +107,7 @@ def sample_clips(
     samples: dict[int, Sample] = {}
     with own_randomness(pl_module.device):
         dataset = datamodule.dataset(clips)
-        chunks = list(_of_one_bucket(clips, datamodule, trainer.world_size))
+        chunks = list(_of_one_bucket(clips, datamodule, DataRanks.of(trainer).size))
         for rows in track_sampling(chunks, trainer.is_global_zero):
             places = share(len(rows), trainer)
             mine = [rows[place % len(rows)] for place in places]
@@ -139,14 +140,14 @@ def sample_clips(
     return [samples[row] for row in range(len(clips))] if trainer.is_global_zero else []
 
 
-def _of_one_bucket(clips: Sequence[Clip], datamodule: Any, world_size: int) -> Iterator[list[int]]:
+def _of_one_bucket(clips: Sequence[Clip], datamodule: Any, num_replicas: int) -> Iterator[list[int]]:
     """Rows of one bucket at a time, no more on a rank than validation scores at once."""
     sizes = dict(zip(datamodule.buckets, datamodule.val_batch_sizes, strict=True))
     by_bucket: dict[Any, list[int]] = defaultdict(list)
     for row, clip in enumerate(clips):
         by_bucket[clip.bucket].append(row)
     for bucket, rows in by_bucket.items():
-        size = sizes[bucket] * world_size
+        size = sizes[bucket] * num_replicas
         yield from (rows[first : first + size] for first in range(0, len(rows), size))
 
 
@@ -191,13 +192,13 @@ def share(count: int, trainer: Trainer) -> range:
 
     A place from ``count`` on stands for the thing at ``place % count`` again.
     """
-    each = -(-count // trainer.world_size)
-    return range(trainer.global_rank, each * trainer.world_size, trainer.world_size)
+    ranks = DataRanks.of(trainer)
+    return range(ranks.rank, -(-count // ranks.size) * ranks.size, ranks.size)
 
 
 def gather(part: Tensor, count: int, trainer: Trainer) -> Tensor:
     """What all ranks made of their shares (K, ...), in order (count, ...)."""
-    parts = trainer.strategy.all_gather(part).reshape(trainer.world_size, *part.shape)
+    parts = trainer.strategy.all_gather(part).reshape(trainer.world_size, *part.shape)[:: DataRanks.of(trainer).peers]
     return parts.transpose(0, 1).flatten(0, 1)[:count]
 
 

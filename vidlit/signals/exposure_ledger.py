@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from vidlit.data.batch_sampler import DataRanks
 from vidlit.data.exposure_table import MOST_IN_CSV, write_exposures
 from vidlit.diffusion.batch import LatentBatch, clip_key
 from vidlit.runs.logged_names import EXPOSURE_ADJUSTED, EXPOSURE_MAX, EXPOSURE_MEAN
@@ -59,7 +60,7 @@ class ExposureLedger(Signal):
         group = trainer.optimizers[0].param_groups[0]
         rate = float(group["lr"]) * float(group.get("d", 1.0))  # Prodigy's estimate scales its rate
         self._peak_learning_rate = max(self._peak_learning_rate, rate)
-        micro_batch = len(batch.indices) * trainer.world_size
+        micro_batch = len(batch.indices) * DataRanks.of(trainer).size
         # One call a micro-batch: its share of the step's exposures at the step's batch size.
         step = adjusted_exposure([rate], micro_batch * trainer.accumulate_grad_batches, self._num_videos)
         self._adjusted += float(step[-1]) / trainer.accumulate_grad_batches
@@ -110,7 +111,7 @@ class ExposureLedger(Signal):
 
     def _agree(self) -> None:
         pending = self.trainer.strategy.reduce(self._pending.to(self.trainer.strategy.root_device), reduce_op="sum")
-        self._counted += torch.as_tensor(pending).cpu()
+        self._counted += torch.as_tensor(pending).cpu() // DataRanks.of(self.trainer).peers  # who saw the same clips
         self._pending.zero_()
 
     def _write(self) -> None:

@@ -17,12 +17,13 @@ from vidlit.models.features import FeatureExtractor, LatentFeatures
 from vidlit.runs.logged_names import AUDIT_SHARE
 from vidlit.sampling.audit import Audit, one_a_caption
 from vidlit.sampling.own_prompts import OwnPrompts
-from vidlit.sampling.rendering import write_samples
+from vidlit.sampling.rendering import load_decoder, write_samples
 from vidlit.sampling.sampler import Sampling, own_randomness, sample_clips
 from vidlit.signals.overfit_stopping import OverfitStopping
 from vidlit.signals.signal import Signal
 from vidlit.stopping.schedule import TRAINING_EVALUATIONS, audit_evaluations, audit_interval
 from vidlit.stopping.verdict import Verdict
+from vidlit.training.peak_memory import not_counted
 from vidlit.training.run_callback import RunCallback
 
 if TYPE_CHECKING:
@@ -142,12 +143,13 @@ class SampleVideos(RunCallback):
         began = time.monotonic()
         step = self._last = self.trainer.global_step
         numbers: dict[str, float] = {}
-        if self.audit is not None:
-            self.audit.prepare(self.trainer, self.module)
-            self.audit.run(self.trainer, self.module, step, self.run.samples(step))
-            numbers = self.audit.numbers()
-        if self.own is not None:
-            self.own.sample(self.trainer, step, self.run.samples(step))
+        with not_counted(self.module.device):
+            if self.audit is not None:
+                self.audit.prepare(self.trainer, self.module)
+                self.audit.run(self.trainer, self.module, step, self.run.samples(step))
+                numbers = self.audit.numbers()
+            if self.own is not None:
+                self.own.sample(self.trainer, step, self.run.samples(step))
         self._audit_seconds += time.monotonic() - began
         if self.trainer.sanity_checking:  # self.log is off then
             for logger in self.trainer.loggers if numbers else ():
@@ -183,12 +185,13 @@ class SampleVideos(RunCallback):
             Whether there was anything to sample.
         """
         step, folder = self.trainer.global_step, self.run.samples(self.trainer.global_step)
-        if self.audit is not None:
-            self.audit.show(self.trainer, self.module, step, folder)
-        elif self.num_videos > 0:
-            self._sample_clips(step)
-        if self.own is not None:
-            self.own.sample(self.trainer, step, folder)
+        with not_counted(self.module.device):
+            if self.audit is not None:
+                self.audit.show(self.trainer, self.module, step, folder)
+            elif self.num_videos > 0:
+                self._sample_clips(step)
+            if self.own is not None:
+                self.own.sample(self.trainer, step, folder)
         return self.audit is not None or self.num_videos > 0 or self.own is not None
 
     # -- when it is over
@@ -196,17 +199,18 @@ class SampleVideos(RunCallback):
     def on_fit_end(self, *_: Any) -> None:
         """Sample with the weights that are kept."""
         kept_step = next((each.kept_step for each in self.others(OverfitStopping)), self.trainer.global_step)
-        if self.num_videos > 0:
-            self._sample_clips(kept_step)
-        if self.own is not None:
-            self.own.sample(self.trainer, kept_step, self.run.samples(kept_step))
+        with not_counted(self.module.device):
+            if self.num_videos > 0:
+                self._sample_clips(kept_step)
+            if self.own is not None:
+                self.own.sample(self.trainer, kept_step, self.run.samples(kept_step))
 
     def _sample_clips(self, kept_step: int) -> None:
         """Sample captions of validation clips, and write them."""
         clips = one_a_caption(self.data.val_clips or self.data.train_clips)[: self.num_videos]
         with own_randomness(self.module.device):
             family, device = self.module.family, self.module.device
-            vae, decode_sound = family.load_vae(device), family.load_sound_decoder(device)
+            vae, decode_sound = load_decoder(self.module), family.load_sound_decoder(device)
             samples = sample_clips(
                 self.trainer,
                 self.module,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vidlit.models.adapters import LoRAFile, choose_trained
 
@@ -30,6 +30,8 @@ class ExpertWeights(Mapping[str, nn.Module]):
         # Kept from nn.Module, which would take them for children of the module.
         self._module = module
         self._frozen: dict[str, nn.Module] = {}
+        self.starts: dict[str, dict[str, Tensor]] = {}
+        """Of each transformer with an adapter, the adapter's weights at the start: so the base is never read again."""
         self.asked = module.expert_names[0]
         """The one that was asked last: with offloading it alone is on the device."""
 
@@ -59,6 +61,17 @@ class ExpertWeights(Mapping[str, nn.Module]):
 
     def __len__(self) -> int:
         return len(self._module.family.experts)
+
+    def fresh(self, name: str) -> nn.Module:
+        """A base's transformer on the CPU, with an untrained adapter where there is one."""
+        module = self._module
+        low = module.memory.lowers_base and module.adapter is not None  # trained layers start from all their digits
+        transformer = module.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
+        choose_trained(transformer, module.family, module.adapter_of(name), module.layers, module.seed)
+        if module.adapter is not None:
+            trained = {key: value for key, value in transformer.named_parameters() if value.requires_grad}
+            self.starts[name] = {key: value.detach().clone() for key, value in trained.items()}
+        return transformer
 
     def _loaded(self, name: str) -> nn.Module:
         loaded: nn.Module = self._frozen[name] if name in self._frozen else getattr(self._module, name)

@@ -27,12 +27,14 @@ def describe(
     family: Family, adapter: LoRA | Mapping[str, LoRAFile] | None, layers: str | None, ema: EMA | None
 ) -> dict[str, str]:
     """What decides which weights a checkpoint holds and what they mean, by the option that sets it."""
-    rank, alpha, targets = ("no adapter",) * 3 if adapter is None else ("from a file",) * 3
+    variant, rank, alpha, targets = ("no adapter",) * 4 if adapter is None else ("from a file",) * 4
     if isinstance(adapter, LoRA):
-        rank, alpha, targets = str(adapter.rank), str(adapter.alpha), adapter.targets or family.lora_targets
+        variant, rank, alpha = adapter.variant, str(adapter.rank), str(adapter.alpha)
+        targets = adapter.targets or family.lora_targets
     return {
         "transformer": family.transformer_class,
         "base": family.transformer_fingerprint,
+        "adapter.variant": variant,
         "adapter.rank": rank,
         "adapter.alpha": alpha,
         "adapter.targets": targets,

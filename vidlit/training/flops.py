@@ -99,9 +99,10 @@ def flops_of_a_sample(family: Family, transformer: nn.Module, batch: LatentBatch
     one = batch.conditioning.of_rows([0]).to("meta")
     further = {stream.name: one.extras[stream.name] for stream in family.streams if stream.name != LATENTS}
     one = one.with_streams(further, dict.fromkeys(further, sigmas))
+    expert = family.experts[0].name
 
     def loss() -> Tensor:
-        velocities = by_stream(family.velocity(transformer, noisy, sigmas, one)).values()
+        velocities = by_stream(family.predict({expert: transformer}, noisy, sigmas, one, expert)).values()
         return torch.stack([velocity.float().square().mean() for velocity in velocities]).sum()
 
     return count_flops(loss)

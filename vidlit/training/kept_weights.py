@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
+from torch.distributed.tensor import DTensor
 
 from vidlit.runs.checkpoint_files import load_weights, remove_checkpoint
 from vidlit.runs.directory import RunDirectory
@@ -113,10 +116,7 @@ class KeptWeights:
         """
         mine = part.owns if part is not None else None
         if step == 0:  # best.ckpt may hold a check that was low by luck
-            if mine is None:
-                pl_module.load_base()
-            else:
-                start_again(pl_module, mine)
+            start_again(pl_module, mine or (lambda name: True))
             return
         from_candidate = part is not None or kept.name == "conservative"
         found = load_weights(pl_module, run.candidate(step) if from_candidate else run.best_checkpoint, mine)
@@ -125,9 +125,31 @@ class KeptWeights:
             pl_module.averaged.copy_to_parameters(mine)
 
 
+@contextmanager
+def as_base(pl_module: VideoDiffusionModule) -> Iterator[None]:
+    """The base in the trained model's place while this is open, for validation alone; never both on the device.
+
+    A LoRA is switched off. Weights that are trained themselves wait in main memory, or, of sharded ones, each rank's.
+    """
+    if pl_module.adapter is not None:
+        with pl_module.base_only():
+            yield
+        return
+    trained = {name: value.detach() for name, value in pl_module.trainable_state().items()}
+    kept = {name: each.clone() if isinstance(each, DTensor) else each.cpu() for name, each in trained.items()}
+    del trained
+    pl_module.load_base()
+    pl_module.eval()
+    yield
+    pl_module.load_state_dict(kept, strict=False)
+    pl_module.eval()
+
+
 @torch.no_grad()
 def start_again(pl_module: VideoDiffusionModule, wanted: Callable[[str], bool]) -> None:
-    """Put some of the trained weights back to what they were at the start, in place: an optimizer holds them.
+    """Put some of the trained weights back to what they were at the start.
+
+    In place, for an optimizer holds them: with the base's beside them there would be two models on the device.
 
     Args:
         pl_module: the model.
@@ -137,7 +159,9 @@ def start_again(pl_module: VideoDiffusionModule, wanted: Callable[[str], bool]) 
         trained = {name: each for name, each in transformer.named_parameters() if each.requires_grad}
         mine = {name: each for name, each in trained.items() if wanted(f"{expert}.{name}")}
         if mine:
-            start = dict(pl_module.fresh_transformer(expert).named_parameters())
+            start = pl_module.experts.starts.get(expert)
+            if start is None:
+                start = {name: each.detach() for name, each in pl_module.experts.fresh(expert).named_parameters()}
             for name, parameter in mine.items():
                 copy_whole(start[name], parameter)
     if pl_module.averaged is not None:

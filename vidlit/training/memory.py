@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vidlit.errors import UserError
+from vidlit.training.blocks.block_swap import BUFFERS, swap_last_blocks
 from vidlit.training.blocks.cast_once import cast_once
 from vidlit.training.blocks.compiling import compile_blocks
 from vidlit.training.blocks.kept_dtypes import FrozenDtype, lower_weights, store_frozen
@@ -22,7 +23,8 @@ class Memory:
 
     Args:
         base_dtype: dtype of the weights that are not trained: ``bfloat16`` halves them, ``int8`` and ``float8``
-            (torchao) quarter them. Trained weights stay in float32 where ``trainer.precision`` is not ``bf16-true``.
+            (torchao) quarter them, ``nf4`` takes an eighth. Trained weights stay in float32 where
+            ``trainer.precision`` is not ``bf16-true``.
         gradient_checkpointing: blocks whose activations are recomputed in the backward pass, all but what attention
             gave: less memory, up to a fifth more time. ``true`` is all of them, ``false`` none, a share such as 0.5
             every other one, spread evenly, and a number k every k-th; ``auto`` is none on a CPU, else all.
@@ -33,6 +35,11 @@ class Memory:
             weight; ``auto`` does on a GPU. It is for weights themselves, not for a LoRA, nor for shards.
         offload_experts: whether only the expert that is asked is on the device while the other waits on the CPU, for a
             base with two (Wan 2.2 A14B): half the memory of the weights. Each then trains for ten steps in a row.
+        swap_blocks: number of blocks whose weights, as far as they are not trained, wait in main memory until the block
+            runs: the last ones, 3 or more, for two are always on the device. ``auto`` for as many as do not fit, where
+            a forecast says so; 0 for none.
+        tiled_decoding: whether samples and audits are decoded in tiles, which takes less memory and shows a little
+            where tiles meet; ``auto`` where a forecast says that they do not fit whole.
 
     Raises:
         UserError: an option is out of range.
@@ -43,6 +50,8 @@ class Memory:
     compile: bool | Literal["auto"] = "auto"
     offload_experts: bool = False
     cast_once: bool | Literal["auto"] = "auto"
+    swap_blocks: int | Literal["auto"] = 0
+    tiled_decoding: bool | Literal["auto"] = False
 
     def __post_init__(self) -> None:
         share = self.gradient_checkpointing
@@ -51,18 +60,34 @@ class Memory:
                 f"model.memory.gradient_checkpointing is {share}: it is auto, true, false, a share of the blocks "
                 "between 0 and 1, or a whole number k for every k-th block."
             )
+        if self.swap_blocks != "auto" and (self.swap_blocks < 0 or 0 < self.swap_blocks <= BUFFERS):
+            raise UserError(
+                f"model.memory.swap_blocks is {self.swap_blocks}: it is auto, 0 for none, or a number above {BUFFERS}, "
+                f"for the weights of {BUFFERS} blocks are on the device at any time."
+            )
 
     @property
     def lowers_base(self) -> bool:
         """Are frozen weights kept in fewer bits than trained ones?"""
         return self.base_dtype != "float32"
 
+    @property
+    def changes_base(self) -> bool:
+        """Are frozen weights of the transformer not to be read as they are?"""
+        return self.lowers_base or self.swaps
+
+    @property
+    def swaps(self) -> bool:
+        """Do frozen weights of some blocks wait in main memory?"""
+        return self.swap_blocks not in (0, "auto")
+
     def settled(self, device: torch.device) -> Memory:
         """The same without ``auto``, for a device of which nothing is known but its kind."""
         share = device.type != "cpu" if self.gradient_checkpointing == "auto" else self.gradient_checkpointing
         compiles = device.type == "cuda" if self.compile == "auto" else self.compile
         casts = device.type != "cpu" if self.cast_once == "auto" else self.cast_once
-        return replace(self, gradient_checkpointing=share, compile=compiles, cast_once=casts)
+        swapped = 0 if self.swap_blocks == "auto" else self.swap_blocks
+        return replace(self, gradient_checkpointing=share, compile=compiles, cast_once=casts, swap_blocks=swapped)
 
     def apply(
         self, transformer: nn.Module, device: torch.device, *, trains_in_bfloat16: bool, trains_whole: bool = False
@@ -85,6 +110,8 @@ class Memory:
             cast_once(transformer)
         narrow_stream(transformer)
         assert settled.gradient_checkpointing != "auto"
+        assert settled.swap_blocks != "auto"
+        swap_last_blocks(transformer, settled.swap_blocks)
         recompute_blocks(transformer, settled.gradient_checkpointing)
         if settled.compile:
             compile_blocks(transformer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -19,15 +18,16 @@ from vidlit.diffusion.conditions import Condition, GivenFrames, of_own_frames, r
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.noising import Noise, num_positions, start_noise, stratum_sigmas
 from vidlit.diffusion.streams import LATENTS, Given, by_stream
-from vidlit.errors import UserError
 from vidlit.lightning_internals import datamodule_of, expect_unused_parameters, is_attached
 from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights, without_adapter
 from vidlit.models.base_folder import read_config
+from vidlit.models.device_memory import free_memory
 from vidlit.models.family import open_family
 from vidlit.models.parts import AudioChoice, ExpertChoice, Part, chosen_parts, cut_to
 from vidlit.runs.logged_names import TRAIN_LOSS
 from vidlit.training.averaging import EMA, AveragedWeights
 from vidlit.training.blocks.attention import Kernel, prefer_kernel
+from vidlit.training.blocks.context_parallel import split_context
 from vidlit.training.blocks.sharding import shard, whole
 from vidlit.training.expert_weights import ExpertWeights
 from vidlit.training.fit_check import check_checkpoint, check_shards, describe
@@ -73,6 +73,8 @@ class VideoDiffusionModule(LightningModule):
         bad_steps: treatment of steps whose loss or gradient is NaN or infinite.
         fps: frame rate of the clips; ``None`` for the family's own.
         audio: sound of a base that makes some: ``on`` trains it with the video, ``only`` by itself; or ``off``.
+        context_parallel: number of ranks that share a sample, each with a part of its tokens, for clips too long for
+            one GPU (Wan). The others of a number of ranks work on other samples.
         seed: seed of noise and sigmas, in training and validation.
 
     Raises:
@@ -99,6 +101,7 @@ class VideoDiffusionModule(LightningModule):
         bad_steps: BadStepPolicy = BadStepPolicy(),  # noqa: B008
         fps: float | None = None,
         audio: AudioChoice = "off",
+        context_parallel: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -108,7 +111,7 @@ class VideoDiffusionModule(LightningModule):
         self.ema = ema
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.warmup_steps, self.caption_dropout = warmup_steps, caption_dropout
-        self.preservation = preservation
+        self.preservation, self.context_parallel = preservation, context_parallel
         process = noise.process or self.family.noising()
         parts = cut_to(chosen_parts(self.family, expert), process)
         self.parts = OpenParts(parts, seed, TURN if memory.offload_experts else 1)
@@ -145,11 +148,6 @@ class VideoDiffusionModule(LightningModule):
         """Load the transformer, once, when Lightning knows where it will live."""
         if self.is_loaded:
             return
-        if self.adapter is not None and self._trains_in_bfloat16:
-            raise UserError(
-                "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "
-                "--trainer.precision bf16-mixed with --model.memory.base_dtype bfloat16, which needs no more memory."
-            )
         check_devices(self)
         self.load_base()
         training = is_attached(self) and self.trainer.state.fn == "fit"
@@ -164,22 +162,16 @@ class VideoDiffusionModule(LightningModule):
         """Load the base's weights, and an untrained adapter where there is one; trained ones are gone first."""
         for name in self.expert_names:
             setattr(self, name, None)
-        gc.collect()  # modules refer to each other
+        free_memory(self.device)
         for name in self.expert_names:
             setattr(self, name, self._load_expert(name))
 
-    def fresh_transformer(self, name: str) -> nn.Module:
-        """A base's transformer on the CPU, with an untrained adapter where there is one."""
-        low = self.memory.lowers_base and self.adapter is not None  # trained layers start from all their digits
-        transformer = self.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
-        choose_trained(transformer, self.family, self.adapter_of(name), self.layers, self.seed)
-        return transformer
-
     def _load_expert(self, name: str) -> nn.Module:
-        transformer = self.fresh_transformer(name)
+        transformer = self.experts.fresh(name)
         device = self.trainer.strategy.root_device if is_attached(self) else self.device
         whole, low = self.adapter is None and self.device_mesh is None, self._trains_in_bfloat16
         self.memory.apply(transformer, device, trains_in_bfloat16=low, trains_whole=whole)
+        split_context(self, transformer)
         if self.device_mesh is not None:  # moves each block to its device when it is cut, never the whole model
             low_precision = self.trainer.precision == "bf16-mixed"
             shard(transformer, self.device_mesh, self.memory.base_dtype, low_precision=low_precision)
@@ -351,7 +343,7 @@ class VideoDiffusionModule(LightningModule):
         Returns:
             The files; none on other ranks than the first.
         """
-        gathers = self.device_mesh is not None or (self.layers is not None and self.memory.lowers_base)
+        gathers = self.device_mesh is not None or (self.layers is not None and self.memory.changes_base)
         is_first = self.global_rank == 0
         written = []
         for name, trained in self.transformers.items():

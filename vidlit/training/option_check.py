@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from vidlit.diffusion.conditions import check_conditions
 from vidlit.errors import UserError
-from vidlit.lightning_internals import is_attached
+from vidlit.lightning_internals import datamodule_of, is_attached
+from vidlit.models.adapters import LoRA
+from vidlit.training.blocks.context_parallel import check_context, check_family
 
 if TYPE_CHECKING:
     from vidlit.training.module import VideoDiffusionModule
@@ -20,12 +22,23 @@ def check_options(module: VideoDiffusionModule) -> None:
     """
     if module.adapter is not None and module.layers is not None:
         raise UserError("model.adapter and model.layers exclude each other: a LoRA, or chosen layers of the model.")
+    check_family(module.family, module.context_parallel)
     if module.preservation is not None:
         module.preservation.check(has_adapter=module.adapter is not None)
     if module.memory.lowers_base and module.adapter is None and module.layers is None:
         raise UserError(
             f"model.memory.base_dtype {module.memory.base_dtype} is for weights that are not trained, and here all "
             "are: set model.adapter or model.layers, or --trainer.precision bf16-true."
+        )
+    if isinstance(module.adapter, LoRA) and module.adapter.variant == "dora" and module.memory.base_dtype == "nf4":
+        raise UserError(
+            "model.adapter.variant dora reads the lengths of the base's weights, which model.memory.base_dtype nf4 "
+            "does not give: choose int8, or another variant."
+        )
+    if module.memory.swaps and module.adapter is None and module.layers is None:
+        raise UserError(
+            "model.memory.swap_blocks is for weights that are not trained, and here all are: set model.adapter or "
+            "model.layers, or leave it at 0."
         )
     if module.ema is not None and module.is_schedule_free:
         raise UserError("a schedule-free optimizer averages by itself: leave model.ema out.")
@@ -51,12 +64,28 @@ def check_options(module: VideoDiffusionModule) -> None:
 
 
 def check_devices(module: VideoDiffusionModule) -> None:
-    """Refuse options that a model's devices do not go with.
+    """Refuse options that a model's devices and their precision do not go with.
 
     Raises:
         UserError: they do not.
     """
-    if module.memory.offload_experts and is_attached(module) and module.trainer.world_size > 1:
+    if not is_attached(module):
+        return
+    trainer = module.trainer
+    if module.memory.swaps and module.device_mesh is not None:
+        raise UserError(
+            "model.memory.swap_blocks cannot be used with sharded weights: leave it at 0, or choose a strategy without "
+            "shards."
+        )
+    if module.adapter is not None and trainer.precision == "bf16-true":
+        raise UserError(
+            "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "
+            "--trainer.precision bf16-mixed with --model.memory.base_dtype bfloat16, which needs no more memory."
+        )
+    if trainer.world_size > 1 or trainer.state.fn == "fit":  # one process looks at what several have trained
+        buckets = getattr(datamodule_of(trainer), "buckets", [])
+        check_context(module.family, module.context_parallel, trainer.world_size, buckets)
+    if module.memory.offload_experts and trainer.world_size > 1:
         raise UserError(
             "model.memory.offload_experts is for one device: set it to false on several, or train one expert a run "
             "(--model.expert high, then low)."

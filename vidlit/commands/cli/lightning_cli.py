@@ -59,6 +59,7 @@ from vidlit.runs.rank import rank_from_environment
 from vidlit.runs.resumes import Change
 from vidlit.runs.wording import say
 from vidlit.sampling.prediction import Predict
+from vidlit.training.blocks.context_parallel import check_context
 from vidlit.training.memory_advice import memory_use
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.precision import BFloat16Weights
@@ -305,6 +306,8 @@ class VidlitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Encode what is missing, and make sure that a fold, or a refit, has the clips of the whole."""
+        degree = self.model.context_parallel
+        check_context(self.model.family, degree, self.trainer.world_size, self.datamodule.buckets)
         self._encode()
         whole = self.run_directory.whole
         if whole is None:

@@ -20,6 +20,7 @@ from vidlit.latents.encode.shard_writer import ShardWriter
 from vidlit.latents.encode.work import Job, Work, encode_captions
 from vidlit.latents.encoding import num_cores
 from vidlit.latents.store import Item
+from vidlit.models.device_memory import free_memory
 
 T = TypeVar("T")
 
@@ -102,6 +103,7 @@ class _EncodingModule(LightningModule):
 
     def on_predict_end(self) -> None:
         self.encoders = None
+        free_memory(self.device)  # what comes next loads the transformer
 
 
 class _Writing(BasePredictionWriter):

@@ -27,7 +27,7 @@ _CAPTIONS_PER_BATCH = 16
 
 
 class Encoders(Protocol):
-    """A family's video autoencoder and text encoder. Captions are all encoded before the first clip."""
+    """A family's video autoencoder and text encoder, one at a time: captions are all encoded before the first clip."""
 
     identity: Mapping[str, str]
     """``vae`` and ``text``: names that change whenever the outputs do."""

@@ -13,6 +13,7 @@ from vidlit.errors import UserError
 from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, ReadTokens, count_tokens
+from vidlit.models.families.unmasked_attention import UnmaskedAttention, every_token
 from vidlit.models.family import Family
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ TRAINING_GUIDANCE = 1.0
 """What the guidance embedding is told while training: the model is shown clips as they are, not guided ones."""
 
 
-class HunyuanVideo(Family):
+class HunyuanVideo(UnmaskedAttention):
     """Tencent's HunyuanVideo, text-to-video.
 
     The published model is distilled: it takes the scale of guidance as an input and is called once a step.
@@ -81,7 +82,7 @@ class HunyuanVideo(Family):
             hidden_states=noisy.to(dtype),
             timestep=1000.0 * sigmas,
             encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
-            encoder_attention_mask=conditioning.prompt_attention_mask.to(dtype),
+            encoder_attention_mask=every_token(conditioning, noisy.device, dtype),
             pooled_projections=conditioning.extras["pooled_projections"].to(dtype),
             guidance=guidance,
             return_dict=False,

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from vidlit.diffusion.rectified_flow import RectifiedFlow
+from vidlit.diffusion.streams import LATENTS, by_stream
 from vidlit.errors import UserError
 from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, ReadTokens, VideoEncoder, count_tokens
 from vidlit.models.families.hunyuan_video import euler_scheduler
+from vidlit.models.families.unmasked_attention import UnmaskedAttention, every_token, joint_attention
 from vidlit.models.family import Family
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ _LAST_BLOCKS_CONTEXT = r"transformer_blocks\.{}\.(attn\.(add_q_proj|norm_added_q
 """What makes the prompt's tokens for a next block."""
 
 
-class HunyuanVideo15(Family):
+class HunyuanVideo15(UnmaskedAttention):
     """Tencent's HunyuanVideo 1.5.
 
     Raises:
@@ -74,6 +78,7 @@ class HunyuanVideo15(Family):
         f"ByT5 of quoted text, padded to {MAX_GLYPH_TOKENS} with zeros"
     )
     prompt_extras = ("glyph_embeds",)
+    processors: ClassVar = {"HunyuanVideo15AttnProcessor2_0": joint_attention}
     clip_recipe = "first frame through the VAE; its SigLIP tokens"
 
     def __init__(self, base: Path, fps: float | None = None) -> None:
@@ -102,7 +107,7 @@ class HunyuanVideo15(Family):
         dtype = torch.get_autocast_dtype(device) if lowered else next(transformer.parameters()).dtype
         timestep = 1000.0 * sigmas  # without autocast layers of bfloat16 take no other; the pipeline rounds it, too
         given = noisy.new_zeros(len(noisy), noisy.shape[1] + 1, *noisy.shape[2:])  # an image's latents, and a mask
-        embeds = noisy.new_zeros(len(noisy), 1, self.image_dim)  # zeros: no image
+        embeds = noisy.new_zeros(len(noisy), 0, self.image_dim)
         if self.from_image:
             given[:, :-1, :1] = conditioning.extras["image_latents"]
             given[:, -1, 0] = 1
@@ -112,12 +117,35 @@ class HunyuanVideo15(Family):
             hidden_states=torch.cat([noisy, given], dim=1).to(dtype),
             timestep=timestep if lowered else timestep.to(dtype),
             encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
-            encoder_attention_mask=conditioning.prompt_attention_mask.to(dtype),
+            encoder_attention_mask=every_token(conditioning, noisy.device, dtype),
             encoder_hidden_states_2=glyphs.to(dtype),
             encoder_attention_mask_2=glyphs.any(dim=-1).to(dtype),
             image_embeds=embeds.to(dtype),
             return_dict=False,
         )[0]
+
+    def predict(
+        self,
+        transformers: Mapping[str, nn.Module],
+        noisy: Tensor,
+        sigmas: Tensor,
+        conditioning: Conditioning,
+        expert: str | None = None,
+    ) -> Tensor | dict[str, Tensor]:
+        """See :meth:`Family.predict`; without the padding of glyphs, too."""
+        glyphs = conditioning.extras["glyph_embeds"]
+        if glyphs.is_meta or is_fake(glyphs):  # there is nothing to look at: as many as there may be
+            return super().predict(transformers, noisy, sigmas, conditioning, expert)
+        # A look at the device; the transformer itself has further ones before its blocks.
+        counts = glyphs.any(dim=-1).sum(dim=1).tolist()
+        if len(set(counts)) == 1:
+            fewer = conditioning.with_extras({"glyph_embeds": glyphs[:, : counts[0]]})
+            return super().predict(transformers, noisy, sigmas, fewer, expert)
+        velocities = [
+            self.predict(transformers, noisy[row : row + 1], sigmas[row : row + 1], conditioning.of_rows([row]), expert)
+            for row in range(len(counts))
+        ]
+        return torch.cat([by_stream(velocity)[LATENTS] for velocity in velocities])
 
     def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
         """Flow-matching Euler with the shift that the base's config states, as HunyuanVideo's."""

@@ -74,7 +74,7 @@ class LTXVideo(Family):
             hidden_states=tokens.to(dtype),
             encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
             timestep=1000.0 * levels,
-            encoder_attention_mask=conditioning.prompt_attention_mask.to(dtype),
+            encoder_attention_mask=conditioning.mask_for(noisy.device, dtype),
             num_frames=num_frames,
             height=height,
             width=width,

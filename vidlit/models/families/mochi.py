@@ -13,7 +13,7 @@ from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.models.base_folder import read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder
-from vidlit.models.family import Family
+from vidlit.models.families.unmasked_attention import MochiJointAttention, UnmaskedAttention, every_token
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import Conditioning
@@ -24,7 +24,7 @@ THRESHOLD_NOISE = 0.025
 """How far from pure noise the first half of the sampling steps goes, in even steps; the pipeline's constant."""
 
 
-class Mochi(Family):
+class Mochi(UnmaskedAttention):
     """Genmo's Mochi 1, which was trained with the time ``1 - sigma`` and the velocity ``latents - noise``."""
 
     transformer_class: ClassVar[str] = "MochiTransformer3DModel"
@@ -41,6 +41,7 @@ class Mochi(Family):
     }
     pipeline_class = "MochiPipeline"
     prompt_recipe = f"T5, padded to {MAX_PROMPT_TOKENS} with a mask"
+    processors: ClassVar = {"MochiAttnProcessor2_0": MochiJointAttention}
 
     def velocity(self, transformer: nn.Module, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
         """See :meth:`Family.velocity`."""
@@ -49,7 +50,7 @@ class Mochi(Family):
             hidden_states=noisy.to(dtype),
             encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
             timestep=1000.0 * (1 - sigmas),
-            encoder_attention_mask=conditioning.prompt_attention_mask,
+            encoder_attention_mask=every_token(conditioning, noisy.device, torch.bool),
             return_dict=False,
         )[0]
         return -towards_the_clip

@@ -18,10 +18,13 @@ from vidlit.errors import UserError
 from vidlit.models.base_folder import SCHEDULER, diffusers_class, load_part, read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import PromptEncoder, T5PromptEncoder, VideoEncoder
+from vidlit.models.families import wan_tokens
 from vidlit.models.family import Family
 from vidlit.models.parts import Expert
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from vidlit.diffusion.batch import Conditioning
     from vidlit.diffusion.generate import Scheduler
 
@@ -98,6 +101,10 @@ class Wan(Family):
             return_dict=False,
         )[0]
         return predicted
+
+    def split_tokens(self, transformer: nn.Module, mesh: DeviceMesh) -> None:
+        """See :attr:`Family.split_tokens`."""
+        wan_tokens.split_tokens(transformer, mesh)
 
     def load_scheduler(self, num_steps: int, num_tokens: int) -> Scheduler:
         """The base's own, UniPC in published folders, with its own fixed shift."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vidlit.errors import UserError
 from vidlit.training.blocks.repeated import repeated_blocks
 
-FrozenDtype = Literal["float32", "bfloat16", "float8", "int8"]
-"""How weights that are not trained are kept: the last two in 8 bits, dequantised in each layer (torchao)."""
-BYTES = {"float32": 4, "bfloat16": 2, "float8": 1, "int8": 1}
-"""Of one weight."""
+FrozenDtype = Literal["float32", "bfloat16", "float8", "int8", "nf4"]
+"""How weights that are not trained are kept: the last three in 8 or 4 bits, dequantised in each layer (torchao)."""
+QUANTISED = ("float8", "int8", "nf4")
+BYTES = {"float32": 4, "bfloat16": 2, "float8": 1, "int8": 1, "nf4": 0.52}
+"""Of one weight; ``nf4`` with a scale of 8 bits for each 64 weights."""
+_NF4_BLOCKS = 64 * 256
+"""Weights that share a scale, times the scales that share theirs, as in QLoRA (https://arxiv.org/abs/2305.14314)."""
 
 
 def store_frozen(transformer: nn.Module, dtype: FrozenDtype) -> None:
@@ -21,8 +24,9 @@ def store_frozen(transformer: nn.Module, dtype: FrozenDtype) -> None:
 
     Args:
         transformer: some of whose parameters do not require gradients.
-        dtype: of the frozen ones. In ``int8`` and ``float8`` the weights of linear layers are quantised, one scale an
-            output channel; everything else that is frozen is kept in bfloat16.
+        dtype: of the frozen ones. In ``int8`` and ``float8`` the weights of the blocks' linear layers are quantised,
+            one scale an output channel, in ``nf4`` one for each 64 weights; everything else that is frozen is kept in
+            bfloat16, and so are layers of a size that is no multiple of 16,384 in ``nf4``.
 
     Raises:
         UserError: torchao, which quantises, is not installed.
@@ -31,7 +35,7 @@ def store_frozen(transformer: nn.Module, dtype: FrozenDtype) -> None:
     for name, parameter in transformer.named_parameters():
         kept = parameter.requires_grad or _needs_float32(transformer, name)
         parameter.data = parameter.data.to(torch.float32 if kept else floats)
-    if dtype in ("int8", "float8"):
+    if dtype in QUANTISED:
         _quantise(transformer, dtype)
 
 
@@ -55,9 +59,30 @@ def _quantise(transformer: nn.Module, dtype: FrozenDtype) -> None:
         raise UserError(
             f"model.memory.base_dtype {dtype} needs torchao: pip install 'vidlit[quantize]', or choose bfloat16."
         ) from error
-    in_blocks = {id(module) for block in repeated_blocks(transformer) for module in block.modules()}
+    layers = [
+        module
+        for block in repeated_blocks(transformer)
+        for module in block.modules()
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad
+    ]
+    if dtype == "nf4":
+        for layer in layers:
+            if layer.weight.numel() % _NF4_BLOCKS == 0:
+                layer.weight = nn.Parameter(_in_nf4(layer.weight), requires_grad=False)
+        return
+    chosen = set(map(id, layers))
+    config = Int8WeightOnlyConfig() if dtype == "int8" else Float8WeightOnlyConfig()
+    quantize_(transformer, config, lambda module, name: id(module) in chosen)
 
-    def frozen_linear(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear) and id(module) in in_blocks and not module.weight.requires_grad
 
-    quantize_(transformer, Int8WeightOnlyConfig() if dtype == "int8" else Float8WeightOnlyConfig(), frozen_linear)
+@torch.no_grad()
+def _in_nf4(weight: Tensor) -> Tensor:
+    """A weight in 4 bits, where it was."""
+    try:
+        from torchao.quantization import NF4Tensor
+    except ImportError:  # before torchao 0.18
+        from torchao.dtypes import NF4Tensor
+    # It compares each weight with each of the 16 levels: minutes for billions of them on a CPU, seconds on a GPU.
+    device = "cuda" if torch.cuda.is_available() else weight.device
+    made: Tensor = NF4Tensor.from_tensor(weight.detach().to(device), 64, 256).to(weight.device)
+    return made

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vidlit.errors import UserError
-from vidlit.training.blocks.kept_dtypes import FrozenDtype
+from vidlit.training.blocks.kept_dtypes import QUANTISED, FrozenDtype
 from vidlit.training.blocks.repeated import repeated_blocks
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def shard(transformer: nn.Module, mesh: DeviceMesh, base_dtype: FrozenDtype, *, 
             "set data_parallel_size of the ModelParallelStrategy to the number of all devices and tensor_parallel_size "
             f"to 1: weights are sharded over data-parallel ranks only, here over {mesh['data_parallel'].size()}."
         )
-    if base_dtype in ("int8", "float8"):
+    if base_dtype in QUANTISED:
         raise UserError(
             f"model.memory.base_dtype {base_dtype} cannot be sharded: choose bfloat16, or a strategy without shards."
         )
@@ -69,7 +69,7 @@ def whole(trained: nn.Module, to_fill: Callable[[], nn.Module], is_first: bool) 
     return transformer
 
 
-def copy_whole(value: nn.Parameter, parameter: nn.Parameter) -> None:
+def copy_whole(value: Tensor, parameter: nn.Parameter) -> None:
     """Copy a whole weight into one that may be sharded, whose place and dtype it takes."""
     there, filled = parameter.data, value.detach().to(parameter.device)
     if isinstance(there, DTensor):

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vidlit.data.batch_sampler import DataRanks
 from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
 from vidlit.diffusion.loss import denoising_loss, paired_losses
 from vidlit.diffusion.noising import training_noise
+from vidlit.lightning_internals import is_attached
 from vidlit.training.step.open_parts import as_expert
 from vidlit.training.step.posterior import draw_conditioning, draw_latents
 
@@ -36,7 +38,7 @@ def training_loss(
     Returns:
         The denoising loss, and what ``model.preservation`` adds to it.
     """
-    first_row = module.global_rank * len(batch.latents)
+    first_row = DataRanks.of(module.trainer if is_attached(module) else None).rank * len(batch.latents)
     rows = range(first_row, first_row + len(batch.latents))
     parts = module.parts.of_step(step, module.noising)
     shapes = {stream.name: batch.stream(stream.name).shape[1:] for stream in module.family.streams}
