@@ -35,9 +35,9 @@ def train(demo, tmp_path_factory):
     bases.wan(folder / "base")
     made = tiny_words("wan2_1_1_3b_full", folder / "base", demo.dir / "clips", "9x32x64", folder)
 
-    def run(name, *words, **changed):
+    def run(name, *words, command="fit", **changed):
         options = SIX_STEPS | {key.replace("__", "."): value for key, value in changed.items()} | {"run.name": name}
-        fit(["fit", *made, *(f"--{key}={value}" for key, value in options.items()), *words], folder)
+        fit([command, *made, *(f"--{key}={value}" for key, value in options.items()), *words], folder)
         return folder / "runs" / name / "0"
 
     return run
@@ -88,3 +88,19 @@ def test_a_run_goes_on_with_another_number_of_ranks_a_sample(one, train):
     assert json.loads((first / "summary.json").read_text())["stop_step"] == 3
     train("cut", "--ckpt_path=last", trainer__max_steps=12)
     assert_trained_alike(one, first)
+
+
+def test_ranks_that_share_a_prompt_write_its_video_once(one, train, tmp_path):
+    (tmp_path / "prompts.txt").write_text("A red disc.\nA blue disc.\n")
+    options = {
+        "command": "predict",
+        "prompts": tmp_path / "prompts.txt",
+        "ckpt_path": one / "checkpoints" / "last.ckpt",
+    }
+    train("one", output=tmp_path / "one", **options)
+    train("one", *DDP, "--model.context_parallel=2", output=tmp_path / "two", **options)
+    videos = [{path.name: path.read_bytes() for path in (tmp_path / name).glob("*.mp4")} for name in ("one", "two")]
+    assert len(videos[0]) == 2
+    assert videos[1].keys() == videos[0].keys()
+    notes = [[path.read_text() for path in sorted((tmp_path / name).glob("*.json"))] for name in ("one", "two")]
+    assert notes[0] == notes[1]

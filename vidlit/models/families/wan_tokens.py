@@ -28,7 +28,8 @@ def split_tokens(transformer: Any, mesh: DeviceMesh) -> None:
     divided.
 
     Args:
-        transformer: a ``WanTransformer3DModel`` with its adapter, not yet sharded, whose heads can be divided.
+        transformer: a ``WanTransformer3DModel`` with its adapter, not yet sharded, whose heads can be divided; it is
+            called by keywords.
         mesh: the ranks that are given the same samples.
     """
     from diffusers.hooks.context_parallel import EquipartitionSharder
