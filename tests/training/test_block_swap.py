@@ -12,6 +12,7 @@ from vidlit.models.adapters import LoRA
 from vidlit.models.base_folder import read_config
 from vidlit.models.family import open_family
 from vidlit.training.blocks.block_swap import BUFFERS, swap_last_blocks
+from vidlit.training.blocks.kept_dtypes import held_bytes
 from vidlit.training.blocks.repeated import repeated_blocks
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
@@ -133,6 +134,14 @@ def test_a_block_is_copied_once_a_pass_and_the_next_one_before_it_runs(wan, monk
         # The last two are there when the backward pass begins, and the first two when the next step does.
         assert forward == ([0, 1, 2, 3, 4] if turn == 0 else [2, 3, 4])
         assert backward == [2, 1, 0]
+
+
+def test_swapped_blocks_take_the_memory_of_two(wan):
+    def frozen_of(transformer):
+        return [p for block in repeated_blocks(transformer) for p in block.parameters() if not p.requires_grad]
+
+    plain, swapped = (frozen_of(deep(wan, Memory(swap_blocks=number))) for number in (0, 5))
+    assert held_bytes(swapped) * 5 == held_bytes(plain) * 2
 
 
 def test_weights_move_with_the_model_and_keep_their_names(wan):
