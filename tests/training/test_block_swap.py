@@ -178,7 +178,10 @@ def test_more_blocks_than_there_are_and_a_model_without_frozen_weights_are_refus
     VideoDiffusionModule(str(wan.base), memory=Memory(swap_blocks="auto"))
 
 
-@pytest.mark.parametrize("option", ["--model.adapter.rank=4", r"--model.layers=transformer_blocks\.\d\.attn1"])
+@pytest.mark.parametrize(
+    "option",
+    ["--model.adapter.rank=4", pytest.param(r"--model.layers=transformer_blocks\.\d\.attn1", marks=pytest.mark.slow)],
+)
 def test_a_run_with_swapped_blocks_is_the_run_without(quickstart, tmp_path, option):
     from safetensors.torch import load_file
 
