@@ -86,7 +86,7 @@ def test_swapped_blocks_give_the_same_gradients_in_less_memory(recomputed, compi
         torch.cuda.empty_cache()
     (losses, gradients, peak), (losses_swapped, gradients_swapped, peak_swapped) = found
     # A compiler may choose other kernels for the blocks that are swapped: their class is another one.
-    close = {"rtol": 1e-2, "atol": 1e-3} if compiled else {"rtol": 0, "atol": 0}
+    close = {"rtol": 1e-2, "atol": 1e-3} if compiled else {"rtol": 1e-5, "atol": 0}
     torch.testing.assert_close(losses_swapped, losses, **close)
     assert len(gradients) == len(gradients_swapped) > 0
     for one, other in zip(gradients_swapped, gradients, strict=True):

@@ -43,6 +43,13 @@ def test_an_adapter_switched_off_is_the_base_and_stays_trainable(family, variant
         raise AssertionError
 
 
+def loads_lokr():
+    """Older diffusers do not."""
+    from diffusers.utils import peft_utils
+
+    return hasattr(peft_utils, "_create_lokr_config")
+
+
 def trained(family, lora):
     """An adapter as if trained: its output layers are zero at first, which any export would survive."""
     transformer = family.load_transformer()
@@ -105,7 +112,8 @@ def test_every_variant_is_loaded_by_diffusers_as_it_was_trained(family, tmp_path
 
     fresh = family.load_transformer()
     if variant == "lokr":  # pipelines refuse it; transformers do not
-        pytest.importorskip("diffusers.utils.peft_utils")
+        if not loads_lokr():
+            pytest.skip("this diffusers loads no LoKr")
         fresh.load_lora_adapter(tmp_path / "weights", weight_name=files[0].name)
     else:
         pipeline = diffusers.LTXPipeline(scheduler=None, vae=None, text_encoder=None, tokenizer=None, transformer=fresh)

@@ -12,6 +12,7 @@ from vidlit.models.adapters import LoRA
 from vidlit.models.base_folder import read_config
 from vidlit.models.family import open_family
 from vidlit.training.blocks.block_swap import BUFFERS, swap_last_blocks
+from vidlit.training.blocks.kept_dtypes import held_bytes
 from vidlit.training.blocks.repeated import repeated_blocks
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
@@ -135,6 +136,14 @@ def test_a_block_is_copied_once_a_pass_and_the_next_one_before_it_runs(wan, monk
         assert backward == [2, 1, 0]
 
 
+def test_swapped_blocks_take_the_memory_of_two(wan):
+    def frozen_of(transformer):
+        return [p for block in repeated_blocks(transformer) for p in block.parameters() if not p.requires_grad]
+
+    plain, swapped = (frozen_of(deep(wan, Memory(swap_blocks=number))) for number in (0, 5))
+    assert held_bytes(swapped) * 5 == held_bytes(plain) * 2
+
+
 def test_weights_move_with_the_model_and_keep_their_names(wan):
     transformer = deep(wan, Memory(swap_blocks=3))
     names = [name for name, _ in transformer.named_parameters()]
@@ -169,7 +178,10 @@ def test_more_blocks_than_there_are_and_a_model_without_frozen_weights_are_refus
     VideoDiffusionModule(str(wan.base), memory=Memory(swap_blocks="auto"))
 
 
-@pytest.mark.parametrize("option", ["--model.adapter.rank=4", r"--model.layers=transformer_blocks\.\d\.attn1"])
+@pytest.mark.parametrize(
+    "option",
+    ["--model.adapter.rank=4", pytest.param(r"--model.layers=transformer_blocks\.\d\.attn1", marks=pytest.mark.slow)],
+)
 def test_a_run_with_swapped_blocks_is_the_run_without(quickstart, tmp_path, option):
     from safetensors.torch import load_file
 

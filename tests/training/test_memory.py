@@ -10,8 +10,7 @@ from vidlit.diffusion.loss import denoising_loss
 from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA, train_layers, without_adapter
 from vidlit.models.family import open_family
-from vidlit.training.blocks.block_swap import _plain
-from vidlit.training.blocks.kept_dtypes import store_frozen
+from vidlit.training.blocks.kept_dtypes import held_bytes, store_frozen
 from vidlit.training.blocks.repeated import repeated_blocks
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
@@ -57,7 +56,7 @@ def gradients(family, transformer, batch, autocast=False):
 
 def bytes_of_blocks(transformer):
     frozen = [p for block in repeated_blocks(transformer) for p in block.parameters() if not p.requires_grad]
-    return sum(each.nbytes for parameter in frozen for each in _plain(parameter.detach()))
+    return held_bytes(frozen)
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,30 @@ def test_a_quantised_base_trains_without_further_options(quickstart, demo, tmp_p
         assert {name for name, value in base.items() if not torch.equal(left[name], value)} == trained
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["dora", "lokr", "tlora"])
+def test_a_variant_is_trained_preserved_resumed_and_sampled_from(quickstart, tmp_path, variant, capsys):
+    words = ["--model.adapter.rank=4", f"--model.adapter.variant={variant}", "--overfit_stopping.restore=last"]
+    words += ["--model.preservation.captions=[a disc]", "--model.preservation.share=1.0"]
+    assert main([*quickstart(trainer__max_steps=4), *words]) == 0
+    whole = torch.load(run_of(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert whole["vidlit_model"]["adapter.variant"] == variant
+    assert main([*quickstart(trainer__max_steps=2, run__name="halves"), *words]) == 0
+    assert main([*quickstart(trainer__max_steps=4, run__name="halves"), *words, "--ckpt_path=last"]) == 0
+    again = torch.load(run_of(tmp_path, "halves") / "checkpoints" / "last.ckpt", weights_only=True)
+    assert whole["state_dict"].keys() == again["state_dict"].keys()
+    assert all(torch.equal(value, again["state_dict"][name]) for name, value in whole["state_dict"].items())
+    capsys.readouterr()
+    other = [*quickstart(trainer__max_steps=6, run__name="halves"), *words, "--model.adapter.variant=rslora"]
+    assert main([*other, "--ckpt_path=last"]) == 2
+    assert "model.adapter.variant" in capsys.readouterr().err
+    run = run_of(tmp_path)
+    weights = run / "weights" / "pytorch_lora_weights.safetensors"
+    asked = ["predict", "--config", str(run / "config.yaml"), "--lora", str(weights), "--prompts", "A disc."]
+    assert main([*asked, "--samples.num_steps", "1", "--output", str(tmp_path / "made")]) == 0
+    assert list((tmp_path / "made").glob("*.mp4"))
+
+
 def test_an_adapter_is_never_kept_in_bfloat16(quickstart, capsys):
     assert main([*quickstart(), "--model.adapter.rank=4", "--trainer.precision=bf16-true"]) == 2
     assert "--model.memory.base_dtype bfloat16" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import gc
 import torch
 
 
-def free_memory(device: torch.device) -> None:
+def free_memory(device: torch.device | str) -> None:
     """Give back what nothing refers to any more: models refer to themselves, and torch keeps what it has for later."""
     gc.collect()
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()

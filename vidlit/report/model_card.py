@@ -215,12 +215,7 @@ def _code(facts: CardFacts) -> str:
     """What loads the weights and, where a prompt is all that it takes, makes a video, word for word."""
     base = json.dumps(facts.base)
     if facts.is_lora:
-        load = (
-            _load_loras(facts)
-            if facts.pipeline_loads_lora
-            else 'pipeline.transformer.load_lora_adapter(\n    ".", weight_name="pytorch_lora_weights.safetensors", '
-            'adapter_name="lora"\n)\n'
-        )
+        load = _load_loras(facts)
         code = (
             "import torch\n"
             f"from diffusers import {facts.pipeline_class}\n{_IMPORT * _makes(facts)}\n"
@@ -264,6 +259,13 @@ def _make_video(facts: CardFacts) -> str:
 
 def _load_loras(facts: CardFacts) -> str:
     """One line a file: a pair's second transformer must be named, or its file goes into the first without a word."""
+    if not facts.pipeline_loads_lora:
+        return "".join(
+            f'pipeline.{name}.load_lora_adapter(\n    ".", weight_name="pytorch_lora_weights{suffix}.safetensors", '
+            f'adapter_name="{title}"\n)\n'
+            for name, title in (facts.experts or {"transformer": "lora"}).items()
+            for suffix in [f"_{title}" if facts.experts else ""]
+        )
     if not facts.experts:
         return 'pipeline.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")\n'
     lines = []

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from vidlit.lightning_internals import datamodule_of
+from vidlit.training.blocks.kept_dtypes import held_bytes
 from vidlit.training.blocks.repeated import repeated_blocks
 from vidlit.training.peak_memory import peak_memory
 
@@ -131,7 +132,7 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _bytes(tensors: list[Any]) -> float:
-    return float(sum(tensor.nbytes for tensor in tensors))
+    return float(held_bytes(tensors))
 
 
 def _size(size: float) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vidlit.errors import UserError
+from vidlit.training.blocks.kept_dtypes import plain_tensors
 from vidlit.training.blocks.repeated import repeated_blocks
 
 BUFFERS = 2
@@ -144,7 +145,7 @@ class _Weights:
             for name, parameter in module.named_parameters(recurse=False)
             if not parameter.requires_grad
         }
-        tensors = [each for parameter in self.parameters.values() for each in _plain(parameter.detach())]
+        tensors = [each for parameter in self.parameters.values() for each in plain_tensors(parameter.detach())]
         self.num_bytes = sum(map(_room, tensors))
         held = torch.zeros(self.num_bytes, dtype=torch.uint8)
         for tensor, view in zip(tensors, _views(held, tensors), strict=True):
@@ -158,7 +159,7 @@ class _Weights:
 
     def become_views(self, buffer: Tensor) -> None:
         """Make the parameters views of a buffer (num_bytes or more,) uint8."""
-        tensors = [each for parameter in self.parameters.values() for each in _plain(parameter.detach())]
+        tensors = [each for parameter in self.parameters.values() for each in plain_tensors(parameter.detach())]
         views = _views(buffer, tensors)
         for (module, name), parameter in list(self.parameters.items()):
             viewed = nn.Parameter(_rebuilt(parameter.detach(), views), requires_grad=False)
@@ -210,16 +211,8 @@ def _swapped(block_class: Any) -> Any:
     return type(block_class.__name__, (_Swapped, block_class), {})
 
 
-def _plain(tensor: Tensor) -> list[Tensor]:
-    """The tensors that a tensor is made of: of a quantised one its codes and scales, of any other itself."""
-    if not is_traceable_wrapper_subclass(tensor):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [each for name in names for each in _plain(getattr(tensor, name))]
-
-
 def _rebuilt(tensor: Tensor, parts: Iterator[Tensor]) -> Tensor:
-    """A tensor like another, made of others of the same shapes; the inverse of :func:`_plain`."""
+    """A tensor like another, made of others of the same shapes; the inverse of :func:`plain_tensors`."""
     if not is_traceable_wrapper_subclass(tensor):
         return next(parts)
     names, context = tensor.__tensor_flatten__()

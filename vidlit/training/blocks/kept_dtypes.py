@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vidlit.errors import UserError
 from vidlit.training.blocks.repeated import repeated_blocks
@@ -44,6 +46,21 @@ def lower_weights(transformer: nn.Module) -> None:
     for name, parameter in transformer.named_parameters():
         if parameter.dtype == torch.float32 and not _needs_float32(transformer, name):
             parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def plain_tensors(tensor: Tensor) -> list[Tensor]:
+    """The tensors that a tensor is made of: of a quantised one its codes and scales, of any other itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [each for name in names for each in plain_tensors(getattr(tensor, name))]
+
+
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    """What tensors take: quantised ones are smaller than they say, and swapped blocks share their memory."""
+    plain = [each for tensor in tensors for each in plain_tensors(tensor.detach())]
+    places = {(each.untyped_storage()._cdata, each.storage_offset()): each.nbytes for each in plain}
+    return sum(places.values())
 
 
 def _needs_float32(transformer: nn.Module, name: str) -> bool:
