@@ -29,6 +29,7 @@ from vidlit.signals.scored_clips import ScoredClip, by_recording
 from vidlit.stopping.exposure import video_exposures
 from vidlit.stopping.verdict import Verdict
 from vidlit.training.run_callback import RunCallback
+from vidlit.training.step.objective import scored_sigmas
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class Evaluation(RunCallback):
         losses, reference = self._tables[part.name].compute().cpu(), self._references[part.name]
         rows = scored_rows(reference) if part.marker else torch.arange(len(reference))
         clips = [self.data.test_clips[row] for row in rows.tolist()]
-        sigmas, videos = self.module.scored_sigmas(clips, part), [clip.source.group for clip in clips]
+        sigmas, videos = scored_sigmas(self.module, clips, part), [clip.source.group for clip in clips]
         return summarise(losses[rows], reference[rows], sigmas, videos)
 
 

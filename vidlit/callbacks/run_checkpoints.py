@@ -8,10 +8,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from vidlit.errors import is_out_of_memory
 from vidlit.lightning_internals import save_as_best
 from vidlit.runs.logged_names import VAL_SCORE
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.stopping.divergence import best_check
+from vidlit.training.optimizers import release
 from vidlit.training.run_callback import RunCallback
 
 
@@ -76,6 +78,11 @@ class RunCheckpoints(RunCallback, ModelCheckpoint):
         if self._is_judged:
             super().on_train_end(self.trainer, self.module)
         self._save_last()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save nothing, and free the moments; where memory ran out, what is said of that looks at them."""
+        if trainer.state.fn == "fit" and not is_out_of_memory(exception):
+            release(trainer)
 
     @property
     def _is_judged(self) -> bool:

@@ -51,11 +51,16 @@ def check_options(module: VideoDiffusionModule) -> None:
 
 
 def check_devices(module: VideoDiffusionModule) -> None:
-    """Refuse options that a model's devices do not go with.
+    """Refuse options that a model's devices and their precision do not go with.
 
     Raises:
         UserError: they do not.
     """
+    if module.adapter is not None and is_attached(module) and module.trainer.precision == "bf16-true":
+        raise UserError(
+            "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "
+            "--trainer.precision bf16-mixed with --model.memory.base_dtype bfloat16, which needs no more memory."
+        )
     if module.memory.offload_experts and is_attached(module) and module.trainer.world_size > 1:
         raise UserError(
             "model.memory.offload_experts is for one device: set it to false on several, or train one expert a run "
