@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -110,6 +111,16 @@ def with_warmup(optimizer: Optimizer, warmup_steps: int, schedule: Callable[[Opt
 def release(trainer: Trainer) -> None:
     """Let go of a Trainer's optimizers, whose moments Lightning's teardown would copy to main memory."""
     trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = [], []
+
+
+@contextmanager
+def set_aside(trainer: Trainer) -> Iterator[None]:
+    """While it is open, a Trainer has no optimizers: what is saved then holds no moments."""
+    optimizers, trainer.strategy.optimizers = trainer.strategy.optimizers, []
+    try:
+        yield
+    finally:
+        trainer.strategy.optimizers = optimizers
 
 
 def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:

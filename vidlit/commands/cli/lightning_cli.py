@@ -39,7 +39,7 @@ from vidlit.data.demo_folder import Demo
 from vidlit.data.identity import DataIdentity
 from vidlit.errors import UserError, is_out_of_memory
 from vidlit.lightning_internals import callbacks_of, parser_of
-from vidlit.runs.checkpoint_files import AtomicCheckpointIO, check_checkpoint, remove_leftovers
+from vidlit.runs.checkpoint_files import AtomicCheckpointIO, check_checkpoint, check_goes_on, remove_leftovers
 from vidlit.runs.closing import how_it_ended
 from vidlit.runs.directory import (
     RunDirectory,
@@ -183,6 +183,8 @@ class VidlitCLI(LightningCLI):
             path, checkpoint = self._prepare(config)
         if checkpoint is not None:
             check_checkpoint(Path(checkpoint))
+            if self.subcommand == "fit":
+                check_goes_on(Path(checkpoint))
             config.ckpt_path = checkpoint
         if path is not None:
             os.environ[RUN_DIRECTORY_VARIABLE] = path
