@@ -61,7 +61,7 @@ from vidlit.runs.wording import say
 from vidlit.sampling.prediction import Predict
 from vidlit.training.memory_advice import memory_use
 from vidlit.training.module import VideoDiffusionModule
-from vidlit.training.precision import BFloat16Weights
+from vidlit.training.precision import precision_and_plugins
 
 RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 """Tells processes that Lightning launches for further devices where their run is."""
@@ -259,10 +259,8 @@ class VidlitCLI(LightningCLI):
         if isinstance(config["strategy"], ModelParallelStrategy):
             config["inference_mode"] = False  # what it gathers cannot be trained with; as for Lightning's FSDP
         given = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
-        config["plugins"] = [*(plugin for plugin in given if plugin is not None), AtomicCheckpointIO()]
-        if config["precision"] == "bf16-true":
-            config["precision"] = None
-            config["plugins"].append(BFloat16Weights())
+        plugins = [*(plugin for plugin in given if plugin is not None), AtomicCheckpointIO()]
+        config |= precision_and_plugins(config["precision"], plugins)
         if config["overfit_batches"]:
             raise UserError(
                 "--trainer.overfit_batches: training batches never end here; train on a few videos instead."
