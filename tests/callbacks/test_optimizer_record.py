@@ -8,7 +8,9 @@ from vidlit.__main__ import main
 from vidlit.report.charts import sections
 from vidlit.runs.logged_names import VAL_LOG_RATIO_BUCKET
 from vidlit.runs.record import RunRecord
+from vidlit.training import module
 from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.step.objective import training_loss
 
 
 def column(run, name):
@@ -36,17 +38,17 @@ def test_rate_and_norm_are_those_of_the_step(quickstart, tmp_path, monkeypatch):
 
 
 def test_the_loss_of_each_bucket_is_the_mean_since_the_last_log(quickstart, tmp_path, monkeypatch):
-    seen, step = [], VideoDiffusionModule.training_step
+    seen = []
 
-    def training_step(self, batch, batch_idx):
-        losses = step(self, batch, batch_idx)
-        if batch_idx == 1:
-            losses = {name: loss * float("nan") for name, loss in losses.items()}
-        clip = self.trainer.datamodule.train_clips[int(batch.indices[0])]
-        seen.append((str(clip.bucket), float(losses["of_clips"])))
-        return losses
+    def loss_of_step(pl_module, batch, position, step):
+        loss, added = training_loss(pl_module, batch, position, step)
+        if position == 1:
+            loss = loss * float("nan")
+        clip = pl_module.trainer.datamodule.train_clips[int(batch.indices[0])]
+        seen.append((str(clip.bucket), float(loss)))
+        return loss, added
 
-    monkeypatch.setattr(VideoDiffusionModule, "training_step", training_step)
+    monkeypatch.setattr(module, "training_loss", loss_of_step)
     assert main(quickstart(trainer__log_every_n_steps=6, data__split__val_fraction=0.34)) == 0
     record = RunRecord(tmp_path / "runs" / "quickstart" / "0")
     for name in {bucket for bucket, _ in seen}:

@@ -73,12 +73,31 @@ def test_the_last_weights_can_be_kept_instead(quickstart, tmp_path):
 @pytest.mark.slow
 def test_a_named_checkpoint_goes_on_in_its_own_directory(quickstart, tmp_path):
     assert main(quickstart(trainer__max_steps=4)) == 0
-    checkpoint = tmp_path / "runs" / "quickstart" / "0" / "checkpoints" / "best.ckpt"
+    checkpoint = tmp_path / "runs" / "quickstart" / "0" / "checkpoints" / "last.ckpt"
     start = torch.load(checkpoint, weights_only=True)["global_step"]
     assert start == 4
     assert main([*quickstart(trainer__max_steps=8), f"--ckpt_path={checkpoint}"]) == 0
     assert [path.name for path in (tmp_path / "runs" / "quickstart").iterdir()] == ["0"]
     assert list(log_ratios(tmp_path / "runs" / "quickstart" / "0")) == [0, 4, 8]
+
+
+def test_the_best_weights_hold_no_moments_and_a_run_goes_on_from_the_last(quickstart, tmp_path, capsys):
+    assert main(quickstart(trainer__max_steps=4)) == 0
+    run = tmp_path / "runs" / "quickstart" / "0"
+    best, last = load(run, "best"), load(run, "last")
+    assert best["optimizer_states"] == []
+    assert last["optimizer_states"][0]["state"]
+    assert best["callbacks"].keys() == last["callbacks"].keys()  # validate reads the base's losses there
+    assert best["state_dict"].keys() == last["state_dict"].keys()
+    capsys.readouterr()
+    assert main([*quickstart(trainer__max_steps=6), "--ckpt_path=best"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "best.ckpt holds weights without the optimizer's state" in said
+    assert "set --ckpt_path last" in said
+    # That of a run of an earlier version does.
+    shutil.copy(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt")
+    assert main([*quickstart(trainer__max_steps=5, trainer__val_check_interval=1), "--ckpt_path=best"]) == 0
+    assert load(run, "last")["global_step"] == 5
 
 
 def column(run, name):

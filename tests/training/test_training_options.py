@@ -154,6 +154,11 @@ def test_an_adapter_is_never_kept_in_bfloat16(quickstart, capsys):
     assert "--model.memory.base_dtype bfloat16" in capsys.readouterr().err
 
 
+def test_weights_are_never_kept_in_float16(quickstart, capsys):
+    assert main([*quickstart(), "--trainer.precision=16-true"]) == 2
+    assert "set bf16-true, or bf16-mixed" in capsys.readouterr().err
+
+
 def test_encoders_are_not_in_memory_while_training(quickstart, monkeypatch, tmp_path):
     alive = []
     step = VideoDiffusionModule.training_step
@@ -214,6 +219,9 @@ def test_weights_and_moments_in_bfloat16_and_nothing_else(quickstart, tmp_path, 
     curve = column(run, "val/log_ratio")
     assert curve[8] < curve[4] < 0
     assert main([*quickstart("validate", **options), f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
+    assert main([*quickstart(**options, trainer__max_steps=10), "--ckpt_path=last"]) == 0
+    assert list(column(run, "train/loss")) == list(range(1, 11))
+    assert {value.dtype for value in exported(run).values()} == {torch.bfloat16}
 
 
 def test_speed_memory_and_utilisation_are_logged(quickstart, tmp_path):

@@ -53,7 +53,7 @@ class BadSteps(RunCallback):
         record = {
             "step": trainer.global_step,
             "losses": [loss if math.isfinite(loss) else str(loss) for loss in losses.flatten().tolist()],
-            "grad_norm": str(float(self.module.grad_norm)),
+            "grad_norm": str(self.module.grad_norm),
             "clips": named,
         }
         if trainer.is_global_zero:

@@ -30,6 +30,7 @@ from vidlit.stopping.exposure import video_exposures
 from vidlit.stopping.verdict import Verdict
 from vidlit.training.kept_weights import as_base
 from vidlit.training.run_callback import RunCallback
+from vidlit.training.step.objective import scored_sigmas
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Evaluation(RunCallback):
         losses, reference = self._tables[part.name].compute().cpu(), self._references[part.name]
         rows = scored_rows(reference) if part.marker else torch.arange(len(reference))
         clips = [self.data.test_clips[row] for row in rows.tolist()]
-        sigmas, videos = self.module.scored_sigmas(clips, part), [clip.source.group for clip in clips]
+        sigmas, videos = scored_sigmas(self.module, clips, part), [clip.source.group for clip in clips]
         return summarise(losses[rows], reference[rows], sigmas, videos)
 
 

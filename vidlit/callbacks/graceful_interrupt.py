@@ -70,9 +70,9 @@ class GracefulInterrupt(RunCallback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Save, unless gradients of half a step are waiting; or do what is asked."""
-        self._agree()
         if is_mid_step(self.trainer):
             return
+        self._agree()
         if "save" in self._asked and not self.received:
             self.received, self._by = signal.SIGINT, "`vidlit stop --save-only`"
         if self.received:

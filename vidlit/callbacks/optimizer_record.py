@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import numpy as np
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 from torch.optim import Optimizer
 
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.lightning_internals import is_mid_step, logs_after_this_batch
-from vidlit.runs.logged_names import GRADIENT_NORM, LEARNING_RATE, TRAIN_LOSS_BUCKET
+from vidlit.runs.logged_names import GRADIENT_NORM, LEARNING_RATE, TRAIN_LOSS, TRAIN_LOSS_BUCKET
 from vidlit.training.run_callback import RunCallback
 
 
 class OptimizerRecord(RunCallback):
-    """Logs what a step was made with, as often as Lightning logs; no device is waited for in between.
+    """Logs what a step was made with, as often as Lightning logs: numbers that are on the CPU when the step is over.
 
+    - ``train/loss``: of the step's last micro-batch, mean over all ranks;
     - ``train/lr``: learning rate of the optimizer's first group of parameters; where a group has a ``name``, that of
       each as ``train/lr/<name>``, too;
     - ``train/grad_norm``: norm of the gradient over all ranks, before it is clipped;
@@ -27,7 +27,8 @@ class OptimizerRecord(RunCallback):
 
     def __init__(self) -> None:
         self._rates: dict[str, float] = {}
-        self._losses: dict[str, list[Tensor]] = {}
+        self._losses: dict[str, list[float]] = {}
+        self._buckets: list[str] = []  # of the step's micro-batches
         self._has_buckets = False
 
     def on_train_start(self, *_: Any) -> None:
@@ -43,15 +44,21 @@ class OptimizerRecord(RunCallback):
             self._rates = {name: float(rate) for name, rate in rates.items()}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
-        """Keep the loss; log when it is time."""
+        """Keep the losses; log when it is time."""
         if self._has_buckets:  # at a step the same one on every rank
-            bucket = self.data.train_clips[int(batch.indices[0])].bucket
-            self._losses.setdefault(str(bucket), []).append(outputs.get("of_clips", outputs["loss"]).detach())
-        if is_mid_step(trainer) or not logs_after_this_batch(trainer):
+            self._buckets.append(str(self.data.train_clips[int(batch.indices[0])].bucket))
+        if is_mid_step(trainer):
             return
-        self.module.log_dict({**self._rates, GRADIENT_NORM.name: self.module.grad_norm}, batch_size=1)
-        if self._losses:
+        losses, buckets, self._buckets = self.module.numbers.losses, self._buckets, []
+        # Lightning counts logged steps from 0 and once per batch; "step" in the log overrides that.
+        numbers = {"step": float(trainer.global_step)}
+        if losses:  # a module of one's own may keep none
+            numbers[TRAIN_LOSS.name] = losses[-1]
+        for bucket, loss in zip(buckets, losses, strict=False):
+            self._losses.setdefault(bucket, []).append(loss)
+        if logs_after_this_batch(trainer):
             # A step that was left out, as its loss was NaN, does not count.
-            means = {TRAIN_LOSS_BUCKET.at(name): torch.stack(each).nanmean() for name, each in self._losses.items()}
+            means = {TRAIN_LOSS_BUCKET.at(name): float(np.nanmean(each)) for name, each in self._losses.items()}
+            numbers |= {**self._rates, GRADIENT_NORM.name: self.module.grad_norm, **means}
             self._losses = {}
-            self.module.log_dict(means, batch_size=1, sync_dist=trainer.world_size > 1)
+        self.log_numbers(numbers)

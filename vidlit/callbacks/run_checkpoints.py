@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from vidlit.errors import is_out_of_memory
 from vidlit.lightning_internals import save_as_best
 from vidlit.runs.logged_names import VAL_SCORE
 from vidlit.signals.divergence_monitor import DivergenceMonitor
 from vidlit.stopping.divergence import best_check
+from vidlit.training.optimizers import release, set_aside
 from vidlit.training.run_callback import RunCallback
 
 
 class RunCheckpoints(RunCallback, ModelCheckpoint):
     """Keeps ``checkpoints/best.ckpt`` (lowest ``val/score``; the base model until one is lower) and ``last.ckpt``.
 
+    The best holds weights and what callbacks know, the last the optimizer's moments, too: a run goes on from there.
     Both are written after validation, when all callbacks hold the same check; ``last.ckpt`` again when training ends.
     Without validation clips there is no best.
     Lightning's own ``save_last`` writes only at checks that are the best so far.
@@ -53,7 +58,8 @@ class RunCheckpoints(RunCallback, ModelCheckpoint):
         checked = self.others(DivergenceMonitor)[0].histories()  # nothing is where validation is off
         if self.data.val_clips and checked and self.trainer.global_step == 0 and not self.best_model_path:
             start = {VAL_SCORE.name: torch.tensor(0.0), "step": torch.tensor(0), "epoch": torch.tensor(0)}
-            save_as_best(self, self.trainer, start)
+            with self._weights_alone():
+                save_as_best(self, self.trainer, start)
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
         """Whether the latest check is the best so far: the same judge that says which step is put back.
@@ -67,20 +73,34 @@ class RunCheckpoints(RunCallback, ModelCheckpoint):
     def on_validation_end(self, *_: Any) -> None:
         """Save the best, then the last."""
         if self._is_judged:
-            super().on_validation_end(self.trainer, self.module)
+            with self._weights_alone():
+                super().on_validation_end(self.trainer, self.module)
         if self.is_checking:
             self._save_last()
 
     def on_train_end(self, *_: Any) -> None:
         """Save steps since the last check, before the best weights are restored."""
         if self._is_judged:
-            super().on_train_end(self.trainer, self.module)
+            with self._weights_alone():
+                super().on_train_end(self.trainer, self.module)
         self._save_last()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save nothing, and free the moments; where memory ran out, what is said of that looks at them."""
+        if trainer.state.fn == "fit" and not is_out_of_memory(exception):
+            release(trainer)
 
     @property
     def _is_judged(self) -> bool:
         """Whether any validation clip is an example for any part: there is a best check."""
         return bool(self.others(DivergenceMonitor)[0].histories())
+
+    @contextmanager
+    def _weights_alone(self) -> Iterator[None]:
+        """Save no moments: they are two thirds of a checkpoint, and ``last.ckpt`` is what a run goes on from."""
+        self.module.refresh_average()  # a schedule-free optimizer's
+        with set_aside(self.trainer):
+            yield
 
     def _save_last(self) -> None:
         self.trainer.save_checkpoint(self.run.last_checkpoint)

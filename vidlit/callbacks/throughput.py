@@ -94,7 +94,7 @@ class Throughput(RunCallback):
                 logged[DEVICE_MEMORY.name] = (whole - free) / 1e9
             if self._peak is not None:
                 logged[MFU.name] = self._done / seconds / (self._peak * trainer.world_size)
-            self.module.log_dict(logged, batch_size=1)
+            self.log_numbers(logged)
             self._reset(waited)
         self._since = time.monotonic()  # counting operations is no training
 

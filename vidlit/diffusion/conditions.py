@@ -139,7 +139,7 @@ def given_frames(
         is_end = number == len(conditions) and are_always_given(conditions)
         high = 1.0 if is_end else low + condition.share
         has_it = (chosen >= low) & (chosen < high)
-        given |= condition.given(num_frames, places).to(chosen.device) & has_it[:, None]
+        given |= condition.given(num_frames, places).to(chosen.device, non_blocking=True) & has_it[:, None]
         low = high
     return given
 

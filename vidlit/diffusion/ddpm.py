@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from vidlit.diffusion.rectified_flow import RectifiedFlow
+
+
+@cache
+def _on_device(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A schedule's levels: copied once, for a copy waits for the device."""
+    return torch.tensor(levels, dtype=dtype).to(device)
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class DDPMTimesteps(RectifiedFlow):
     def quantile(self, probability: Tensor) -> Tensor:
         """See :meth:`RectifiedFlow.quantile`; one of the levels."""
         timestep = (super().quantile(probability) * len(self.levels)).long().clamp(0, len(self.levels) - 1)
-        return probability.new_tensor(self.levels)[timestep]
+        return _on_device(self.levels, probability.dtype, probability.device)[timestep]
 
     def weight(self, sigmas: Tensor) -> Tensor:
         """Turns the squared error of ``noise - latents`` into that of ``v``.

@@ -94,7 +94,9 @@ def training_noise(
         generators = [stream_generator("train", stream, seed, position, row, device=device) for row in rows]
 
         def draw(number: int = 1, generators: Sequence[torch.Generator] = generators) -> Tensor:
-            return torch.stack([torch.rand(number, generator=each, device=device) for each in generators])
+            return torch.stack(
+                [torch.rand(number, generator=each, device=device, dtype=torch.float32) for each in generators]
+            )
 
         sigmas[stream] = noising.at(num_positions(shape)).quantile(draw()[:, 0])
         if stream == LATENTS and conditions:

@@ -119,7 +119,10 @@ class RectifiedFlow:
 
     def quantile(self, probability: Tensor) -> Tensor:
         """Sigma below which a training draw falls with this probability: the inverse CDF, elementwise."""
-        low, high = (float(self.share_below(torch.tensor(each).double())) for each in (self.min_sigma, self.max_sigma))
+        low, high = (
+            float(self.share_below(torch.tensor(each, dtype=torch.float64)))
+            for each in (self.min_sigma, self.max_sigma)
+        )
         return self._quantile(low + (high - low) * probability)
 
     def share_below(self, sigmas: Tensor) -> Tensor:
@@ -141,7 +144,7 @@ class RectifiedFlow:
         """CDF of the draws that are not uniform."""
         if self.stretch is None:
             return self._share_shifted_below(sigmas)
-        first, last = self._shifted(torch.tensor(self.stretch).double()).tolist()
+        first, last = self._shifted(torch.tensor(self.stretch, dtype=torch.float64)).tolist()
         folded = 2 * _LEAST_STRETCHED - sigmas
         below, folded_below = (
             self._share_shifted_below((first + (last - first) * each).clamp(min=0.0)) for each in (sigmas, folded)

@@ -102,6 +102,23 @@ def check_checkpoint(path: Path) -> None:
         raise UserError(f"{path} is not a checkpoint of vidlit: it has no {', '.join(sorted(missing))}.")
 
 
+def check_goes_on(path: Path) -> None:
+    """Make sure that a run can go on from a checkpoint: ``best.ckpt`` is of weights alone.
+
+    Raises:
+        UserError: it holds no optimizer's state, or is no checkpoint.
+    """
+    if is_sharded(path):
+        goes_on = any(name.startswith("optimizer_") for name in read_shard_metadata(path).state_dict_metadata)
+    else:
+        goes_on = bool(_load(path, mmap=True).get("optimizer_states"))
+    if not goes_on:
+        raise UserError(
+            f"{path} holds weights without the optimizer's state, so training cannot go on from there: set --ckpt_path "
+            "last. To train on from the best weights, start a new run with the exported ones as --model.base."
+        )
+
+
 def _load(path: Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
     """What a file of torch's holds, read without running anything; in place where ``mmap``.
 

@@ -19,6 +19,7 @@ from vidlit.signals.paired_curves import SETS, PairedCurves
 from vidlit.signals.signal import Signal
 from vidlit.stopping.divergence import DivergenceHistory, DivergenceSettings, check_scores, judge_divergence
 from vidlit.stopping.verdict import StopAt, Verdict, join_parts
+from vidlit.training.step.objective import scored_sigmas
 
 
 class DivergenceMonitor(Signal):
@@ -70,7 +71,7 @@ class DivergenceMonitor(Signal):
         self.parts = {
             part.name: PairedCurves(
                 clips,
-                {name: self.module.scored_sigmas(clips[name], part) for name in self.sets},
+                {name: scored_sigmas(self.module, clips[name], part) for name in self.sets},
                 partial=bool(part.marker),
             )
             for part in self.module.parts.parts

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from vidlit.models.adapters import LoRAFile, choose_trained
+from vidlit.models.adapters import LoRAFile, choose_trained, export_weights
+from vidlit.training.blocks.sharding import whole
 
 if TYPE_CHECKING:
     from vidlit.training.module import VideoDiffusionModule
@@ -72,6 +75,24 @@ class ExpertWeights(Mapping[str, nn.Module]):
             trained = {key: value for key, value in transformer.named_parameters() if value.requires_grad}
             self.starts[name] = {key: value.detach().clone() for key, value in trained.items()}
         return transformer
+
+    def export(self, folder: Path) -> list[Path]:
+        """Write what users take away of the trained ones; see :meth:`VideoDiffusionModule.export`."""
+        module = self._module
+        gathers = module.device_mesh is not None or (module.layers is not None and module.memory.changes_base)
+        is_first = module.global_rank == 0
+        written = []
+        for name, trained in module.transformers.items():
+            transformer = whole(trained, partial(self._to_fill, name), is_first) if gathers else trained
+            if is_first:
+                written += export_weights(module.family, transformer, folder, name)
+        return written
+
+    def _to_fill(self, name: str) -> nn.Module:
+        """What whole trained weights are put into: the base's transformer, or one without weights beside an adapter."""
+        module = self._module
+        some_are_the_bases = module.layers is not None or (module.adapter is None and module.family.idle)
+        return module.family.load_transformer(expert=name) if some_are_the_bases else module.structure(name)
 
     def _loaded(self, name: str) -> nn.Module:
         loaded: nn.Module = self._frozen[name] if name in self._frozen else getattr(self._module, name)

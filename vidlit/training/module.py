@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,36 +13,34 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch, clip_key
+from vidlit.diffusion.batch import Conditioning, LatentBatch, PromptBatch
 from vidlit.diffusion.conditions import Condition, GivenFrames, of_own_frames, reads_references
 from vidlit.diffusion.generate import generate
-from vidlit.diffusion.noising import Noise, num_positions, start_noise, stratum_sigmas
+from vidlit.diffusion.noising import Noise, num_positions, start_noise
 from vidlit.diffusion.streams import LATENTS, Given, by_stream
 from vidlit.lightning_internals import datamodule_of, expect_unused_parameters, is_attached
-from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, export_weights, without_adapter
+from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, without_adapter
 from vidlit.models.base_folder import read_config
 from vidlit.models.device_memory import free_memory
 from vidlit.models.family import open_family
-from vidlit.models.parts import AudioChoice, ExpertChoice, Part, chosen_parts, cut_to
-from vidlit.runs.logged_names import TRAIN_LOSS
+from vidlit.models.parts import AudioChoice, ExpertChoice, chosen_parts, cut_to
 from vidlit.training.averaging import EMA, AveragedWeights
 from vidlit.training.blocks.attention import Kernel, prefer_kernel
 from vidlit.training.blocks.context_parallel import split_context
-from vidlit.training.blocks.sharding import shard, whole
+from vidlit.training.blocks.sharding import shard
 from vidlit.training.expert_weights import ExpertWeights
 from vidlit.training.fit_check import check_checkpoint, check_shards, describe
 from vidlit.training.memory import Memory
-from vidlit.training.optimizers import apply_changes, hyperparameters, is_schedule_free, with_warmup
+from vidlit.training.optimizers import apply_changes, hyperparameters, is_schedule_free, release, with_warmup
 from vidlit.training.option_check import check_devices, check_options
 from vidlit.training.step.gradients import BadStepPolicy, clip_gradients
+from vidlit.training.step.numbers import StepNumbers
 from vidlit.training.step.objective import check_losses, training_loss
 from vidlit.training.step.open_parts import TURN, OpenParts
 from vidlit.training.step.preservation import Preservation
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
-
-    from vidlit.video.sources import Clip
 
 
 class VideoDiffusionModule(LightningModule):
@@ -128,7 +126,8 @@ class VideoDiffusionModule(LightningModule):
         self._asked_numbers: list[dict[str, Any]] = []
         self._restored_numbers: list[dict[str, Any]] | None = None
         self.step_was_bad = False
-        self.grad_norm = torch.zeros(())
+        self.numbers = StepNumbers()
+        self._no_prompt: Conditioning | None = None
         self.strict_loading = False  # a frozen base is not in the checkpoint; on_load_checkpoint checks the rest
         check_options(self)
 
@@ -218,16 +217,16 @@ class VideoDiffusionModule(LightningModule):
         """Mean loss of a batch, by itself and with what is added; see :mod:`vidlit.training.step.objective`."""
         position = self.trainer.fit_loop.epoch_loop.total_batch_idx
         loss, added = training_loss(self, batch, position, position // self.trainer.accumulate_grad_batches)
-        # Lightning counts logged steps from 0 and once per batch; "step" in the log overrides that.
-        stepped = float(self.trainer.global_step + 1)
-        shared = self.trainer.world_size > 1
-        self.log_dict({TRAIN_LOSS.name: loss, "step": stepped}, batch_size=len(batch.keys), sync_dist=shared)
-        return {"loss": loss + added, "of_clips": loss}
+        self.numbers.add(loss)
+        return {"loss": loss + added}
 
     def prompt(self, caption: str) -> Conditioning:
-        """A stored caption, as of one sample."""
-        found: Conditioning = datamodule_of(self.trainer).prompt(caption)
-        return found.to(self.device)
+        """A stored caption, as of one sample, on the device; the empty one, which steps ask for, stays there."""
+        if caption or self._no_prompt is None:
+            found: Conditioning = datamodule_of(self.trainer).prompt(caption).to(self.device)
+            self._no_prompt = self._no_prompt if caption else found
+            return found
+        return self._no_prompt
 
     def base_only(self) -> AbstractContextManager[None]:
         """While it is open, a model with a LoRA is its base."""
@@ -236,13 +235,6 @@ class VideoDiffusionModule(LightningModule):
     def validation_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Losses (B, num_strata) of every part; see :func:`vidlit.training.step.objective.check_losses`."""
         return check_losses(self, batch)
-
-    def scored_sigmas(self, clips: Sequence[Clip], part: Part) -> Tensor:
-        """Noise levels (N, num_strata) at which :meth:`validation_step` scores clips for a part."""
-        keys = torch.tensor([clip_key(clip.clip_id) for clip in clips], dtype=torch.int64)
-        shapes = [self.family.stream_shapes(*clip.bucket)[part.stream] for clip in clips]
-        noising = self.noising.between(*part.sigmas)
-        return stratum_sigmas(noising, keys, [num_positions(shape) for shape in shapes], self.num_strata)
 
     def test_step(self, batch: LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """As :meth:`validation_step`; logs ``test/loss``, the mean over clips, strata and parts."""
@@ -305,9 +297,20 @@ class VideoDiffusionModule(LightningModule):
         """Clip, and leave the step out where the gradient is NaN or infinite, as it is where the loss was."""
         self.parts.drop_gradients(self.named_parameters())
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # float16's sees to its own
-        self.grad_norm, self.step_was_bad = clip_gradients(
-            optimizer, gradient_clip_val, gradient_clip_algorithm, drop_bad=not scaled
+        read = partial(self.numbers.read, trainer=self.trainer)
+        self.step_was_bad = clip_gradients(
+            optimizer, gradient_clip_val, gradient_clip_algorithm, read, drop_bad=not scaled
         )
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient over all ranks, before it was clipped."""
+        return self.numbers.grad_norm
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, and free the gradients: Lightning keeps them through the next forward pass, which needs the memory."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad(set_to_none=True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move to a device, but for experts that wait on the CPU."""
@@ -318,10 +321,24 @@ class VideoDiffusionModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Apply numbers of the optimizer that were changed since the checkpoint, which has brought its own along."""
+        self._no_prompt = None
         if self._restored_numbers is not None:
             schedules = [each.scheduler for each in self.trainer.lr_scheduler_configs]
             apply_changes(self.trainer.optimizers[0], schedules, self._restored_numbers, self._asked_numbers)
             self._restored_numbers = None
+
+    def on_train_end(self) -> None:
+        """Free the moments, which ``last.ckpt`` holds by now: Lightning would copy them to main memory."""
+        self.refresh_average()
+        release(self.trainer)
+
+    def cpu(self) -> Self:
+        """Move to main memory; not where Lightning's teardown asks for it: the weights are used where they are.
+
+        They are exported and sampled from after that, and a copy of 20 GB takes seconds.
+        """
+        runs = is_attached(self) and self.trainer.state.stage is not None
+        return self if runs else super().cpu()
 
     @property
     def schedule_free(self) -> Any:
@@ -343,19 +360,7 @@ class VideoDiffusionModule(LightningModule):
         Returns:
             The files; none on other ranks than the first.
         """
-        gathers = self.device_mesh is not None or (self.layers is not None and self.memory.changes_base)
-        is_first = self.global_rank == 0
-        written = []
-        for name, trained in self.transformers.items():
-            transformer = whole(trained, partial(self._to_fill, name), is_first) if gathers else trained
-            if is_first:
-                written += export_weights(self.family, transformer, folder, name)
-        return written
-
-    def _to_fill(self, expert: str) -> nn.Module:
-        """What whole trained weights are put into: the base's transformer, or one without weights beside an adapter."""
-        some_are_the_bases = self.layers is not None or (self.adapter is None and self.family.idle)
-        return self.family.load_transformer(expert=expert) if some_are_the_bases else self.structure(expert)
+        return self.experts.export(folder)
 
     def structure(self, expert: str = "transformer") -> nn.Module:
         """A transformer as it is trained, on the ``meta`` device: shapes without memory."""

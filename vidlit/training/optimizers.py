@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 IN_A_BLOCK = re.compile(r"\.\d+\.")
 
@@ -102,6 +106,21 @@ def with_warmup(optimizer: Optimizer, warmup_steps: int, schedule: Callable[[Opt
     if len(schedules) == 2:
         return torch.optim.lr_scheduler.SequentialLR(optimizer, schedules, milestones=[warmup_steps])
     return schedules[0] if schedules else None
+
+
+def release(trainer: Trainer) -> None:
+    """Let go of a Trainer's optimizers, whose moments Lightning's teardown would copy to main memory."""
+    trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = [], []
+
+
+@contextmanager
+def set_aside(trainer: Trainer) -> Iterator[None]:
+    """While it is open, a Trainer has no optimizers: what is saved then holds no moments."""
+    optimizers, trainer.strategy.optimizers = trainer.strategy.optimizers, []
+    try:
+        yield
+    finally:
+        trainer.strategy.optimizers = optimizers
 
 
 def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -77,6 +77,11 @@ def check_devices(module: VideoDiffusionModule) -> None:
             "model.memory.swap_blocks cannot be used with sharded weights: leave it at 0, or choose a strategy without "
             "shards."
         )
+    if trainer.precision == "16-true":
+        raise UserError(
+            "--trainer.precision 16-true would keep weights and gradients in float16, where small ones are lost and "
+            "large ones are infinite: set bf16-true, or bf16-mixed, or on a GPU without bfloat16 16-mixed."
+        )
     if module.adapter is not None and trainer.precision == "bf16-true":
         raise UserError(
             "--trainer.precision bf16-true would keep the adapter in bfloat16, where small updates are lost: set "

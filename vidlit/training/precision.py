@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from lightning.pytorch.plugins import Precision
 
@@ -15,3 +16,15 @@ class BFloat16Weights(Precision):
     """
 
     precision: Literal["bf16-true"] = "bf16-true"
+
+
+def precision_and_plugins(precision: Any, plugins: Sequence[Any]) -> dict[str, Any]:
+    """These two options of a Trainer, with :class:`BFloat16Weights` in the place of Lightning's own.
+
+    Args:
+        precision: as a user gives it.
+        plugins: further ones.
+    """
+    if precision == BFloat16Weights.precision:
+        return {"precision": None, "plugins": [*plugins, BFloat16Weights()]}
+    return {"precision": precision, "plugins": list(plugins)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vidlit.lightning_internals import callbacks_of, datamodule_of
@@ -54,6 +56,10 @@ class RunCallback(Callback):
     def is_checking(self) -> bool:
         """Whether the validation going on is a check of a fit, after step 0's: one that is judged."""
         return self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+
+    def log_numbers(self, numbers: Mapping[str, float]) -> None:
+        """Log numbers of this rank; Lightning would copy each to the device, and read it back from there."""
+        self.module.log_dict({name: torch.tensor(float(number)) for name, number in numbers.items()}, batch_size=1)
 
     def others(self, kind: type[Kind]) -> list[Kind]:
         """The Trainer's callbacks of a kind: callbacks ask each other, never a file."""

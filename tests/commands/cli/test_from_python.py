@@ -132,6 +132,16 @@ def parts(demo, latents):
     return vidlit.VideoDiffusionModule(base, optimizer=optimizer, warmup_steps=20, fps=16), data
 
 
+@pytest.mark.slow
+def test_classes_train_in_bfloat16_as_the_command_does(parts, options, tmp_path):
+    """Not as Lightning's own plugin has it, which draws noise levels in bfloat16, too."""
+    trainer = {"max_steps": 2, "val_check_interval": 2, "accelerator": "cpu", "precision": "bf16-true"}
+    samples = SampleVideos(num_videos=0, num_audit=0)
+    result = vidlit.fit_model(*parts, callbacks=[samples], runs=tmp_path, **trainer)
+    assert {parameter.dtype for parameter in result.module.transformer.parameters()} == {torch.bfloat16}
+    assert result.record.directory.weights.is_dir()
+
+
 def test_classes_train_as_the_config_does(parts, options, tmp_path, capsys):
     trainer = {"max_steps": 4, "val_check_interval": 2, "log_every_n_steps": 1, "accelerator": "cpu"}
     own, stopping = Callback(), OverfitStopping(policy={"diversity": "warn", "drift": "off"})

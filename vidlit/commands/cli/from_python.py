@@ -278,6 +278,7 @@ def _fit_objects(
     from vidlit.runs.loggers.csv_logger import RunCSVLogger
     from vidlit.runs.wording import say
     from vidlit.signals.signal import known_signals
+    from vidlit.training.precision import precision_and_plugins
 
     _check_together(model, data)
     check_run_name({"run.name": name})
@@ -302,7 +303,9 @@ def _fit_objects(
                     **options,
                     "default_root_dir": directory.path,
                     "logger": [*in_background(_listed(options.get("logger"))), RunCSVLogger(directory)],
-                    "plugins": [*_listed(options.get("plugins")), AtomicCheckpointIO()],
+                    **precision_and_plugins(
+                        options.get("precision"), [*_listed(options.get("plugins")), AtomicCheckpointIO()]
+                    ),
                     "callbacks": acting,
                 }
             )

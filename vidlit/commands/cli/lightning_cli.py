@@ -39,7 +39,7 @@ from vidlit.data.demo_folder import Demo
 from vidlit.data.identity import DataIdentity
 from vidlit.errors import UserError, is_out_of_memory
 from vidlit.lightning_internals import callbacks_of, parser_of
-from vidlit.runs.checkpoint_files import AtomicCheckpointIO, check_checkpoint, remove_leftovers
+from vidlit.runs.checkpoint_files import AtomicCheckpointIO, check_checkpoint, check_goes_on, remove_leftovers
 from vidlit.runs.closing import how_it_ended
 from vidlit.runs.directory import (
     RunDirectory,
@@ -62,7 +62,7 @@ from vidlit.sampling.prediction import Predict
 from vidlit.training.blocks.context_parallel import check_context
 from vidlit.training.memory_advice import memory_use
 from vidlit.training.module import VideoDiffusionModule
-from vidlit.training.precision import BFloat16Weights
+from vidlit.training.precision import precision_and_plugins
 
 RUN_DIRECTORY_VARIABLE = "VIDLIT_RUN_DIRECTORY"
 """Tells processes that Lightning launches for further devices where their run is."""
@@ -184,6 +184,8 @@ class VidlitCLI(LightningCLI):
             path, checkpoint = self._prepare(config)
         if checkpoint is not None:
             check_checkpoint(Path(checkpoint))
+            if self.subcommand == "fit":
+                check_goes_on(Path(checkpoint))
             config.ckpt_path = checkpoint
         if path is not None:
             os.environ[RUN_DIRECTORY_VARIABLE] = path
@@ -258,10 +260,8 @@ class VidlitCLI(LightningCLI):
         if isinstance(config["strategy"], ModelParallelStrategy):
             config["inference_mode"] = False  # what it gathers cannot be trained with; as for Lightning's FSDP
         given = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
-        config["plugins"] = [*(plugin for plugin in given if plugin is not None), AtomicCheckpointIO()]
-        if config["precision"] == "bf16-true":
-            config["precision"] = None
-            config["plugins"].append(BFloat16Weights())
+        plugins = [*(plugin for plugin in given if plugin is not None), AtomicCheckpointIO()]
+        config |= precision_and_plugins(config["precision"], plugins)
         if config["overfit_batches"]:
             raise UserError(
                 "--trainer.overfit_batches: training batches never end here; train on a few videos instead."

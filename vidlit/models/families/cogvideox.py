@@ -61,6 +61,7 @@ class CogVideoX(Family):
         if self.conditioned_on_image:
             self.pipeline_class = "CogVideoXImageToVideoPipeline"
             self.clip_extras = ("image_latents", "noised_image_latents")
+        self._tables: dict[torch.device, Tensor] = {}
         self._rotary: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     # -- the schedule
@@ -94,7 +95,9 @@ class CogVideoX(Family):
 
     def timesteps(self, sigmas: Tensor) -> Tensor:
         """Timesteps (B,) whose noise level is that of sigmas (B,), between two of the schedule where it has none."""
-        table = self._table.to(sigmas.device)
+        if sigmas.device not in self._tables:  # once: a copy waits for the device
+            self._tables[sigmas.device] = self._table.to(sigmas.device)
+        table = self._tables[sigmas.device]
         wanted = sigmas.double().clamp(table[0], table[-1])
         above = torch.searchsorted(table, wanted).clamp(1, len(table) - 1)
         low, high = table[above - 1], table[above]
@@ -171,7 +174,7 @@ class CogVideoX(Family):
         clean, noised = (conditioning.extras[name].float() for name in self.clip_extras)
         level = torch.stack([torch.randn((), generator=each) for each in generators]).mul(LOG_IMAGE_NOISE[1]).exp()
         kept = torch.stack([torch.rand((), generator=each) for each in generators]) >= IMAGE_DROPOUT
-        level, kept = (each.view(-1, 1, 1, 1, 1).to(clean.device) for each in (level, kept))
+        level, kept = (each.view(-1, 1, 1, 1, 1).to(clean.device, non_blocking=True) for each in (level, kept))
         return conditioning.with_extras({"image_latents": kept * (clean + level * (noised - clean))})
 
     # -- latents

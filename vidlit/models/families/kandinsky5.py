@@ -59,6 +59,9 @@ class Kandinsky5(Family):
         """See :meth:`Family.velocity`."""
         dtype: Any = transformer.dtype  # without the modules kept in float32
         hidden = noisy.movedim(1, -1)
+        embedding: Any = getattr(transformer, "time_embeddings", None)
+        if embedding is not None:  # a table that moves with no module: else it is copied, and waited for, at every call
+            embedding.freqs = embedding.freqs.to(noisy.device)
         if self.has_image_channels:  # of an image's latents, and a mask: none is given
             given = hidden.new_zeros(*hidden.shape[:-1], hidden.shape[-1] + 1)
             hidden = torch.cat([hidden, given], dim=-1)

@@ -99,8 +99,7 @@ class LTX2(LTXVideo):
         tokens, by_token = to_tokens(noisy, sigmas, reference)
         levels = 1000.0 * level_of_sample(sigmas)
         shapes = [each.shape[2:] for each in (noisy, reference) if each is not None]
-        rope: Any = transformer.rope
-        places = [rope.prepare_video_coords(len(noisy), *each, noisy.device, self.fps) for each in shapes]
+        places = [self._coordinates(transformer, (len(noisy), *each), noisy.device) for each in shapes]
         predicted, heard = transformer(
             hidden_states=tokens.to(dtype),
             audio_hidden_states=sound.to(dtype),
@@ -122,6 +121,17 @@ class LTX2(LTXVideo):
         )
         picture = predicted[:, : num_frames * height * width]
         return picture.transpose(1, 2).reshape(noisy.shape), heard
+
+    def _coordinates(self, transformer: nn.Module, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Where the tokens of latents are, as the transformer reckons it, made once: it waits for the device twice."""
+        if (shape, device) not in self._made:
+            rope: Any = transformer.rope
+            self._made[shape, device] = rope.prepare_video_coords(*shape, device, self.fps)
+        return self._made[shape, device]
+
+    @cached_property
+    def _made(self) -> dict[tuple[tuple[int, ...], torch.device], Tensor]:
+        return {}
 
     @cached_property
     def _sound_widths(self) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,8 +36,13 @@ class BadStepPolicy:
 
 
 def clip_gradients(
-    optimizer: Optimizer, clip_val: float | None, algorithm: str | None, *, drop_bad: bool
-) -> tuple[Tensor, bool]:
+    optimizer: Optimizer,
+    clip_val: float | None,
+    algorithm: str | None,
+    read: Callable[[Tensor], float],
+    *,
+    drop_bad: bool,
+) -> bool:
     """Clip, or drop all gradients where one is NaN or infinite: an optimizer does nothing without a gradient.
 
     The norm is over all ranks, so that all drop the same steps.
@@ -44,19 +51,19 @@ def clip_gradients(
         optimizer: whose parameters' gradients are clipped, in place.
         clip_val: largest norm, or largest value; ``None`` or 0 for no limit.
         algorithm: ``value``, else by norm.
+        read: gives the value of the norm (), as it is before any clipping: it waits for the device.
         drop_bad: drop gradients whose norm is not finite.
 
     Returns:
-        The norm as it was, and whether the gradients were dropped.
+        Whether the gradients were dropped.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    dropped = drop_bad and not bool(whole.isfinite())
+    dropped = not math.isfinite(read(norm.full_tensor() if isinstance(norm, DTensor) else norm)) and drop_bad
     if dropped:
         optimizer.zero_grad(set_to_none=True)
     elif clip_val and algorithm == "value":
         torch.nn.utils.clip_grad_value_(parameters, clip_val)
     elif clip_val:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_val, norm)
-    return whole, dropped
+    return dropped

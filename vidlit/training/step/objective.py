@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vidlit.data.batch_sampler import DataRanks
+from vidlit.diffusion.batch import clip_key
 from vidlit.diffusion.caption_dropout import draw_dropped, drop_captions
 from vidlit.diffusion.loss import denoising_loss, paired_losses
-from vidlit.diffusion.noising import training_noise
+from vidlit.diffusion.noising import num_positions, stratum_sigmas, training_noise
 from vidlit.lightning_internals import is_attached
 from vidlit.training.step.open_parts import as_expert
 from vidlit.training.step.posterior import draw_conditioning, draw_latents
 
 if TYPE_CHECKING:
     from vidlit.diffusion.batch import LatentBatch
+    from vidlit.models.parts import Part
     from vidlit.training.module import VideoDiffusionModule
+    from vidlit.video.sources import Clip
 
 
 def training_loss(
@@ -49,16 +53,31 @@ def training_loss(
     batch = draw_latents(module.family, batch, module.seed, position, rows)
     batch = draw_conditioning(module.family, batch, module.seed, position, rows)
     if module.caption_dropout > 0:
-        dropped = draw_dropped(module.caption_dropout, module.seed, position, rows).to(module.device)
+        dropped = draw_dropped(module.caption_dropout, module.seed, position, rows)
         batch = batch._replace(conditioning=drop_captions(batch.conditioning, module.prompt(""), dropped))
     model = as_expert(module, parts[0].expert)
     losses = denoising_loss(model, noising, batch, noise, sigmas)
     # What a clip lacks counts nothing, so that it takes no other clip's weight in its place.
-    means = [(losses[part.stream] * batch.has(part.marker).to(module.device)).mean() for part in parts]
+    means = [(losses[part.stream] * batch.has(part.marker)).mean() for part in parts]
     loss = torch.stack([part.loss_weight * mean for part, mean in zip(parts, means, strict=True)]).sum()
     if module.preservation is None:
         return loss, 0.0
     return loss, module.preservation.loss(module, model, noising, batch, noise, sigmas, position, rows)
+
+
+def scored_sigmas(module: VideoDiffusionModule, clips: Sequence[Clip], part: Part) -> Tensor:
+    """Noise levels (N, num_strata) at which :func:`check_losses` scores clips for a part.
+
+    Args:
+        module: what is trained.
+        clips: N of them.
+        part: of the model.
+    """
+    keys = torch.tensor([clip_key(clip.clip_id) for clip in clips], dtype=torch.int64)
+    shapes = [module.family.stream_shapes(*clip.bucket)[part.stream] for clip in clips]
+    return stratum_sigmas(
+        module.noising.between(*part.sigmas), keys, [num_positions(shape) for shape in shapes], module.num_strata
+    )
 
 
 def check_losses(module: VideoDiffusionModule, batch: LatentBatch) -> dict[str, Tensor]:

@@ -119,7 +119,7 @@ class Preservation:
             return 0.0
         conditioning = batch.conditioning
         for caption in sorted(set(drawn)):
-            at = torch.tensor([each == caption for each in drawn], device=batch.latents.device)
+            at = torch.tensor([each == caption for each in drawn])
             conditioning = drop_captions(conditioning, module.prompt(caption), at)
         given = noisy_inputs(noising, batch._replace(conditioning=conditioning), noise, sigmas)
         with torch.no_grad(), module.base_only():

@@ -1,0 +1,126 @@
+"""A step waits for the device once: where the norm of its gradient decides whether it counts."""
+
+from collections import Counter
+
+import pytest
+from lightning.pytorch import Trainer
+
+from tests.models import bases
+from tests.models.hunyuan_bases import few_glyphs
+from tests.pretend_gpu import DEVICE, OnDevice, fits_there
+from vidlit.__main__ import main
+from vidlit.training.module import VideoDiffusionModule
+
+ALLOWED = {"step/numbers.py": 1}
+OWN = {
+    # Before its blocks: is there an image, and, of each sample, which tokens of picture, glyphs and prompt are padding;
+    # again in the backward pass of that.
+    "hunyuan_video15": {"transformers/transformer_hunyuan_video15.py", "training/module.py"},
+    "hunyuan_video15-i2v": {"transformers/transformer_hunyuan_video15.py", "training/module.py"},
+}
+"""Files where diffusers' transformers look at values, whatever they are given."""
+SIZES = {
+    "cogvideox-1.5-i2v": "9x32x48",
+    "hunyuan_video15": "5x32x64",
+    "hunyuan_video15-i2v": "5x32x64",
+    "mochi": "7x32x64",
+}
+
+
+class Enough(BaseException):
+    """Ends a run without saving anything."""
+
+
+def waits_of_a_step(words, monkeypatch):
+    """What the third step of a run waits for, its batch and its log included: of each line how often, and why."""
+    seen = []
+    with fits_there(monkeypatch) as record:
+
+        def on_train_batch_start(self, batch, batch_idx):
+            seen.append(len(record.waits))
+            if len(seen) == 4:
+                raise Enough
+
+        monkeypatch.setattr(VideoDiffusionModule, "on_train_batch_start", on_train_batch_start)
+        with pytest.raises(Enough):
+            main(words)
+    return Counter(record.waits[seen[2] : seen[3]])
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "ltx_video" else pytest.mark.slow) for kind in bases.EVERY]
+)
+def test_a_step_waits_for_the_device_once(kind, demo, tmp_path, monkeypatch):
+    options = {
+        "demo": "null",
+        "data.source": demo.dir / "clips",
+        "data.store": tmp_path / "latents",
+        "data.encoding.num_workers": 1,
+        "data.encoding.posterior": "sample",
+        "data.batches.size": 2,
+        "data.buckets": f"[{SIZES.get(kind, '9x32x64')}]",
+        "data.fps": 16,
+        "data.split.val_fraction": 0,
+        "model.base": bases.EVERY[kind](tmp_path / "base"),
+        "model.caption_dropout": 0.3,
+        "run.dir": tmp_path / "runs",
+        "run.report": False,
+        "trainer.max_steps": 8,
+        "trainer.log_every_n_steps": 1,
+        "trainer.gradient_clip_val": 1.0,
+        "samples.num_videos": 0,
+        "samples.num_audit": 0,
+    }
+    words = ["fit", "--config", "configs/quickstart.yaml", *(f"--{key}={value}" for key, value in options.items())]
+    with few_glyphs():
+        waits = waits_of_a_step(words, monkeypatch)
+    found = Counter()
+    for (line, _), count in waits.items():
+        found[line.partition(":")[0]] += count
+    known = {file: count for file, count in found.items() if file in OWN.get(kind, ())}
+    assert bool(known) == (kind in OWN)
+    assert found - Counter(known) == ALLOWED, "\n".join(f"{line}: {what} ({n})" for (line, what), n in waits.items())
+
+
+class Teardown:
+    """What becomes of the weights and moments of a run that is over."""
+
+    def __init__(self, monkeypatch, record):
+        self.record, self.copies, self.alive = record, None, []
+        teardown = Trainer._teardown
+
+        def watched(trainer):
+            before = len(record.waits)
+            states = trainer.optimizers[0].state.values() if trainer.optimizers else ()
+            self.alive += [name for state in states for name, value in state.items() if isinstance(value, OnDevice)]
+            teardown(trainer)
+            self.copies = record.waits[before:]
+
+        monkeypatch.setattr(Trainer, "_teardown", watched)
+
+
+@pytest.mark.parametrize("end", ["max_steps", "a stop", "Ctrl-C"])
+def test_the_end_of_a_fit_copies_no_weights_and_no_moments(end, quickstart, tmp_path, monkeypatch):
+    """Lightning's teardown would, and move the model away from where it is exported and sampled with."""
+    words = quickstart(trainer__max_steps=3, trainer__val_check_interval=2)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if batch_idx == 1 and end == "a stop":
+            self.trainer.should_stop = True
+        if batch_idx == 1 and end == "Ctrl-C":
+            raise KeyboardInterrupt
+
+    exported, export = [], VideoDiffusionModule.export
+    monkeypatch.setattr(
+        VideoDiffusionModule, "export", lambda self, to: exported.append(self.device) or export(self, to)
+    )
+    monkeypatch.setattr(VideoDiffusionModule, "on_train_batch_end", on_train_batch_end)
+    with fits_there(monkeypatch) as record:
+        ended = Teardown(monkeypatch, record)
+        assert main(words) == (130 if end == "Ctrl-C" else 0)
+    assert record.waits
+    assert {what for _, what in ended.copies} <= {"a copy of a number to main memory"}  # what was logged
+    assert ended.alive == []
+    assert exported == ([] if end == "Ctrl-C" else [DEVICE])
+    run = tmp_path / "runs" / "quickstart" / "0"
+    assert (run / "weights" / "model_index.json").is_file() == (end != "Ctrl-C")
