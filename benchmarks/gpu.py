@@ -116,10 +116,9 @@ class Clips(Dataset):
 
     def __getitem__(self, index: int) -> LatentBatch:
         rows = [index % 4]
-        mask = torch.ones(1, self.prompts.shape[1], dtype=torch.bool)
         numbers = torch.tensor(rows)
         return LatentBatch(
-            self.latents[rows].clone(), Conditioning(self.prompts[rows].clone(), mask, {}), numbers, numbers
+            self.latents[rows].clone(), Conditioning(self.prompts[rows].clone(), None, {}), numbers, numbers
         )
 
 
@@ -251,6 +250,9 @@ def run_plain(family: Family, lora: bool, clips: Clips, clock: Clock, memory: Me
             clock.tick(index)
             latents = batch.latents.to(device, non_blocking=True).float()
             conditioning = batch.conditioning.to(device)
+            if not tuned:  # as tokenizers give it, though nothing is padded
+                ones = torch.ones(conditioning.prompt_embeds.shape[:2], dtype=torch.bool)
+                conditioning = conditioning._replace(prompt_attention_mask=ones)
             noise = torch.randn_like(latents)
             sigmas = flow.at(latents[0, 0].numel()).sample_sigmas(len(latents), torch.Generator(device))
             with torch.autocast(device.type, torch.bfloat16):

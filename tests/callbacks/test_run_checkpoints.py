@@ -30,7 +30,6 @@ def test_best_is_the_lowest_check_and_last_the_last(quickstart, tmp_path):
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     best = load(run, "best")
     assert best["global_step"] == min(ratios, key=ratios.get) > 0
-    assert best["optimizer_states"]  # resumable
     assert all(name.startswith("transformer.") for name in best["state_dict"])
 
 

@@ -1,6 +1,7 @@
 """With the real packages: what each optimizer trains, what its checkpoint gives back, what a step left out changes."""
 
 import io
+from types import SimpleNamespace
 
 import prodigyopt
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torchao.optim import AdamW8bit
 
-from vidlit.training.optimizers import MuonAdamW, apply_changes, hyperparameters, is_schedule_free, with_warmup
+from vidlit.training.optimizers import (
+    MuonAdamW,
+    apply_changes,
+    hyperparameters,
+    is_schedule_free,
+    unscale,
+    with_warmup,
+)
 
 OPTIMIZERS = {
     "fused AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=True),
@@ -181,3 +189,20 @@ def test_nothing_that_was_not_changed_is_touched():
     assert {k: v for k, v in old.param_groups[0].items() if k != "params"} == {
         k: v for k, v in group.items() if k != "params"
     }
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradients_of_float16_are_clipped_by_their_own_size(fused):
+    """Fused optimizers unscale when they step, which is after the norm of the gradient was looked at."""
+    parameter, scaler = torch.nn.Parameter(torch.ones(3)), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=fused)
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+    scaler.scale(parameter.square().sum()).backward()
+    if not fused:  # as Lightning does
+        scaler.unscale_(optimizer)
+    assert unscale(trainer, SimpleNamespace(optimizer=optimizer))
+    assert parameter.grad.tolist() == [2.0, 2.0, 2.0]
+    before = parameter.detach().clone()
+    scaler.step(optimizer)
+    torch.testing.assert_close(parameter.detach(), before * (1 - 0.1 * 0.01) - 0.1)
+    assert not unscale(SimpleNamespace(precision_plugin=SimpleNamespace()), optimizer)

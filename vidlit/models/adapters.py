@@ -97,7 +97,7 @@ class LoRA:
         transformer.add_adapter(config, adapter_name=ADAPTER_NAME)  # type: ignore[operator]  # diffusers' method
         if self.variant == "tlora":
             down = [each for name, each in transformer.named_modules() if name.endswith(f".lora_A.{ADAPTER_NAME}")]
-            RankByNoise(self.rank, self.rank // 2).watch(transformer, down)
+            RankByNoise(self.rank, max(1, self.rank // 2)).watch(transformer, down)
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,11 @@ def as_base(pl_module: VideoDiffusionModule) -> Iterator[None]:
     del trained
     pl_module.load_base()
     pl_module.eval()
-    yield
-    pl_module.load_state_dict(kept, strict=False)
-    pl_module.eval()
+    try:
+        yield
+    finally:  # whatever is exported after an error is what was trained
+        pl_module.load_state_dict(kept, strict=False)
+        pl_module.eval()
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from vidlit.training.blocks.sharding import shard
 from vidlit.training.expert_weights import ExpertWeights
 from vidlit.training.fit_check import check_checkpoint, check_shards, describe
 from vidlit.training.memory import Memory
-from vidlit.training.optimizers import apply_changes, hyperparameters, is_schedule_free, release, with_warmup
+from vidlit.training.optimizers import apply_changes, hyperparameters, is_schedule_free, release, unscale, with_warmup
 from vidlit.training.option_check import check_devices, check_options
 from vidlit.training.step.gradients import BadStepPolicy, clip_gradients
 from vidlit.training.step.numbers import StepNumbers
@@ -296,7 +296,7 @@ class VideoDiffusionModule(LightningModule):
     ) -> None:
         """Clip, and leave the step out where the gradient is NaN or infinite, as it is where the loss was."""
         self.parts.drop_gradients(self.named_parameters())
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # float16's sees to its own
+        scaled = unscale(self.trainer, optimizer)  # float16's scaler sees to its own bad steps
         read = partial(self.numbers.read, trainer=self.trainer)
         self.step_was_bad = clip_gradients(
             optimizer, gradient_clip_val, gradient_clip_algorithm, read, drop_bad=not scaled

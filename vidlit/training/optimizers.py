@@ -113,6 +113,19 @@ def release(trainer: Trainer) -> None:
     trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = [], []
 
 
+def unscale(trainer: Trainer, optimizer: Any) -> bool:
+    """Undo the scale of float16's gradients before they are clipped, which Lightning leaves to fused optimizers.
+
+    Returns:
+        Whether gradients are scaled at all.
+    """
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    plain = getattr(optimizer, "optimizer", optimizer)  # Lightning wraps it, and torch keeps count by object
+    if scaler is not None and getattr(plain, "_step_supports_amp_scaling", False):
+        scaler.unscale_(plain)
+    return scaler is not None
+
+
 @contextmanager
 def set_aside(trainer: Trainer) -> Iterator[None]:
     """While it is open, a Trainer has no optimizers: what is saved then holds no moments."""

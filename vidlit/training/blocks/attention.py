@@ -22,10 +22,10 @@ _BACKENDS = {
 }
 """From the quickest to the slowest, as measured on an H100 forward and backward in bfloat16, in TFLOP/s: at head size
 128 573, 322 and 139; at 64 370, 245 and 102 (benchmarks/attention_kernels.py). ``math`` holds the whole matrix."""
-_CUDNN_IS_QUICKEST, _SINCE = (64, 128), (9, 0)
-"""Head sizes, and compute capability of the card, where that was measured; elsewhere torch's own order stands."""
 _HOPPER = (9, 0)
-"""Compute capability that flash-attn-3 is written for."""
+"""Compute capability of the card that was measured, and that flash-attn-3 is written for."""
+_CUDNN_IS_QUICKEST = (64, 128)
+"""Head sizes at which it was, on that card; elsewhere torch's own order stands."""
 
 
 def prefer_kernel(kernel: Kernel, config: Mapping[str, Any], device: torch.device) -> ExitStack:
@@ -75,7 +75,7 @@ def quickest(channels: int, capability: tuple[int, int]) -> Kernel | None:
     """
     if not _missing("flash3", capability):
         return "flash3"
-    known = channels in _CUDNN_IS_QUICKEST and capability >= _SINCE
+    known = channels in _CUDNN_IS_QUICKEST and capability == _HOPPER
     return "cudnn" if known and not _missing("cudnn", capability) else None
 
 

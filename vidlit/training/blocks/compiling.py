@@ -32,8 +32,11 @@ def compile_blocks(transformer: nn.Module, backend: str = "inductor") -> None:
         backend: torch's.
     """
     import torch._dynamo
+    import torch._functorch.config
 
     config: Any = torch._dynamo.config
+    # With the forward pass, where what fails can be caught, and not when the first gradient arrives.
+    torch._functorch.config.force_non_lazy_backward_lowering = True
     config.recompile_limit = max(_RECOMPILE_LIMIT, config.recompile_limit)
     logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_no_advice)
     blocks = repeated_blocks(transformer)
@@ -60,7 +63,9 @@ class _Compiled:
                 "--model.memory.compile false leaves it out from the start."
             )
             for block in self._blocks:
-                block.forward = vars(block)["forward"].plain
+                compiled = vars(block).get("forward")
+                if isinstance(compiled, _Compiled):  # else somebody has put another in its place
+                    block.forward = compiled.plain
             return self.plain(*inputs, **named)
 
 
