@@ -82,7 +82,7 @@ def with_figures(text: str, row: dict) -> str:
     head, seed, rest = text.partition("\n\nseed_everything")
     encode = max(row["encode captions"], row["encode clips"])
     figures = {
-        r"(GPU memory: about )\d+( GB)": row["train"],
+        r"(GPU memory: about )\d+( GB)": max(row["train"], row["checks"], row["audits"]),
         r"(about )\d+( GB to encode)": encode,
         r"(about )\d+( GB with base_dtype int8)": row.get("int8"),
         r"(base_dtype int8 about )\d+( GB)": row.get("int8"),
@@ -90,8 +90,13 @@ def with_figures(text: str, row: dict) -> str:
     for pattern, figure in figures.items():
         if figure:
             head = re.sub(pattern, rf"\g<1>{math.ceil(figure)}\g<2>", head)
-    head = head.replace("an estimate, not measured", "a forecast, not measured")
-    return head.replace("estimates, not measured", "forecasts, not measured") + seed + rest
+    for before, after in (
+        ("(an estimate, not", "(a forecast, not"),
+        ("(estimates,", "(forecasts,"),
+        ("to train one clip", "to train and audit a clip"),
+    ):
+        head = head.replace(before, after)
+    return head + seed + rest
 
 
 def fitted(name: str, path: Path) -> list[str]:
@@ -108,6 +113,30 @@ def fitted(name: str, path: Path) -> list[str]:
             short = [f"{key.split('.')[-1]} {value}" for key, value in found.options.items()]
             cells.append("as it is" if not short else re.sub(r"[\[\]']", "", ", ".join(short)))
     return [name, *cells]
+
+
+def tables(rows: list[dict], cards: list[list[str]]) -> dict[str, str]:
+    """What the guides show: memory by phase, and the cards that hold each configuration, or the changes for each card.
+
+    Args:
+        rows: of :func:`measure`.
+        cards: of :func:`fitted`; none to show the cards that hold a configuration as it is.
+    """
+    columns = ["config", "clip", "encode captions", "encode clips", "train", "checks", "audits"]
+    rows = sorted(rows, key=lambda row: row["needs"])
+    figures = table(columns, [[row.get(column, "") for column in columns] for row in rows])
+    if not cards:
+        held = [parse_memory(f"{size}GB").memory / 1e9 for size in CARDS]
+        cards = [
+            [f"`{row['config']}.yaml`", row["clip"], f"{row['needs']:.0f} GB"]
+            + ["yes" if row["needs"] <= memory else "" for memory in held]
+            for row in rows
+        ]
+        return {
+            "memory.md": figures,
+            "cards.md": table(["config", "clip", "needs", *(f"{n} GB" for n in CARDS)], cards),
+        }
+    return {"memory.md": figures, "cards.md": table(["config", *(f"{size} GB" for size in CARDS)], cards)}
 
 
 def table(header: list[str], rows: list[list]) -> str:
@@ -134,11 +163,7 @@ def main(words: list[str] | None = None) -> list[dict]:
         if options.cards and not rows[-1]["unknown"]:
             cards.append(fitted(name, path))
             print(cards[-1], flush=True)
-    columns = ("config", "clip", "encode captions", "encode clips", "train", "checks", "audits")
-    figures = table(list(columns), [[row.get(column, "") for column in columns] for row in rows])
-    guides = {"memory.md": figures}
-    if cards:
-        guides["cards.md"] = table(["config", *(f"{size} GB" for size in CARDS)], cards)
+    guides = tables(rows, cards)
     for name, text in guides.items():
         print(text)
         path = ROOT / "docs" / "guides" / name

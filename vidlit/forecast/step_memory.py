@@ -12,7 +12,6 @@ between them it grows or falls evenly.
 from __future__ import annotations
 
 import copy
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vidlit.forecast.cuda_autocast import cuda_autocast
 from vidlit.forecast.sample_shapes import sample_batch
+from vidlit.forecast.stand_in_optimizer import stand_in
 from vidlit.forecast.tensor_memory import (
     ACTIVATIONS,
     AVERAGES,
@@ -59,12 +59,6 @@ _FEW = 2
 CHECK, SAMPLE = "check", "sample"
 """Stages after the last step."""
 _OPTIMIZER = "optimizer"
-_FEWER_BITS = re.compile(r"(8bit|4bit|Fp8)$")
-_STATE_BYTES = {"8bit": (1 + 4 / 256, 256, 1024), "Fp8": (1 + 4 / 256, 256, 0), "4bit": (0.5 + 4 / 128, 128, 64)}
-"""Bytes of a number in the state of torchao's optimizers, its share of a scale included; numbers to a scale; bytes of a
-tensor's table of values."""
-_SMALLEST_IN_FEWER_BITS = 4096
-"""Tensors with fewer numbers keep their state as it is (torchao)."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +245,7 @@ def unloaded_copy(module: VideoDiffusionModule, setting: StepSetting) -> VideoDi
     asked: Any = empty  # a copy takes methods of its own
     asked.prompt = partial(_prompt, module, setting.bucket)
     asked.log = asked.log_dict = lambda *_, **__: None
-    empty.optimizer = partial(_stand_in, module.optimizer, empty, setting.on_gpu)
+    empty.optimizer = partial(stand_in, module.optimizer, empty, setting.on_gpu)
     return empty
 
 
@@ -278,30 +272,6 @@ def _shorten(transformer: nn.Module, blocks: Mapping[int, int]) -> list[int]:
 def _prompt(module: VideoDiffusionModule, bucket: Bucket, caption: str) -> Conditioning:
     found = sample_batch(module.family, bucket, 1).conditioning
     return found._replace(extras={name: found.extras[name] for name in module.family.prompt_extras})
-
-
-def _stand_in(make: Any, empty: Any, on_gpu: bool, parameters: Any) -> torch.optim.Optimizer:
-    """An optimizer that runs on fake tensors as the asked one does on real ones of a GPU."""
-    parameters = list(parameters)
-    made: torch.optim.Optimizer = make(parameters)
-    found = _FEWER_BITS.search(type(made).__name__)
-    if found is not None:  # its step is compiled; of its state the bytes are known
-        values = [pair[1] if isinstance(pair, tuple) else pair for pair in parameters]
-        empty.state_factor = _share_of_state(values, *_STATE_BYTES[found[1]])
-        return torch.optim.AdamW(parameters, foreach=False)
-    for group in made.param_groups:
-        if group.get("fused"):  # has no fake kernel; as one loop over the tensors it holds as little
-            group["fused"], group["foreach"] = False, False
-        elif on_gpu and "foreach" in group and group["foreach"] is None and not group.get("fused"):
-            group["foreach"] = True
-    return made
-
-
-def _share_of_state(parameters: Sequence[Tensor], bytes_each: float, to_a_scale: int, table: int) -> float:
-    sizes = [parameter.numel() for parameter in parameters]
-    small = [n >= _SMALLEST_IN_FEWER_BITS and n % to_a_scale == 0 for n in sizes]
-    kept = sum(bytes_each * n + table if is_small else 4.0 * n for n, is_small in zip(sizes, small, strict=True))
-    return kept / max(1.0, 4.0 * sum(sizes))
 
 
 def _period(share: Any) -> int | None:
