@@ -24,7 +24,7 @@ latents data runs training sampling report signals forecast callbacks plugins co
 
 THIRD_PARTY = {
     "lightning": "data/datamodule latents/encode/lightning_engine latents/quiet_lightning runs training sampling "
-    "signals callbacks commands",
+    "signals forecast callbacks commands",
     "diffusers": "models",
     "transformers": "models",
     "peft": "models",

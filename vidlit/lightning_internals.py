@@ -56,6 +56,11 @@ def is_attached(pl_module: LightningModule) -> bool:
     return pl_module._trainer is not None
 
 
+def detach(pl_module: LightningModule) -> None:
+    """Let a module have no Trainer: setting ``pl_module.trainer`` asks what it has for its children's."""
+    pl_module._trainer = None
+
+
 def expect_unused_parameters(trainer: Trainer) -> None:
     """Let a step leave parameters without a gradient: ``DDPStrategy`` is told when it is made, and not later.
 

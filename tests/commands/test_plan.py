@@ -16,7 +16,8 @@ from rich.console import Console
 from tests.models.bases import ltx_video
 from vidlit.__main__ import main
 from vidlit.commands.cli.parse_only import ParseOnly
-from vidlit.commands.plan import plan_of, print_plan
+from vidlit.commands.plan import plan_of
+from vidlit.commands.planning.plan_words import print_plan
 from vidlit.data.batching import Batching
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.split import Fold, Splitting

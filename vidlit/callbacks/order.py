@@ -69,13 +69,16 @@ def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
     return sorted(callbacks, key=lambda callback: next(places[k] for k in type(callback).__mro__ if k in places))
 
 
-def callbacks_for(command: str, configured: Sequence[Callback], changes: Sequence[Change] = ()) -> list[Callback]:
+def callbacks_for(
+    command: str, configured: Sequence[Callback], changes: Sequence[Change] = (), *, ignore_forecast: bool = False
+) -> list[Callback]:
     """All callbacks of a command, in order, besides those that the Trainer is given by name.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or another, which needs none.
         configured: those with a section in the config; what judges, keeps or exports is for fits alone.
         changes: options of a fit that goes on that were changed since.
+        ignore_forecast: begin a fit whose memory will not do by the forecast.
     """
     samples = [callback for callback in configured if isinstance(callback, SampleVideos)]
     monitors = [callback for callback in configured if isinstance(callback, DivergenceMonitor)]
@@ -85,7 +88,7 @@ def callbacks_for(command: str, configured: Sequence[Callback], changes: Sequenc
                 AveragedValidation(),
                 RunOverview(),
                 StepProgress(),
-                Throughput(),
+                Throughput(ignore_forecast),
                 OptimizerRecord(),
                 ValidationSchedule(),
                 BadSteps(),

@@ -13,11 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from vidlit.data.batch_sampler import DataRanks
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch
+from vidlit.forecast.before_fit import prepare_memory
 from vidlit.lightning_internals import logs_after_this_batch
 from vidlit.runs.logged_names import (
     DATA_WAIT,
     DEVICE_MEMORY,
     MAIN_MEMORY,
+    MEMORY_FORECAST,
     MFU,
     PEAK_MEMORY,
     SAMPLES_PER_SECOND,
@@ -37,11 +39,18 @@ class Throughput(RunCallback):
       Counted once for each resolution, at the length of the first prompts. Left out where a device's peak is unknown;
     - ``perf/data_wait``: share of the time spent waiting for the loader;
     - ``perf/peak_memory_gb``: most memory that rank 0 had in steps and checks, of its GPU, or its process ever had;
+    - ``perf/memory_forecast_gb``: what was forecast of the GPU's before the first step; see
+      :mod:`vidlit.forecast.before_fit`, which this asks to refuse what cannot fit;
     - ``perf/main_memory_gb``: what its process has in main memory now, without its loader's workers;
     - ``perf/device_memory_gb``: what is in use on its GPU now, by all processes.
+
+    Args:
+        ignore_forecast: refuse nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ignore_forecast: bool = False) -> None:
+        self.ignore_forecast = ignore_forecast
+        self._forecast: float | None = None
         self._peak: float | None = None
         self._flops: dict[tuple[int, ...], float] = {}
         self._since = 0.0
@@ -54,6 +63,12 @@ class Throughput(RunCallback):
         self._samples = self._tokens = 0
         self._done = self._seconds = 0.0
         self._waited_before = waited
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Choose what is left to the forecast, while the model is not loaded."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._forecast = prepare_memory(trainer, self.module, ignore=self.ignore_forecast)
 
     def on_fit_start(self, *_: Any) -> None:
         """What was held to encode is no part of the peak."""
@@ -92,6 +107,8 @@ class Throughput(RunCallback):
             if self.module.device.type == "cuda":
                 free, whole = torch.cuda.mem_get_info(self.module.device)
                 logged[DEVICE_MEMORY.name] = (whole - free) / 1e9
+            if self._forecast is not None:
+                logged[MEMORY_FORECAST.name] = self._forecast / 1e9
             if self._peak is not None:
                 logged[MFU.name] = self._done / seconds / (self._peak * trainer.world_size)
             self.log_numbers(logged)

@@ -6,8 +6,8 @@ import inspect
 import json
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +17,19 @@ from vidlit.bounded_yaml import check_size, read_text
 from vidlit.commands.cli.configs import TRAINER_DEFAULTS, allow_imports, check_classes, expand_paths
 from vidlit.commands.cli.plain_parser import PlainParser, true_or_false
 from vidlit.commands.cli.run_lightning import loading
-from vidlit.commands.options.checking import read_words
+from vidlit.commands.options.checking import read_words, values_of
 from vidlit.commands.options.old_keys import rename_config
 from vidlit.commands.options.option_list import option_lists
+from vidlit.commands.planning.plan_words import print_plan
 from vidlit.runs.redaction import redact_text
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-    from rich.console import Console
+    from argparse import Namespace
 
+    from jsonargparse import ArgumentParser
+
+    from vidlit.commands.planning.memory_words import MemoryPlan
+    from vidlit.forecast.card import GraphicsCard
     from vidlit.forecast.run_plan import RunPlan
 
 _READ = (
@@ -46,15 +50,17 @@ _READ = (
     "trainer.accumulate_grad_batches",
     "trainer.val_check_interval",
 )
+_READ_FOR_MEMORY = (
+    *_READ,
+    "model",
+    "samples.num_audit",
+    "trainer.precision",
+    "trainer.strategy",
+    "trainer.gradient_clip_val",
+)
 """What a plan depends on. The rest is left unread: making a Trainer and callbacks takes longer than planning."""
 _LAUNCHERS = ("TORCHELASTIC_", "SLURM_", "LSB_", "OMPI_", "PMI_")
 """How the environment variables begin of what starts a process for each device."""
-_LISTED = 8  # reasons shown of each kind; --json has them all
-_SMALL_SET = {
-    "kfold": "each recording for validation once, then the best number of steps for all",
-    "refit": "once the best step is known, again on all clips",
-}
-_MOST_CHARACTERS = 400  # of one of them: a name may be as long as its system allows
 
 
 def run(words: list[str]) -> None:
@@ -64,18 +70,46 @@ def run(words: list[str]) -> None:
         words: of the command line, from the command's name on.
     """
     own, others = parser().parse_known_args(words[1:])
+    card = None
+    if asked := own.fit_to or own.gpu_memory:
+        from vidlit.forecast.card import parse_memory
+
+        card = parse_memory(asked)
+    from vidlit.models.base_folder import configs_alone
+
+    with configs_alone():  # a plan needs no weights, and may come before anybody wants to fetch them
+        _say(own, others, card)
+
+
+def _say(own: Namespace, others: list[str], card: GraphicsCard | None) -> None:
     made = plan_of(["plan", *others])
     commands = small_set_commands(made, others)
-    if own.json:
-        print(json.dumps({**made.as_dict(), "small_set": commands}, indent=2))
-    else:
+    if not own.json:
         print_plan(made, commands=commands)
+    memory = memory_of(["plan", *others], card, fit=bool(own.fit_to))
+    if own.json:
+        found = None if memory is None else memory.as_dict()
+        print(json.dumps({**made.as_dict(), "small_set": commands, "memory": found}, indent=2))
+    elif memory is not None:
+        from vidlit.commands.planning.memory_words import print_memory
+
+        print_memory(memory)
+    if memory is not None and memory.fitted:
+        from vidlit.commands.planning.memory_words import write_fitted
+
+        path = Path(f"fit_to_{own.fit_to.strip()}.yaml")
+        write_fitted(memory, path)
+        print(
+            f"{path} has the options with which it fits: give it after your own, as a second --config.", file=sys.stderr
+        )
 
 
 def parser() -> PlainParser:
     """The options beside those of ``fit``."""
     made = PlainParser(prog="vidlit plan", description="Dry run of a fit.", allow_abbrev=False)
     made.add_argument("--json", type=true_or_false, default=False, help="print one JSON object")
+    made.add_argument("--gpu-memory", help="of the card to judge by, as 24GB (of the GPU that is here)")
+    made.add_argument("--fit-to", help="write a YAML with the options that make it fit such a card, as 24GB")
     return made
 
 
@@ -97,10 +131,7 @@ def plan_of(words: list[str]) -> RunPlan:
         from vidlit.training.blocks.context_parallel import check_context, check_family
 
         reader = _reader()
-    allow_imports()
-    config = reader.parse_args(_needed(words))
-    check_classes(config)
-    expand_paths(config)
+    config = _parsed(reader, words, _READ)
     if config.demo is not None:
         Demo(**vars(config.demo)).write()
     made = reader.instantiate(config)
@@ -120,8 +151,56 @@ def plan_of(words: list[str]) -> RunPlan:
     )
 
 
-def _reader() -> ArgumentParser:
-    """A parser of what a plan depends on, as LightningCLI's reads it."""
+def memory_of(words: list[str], card: GraphicsCard | None, *, fit: bool) -> MemoryPlan | None:
+    """The forecast of a fit's memory that is given the same words; ``None`` for one on a CPU, if no card is named.
+
+    Args:
+        words: as for :func:`plan_of`.
+        card: to judge by; ``None`` for the one that is here.
+        fit: look for options with which it fits.
+
+    Raises:
+        UserError: an option cannot be used.
+    """
+    said = values_of(words, "trainer.accelerator")
+    if card is None and said.get("trainer.accelerator") == "cpu":
+        return None
+    with loading("torch"):
+        from vidlit.commands.planning.memory_words import plan_memory
+        from vidlit.forecast.card import card_here
+        from vidlit.forecast.memory_forecast import setting_of
+        from vidlit.forecast.remedies import Option
+        from vidlit.latents.quiet_lightning import quiet_lightning
+
+        reader = _reader(with_model=True)
+    config = _parsed(reader, words, _READ_FOR_MEMORY)
+    made = reader.instantiate(config)
+    trainer = made.trainer
+    processes = _num_processes(trainer.accelerator, trainer.devices, 1)
+    sharded = "ModelParallelStrategy" in str(config.trainer.strategy)
+    setting = setting_of(
+        made.data,
+        precision=trainer.precision,
+        accumulate=trainer.accumulate_grad_batches,
+        clip_val=trainer.gradient_clip_val,
+        shards=processes * trainer.num_nodes if sharded else 1,
+        processes=processes,
+        audits=made.samples.num_audit > 0,
+    )
+    with quiet_lightning():
+        return plan_memory(Option(made.model, setting, made.data.buckets), card or card_here(), fit=fit)
+
+
+def _parsed(reader: ArgumentParser, words: list[str], read: Sequence[str]) -> Any:
+    allow_imports()
+    config = reader.parse_args(_needed(words, read))
+    check_classes(config)
+    expand_paths(config)
+    return config
+
+
+def _reader(*, with_model: bool = False) -> ArgumentParser:
+    """A parser of what a plan depends on, as LightningCLI's reads it; the model takes longest to import."""
     import torch
     from jsonargparse import ArgumentParser
 
@@ -137,13 +216,21 @@ def _reader() -> ArgumentParser:
     made.add_argument("--seed_everything", type=bool | int, default=0)
     made.add_argument("--demo", type=Demo | None, default=None)
     made.add_class_arguments(ClipFolder, "data", skip={"further_captions"})
-    made.add_argument("--model.base", type=str)
-    made.add_argument("--model.audio", type=AudioChoice, default="off")
-    made.add_argument("--model.conditions", type=list[Condition] | None, default=None)
-    made.add_argument("--model.optimizer", type=Callable[[Iterable], torch.optim.Optimizer], default=torch.optim.AdamW)
-    made.add_argument("--model.noise", type=Noise, default=Noise())
-    made.add_argument("--model.expert", type=ExpertChoice, default="both")
-    made.add_argument("--model.context_parallel", type=int, default=1)
+    if with_model:
+        from vidlit.training.module import VideoDiffusionModule
+
+        made.add_class_arguments(VideoDiffusionModule, "model", fail_untyped=False)
+        made.add_argument("--samples.num_audit", type=int, default=16)
+    else:
+        made.add_argument("--model.base", type=str)
+        made.add_argument("--model.audio", type=AudioChoice, default="off")
+        made.add_argument("--model.conditions", type=list[Condition] | None, default=None)
+        made.add_argument(
+            "--model.optimizer", type=Callable[[Iterable], torch.optim.Optimizer], default=torch.optim.AdamW
+        )
+        made.add_argument("--model.noise", type=Noise, default=Noise())
+        made.add_argument("--model.expert", type=ExpertChoice, default="both")
+        made.add_argument("--model.context_parallel", type=int, default=1)
     for name, kind, default in (
         ("max_steps", int, TRAINER_DEFAULTS["max_steps"]),
         ("accelerator", Any, "auto"),
@@ -151,43 +238,49 @@ def _reader() -> ArgumentParser:
         ("num_nodes", int, 1),
         ("accumulate_grad_batches", int, 1),
         ("val_check_interval", Any, None),
+        ("precision", Any, None),
+        ("strategy", Any, "auto"),
+        ("gradient_clip_val", Any, TRAINER_DEFAULTS["gradient_clip_val"]),
     ):
         made.add_argument(f"--trainer.{name}", type=kind, default=default)
     made.link_arguments("seed_everything", "data.seed", compute_fn=int)
     made.link_arguments("model.base", "data.base")
     made.link_arguments("model.audio", "data.audio")
     link_references(made)
+    if with_model:
+        made.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        made.link_arguments("data.fps", "model.fps")
     return made
 
 
-def _needed(words: list[str]) -> list[str]:
+def _needed(words: list[str], read: Sequence[str]) -> list[str]:
     """The words, and of the config files the keys, that a plan depends on."""
     needed = []
     for given in read_words(words, option_lists()["plan"]):
         if given.value is None:
             continue
         if given.name in ("config", "c"):
-            needed.append(f"--config={_as_yaml(_pick(_load(given.value)))}")
+            needed.append(f"--config={_as_yaml(_pick(_load(given.value), read))}")
         elif given.name in ("model", "trainer"):
-            needed.append(f"--config={_as_yaml(_pick({given.name: _load(given.value)}))}")
-        elif _is_read(given.name.removesuffix("+")):
+            needed.append(f"--config={_as_yaml(_pick({given.name: _load(given.value)}, read))}")
+        elif _is_read(given.name.removesuffix("+"), read):
             needed.append(f"--{given.name}={given.value}")
     return needed
 
 
-def _is_read(name: str) -> bool:
-    return any(name == each or name.startswith(f"{each}.") for each in _READ)
+def _is_read(name: str, read: Sequence[str]) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in read)
 
 
-def _pick(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def _pick(config: Mapping[str, Any], read: Sequence[str], above: str = "") -> dict[str, Any]:
     """What a plan reads of a config."""
     picked = {}
     for key, value in config.items():
         name = f"{above}{key}"
-        if _is_read(name.removesuffix("+")):
+        if _is_read(name.removesuffix("+"), read):
             picked[key] = value
-        elif isinstance(value, Mapping) and any(each.startswith(f"{name}.") for each in _READ):
-            picked[key] = _pick(value, f"{name}.")
+        elif isinstance(value, Mapping) and any(each.startswith(f"{name}.") for each in read):
+            picked[key] = _pick(value, read, f"{name}.")
     return picked
 
 
@@ -247,102 +340,3 @@ def small_set_commands(plan: RunPlan, words: Sequence[str]) -> dict[str, str]:
         "refit": f"vidlit fit {options} --refit",
     }
     return {name: known[name] for name in plan.small_set}
-
-
-def print_plan(plan: RunPlan, console: Console | None = None, commands: Mapping[str, str] | None = None) -> None:
-    """Show a plan to a person.
-
-    Args:
-        plan: to show.
-        console: to print to.
-        commands: by :func:`small_set_commands`.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    from vidlit.data.usage import count_words
-    from vidlit.errors import printable
-    from vidlit.runs import wording
-
-    console = console or Console()
-    say = partial(wording.say, console=console)
-    say(f"{plan.source} ({plan.layout}): {plan.clips} clips of {plan.videos} recordings")
-    say(count_words(plan.counts))
-    if plan.masked:
-        say(f"masks: of {plan.masked} of the {plan.clips} clips; the others count everywhere in the loss")
-    if plan.references:
-        say(
-            f"references: {plan.references} {'images' if plan.references_are_images else 'videos'}, which every sample "
-            "takes beside its own tokens"
-        )
-    table = Table("bucket")
-    for name in ("clips", "train", "tokens each", "repeats a batch"):
-        table.add_column(name, justify="right")
-    table.add_column("could merge into")
-    for row in plan.buckets:
-        table.add_row(
-            row.bucket, str(row.clips), str(row.train), str(row.tokens), str(row.repeats_per_batch), row.merge_into
-        )
-    console.print(table)
-    for name, rows, line in (
-        ("quarantined", plan.quarantined, "{video}: {reason}"),
-        ("dropped", plan.dropped, "{video}: {reason}"),
-        ("shortened", plan.shortened, "{video}: {used:.2f} of {total:.2f} s used"),
-        ("near-duplicates, treated as one recording", plan.near_duplicates, "{first} = {second} (group {group})"),
-        (
-            "clips probably cross a cut; data.cutting.mode scenes would cut there",
-            [{"clip": clip} for clip in plan.crossing],
-            "{clip}",
-        ),
-        (
-            f"of {plan.clips} clips have no sound, and no part in learning it",
-            [{"clip": clip} for clip in plan.silent],
-            "{clip}",
-        ),
-        ("in the folder but not in the table", [{"video": video} for video in plan.unlisted], "{video}"),
-        *((what, [{"name": name} for name in names], "{name}") for what, names in plan.skipped.items()),
-    ):
-        if rows:
-            say(f"{len(rows)} {name}:")
-            for row_ in rows[:_LISTED]:
-                say(f"  {printable(line.format(**row_))[:_MOST_CHARACTERS]}")
-            if len(rows) > _LISTED:
-                say(f"  ... {len(rows) - _LISTED} more (--json lists all)")
-    for remark in plan.remarks:
-        say(printable(remark)[:_MOST_CHARACTERS])
-    sides = [f"{side} {n['clips']} clips of {n['videos']} recordings" for side, n in plan.split.items() if n["clips"]]
-    say(f"split by recording (group): {', '.join(sides)}")
-    if plan.validation_groups:
-        names = [printable(name)[:_MOST_CHARACTERS] for name in plan.validation_groups[:_LISTED]]
-        left = len(plan.validation_groups) - len(names)
-        say(f"for validation: {', '.join(names)}" + (f", ... {left} more (--json lists all)" if left else ""))
-    if commands:
-        say(f"A small set: {plan.split['val']['videos']} recordings say little of others, and are missing in training.")
-        for name, command in commands.items():
-            say(f"  {_SMALL_SET[name]}:")
-            say(f"    {printable(command)}")
-    say(
-        f"{plan.max_steps:,} steps of {plan.batch_size:g} samples ({plan.tokens_per_step:,.0f} tokens), one pass over "
-        f"the clips every {plan.steps_per_pass:.1f} steps"
-    )
-    seen = plan.exposures
-    say(
-        f"exposures of each recording at the end: {seen['mean']:.1f} on average ({seen['min']} to {seen['max']}): "
-        f"{plan.band}. Conservative up to {plan.conservative_max_steps:,} steps, moderate up to "
-        f"{plan.moderate_max_steps:,}."
-    )
-    say(plan.advice)
-    checks = plan.checks
-    first, last = checks["first_interval"], checks["last_interval"]
-    every = f"every {first} steps" + (f" at first, every {last} in the end" if last > first else "")
-    say(
-        f"checks: {checks['count']}, {every}, of {checks['held_out_clips']} validation clips and "
-        f"{checks['train_eval_clips']} for training: they add about {100 * checks['share']:.0f} % to the cost of "
-        "training, should it go on to the end"
-    )
-    todo = plan.encode
-    say(
-        f"to encode: {todo['clips']} clips, {todo['gigabytes']:.3f} GB, and {todo['captions']} captions, whose size is "
-        f"not counted: up to 16 MB each, by family. Decoding takes about {todo['decode_seconds']:.0f} s here, encoding "
-        "with the VAE not counted"
-    )

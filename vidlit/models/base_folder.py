@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ _EDGE_BYTES = 1 << 20
 _MOST_LAYERS = 1000
 """Of a part; published ones have up to 126. A config with a million layers would be built for hours before it fails."""
 _LAYERS = re.compile(r"(^|_)(layers|blocks|depth)(_|$)")
+_CONFIGS_ALONE = ContextVar("configs_alone", default=False)
 AUTOENCODER, SCHEDULER = r"AutoencoderKL\w*", r"\w+Scheduler"
 """Names of the classes of diffusers that a base may name for these parts."""
 
@@ -121,14 +123,39 @@ def local_folder(base: str) -> Path:
         raise UserError(
             f"Base model folder {base} does not exist. Give a diffusers folder or a hub name (owner/model)."
         )
-    from diffusers import DiffusionPipeline
-
     try:
+        if _CONFIGS_ALONE.get():
+            return _fetch_configs(base)
+        from diffusers import DiffusionPipeline
+
         return Path(DiffusionPipeline.download(base, use_safetensors=True))
     except (OSError, ValueError) as error:
         raise UserError(
             f"Base model {base} is not a local folder, and could not be fetched from the hub: {error}"
         ) from error
+
+
+@contextmanager
+def configs_alone() -> Iterator[None]:
+    """While it is open, a hub name gives what is there of its base, or its configs: no weights are fetched."""
+    token = _CONFIGS_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _CONFIGS_ALONE.reset(token)
+
+
+def _fetch_configs(base: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        there = Path(snapshot_download(base, local_files_only=True))
+        if (there / "model_index.json").is_file():
+            return there
+    except LocalEntryNotFoundError:
+        pass
+    return Path(snapshot_download(base, allow_patterns=["model_index.json", "*/*config.json"]))
 
 
 def load_part(part_class: Any, base: Path, part: str, **kwargs: Any) -> Any:

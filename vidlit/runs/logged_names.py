@@ -384,6 +384,9 @@ MFU = LoggedName(
 PEAK_MEMORY = LoggedName(
     "perf/peak_memory_gb", "Peak (of the GPU's, where there is one)", THROUGHPUT, chart="Memory of rank 0", unit="GB"
 )
+MEMORY_FORECAST = LoggedName(
+    "perf/memory_forecast_gb", "Forecast of the peak", THROUGHPUT, chart="Memory of rank 0", unit="GB", needs=DEVICE
+)
 MAIN_MEMORY = LoggedName(
     "perf/main_memory_gb", "Main memory of the process", THROUGHPUT, chart="Memory of rank 0", unit="GB"
 )

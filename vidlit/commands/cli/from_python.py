@@ -180,7 +180,8 @@ def plan(
         UserError: an option, a config or the clips cannot be used.
     """
     with _from_python(quiet, plugins):
-        from vidlit.commands.plan import plan_of, print_plan
+        from vidlit.commands.plan import plan_of
+        from vidlit.commands.planning.plan_words import print_plan
 
         made = plan_of(_words("plan", config, overrides))
         print_plan(made)

@@ -85,6 +85,10 @@ SCREENS: dict[str, dict[str, dict[str, str]]] = {
     },
     "plan": {
         "what": CLIPS | MODEL | {"json": "print the plan as one JSON object"},
+        "memory": {
+            "gpu-memory": "of the card to judge by: 24GB (the GPU here)",
+            "fit-to": "write options with which it fits a card: 24GB",
+        },
         "training": TRAINER | {"trainer.devices": "number of devices (1)"},
     },
 }

@@ -144,6 +144,8 @@ class VidlitCLI(LightningCLI):
         parser.add_argument(
             "--run.watch", type=bool, default=False, help="Whether to show the run in a browser; short: --watch."
         )
+        told = "Whether to begin although the forecast says that the GPU's memory will not do."
+        parser.add_argument("--run.ignore_memory_forecast", type=bool, default=False, help=told)
         parser.add_argument(
             "--refit",
             type=bool,
@@ -269,7 +271,9 @@ class VidlitCLI(LightningCLI):
         patient = in_background(kept) if training else []
         remember(patient, self.run_directory)
         config["logger"] = [*patient, RunCSVLogger(self.run_directory)] if training else False
-        acting = callbacks_for(str(self.subcommand), [*callbacks, *self.given_callbacks], self.changes)
+        ignore = bool(self.config[self.subcommand].run.ignore_memory_forecast)
+        given = [*callbacks, *self.given_callbacks]
+        acting = callbacks_for(str(self.subcommand), given, self.changes, ignore_forecast=ignore)
         if config["enable_progress_bar"] is False:  # Lightning refuses a bar then
             acting = [callback for callback in acting if not isinstance(callback, ProgressBar)]
         return super()._instantiate_trainer(config, acting)

@@ -65,6 +65,7 @@ APPLIED: Mapping[str, str] = {
     "refit": "from now on",
     "run.report": "from now on",
     "run.watch": "from now on",
+    "run.ignore_memory_forecast": "from now on",
     "plugin": "on the command line; those that the run was begun with must be there",
     "model.base": "another place of the same weights; other weights are refused",
     "model.optimizer": "learning rate and the other numbers from the next step on; moments are kept",

@@ -1,0 +1,143 @@
+"""What a fit is refused for, and what is chosen for it, on a card that is small by decree."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from vidlit.__main__ import main
+from vidlit.errors import UserError
+from vidlit.forecast import before_fit
+from vidlit.forecast.before_fit import IGNORE, refuse, words
+from vidlit.forecast.card import GraphicsCard, parse_memory
+from vidlit.forecast.memory_forecast import RunSetting, needs
+from vidlit.forecast.remedies import Option, _bfloat16_base, beyond, fit_to, resolved, single_changes
+from vidlit.forecast.tensor_memory import FROZEN
+from vidlit.models.adapters import LoRA
+from vidlit.training.memory import Memory
+from vidlit.training.module import VideoDiffusionModule
+from vidlit.video.buckets import Bucket
+
+from .test_step_memory import wan_of
+
+BUCKETS = [Bucket(9, 64, 64), Bucket(9, 128, 128)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    module = wan_of(tmp_path_factory.mktemp("base"), 2)
+    module.optimizer = torch.optim.AdamW
+    return Option(module, RunSetting(BUCKETS[-1], batch_size=2, clip_val=1.0, audits=False), BUCKETS)
+
+
+def test_gigabytes_of_a_card_are_those_of_its_name():
+    assert parse_memory("24GB").memory == pytest.approx(25.5e9, rel=0.01)
+    assert parse_memory(" 8 gib ").memory == parse_memory("8g").memory
+    assert parse_memory("25e9").memory == 25e9
+    for text in ("much", "24 MB", "-1", "nan"):
+        with pytest.raises(UserError, match="no size of a GPU's memory"):
+            parse_memory(text)
+
+
+@pytest.mark.slow
+def test_changes_that_make_it_fit_are_as_few_as_needed(run):
+    assert fit_to(run, run.needs).options == {}
+    impossible = fit_to(run, 1.0)
+    assert impossible.options["data.buckets"] == [str(BUCKETS[0])]
+    assert impossible.options["data.batches.size"] == 1
+    assert impossible.needs < run.needs
+    fitted = fit_to(run, needs(0.9 * run.peak))
+    assert fitted.peak <= 0.9 * run.peak
+    assert len(fitted.options) < len(impossible.options)
+
+
+@pytest.mark.slow
+def test_each_change_is_shown_with_what_it_needs(run):
+    changes = {words(changed): needed for changed, needed in single_changes(run)}
+    assert "--model.memory.gradient_checkpointing true" in changes
+    assert f"--data.buckets [{BUCKETS[0]}]" in changes
+    assert all(needed < run.needs for needed in changes.values())
+
+
+@pytest.mark.slow
+def test_a_roomy_card_could_hold_more(run):
+    recomputed = run.with_memory("", gradient_checkpointing=True)
+    assert [option for option, _ in beyond(recomputed, 1e12)] == [
+        "--model.memory.gradient_checkpointing false",
+        "--data.batches.size 4",
+    ]
+    assert beyond(recomputed, 1.0) == []
+
+
+def test_a_frozen_base_takes_fewer_bits(tmp_path):
+    module = wan_of(tmp_path, 2)
+    lora = VideoDiffusionModule(module.base, LoRA(rank=4), memory=Memory())
+    run = Option(lora, RunSetting(BUCKETS[0], precision="32-true", audits=False), BUCKETS[:1])
+    lowered = _bfloat16_base(run)
+    assert lowered.options == {"model.memory.base_dtype": "bfloat16"}
+    # Half of nearly all: norms and times stay in float32.
+    assert lowered.steps.peaks["check"].of(FROZEN) < 0.65 * run.steps.peaks["check"].of(FROZEN)
+
+
+@pytest.mark.slow
+def test_what_is_refused_is_told_what_would_fit(run):
+    peaks = run.peaks()
+    card = GraphicsCard("tiny", max(peaks.values()))
+    with pytest.raises(UserError, match=rf"this will not fit.*tiny.*--{IGNORE} true") as refused:
+        refuse(run, peaks, card, ignore=False)
+    assert "model.memory.gradient_checkpointing true" in str(refused.value)
+
+
+def test_what_cannot_fit_is_refused_unless_told(run, monkeypatch):
+    monkeypatch.setattr(before_fit, "single_changes", lambda run: [])
+    peaks = {"train": 30e9, "checks": 20e9}
+    with pytest.raises(UserError, match=r"30\.0 GB are forecast for the phase 'train'.*a card of 24 GB"):
+        refuse(run, peaks, parse_memory("24GB"), ignore=False)
+    refuse(run, peaks, parse_memory("24GB"), ignore=True)
+    refuse(run, peaks, parse_memory("48GB"), ignore=False)
+
+
+def test_a_fit_on_a_cpu_has_no_forecast(quickstart, tmp_path, monkeypatch):
+    monkeypatch.setattr(before_fit, "run_of", partial(pytest.fail, "was asked"))
+    assert main(quickstart(trainer__max_steps=2, trainer__val_check_interval=2)) == 0
+    logged = (tmp_path / "runs" / "quickstart" / "0" / "metrics.csv").read_text()
+    assert "perf/memory_forecast_gb" not in logged
+
+
+def test_a_plan_says_whether_it_fits(quickstart, capsys):
+    words = quickstart("plan")
+    assert main([*words, "--json", "--gpu-memory", "24GB"]) == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert memory["fits"] is True
+    assert list(memory["phases"]) == ["encode captions", "encode clips", "train", "checks", "export"]
+    held = memory["phases"]["train"]
+    assert held["peak_gb"] == pytest.approx(sum(size for kind, size in held.items() if kind != "peak_gb"), rel=0.01)
+    assert memory["needs_gb"] > memory["peak_gb"]
+
+
+@pytest.mark.slow
+def test_a_plan_writes_what_makes_it_fit(quickstart, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*quickstart("plan"), "--fit-to", "0.0015GB"]) == 0
+    shown = capsys.readouterr()
+    assert "It does not fit a card of 0.0015 GB" in shown.out
+    assert "fit_to_0.0015GB.yaml" in shown.err
+    assert "buckets:" in (tmp_path / "fit_to_0.0015GB.yaml").read_text()
+
+
+def test_what_is_left_to_the_forecast_is_chosen(run, monkeypatch):
+    automatic = run.with_memory("", gradient_checkpointing="auto") if _knows_auto() else None
+    if automatic is None:
+        pytest.skip("recomputation is not left to the forecast here")
+    assert resolved(automatic, 1e12).module.memory.gradient_checkpointing is False
+    assert resolved(automatic, 1.0).module.memory.gradient_checkpointing is True
+    assert resolved(automatic, None).module.memory.gradient_checkpointing is True
+
+
+def _knows_auto():
+    try:
+        Memory(gradient_checkpointing="auto")
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,199 @@
+"""The forecast against an H100 and against real tensors of small models."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks.published import write_published
+from tests.models.bases import EVERY, size_of
+from vidlit.forecast.cuda_autocast import cuda_autocast
+from vidlit.forecast.memory_forecast import RunSetting, adjusted, mixed, training_peak
+from vidlit.forecast.phases import decode_clips
+from vidlit.forecast.step_memory import CannotRunError, StepSetting, run_steps, step_memory
+from vidlit.forecast.tensor_memory import GRADIENTS, MOMENTS, TRAINED, TensorMemory
+from vidlit.models.adapters import LoRA
+from vidlit.models.family import open_family
+from vidlit.training.averaging import EMA
+from vidlit.training.memory import Memory
+from vidlit.training.module import VideoDiffusionModule
+from vidlit.video.buckets import Bucket
+
+GB = 1e9
+LTX, WAN, COG = "Lightricks/LTX-Video", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "zai-org/CogVideoX-5b"
+SIZE = {LTX: "121x480x704", WAN: "49x480x832", COG: "49x480x720"}
+loop, at_once = partial(torch.optim.AdamW, foreach=False), torch.optim.AdamW
+slow = pytest.mark.slow
+
+
+class PlainLoop(VideoDiffusionModule):
+    """With no gradients while it goes forward."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.zero_grad()
+
+
+def recompute(transformer):
+    """Every block as a whole, attention too, as the steps on the H100 were."""
+    transformer.enable_gradient_checkpointing()
+
+
+# What an H100 80GB had allocated at most (torch 2.11, one clip): a plain loop with AdamW over one tensor after the
+# other, vidlit with AdamW as it comes, which takes all at once.
+@pytest.mark.parametrize(
+    ("base", "kind", "optimizer", "lora", "measured"),
+    [
+        pytest.param(LTX, PlainLoop, loop, False, 31.78, marks=slow),
+        pytest.param(LTX, VideoDiffusionModule, at_once, False, 38.54, marks=slow),
+        pytest.param(WAN, PlainLoop, loop, False, 26.03, marks=slow),
+        pytest.param(WAN, VideoDiffusionModule, at_once, False, 28.46, marks=slow),
+        (WAN, VideoDiffusionModule, at_once, True, 7.59),
+    ],
+)
+def test_steps_take_what_an_h100_measured(base, kind, optimizer, lora, measured, tmp_path):
+    dtype = "bfloat16" if lora else "float32"
+    adapter = LoRA(rank=32, alpha=32) if lora else None
+    module = kind(str(write_published(base, tmp_path)), adapter, optimizer=optimizer, memory=Memory(dtype))
+    steps = step_memory(module, StepSetting(Bucket.parse(SIZE[base]), clip_val=1.0), prepare=recompute)
+    assert training_peak(steps).total / GB == pytest.approx(measured, rel=0.03)
+
+
+@slow
+@pytest.mark.parametrize(("lora", "measured"), [(False, 43.25), (True, 16.2)])
+def test_compiled_steps_that_recompute_nothing_take_what_an_h100_measured(lora, measured, tmp_path):
+    dtype = "bfloat16" if lora else "float32"
+    adapter = LoRA(rank=32, alpha=32) if lora else None
+    memory = Memory(dtype, gradient_checkpointing=False, compile=True)
+    module = PlainLoop(str(write_published(LTX, tmp_path)), adapter, optimizer=loop, memory=memory)
+    setting = RunSetting(Bucket.parse(SIZE[LTX]), clip_val=1.0)
+    peak = training_peak(adjusted(step_memory(module, setting), module, setting))
+    assert peak.total / GB == pytest.approx(measured, rel=0.1)
+
+
+def test_decoding_takes_what_an_h100_measured(tmp_path):
+    family = open_family(write_published(COG, tmp_path))
+    assert decode_clips(family, Bucket.parse(SIZE[COG])).total / GB == pytest.approx(16.31, rel=0.03)
+
+
+def measured(module, setting):
+    """The peak of real steps, of real tensors."""
+    memory = TensorMemory()
+    with memory, cuda_autocast():
+        run_steps(module, setting, memory)
+    return {stage: held for stage, held in memory.peaks.items() if stage != "build"}
+
+
+WAYS = {
+    "lora": {"adapter": LoRA(rank=4), "memory": Memory("bfloat16", gradient_checkpointing=False)},
+    "recomputed": {"adapter": LoRA(rank=4), "memory": Memory("bfloat16", gradient_checkpointing=True)},
+    "in 8 bits": {"adapter": LoRA(rank=4), "memory": Memory("int8", gradient_checkpointing=True)},
+    "all weights, averaged": {"ema": EMA(), "memory": Memory(gradient_checkpointing=True)},
+}
+
+
+QUICK = [("ltx_video", "lora"), ("kandinsky5", "all weights, averaged")]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=() if (name, way) in QUICK else slow)
+        for name in (
+            "ltx_video",
+            "wan-5b",
+            "cogvideox",
+            "hunyuan_video",
+            "hunyuan_video15",
+            "kandinsky5",
+            "ltx2",
+            "mochi",
+        )
+        for way in WAYS
+    ],
+)
+def test_a_small_model_takes_what_its_real_tensors_do(name, way, tmp_path):
+    EVERY[name](tmp_path)
+    make = partial(VideoDiffusionModule, str(tmp_path), optimizer=loop, **WAYS[way])
+    frames, height, width = size_of(open_family(tmp_path))
+    setting = StepSetting(Bucket(frames, 4 * height, 4 * width), 2, 2, accumulate=2, clip_val=1.0, on_gpu=False)
+    foretold, real = step_memory(make(), setting, whole=True).peaks, measured(make(), setting)
+    stages = [stage for stage in real if stage.startswith("batch")]
+    highest_real = max(real[stage].total for stage in stages)
+    assert max(foretold[stage].total for stage in stages) == pytest.approx(highest_real, rel=0.03)
+    assert foretold["check"].total == pytest.approx(real["check"].total, rel=0.03)
+
+
+def wan_of(folder, num_layers, **memory):
+    """A small Wan of so many blocks; each memory is a small one, with activations as large as weights."""
+    from tests.models.bases import wan, wan_transformer
+
+    sizes = {"num_attention_heads": 4, "attention_head_dim": 32, "ffn_dim": 512}
+    wan(folder, transformer=wan_transformer(num_layers=num_layers, **sizes))
+    return VideoDiffusionModule(str(folder), optimizer=loop, memory=Memory(**memory))
+
+
+SMALL = StepSetting(Bucket(9, 128, 128), clip_val=1.0, on_gpu=False)
+
+
+@pytest.mark.parametrize("memory", [{}, {"gradient_checkpointing": True}, {"gradient_checkpointing": 2}])
+def test_a_few_blocks_tell_of_all(memory, tmp_path):
+    module = wan_of(tmp_path, 12, **memory)
+    few, whole = step_memory(module, SMALL), step_memory(module, SMALL, whole=True)
+    for stage, held in few.peaks.items():
+        if stage.startswith("batch"):
+            assert held.total == pytest.approx(whole.peaks[stage].total, rel=0.01), stage
+    assert few.num_blocks == [12]
+
+
+def test_a_share_of_recomputed_blocks_lies_between_all_and_none(tmp_path):
+    none, every, half = (
+        step_memory(wan_of(tmp_path / str(number), 12, gradient_checkpointing=number), SMALL) for number in (0, 1, 2)
+    )
+    assert training_peak(mixed(none, every, 0.5)).total == pytest.approx(training_peak(half).total, rel=0.05)
+    assert training_peak(mixed(none, every, 0.5)).total < training_peak(none).total
+
+
+def test_an_optimizer_of_fewer_bits_keeps_what_real_ones_keep(tmp_path):
+    torchao = pytest.importorskip("torchao.optim")
+    make = partial(wan_of, num_layers=2)
+    module = make(tmp_path)
+    module.optimizer = torchao.AdamW8bit
+    held = step_memory(module, SMALL, whole=True).peaks["batch 1 optimizer"]
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in _shapes(make(tmp_path))]
+    optimizer = torchao.AdamW8bit(parameters)
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            name: optimizer._new_buffer(parameter, signed)
+            for name, signed in (("exp_avg", True), ("exp_avg_sq", False))
+        }
+    real = sum(_nbytes(value) for state in optimizer.state.values() for value in state.values())
+    assert held.of(MOMENTS) == pytest.approx(real, rel=0.03)
+    assert held.of(TRAINED) == pytest.approx(held.of(GRADIENTS), rel=0.01)
+
+
+def _shapes(module):
+    module.configure_model()
+    return [parameter.shape for parameter in module.trainable_state().values()]
+
+
+def _nbytes(value):
+    if hasattr(value, "tensor_attrs"):
+        return sum(getattr(value, name).nbytes for name in value.tensor_attrs)
+    return value.nbytes
+
+
+def test_the_module_stays_as_it_was(tmp_path):
+    module = wan_of(tmp_path, 3)
+    step_memory(module, SMALL)
+    assert not module.is_loaded
+    assert module._trainer is None
+    module.configure_model()
+    assert not any(parameter.is_meta for parameter in module.parameters())
+
+
+def test_a_model_that_looks_at_values_is_no_error_of_the_forecast(tmp_path):
+    def look(transformer):
+        transformer.register_forward_pre_hook(lambda *_: torch.unique(torch.zeros(3)))
+
+    with pytest.raises(CannotRunError):
+        step_memory(wan_of(tmp_path, 2), SMALL, prepare=look)

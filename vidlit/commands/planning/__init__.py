@@ -1,0 +1,1 @@
+"""What `vidlit plan` says, and the file that it writes."""

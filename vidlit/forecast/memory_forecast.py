@@ -1,0 +1,284 @@
+"""What a run holds on a GPU in each of its phases, foretold from the configs of its base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from vidlit.errors import UserError
+from vidlit.forecast.phases import decode_clips, encode_captions, encode_clips
+from vidlit.forecast.step_memory import CHECK, CannotRunError, StepMemory, StepSetting, step_memory
+from vidlit.forecast.tensor_memory import (
+    ACTIVATIONS,
+    AVERAGES,
+    FROZEN,
+    GRADIENTS,
+    MOMENTS,
+    TEMPORARIES,
+    TRAINED,
+    Held,
+    highest,
+)
+
+if TYPE_CHECKING:
+    from vidlit.data.clip_folder import ClipFolder
+    from vidlit.training.module import VideoDiffusionModule
+
+CAPTIONS, CLIPS, TRAINING, CHECKS, AUDITS, END = PHASES = (
+    "encode captions",
+    "encode clips",
+    "train",
+    "checks",
+    "audits",
+    "export",
+)
+_KEPT_COMPILED = 0.68
+"""Of the activations that blocks keep for the backward pass, what compiled ones keep: 20.2 of 30.3 GB (LTX-Video 2B,
+all weights) and 12.0 of 17.5 GB (its LoRA) on an H100, torch 2.11."""
+_RING = 2
+"""Buffers on the GPU that blocks come to in turn which live in main memory."""
+_GATHERED = 2
+"""Blocks that are whole at once under FSDP2: the one at work and the next."""
+CONTEXT = 0.6e9
+"""Bytes that CUDA's context and the libraries' workspaces take before anything is allocated."""
+FRAGMENTS = 0.06
+"""Of the peak, what lies between tensors in the allocator: 1 to 5 GB were seen on an H100."""
+
+
+@dataclass(frozen=True)
+class RunSetting(StepSetting):
+    """What the memory of a run depends on beside the module.
+
+    Args:
+        shards: ranks that share weights, gradients and moments (FSDP2).
+        processes: on this machine: each loads the base into main memory.
+        audits: are videos decoded while training goes on?
+    """
+
+    shards: int = 1
+    processes: int = 1
+    audits: bool = True
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a run.
+
+    Args:
+        name: of :data:`PHASES`.
+        held: at its peak; ``None`` where that cannot be told.
+        why: it cannot.
+    """
+
+    name: str
+    held: Held | None
+    why: str = ""
+
+    @property
+    def peak(self) -> float:
+        """Bytes; 0 where unknown."""
+        return self.held.total if self.held is not None else 0.0
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Memory of all phases of a run.
+
+    Args:
+        phases: in order.
+        main_memory: bytes in main memory while the base is loaded.
+        bucket: the clips that take most.
+        batch_size: their number in a micro-batch.
+    """
+
+    phases: Sequence[Phase]
+    main_memory: float
+    bucket: str
+    batch_size: int
+
+    def phase(self, name: str) -> Phase:
+        """By its name."""
+        return next(phase for phase in self.phases if phase.name == name)
+
+    @property
+    def highest(self) -> Phase:
+        """The phase that holds most."""
+        return max(self.phases, key=lambda phase: phase.peak)
+
+    @property
+    def peak(self) -> float:
+        """Bytes allocated at most."""
+        return self.highest.peak
+
+    @property
+    def needs(self) -> float:
+        """Bytes that a card has to have: with what lies between tensors, and CUDA's context."""
+        return needs(self.peak)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON takes it, in GB."""
+        return {
+            "bucket": self.bucket,
+            "batch_size": self.batch_size,
+            "peak_gb": self.peak / 1e9,
+            "needs_gb": self.needs / 1e9,
+            "highest": self.highest.name,
+            "main_memory_gb": self.main_memory / 1e9,
+            "phases": {
+                phase.name: {"peak_gb": phase.peak / 1e9}
+                | {kind: size / 1e9 for kind, size in phase.held.kinds.items() if size > 0}
+                if phase.held is not None
+                else {"unknown": phase.why}
+                for phase in self.phases
+            },
+        }
+
+
+def needs(peak: float) -> float:
+    """Bytes that a card has to have for so many that tensors take."""
+    return (1 + FRAGMENTS) * peak + CONTEXT
+
+
+def foretell(module: VideoDiffusionModule, setting: RunSetting) -> MemoryForecast:
+    """The memory of a run.
+
+    Args:
+        module: what is trained; it stays as it is, and its weights are not read.
+        setting: of the run, with the clips that take most.
+
+    Raises:
+        UserError: the shapes of what the transformer reads are not known.
+    """
+    family, bucket = module.family, setting.bucket
+    phases = [
+        _phase(CAPTIONS, lambda: encode_captions(family)),
+        _phase(CLIPS, lambda: encode_clips(family, bucket)),
+    ]
+    try:
+        steps = adjusted(step_memory(module, setting), module, setting)
+    except CannotRunError as error:
+        phases += [Phase(name, None, str(error)) for name in (TRAINING, CHECKS, AUDITS, END)]
+        return MemoryForecast(phases, 0.0, str(bucket), setting.batch_size)
+    resident = steps.peaks[CHECK].without(ACTIVATIONS, TEMPORARIES)
+    phases += [Phase(TRAINING, training_peak(steps)), Phase(CHECKS, steps.peaks[CHECK])]
+    if setting.audits:
+        decoding = _phase(AUDITS, lambda: decode_clips(family, bucket).plus(resident))
+        sampling = Phase(AUDITS, steps.peaks[CHECK])  # asks the same transformer, one video at a time
+        phases.append(max(decoding, sampling, key=lambda phase: phase.peak) if not decoding.why else decoding)
+    phases.append(Phase(END, resident))
+    loaded = setting.processes * setting.shards * resident.of(FROZEN, TRAINED)
+    return MemoryForecast(phases, loaded, str(bucket), setting.batch_size)
+
+
+def training_peak(steps: StepMemory) -> Held:
+    """The most that is held in a step."""
+    found = [held for stage, held in steps.peaks.items() if stage.startswith("batch")]
+    return highest(reversed(found))  # of equals the last one, which knows moments
+
+
+def adjusted(steps: StepMemory, module: VideoDiffusionModule, setting: RunSetting) -> StepMemory:
+    """With what is not run on fake tensors, by rule: compiled blocks, shards, blocks in main memory."""
+    if setting.on_gpu and module.memory.compile in (True, "auto"):
+        steps = steps.changed(lambda held: held.scaled(activations=_KEPT_COMPILED))
+    if (swapped := getattr(module.memory, "swap_blocks", 0)) and swapped != "auto":
+        steps = swapping(steps, int(swapped))
+    return sharding(steps, setting) if setting.shards > 1 else steps
+
+
+def swapping(steps: StepMemory, blocks: int) -> StepMemory:
+    """With so many frozen blocks in main memory, which come to a ring of buffers."""
+    left, saved = blocks, 0.0
+    for block, count in zip(steps.block, steps.num_blocks, strict=False):
+        here = min(left, count)
+        saved += here * block.of(FROZEN)
+        left -= here
+    ring = _RING * max((block.of(FROZEN) for block in steps.block), default=0.0)
+    return steps.changed(lambda held: held.plus(Held({FROZEN: min(0.0, ring - saved)})))
+
+
+def sharding(steps: StepMemory, setting: RunSetting) -> StepMemory:
+    """With weights, gradients, moments and averages spread over ranks, and whole blocks where they are at work."""
+    share = 1 / setting.shards
+    width = 0.5 if "bf16" in setting.precision else 1.0  # gathered in bfloat16
+    block = max((block.of(FROZEN, TRAINED) for block in steps.block), default=0.0)
+    trained = max((block.of(TRAINED) for block in steps.block), default=0.0)
+    whole = Held({TEMPORARIES: _GATHERED * width * block + trained})
+    kinds = (FROZEN, TRAINED, GRADIENTS, MOMENTS, AVERAGES)
+    factors = {kind.replace(" ", "_"): share for kind in kinds}
+    return steps.changed(lambda held: held.scaled(**factors).plus(whole))
+
+
+def mixed(kept: StepMemory, recomputed: StepMemory, share: float) -> StepMemory:
+    """Between no block recomputed and all of them: a share, spread evenly.
+
+    Args:
+        kept: steps in which nothing is recomputed.
+        recomputed: steps in which every block is.
+        share: of the blocks that are.
+    """
+    peaks = {}
+    for stage, held in recomputed.peaks.items():
+        between = held.scaled(**dict.fromkeys((k.replace(" ", "_") for k in held.kinds), share))
+        between = between.plus(kept.peaks[stage], 1 - share)
+        if 0 < share < 1 and "backward" in stage:  # some block is recomputed whole, however few are
+            again = max(0.0, held.of(TEMPORARIES) - kept.peaks[stage].of(TEMPORARIES))
+            between = between.plus(Held({TEMPORARIES: (1 - share) * again}))
+        peaks[stage] = between
+    return replace(recomputed, peaks=peaks)
+
+
+def largest(data: ClipFolder) -> tuple[Any, int, int]:
+    """The bucket whose batch takes most, and its samples in training and validation."""
+    temporal, pixels = data.family.compression[0], data.family.pixel_multiple
+    sizes = zip(data.buckets, data.batch_sizes, data.val_batch_sizes, strict=True)
+    return max(sizes, key=lambda row: (row[0].tokens(temporal, pixels) * row[1], math.prod(row[0])))
+
+
+def setting_of(
+    data: ClipFolder,
+    *,
+    precision: Any,
+    accumulate: int,
+    clip_val: float | None,
+    shards: int = 1,
+    processes: int = 1,
+    audits: bool = True,
+) -> RunSetting:
+    """What a run's memory depends on, of its data and its Trainer.
+
+    Args:
+        data: the clips, of which the largest bucket counts.
+        precision: ``trainer.precision``.
+        accumulate: ``trainer.accumulate_grad_batches``.
+        clip_val: ``trainer.gradient_clip_val``.
+        shards: see :class:`RunSetting`, and so the next two.
+        processes: on this machine.
+        audits: are there some?
+    """
+    bucket, size, val_size = largest(data)
+    return RunSetting(
+        bucket,
+        batch_size=size,
+        val_batch_size=val_size,
+        precision=str(precision or "32-true"),
+        accumulate=accumulate,
+        clip_val=clip_val,
+        with_std=data.encoding.with_std,
+        shards=shards,
+        processes=processes,
+        audits=audits,
+    )
+
+
+def _phase(name: str, measure: Callable[[], Held]) -> Phase:
+    try:
+        return Phase(name, measure())
+    except (CannotRunError, UserError) as error:
+        return Phase(name, None, str(error))
+
+
+def gigabytes(held: Held) -> Mapping[str, float]:
+    """By kind, those that count."""
+    return {kind: size / 1e9 for kind, size in held.kinds.items() if size >= 0.005 * held.total}
