@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 
 from benchmarks.published import write_published
 from tests.models.bases import EVERY, size_of
@@ -26,11 +27,16 @@ loop, at_once = partial(torch.optim.AdamW, foreach=False), torch.optim.AdamW
 slow = pytest.mark.slow
 
 
-class PlainLoop(VideoDiffusionModule):
-    """With no gradients while it goes forward."""
+class KeepsGradients(VideoDiffusionModule):
+    """With the last step's gradients while it goes forward, as Lightning leaves them."""
 
-    def on_train_batch_start(self, batch, batch_idx):
-        self.zero_grad()
+    optimizer_step = LightningModule.optimizer_step
+
+
+@pytest.fixture
+def wide_stream(monkeypatch):
+    """Blocks that give what their tables promote, as they did on the H100."""
+    monkeypatch.setattr("vidlit.training.memory.narrow_stream", lambda transformer: None)
 
 
 def recompute(transformer):
@@ -43,28 +49,31 @@ def recompute(transformer):
 @pytest.mark.parametrize(
     ("base", "kind", "optimizer", "lora", "measured"),
     [
-        pytest.param(LTX, PlainLoop, loop, False, 31.78, marks=slow),
-        pytest.param(LTX, VideoDiffusionModule, at_once, False, 38.54, marks=slow),
-        pytest.param(WAN, PlainLoop, loop, False, 26.03, marks=slow),
-        pytest.param(WAN, VideoDiffusionModule, at_once, False, 28.46, marks=slow),
-        (WAN, VideoDiffusionModule, at_once, True, 7.59),
+        pytest.param(LTX, VideoDiffusionModule, loop, False, 31.78, marks=slow),
+        pytest.param(LTX, KeepsGradients, at_once, False, 38.54, marks=slow),
+        pytest.param(WAN, VideoDiffusionModule, loop, False, 26.03, marks=slow),
+        pytest.param(WAN, KeepsGradients, at_once, False, 28.46, marks=slow),
+        (WAN, KeepsGradients, at_once, True, 7.59),
     ],
 )
+@pytest.mark.usefixtures("wide_stream")
 def test_steps_take_what_an_h100_measured(base, kind, optimizer, lora, measured, tmp_path):
     dtype = "bfloat16" if lora else "float32"
     adapter = LoRA(rank=32, alpha=32) if lora else None
-    module = kind(str(write_published(base, tmp_path)), adapter, optimizer=optimizer, memory=Memory(dtype))
+    memory = Memory(dtype, gradient_checkpointing=False, cast_once=False)
+    module = kind(str(write_published(base, tmp_path)), adapter, optimizer=optimizer, memory=memory)
     steps = step_memory(module, StepSetting(Bucket.parse(SIZE[base]), clip_val=1.0), prepare=recompute)
     assert training_peak(steps).total / GB == pytest.approx(measured, rel=0.03)
 
 
 @slow
 @pytest.mark.parametrize(("lora", "measured"), [(False, 43.25), (True, 16.2)])
+@pytest.mark.usefixtures("wide_stream")
 def test_compiled_steps_that_recompute_nothing_take_what_an_h100_measured(lora, measured, tmp_path):
     dtype = "bfloat16" if lora else "float32"
     adapter = LoRA(rank=32, alpha=32) if lora else None
-    memory = Memory(dtype, gradient_checkpointing=False, compile=True)
-    module = PlainLoop(str(write_published(LTX, tmp_path)), adapter, optimizer=loop, memory=memory)
+    memory = Memory(dtype, gradient_checkpointing=False, compile=True, cast_once=False)
+    module = VideoDiffusionModule(str(write_published(LTX, tmp_path)), adapter, optimizer=loop, memory=memory)
     setting = RunSetting(Bucket.parse(SIZE[LTX]), clip_val=1.0)
     peak = training_peak(adjusted(step_memory(module, setting), module, setting))
     assert peak.total / GB == pytest.approx(measured, rel=0.1)

@@ -182,8 +182,8 @@ def adjusted(steps: StepMemory, module: VideoDiffusionModule, setting: RunSettin
     """With what is not run on fake tensors, by rule: compiled blocks, shards, blocks in main memory."""
     if setting.on_gpu and module.memory.compile in (True, "auto"):
         steps = steps.changed(lambda held: held.scaled(activations=_KEPT_COMPILED))
-    if (swapped := getattr(module.memory, "swap_blocks", 0)) and swapped != "auto":
-        steps = swapping(steps, int(swapped))
+    if module.memory.swaps:
+        steps = swapping(steps, int(module.memory.swap_blocks))
     return sharding(steps, setting) if setting.shards > 1 else steps
 
 

@@ -106,11 +106,8 @@ class Option:
         module.memory = replace(module.memory, gradient_checkpointing=recomputed)
         # What rules see to is not part of what is measured.
         measured = replace(self.setting, shards=1, processes=1, audits=True)
-        plain: dict[str, Any] = {
-            "compile": False,
-            **({"swap_blocks": 0} if hasattr(module.memory, "swap_blocks") else {}),
-        }
-        key = (id(module.family), replace(module.memory, **plain), measured, module.optimizer, module.adapter)
+        plain = replace(module.memory, compile=False, swap_blocks=0)
+        key = (id(module.family), plain, measured, module.optimizer, module.adapter)
         if key not in _STEPS:
             _STEPS[key] = step_memory(module, measured)
         return _STEPS[key]
@@ -142,7 +139,7 @@ def resolved(run: Option, memory: float | None) -> Option:
     if options.gradient_checkpointing == "auto":
         shares = [False, *SHARES[:-1], True] if memory is not None else [True]
         run = next(_fitting(run, memory, [{"gradient_checkpointing": share} for share in shares]))
-    if getattr(options, "swap_blocks", 0) == "auto":
+    if options.swap_blocks == "auto":
         every = sum(replace_swap(run, 0).steps.num_blocks) if memory is not None else 0
         run = next(_fitting(run, memory, [{"swap_blocks": number} for number in range(every + 1)]))
     return run
@@ -278,7 +275,7 @@ def _small_base(dtype: str, run: Option) -> Option | None:
 
 
 def _swap(run: Option) -> Option | None:
-    if run.module.adapter is None or not hasattr(run.module.memory, "swap_blocks"):
+    if run.module.adapter is None:
         return None
     blocks = sum(run.steps.num_blocks)
     return run.with_memory("copying of weights at every step", swap_blocks=max(0, blocks - 2))

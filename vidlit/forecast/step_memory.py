@@ -237,14 +237,16 @@ def unloaded_copy(module: VideoDiffusionModule, setting: StepSetting) -> VideoDi
     empty: VideoDiffusionModule = _copied(module)
     detach(empty)
     empty.family = _copied(module.family)
-    empty.memory = replace(module.memory, compile=False)
+    # Compiling and swapping are reckoned by rule; the rest is chosen as where it will run, not as on this CPU.
+    asked = module.memory.settled(torch.device("cuda" if setting.on_gpu else "cpu"))
+    empty.memory = replace(asked, compile=False, swap_blocks=0)
     for name in empty.expert_names:
         setattr(empty, name, None)
     empty.averaged = None
     empty.experts = ExpertWeights(empty)
-    asked: Any = empty  # a copy takes methods of its own
-    asked.prompt = partial(_prompt, module, setting.bucket)
-    asked.log = asked.log_dict = lambda *_, **__: None
+    replaced: Any = empty  # a copy takes methods of its own
+    replaced.prompt = partial(_prompt, module, setting.bucket)
+    replaced.log = replaced.log_dict = lambda *_, **__: None
     empty.optimizer = partial(stand_in, module.optimizer, empty, setting.on_gpu)
     return empty
 
