@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from tests.forecast.test_step_memory import wan_of
 from vidlit.__main__ import main
 from vidlit.errors import UserError
 from vidlit.forecast import before_fit
@@ -18,8 +19,6 @@ from vidlit.models.adapters import LoRA
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.video.buckets import Bucket
-
-from .test_step_memory import wan_of
 
 BUCKETS = [Bucket(9, 64, 64), Bucket(9, 128, 128)]
 

@@ -2,7 +2,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from benchmarks.published import published_bases, write_published
 from vidlit.models.base_folder import configs_alone, local_folder
@@ -20,6 +19,8 @@ def hub(tmp_path, monkeypatch):
             fetched.append(allow_patterns)
             shutil.copytree(write_published(base, tmp_path / "hub"), cached)
         elif not cached.is_dir():
+            from huggingface_hub.errors import LocalEntryNotFoundError
+
             raise LocalEntryNotFoundError("nothing is here")
         return str(cached)
 

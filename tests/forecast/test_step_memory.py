@@ -206,3 +206,13 @@ def test_a_model_that_looks_at_values_is_no_error_of_the_forecast(tmp_path):
 
     with pytest.raises(CannotRunError):
         step_memory(wan_of(tmp_path, 2), SMALL, prepare=look)
+
+
+def test_shards_hold_a_share_of_all_but_activations(tmp_path):
+    setting = RunSetting(Bucket(9, 64, 64), precision="32-true", clip_val=1.0, shards=8)
+    module = wan_of(tmp_path, 3)
+    steps = step_memory(module, setting)
+    alone, shared = steps.peaks["batch 1 optimizer"], adjusted(steps, module, setting).peaks["batch 1 optimizer"]
+    for kind in (TRAINED, GRADIENTS, MOMENTS):
+        assert shared.of(kind) == pytest.approx(alone.of(kind) / 8)
+    assert shared.total < alone.total / 4

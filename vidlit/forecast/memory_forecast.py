@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidlit.errors import UserError
 from vidlit.forecast.phases import decode_clips, encode_captions, encode_clips
-from vidlit.forecast.step_memory import CHECK, CannotRunError, StepMemory, StepSetting, step_memory
+from vidlit.forecast.step_memory import CHECK, OPTIMIZER, CannotRunError, StepMemory, StepSetting, step_memory
 from vidlit.forecast.tensor_memory import (
     ACTIVATIONS,
     AVERAGES,
@@ -207,7 +207,13 @@ def sharding(steps: StepMemory, setting: RunSetting) -> StepMemory:
     whole = Held({TEMPORARIES: _GATHERED * width * block + trained})
     kinds = (FROZEN, TRAINED, GRADIENTS, MOMENTS, AVERAGES)
     factors = {kind.replace(" ", "_"): share for kind in kinds}
-    return steps.changed(lambda held: held.scaled(**factors).plus(whole))
+    peaks = {}
+    for stage, held in steps.peaks.items():
+        if stage.endswith(OPTIMIZER):  # works on its own share, and no block is whole
+            peaks[stage] = held.scaled(**factors, temporaries=share)
+        else:
+            peaks[stage] = held.scaled(**factors).plus(whole)
+    return replace(steps, peaks=peaks)
 
 
 def mixed(kept: StepMemory, recomputed: StepMemory, share: float) -> StepMemory:

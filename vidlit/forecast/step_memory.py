@@ -56,9 +56,8 @@ _STEPS = 2
 """Moments are there from the second step on."""
 _FEW = 2
 """Blocks of a list that steps are run with: a first and a last one."""
-CHECK, SAMPLE = "check", "sample"
-"""Stages after the last step."""
-_OPTIMIZER = "optimizer"
+CHECK, OPTIMIZER = "check", "optimizer"
+"""Stages: after the last step, and at the end of each."""
 
 
 @dataclass(frozen=True)
@@ -354,7 +353,7 @@ class _Stages(Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
         """Gradients are there: finite ones."""
         self.memory.answer = True
-        self.memory.enter(f"{self._step} {_OPTIMIZER}")
+        self.memory.enter(f"{self._step} {OPTIMIZER}")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """The step is done."""
