@@ -20,8 +20,8 @@ import torch
 from vidlit.__main__ import main as vidlit
 from vidlit.data.demo_clips import FPS, Scene
 from vidlit.data.demo_folder import Demo
+from vidlit.models.families.log_mel import log_mel
 from vidlit.models.family import open_family
-from vidlit.models.log_mel import log_mel
 from vidlit.runs.record import RunRecord
 from vidlit.stopping.divergence import DivergenceHistory, best_check, judge_divergence
 from vidlit.video.mp4 import write_mp4

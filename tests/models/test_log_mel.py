@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidlit.models.log_mel import HOP, SAMPLE_RATE, SHORTEST, log_mel
+from vidlit.models.families.log_mel import HOP, SAMPLE_RATE, SHORTEST, log_mel
 
 NUM_MELS = 64
 

@@ -23,10 +23,10 @@ from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
 from vidlit.latents.store import LatentStore
 from vidlit.models.adapters import LoRA, choose_trained, export_weights
+from vidlit.models.families.log_mel import SAMPLE_RATE, log_mel
 from vidlit.models.families.ltx2 import AUDIO_PROMPT_EMBEDS
 from vidlit.models.families.ltx2_sound import AUDIO, HAS_SOUND
 from vidlit.models.family import open_family
-from vidlit.models.log_mel import SAMPLE_RATE, log_mel
 from vidlit.signals.sample_videos import SampleVideos
 from vidlit.training.flops import flops_of_a_sample
 from vidlit.training.module import VideoDiffusionModule

@@ -29,9 +29,9 @@ from vidlit.diffusion.conditions import REFERENCE, Condition
 from vidlit.diffusion.generate import generate
 from vidlit.errors import UserError
 from vidlit.latents.store import LatentStore
+from vidlit.models.families.log_mel import SAMPLE_RATE
 from vidlit.models.families.ltx2_sound import AUDIO
 from vidlit.models.family import open_family
-from vidlit.models.log_mel import SAMPLE_RATE
 from vidlit.training.flops import flops_of_a_sample
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.step.objective import check_losses, training_loss

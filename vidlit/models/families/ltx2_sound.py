@@ -13,8 +13,8 @@ from vidlit.errors import UserError
 from vidlit.models.base_folder import load_part, read_config
 from vidlit.models.comfyui import Layers
 from vidlit.models.encoders import VideoEncoder
+from vidlit.models.families.log_mel import HOP, SAMPLE_RATE, SHORTEST, SOUND_PREPROCESSING, log_mel
 from vidlit.models.families.ltx2 import AUDIO_PROMPT_EMBEDS, LTX2
-from vidlit.models.log_mel import HOP, SAMPLE_RATE, SHORTEST, SOUND_PREPROCESSING, log_mel
 from vidlit.models.parts import Part
 
 if TYPE_CHECKING:
