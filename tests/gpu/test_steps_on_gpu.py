@@ -1,0 +1,100 @@
+"""Steps of models of real width and few blocks, on a GPU: what was forecast of their memory, and which kernels run."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu import Clips, Clock, random_transformer, run_vidlit
+from benchmarks.published import write_published
+from vidlit.forecast.memory_forecast import RunSetting, adjusted, training_peak
+from vidlit.forecast.sample_shapes import prompt_shape
+from vidlit.forecast.step_memory import step_memory
+from vidlit.models.adapters import LoRA
+from vidlit.training.memory import Memory
+from vidlit.training.module import VideoDiffusionModule
+from vidlit.video.buckets import Bucket
+
+pytestmark = pytest.mark.gpu
+
+LTX, WAN = "Lightricks/LTX-Video", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+SIZE = {LTX: "121x480x704", WAN: "49x480x832"}
+NUM_BLOCKS = 6
+WAYS = {
+    "all weights": (None, {"gradient_checkpointing": True}),
+    "all weights, nothing recomputed": (None, {"gradient_checkpointing": False, "cast_once": False}),
+    "a LoRA": (LoRA(rank=32, alpha=32), {"base_dtype": "bfloat16", "gradient_checkpointing": True}),
+    "a LoRA, half recomputed": (LoRA(rank=32, alpha=32), {"base_dtype": "bfloat16", "gradient_checkpointing": 0.5}),
+    "a LoRA in 8 bits": (LoRA(rank=32, alpha=32), {"base_dtype": "int8", "gradient_checkpointing": True}),
+}
+
+
+def module_of(base, folder, adapter, **memory):
+    """A model of a few blocks with random weights, made on the GPU."""
+    write_published(base, folder)
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    (folder / "transformer" / "config.json").write_text(json.dumps(config | {"num_layers": NUM_BLOCKS}))
+    optimizer = partial(torch.optim.AdamW, lr=1e-4, fused=True)
+    module = VideoDiffusionModule(str(folder), adapter, optimizer=optimizer, memory=Memory(**memory))
+    module.family.load_transformer = partial(random_transformer, module.family, device=torch.device("cuda"))
+    return module
+
+
+def steps(module, base, folder, count=3):
+    """Run some; the most that tensors took, in bytes."""
+    clips = Clips(module.family.latent_shape(*Bucket.parse(SIZE[base])), prompt_shape(module.family))
+    clips.count = count
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    run_vidlit(module, clips, Clock(1, torch.device("cuda")), folder, 1)
+    return torch.cuda.max_memory_allocated()
+
+
+@pytest.mark.parametrize("base", SIZE)
+@pytest.mark.parametrize("way", WAYS)
+def test_steps_take_what_was_forecast(base, way, tmp_path):
+    adapter, memory = WAYS[way]
+    module = module_of(base, tmp_path / "base", adapter, compile=False, **memory)
+    setting = RunSetting(Bucket.parse(SIZE[base]), clip_val=1.0)
+    foretold = training_peak(adjusted(step_memory(module, setting), module, setting)).total
+    before = torch.cuda.memory_allocated()
+    assert foretold == pytest.approx(steps(module, base, tmp_path) - before, rel=0.03)
+
+
+@pytest.mark.parametrize("way", ["all weights", "a LoRA"])
+def test_compiled_steps_take_about_what_was_forecast(way, tmp_path):
+    adapter, memory = WAYS[way]
+    module = module_of(LTX, tmp_path / "base", adapter, compile=True, **memory)
+    setting = RunSetting(Bucket.parse(SIZE[LTX]), clip_val=1.0)
+    foretold = training_peak(adjusted(step_memory(module, setting), module, setting)).total
+    before = torch.cuda.memory_allocated()
+    assert foretold == pytest.approx(steps(module, LTX, tmp_path) - before, rel=0.1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_attention_runs_forward_once_a_layer_by_the_kernel_that_is_preferred(compiled, tmp_path):
+    module = module_of(LTX, tmp_path / "base", None, gradient_checkpointing=True, compile=compiled)
+    seen = []
+
+    class Profiled(Clock):
+        def tick(self, index):
+            super().tick(index)
+            if index == 2:
+                seen.append(profile(activities=[ProfilerActivity.CPU]).__enter__())
+
+        def stop(self):
+            super().stop()
+            seen[0].__exit__(None, None, None)
+
+    clips = Clips(module.family.latent_shape(*Bucket.parse(SIZE[LTX])), prompt_shape(module.family))
+    clips.count = 3
+    run_vidlit(module, clips, Profiled(1, torch.device("cuda")), tmp_path, 1)
+    calls = {event.key: event.count for event in seen[0].key_averages() if "attention" in event.key}
+    hopper = torch.cuda.get_device_capability() == (9, 0)
+    forward = {name: count for name, count in calls.items() if "backward" not in name.lower()}
+    wanted = "aten::_scaled_dot_product_cudnn_attention"
+    if hopper:
+        assert forward.get(wanted) == 2 * NUM_BLOCKS, calls  # of the clip, and to the prompt
+    assert calls, "no attention was seen"
