@@ -57,8 +57,8 @@ def is_attached(pl_module: LightningModule) -> bool:
 
 
 def detach(pl_module: LightningModule) -> None:
-    """Let a module have no Trainer: setting ``pl_module.trainer`` asks what it has for its children's."""
-    pl_module._trainer = None
+    """Let a module have no Trainer and no ranks: setting ``pl_module.trainer`` asks what it has for its children's."""
+    pl_module._trainer = pl_module._device_mesh = None
 
 
 def expect_unused_parameters(trainer: Trainer) -> None:

@@ -59,7 +59,7 @@ def steps(made):
         losses[-1].backward()
         losses[-1] = losses[-1].detach()
     peak = torch.cuda.max_memory_allocated()
-    gradients = [parameter.grad for parameter in made.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad.clone() for parameter in made.parameters() if parameter.grad is not None]
     return torch.stack(losses), gradients, peak
 
 

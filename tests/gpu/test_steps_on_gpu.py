@@ -1,6 +1,8 @@
 """Steps of models of real width and few blocks, on a GPU: what was forecast of their memory, and which kernels run."""
 
+import gc
 import json
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.gpu
 LTX, WAN = "Lightricks/LTX-Video", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 SIZE = {LTX: "121x480x704", WAN: "49x480x832"}
 NUM_BLOCKS = 6
+KERNELS = {f"aten::_{name}_attention_forward" for name in ("cudnn", "flash", "efficient")}
 WAYS = {
     "all weights": (None, {"gradient_checkpointing": True}),
     "all weights, nothing recomputed": (None, {"gradient_checkpointing": False, "cast_once": False}),
@@ -32,24 +35,26 @@ WAYS = {
 
 
 def module_of(base, folder, adapter, **memory):
-    """A model of a few blocks with random weights, made on the GPU."""
+    """A model of a few blocks."""
     write_published(base, folder)
     config = json.loads((folder / "transformer" / "config.json").read_text())
     (folder / "transformer" / "config.json").write_text(json.dumps(config | {"num_layers": NUM_BLOCKS}))
     optimizer = partial(torch.optim.AdamW, lr=1e-4, fused=True)
-    module = VideoDiffusionModule(str(folder), adapter, optimizer=optimizer, memory=Memory(**memory))
-    module.family.load_transformer = partial(random_transformer, module.family, device=torch.device("cuda"))
-    return module
+    return VideoDiffusionModule(str(folder), adapter, optimizer=optimizer, memory=Memory(**memory))
 
 
-def steps(module, base, folder, count=3):
-    """Run some; the most that tensors took, in bytes."""
+def steps(module, base, folder, count=3, clock=None):
+    """Run some with random weights; the most that tensors took beyond what was there, in bytes."""
+    device = torch.device("cuda")
+    module.family.load_transformer = partial(random_transformer, module.family, device=device)
     clips = Clips(module.family.latent_shape(*Bucket.parse(SIZE[base])), prompt_shape(module.family))
     clips.count = count
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    run_vidlit(module, clips, Clock(1, torch.device("cuda")), folder, 1)
-    return torch.cuda.max_memory_allocated()
+    before = torch.cuda.memory_allocated()
+    run_vidlit(module, clips, clock or Clock(1, device), folder, 1)
+    return torch.cuda.max_memory_allocated() - before
 
 
 @pytest.mark.parametrize("base", SIZE)
@@ -59,8 +64,7 @@ def test_steps_take_what_was_forecast(base, way, tmp_path):
     module = module_of(base, tmp_path / "base", adapter, compile=False, **memory)
     setting = RunSetting(Bucket.parse(SIZE[base]), clip_val=1.0)
     foretold = training_peak(adjusted(step_memory(module, setting), module, setting)).total
-    before = torch.cuda.memory_allocated()
-    assert foretold == pytest.approx(steps(module, base, tmp_path) - before, rel=0.03)
+    assert foretold == pytest.approx(steps(module, base, tmp_path), rel=0.03)
 
 
 @pytest.mark.parametrize("way", ["all weights", "a LoRA"])
@@ -69,8 +73,7 @@ def test_compiled_steps_take_about_what_was_forecast(way, tmp_path):
     module = module_of(LTX, tmp_path / "base", adapter, compile=True, **memory)
     setting = RunSetting(Bucket.parse(SIZE[LTX]), clip_val=1.0)
     foretold = training_peak(adjusted(step_memory(module, setting), module, setting)).total
-    before = torch.cuda.memory_allocated()
-    assert foretold == pytest.approx(steps(module, LTX, tmp_path) - before, rel=0.1)
+    assert foretold == pytest.approx(steps(module, LTX, tmp_path), rel=0.1)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -88,13 +91,9 @@ def test_attention_runs_forward_once_a_layer_by_the_kernel_that_is_preferred(com
             super().stop()
             seen[0].__exit__(None, None, None)
 
-    clips = Clips(module.family.latent_shape(*Bucket.parse(SIZE[LTX])), prompt_shape(module.family))
-    clips.count = 3
-    run_vidlit(module, clips, Profiled(1, torch.device("cuda")), tmp_path, 1)
-    calls = {event.key: event.count for event in seen[0].key_averages() if "attention" in event.key}
-    hopper = torch.cuda.get_device_capability() == (9, 0)
-    forward = {name: count for name, count in calls.items() if "backward" not in name.lower()}
-    wanted = "aten::_scaled_dot_product_cudnn_attention"
-    if hopper:
-        assert forward.get(wanted) == 2 * NUM_BLOCKS, calls  # of the clip, and to the prompt
-    assert calls, "no attention was seen"
+    steps(module, LTX, tmp_path, clock=Profiled(1, torch.device("cuda")))
+    # The operation below the one that torch chooses a kernel by: that one is seen again in each mode it passes.
+    calls = Counter({event.key: event.count for event in seen[0].key_averages() if event.key in KERNELS})
+    assert calls.total() == 2 * NUM_BLOCKS, calls  # of the clip, and to the prompt
+    if torch.cuda.get_device_capability() == (9, 0):
+        assert list(calls) == ["aten::_cudnn_attention_forward"]

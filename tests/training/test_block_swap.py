@@ -164,6 +164,14 @@ def test_weights_move_with_the_model_and_keep_their_names(wan):
     assert all(torch.equal(one, other) for one, other in zip(before[1], after[1], strict=True))
 
 
+def test_weights_wait_in_main_memory_wherever_models_are_made(wan):
+    transformer = wan.load_transformer().requires_grad_(False)
+    with torch.device("meta"):  # as Lightning has it be the GPU
+        swap_last_blocks(transformer, 2)
+    chunks = [chunk for weights in repeated_blocks(transformer)[-1].swap.blocks for chunk in weights.chunks]
+    assert {chunk.device.type for chunk in chunks} == {"cpu"}
+
+
 @pytest.mark.parametrize("number", [-1, 1, BUFFERS])
 def test_as_many_as_are_always_on_the_device_are_refused(number):
     with pytest.raises(UserError, match=f"swap_blocks is {number}: it is auto, 0 for none, or a number above 2"):

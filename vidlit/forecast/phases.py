@@ -67,6 +67,6 @@ def _with_vae(family: Family, use: Callable[[nn.Module], Any]) -> Held:
             memory.name([*vae.parameters(), *vae.buffers()], VAE)
             memory.enter("use", ACTIVATIONS)
             use(vae)
-        except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+        except Exception as error:  # as for steps
             raise CannotRunError(" ".join(str(error).split())[:300] or type(error).__name__) from error
     return highest([memory.peaks.get("use", Held())])

@@ -147,7 +147,7 @@ class _Weights:
         }
         tensors = [each for parameter in self.parameters.values() for each in plain_tensors(parameter.detach())]
         self.num_bytes = sum(map(_room, tensors))
-        held = torch.zeros(self.num_bytes, dtype=torch.uint8)
+        held = torch.zeros(self.num_bytes, dtype=torch.uint8, device="cpu")  # Lightning makes models on the GPU
         for tensor, view in zip(tensors, _views(held, tensors), strict=True):
             view.copy_(tensor)
         self.chunks = [chunk.clone() for chunk in _chunks(held)]
