@@ -1,10 +1,12 @@
 """The forecast against an H100 and against real tensors of small models."""
 
+import gc
 from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks.published import write_published
 from tests.models.bases import EVERY, size_of
@@ -130,6 +132,18 @@ def test_a_small_model_takes_what_its_real_tensors_do(name, way, tmp_path):
     highest_real = max(real[stage].total for stage in stages)
     assert max(foretold[stage].total for stage in stages) == pytest.approx(highest_real, rel=0.03)
     assert foretold["check"].total == pytest.approx(real["check"].total, rel=0.03)
+
+
+@slow
+@pytest.mark.parametrize("name", ["cogvideox", "ltx2", "kandinsky5"])
+def test_no_tensor_without_values_is_left_for_what_comes_after(name, tmp_path):
+    EVERY[name](tmp_path)
+    module = VideoDiffusionModule(str(tmp_path), LoRA(rank=2), optimizer=loop, memory=Memory())
+    frames, height, width = size_of(module.family)
+    step_memory(module, StepSetting(Bucket(frames, height, width), on_gpu=False))
+    decode_clips(module.family, Bucket(frames, height, width))
+    gc.collect()
+    assert not [each for each in gc.get_objects() if type(each) is FakeTensor]
 
 
 def wan_of(folder, num_layers, **memory):

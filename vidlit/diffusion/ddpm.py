@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 
@@ -35,7 +36,9 @@ class DDPMTimesteps(RectifiedFlow):
     def quantile(self, probability: Tensor) -> Tensor:
         """See :meth:`RectifiedFlow.quantile`; one of the levels."""
         timestep = (super().quantile(probability) * len(self.levels)).long().clamp(0, len(self.levels) - 1)
-        return _on_device(self.levels, probability.dtype, probability.device)[timestep]
+        # What has no values must not be kept for what has some.
+        levels = _on_device.__wrapped__ if is_fake(probability) else _on_device
+        return levels(self.levels, probability.dtype, probability.device)[timestep]
 
     def weight(self, sigmas: Tensor) -> Tensor:
         """Turns the squared error of ``noise - latents`` into that of ``v``.

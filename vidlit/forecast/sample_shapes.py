@@ -85,7 +85,9 @@ def extra_shapes(family: Family, bucket: Bucket) -> dict[str, tuple[int, ...]]:
 
 
 def sample_batch(family: Family, bucket: Bucket, batch_size: int, *, with_std: bool = False) -> LatentBatch:
-    """A batch of zeros with the shapes of real ones, on the current device and in the current mode.
+    """A batch with the shapes of real ones, on the current device and in the current mode.
+
+    Captions are as long as they come, so that no mask is needed, and what may be left empty beside them is full.
 
     Args:
         family: of the base.
@@ -97,9 +99,8 @@ def sample_batch(family: Family, bucket: Bucket, batch_size: int, *, with_std: b
     shapes = extra_shapes(family, bucket)
     if with_std:
         shapes["latents_std"] = family.latent_shape(*bucket)
-    extras = {name: torch.zeros(batch_size, *shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
-    mask = torch.ones(batch_size, length, dtype=torch.bool)
-    conditioning = Conditioning(torch.zeros(batch_size, length, width, dtype=torch.bfloat16), mask, extras)
+    extras = {name: torch.ones(batch_size, *shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    conditioning = Conditioning(torch.ones(batch_size, length, width, dtype=torch.bfloat16), None, extras)
     latents = torch.zeros(batch_size, *family.latent_shape(*bucket), dtype=torch.bfloat16)
     rows = torch.zeros(batch_size, dtype=torch.int64)
     return LatentBatch(latents, conditioning, rows, rows)

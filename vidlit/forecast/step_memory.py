@@ -196,8 +196,6 @@ def run_steps(module: VideoDiffusionModule, setting: StepSetting, memory: Tensor
     batch = sample_batch(module.family, setting.bucket, setting.batch_size, with_std=setting.with_std)
     checked = sample_batch(module.family, setting.bucket, setting.val_batch_size)
     memory.name([batch.latents, checked.latents], ACTIVATIONS)
-    if module.family.needs_equal_prompts:  # asks how long each is
-        memory.number = batch.conditioning.prompt_embeds.shape[1]
     stages = _Stages(memory, period, checked)
     true_bfloat16 = setting.precision == "bf16-true"
     accumulate = min(setting.accumulate, 2)
