@@ -8,6 +8,7 @@ import uuid
 import venv
 from pathlib import Path
 
+import platformdirs
 import pytest
 import torch
 
@@ -24,6 +25,19 @@ def pytest_runtest_setup(item):
     """Tests for a GPU are collected everywhere, and say where they cannot run."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU")
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path_factory, monkeypatch):
+    """What the user's caches are for a test, in its own process: a folder of its own, made when it is asked for."""
+    made = []
+
+    def user_cache_path(*names):
+        if not made:
+            made.append(tmp_path_factory.mktemp("caches"))
+        return made[0].joinpath(*names)
+
+    monkeypatch.setattr(platformdirs, "user_cache_path", user_cache_path)
 
 
 @pytest.fixture(scope="session")

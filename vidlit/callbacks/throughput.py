@@ -14,6 +14,7 @@ from vidlit.data.batch_sampler import DataRanks
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.forecast.before_fit import prepare_memory
+from vidlit.forecast.time_forecast import RunKind, remember_speed
 from vidlit.lightning_internals import logs_after_this_batch
 from vidlit.runs.logged_names import (
     DATA_WAIT,
@@ -25,7 +26,7 @@ from vidlit.runs.logged_names import (
     SAMPLES_PER_SECOND,
     TOKENS_PER_SECOND,
 )
-from vidlit.training.flops import flops_of_a_sample, peak_flops
+from vidlit.training.flops import flops_of_a_sample, known_card, peak_flops
 from vidlit.training.peak_memory import begin_phase, peak_memory
 from vidlit.training.run_callback import RunCallback
 
@@ -52,6 +53,8 @@ class Throughput(RunCallback):
         self.ignore_forecast = ignore_forecast
         self._forecast: float | None = None
         self._peak: float | None = None
+        self._utilisation: list[float] = []
+        """MFU of each log."""
         self._flops: dict[tuple[int, ...], float] = {}
         self._since = 0.0
         """When the clock was last read."""
@@ -77,6 +80,7 @@ class Throughput(RunCallback):
     def on_train_start(self, *_: Any) -> None:
         """Learn the device's peak and start the clock."""
         self._peak = peak_flops(self.module.device, str(self.trainer.precision) != "32-true")
+        self._utilisation = []
         self._reset(self._waited())
         self._since, self._paused = time.monotonic(), None
 
@@ -111,6 +115,7 @@ class Throughput(RunCallback):
                 logged[MEMORY_FORECAST.name] = self._forecast / 1e9
             if self._peak is not None:
                 logged[MFU.name] = self._done / seconds / (self._peak * trainer.world_size)
+                self._utilisation.append(logged[MFU.name])
             self.log_numbers(logged)
             self._reset(waited)
         self._since = time.monotonic()  # counting operations is no training
@@ -130,6 +135,13 @@ class Throughput(RunCallback):
         """Stop the clock."""
         if not self.trainer.sanity_checking:
             self.pause()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Leave what the next plan on this machine estimates time by: of a GPU, for nobody plans for a CPU."""
+        device = self.module.device
+        card = known_card(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        if card is not None and self.trainer.is_global_zero:
+            remember_speed(RunKind.of(self.module, card), self._utilisation)
 
     def pause(self) -> None:
         """Stop the clock until the next batch begins."""

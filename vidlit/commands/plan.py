@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vidlit.commands.planning.memory_words import MemoryPlan
     from vidlit.forecast.card import GraphicsCard
     from vidlit.forecast.run_plan import RunPlan
+    from vidlit.forecast.time_forecast import TimeForecast
 
 _READ = (
     "data",
@@ -54,6 +55,7 @@ _READ_FOR_MEMORY = (
     *_READ,
     "model",
     "samples.num_audit",
+    "samples.max_share",
     "trainer.precision",
     "trainer.strategy",
     "trainer.gradient_clip_val",
@@ -75,6 +77,10 @@ def run(words: list[str]) -> None:
         from vidlit.forecast.card import parse_memory
 
         card = parse_memory(asked)
+    if own.gpu is not None:
+        with loading("torch"):
+            from vidlit.commands.planning.time_words import check_card
+        own.gpu = check_card(own.gpu)
     from vidlit.models.base_folder import configs_alone
 
     with configs_alone():  # a plan needs no weights, and may come before anybody wants to fetch them
@@ -86,14 +92,18 @@ def _say(own: Namespace, others: list[str], card: GraphicsCard | None) -> None:
     commands = small_set_commands(made, others)
     if not own.json:
         print_plan(made, commands=commands)
-    memory = memory_of(["plan", *others], card, fit=bool(own.fit_to))
+    memory, time = costs_of(["plan", *others], made, card, own.gpu, gpu_price=own.gpu_price, fit=bool(own.fit_to))
     if own.json:
-        found = None if memory is None else memory.as_dict()
-        print(json.dumps({**made.as_dict(), "small_set": commands, "memory": found}, indent=2))
-    elif memory is not None:
+        found = {"memory": memory and memory.as_dict(), "time": time and time.as_dict()}
+        print(json.dumps({**made.as_dict(), "small_set": commands, **found}, indent=2))
+    if memory is not None and not own.json:
         from vidlit.commands.planning.memory_words import print_memory
 
         print_memory(memory)
+    if time is not None and not own.json:
+        from vidlit.commands.planning.time_words import print_time
+
+        print_time(time)
     if memory is not None and memory.fitted:
         from vidlit.commands.planning.memory_words import write_fitted
 
@@ -110,6 +120,8 @@ def parser() -> PlainParser:
     made.add_argument("--json", type=true_or_false, default=False, help="print one JSON object")
     made.add_argument("--gpu-memory", help="of the card to judge by, as 24GB (of the GPU that is here)")
     made.add_argument("--fit-to", help="write a YAML with the options that make it fit such a card, as 24GB")
+    made.add_argument("--gpu", help="name of the GPU that time is estimated for, as H100 (of the GPU that is here)")
+    made.add_argument("--gpu-price", type=float, help="of one GPU for an hour, as 2.5")
     return made
 
 
@@ -151,35 +163,47 @@ def plan_of(words: list[str]) -> RunPlan:
     )
 
 
-def memory_of(words: list[str], card: GraphicsCard | None, *, fit: bool) -> MemoryPlan | None:
-    """The forecast of a fit's memory that is given the same words; ``None`` for one on a CPU, if no card is named.
+def costs_of(
+    words: list[str],
+    plan: RunPlan,
+    card: GraphicsCard | None = None,
+    gpu: str | None = None,
+    *,
+    gpu_price: float | None = None,
+    fit: bool = False,
+) -> tuple[MemoryPlan, TimeForecast | None] | tuple[None, None]:
+    """The forecast of a fit's memory and time that is given the same words; none for one on a CPU, if no GPU is named.
 
     Args:
         words: as for :func:`plan_of`.
+        plan: of the fit.
         card: to judge by; ``None`` for the one that is here.
+        gpu: name of the GPU that time is estimated for; ``None`` for the one that is here.
+        gpu_price: of one, an hour.
         fit: look for options with which it fits.
 
     Raises:
         UserError: an option cannot be used.
     """
     said = values_of(words, "trainer.accelerator")
-    if card is None and said.get("trainer.accelerator") == "cpu":
-        return None
+    if card is None and gpu is None and said.get("trainer.accelerator") == "cpu":
+        return None, None
     with loading("torch"):
         from vidlit.commands.planning.memory_words import plan_memory
         from vidlit.forecast.card import card_here
         from vidlit.forecast.memory_forecast import setting_of
         from vidlit.forecast.remedies import Option
+        from vidlit.forecast.time_forecast import foretell_time
         from vidlit.latents.quiet_lightning import quiet_lightning
 
         reader = _reader(with_model=True)
     config = _parsed(reader, words, _READ_FOR_MEMORY)
     made = reader.instantiate(config)
-    trainer = made.trainer
+    trainer, data, here = made.trainer, made.data, card_here()
     processes = _num_processes(trainer.accelerator, trainer.devices, 1)
     sharded = "ModelParallelStrategy" in str(config.trainer.strategy)
     setting = setting_of(
-        made.data,
+        data,
         precision=trainer.precision,
         accumulate=trainer.accumulate_grad_batches,
         clip_val=trainer.gradient_clip_val,
@@ -188,7 +212,18 @@ def memory_of(words: list[str], card: GraphicsCard | None, *, fit: bool) -> Memo
         audits=made.samples.num_audit > 0,
     )
     with quiet_lightning():
-        return plan_memory(Option(made.model, setting, made.data.buckets), card or card_here(), fit=fit)
+        memory = plan_memory(Option(made.model, setting, data.buckets), card or here, fit=fit)
+    time = foretell_time(
+        made.model,
+        data,
+        plan,
+        gpu=gpu or (None if here is None else here.name),
+        gpus=_num_processes(trainer.accelerator, trainer.devices, trainer.num_nodes),
+        low_precision=setting.precision != "32-true",
+        audits_share=made.samples.max_share if setting.audits else 0.0,
+        gpu_price=gpu_price,
+    )
+    return memory, time
 
 
 def _parsed(reader: ArgumentParser, words: list[str], read: Sequence[str]) -> Any:
@@ -221,6 +256,7 @@ def _reader(*, with_model: bool = False) -> ArgumentParser:
 
         made.add_class_arguments(VideoDiffusionModule, "model", fail_untyped=False)
         made.add_argument("--samples.num_audit", type=int, default=16)
+        made.add_argument("--samples.max_share", type=float, default=0.1)
     else:
         made.add_argument("--model.base", type=str)
         made.add_argument("--model.audio", type=AudioChoice, default="off")

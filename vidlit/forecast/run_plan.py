@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 KFOLD_UP_TO, REFIT_UP_TO = 20, 50
 """Recordings of a set that is small: docs/guides/small_sets.md says why."""
+TYPICAL_STOP = 60
+"""Exposures of each recording when a run stops by itself: the median of the 32 of 40 runs on real clips that did, 34 to
+112 (LoRA 73, from scratch 56): stop x batch / recordings in ``benchmarks/stopping/results/real_clips.md``."""
 _TIMED = 4  # clips decoded to estimate the time of all
 
 
@@ -88,6 +91,9 @@ class RunPlan:
     advice: str
     conservative_max_steps: int
     moderate_max_steps: int
+    typical_stop: dict[str, float]
+    """The step at which runs typically stop, if not at ``max_steps`` before, exposures of a recording by then, and the
+    share of the cost that checks add up to there."""
     encode: dict[str, float]
     """Clips and captions to encode, gigabytes that the clips take (their sound with them, captions not), seconds of
     decoding on this machine (the VAE not counted)."""
@@ -129,6 +135,7 @@ def make_plan(
     mean = sum(exposures.values()) / len(exposures)
     references = [clip.source.reference for clip in folder.clips if clip.source.reference is not None]
     batch_size = sampler.mean_batch_size * accumulate
+    stop = max(1, min(max_steps, round(TYPICAL_STOP * len(exposures) / batch_size)))
     return RunPlan(
         source=str(folder.folder),
         layout=folder.layout,
@@ -167,6 +174,11 @@ def make_plan(
         advice=forecast(max_steps, round(batch_size), len(exposures), learning_rate).reason,
         conservative_max_steps=max(1, math.floor(CONSERVATIVE * len(exposures) / batch_size + 1e-9)),
         moderate_max_steps=max(1, math.floor(MODERATE * len(exposures) / batch_size + 1e-9)),
+        typical_stop={
+            "exposures": stop * batch_size / len(exposures),
+            "steps": stop,
+            "checks_share": _checks(data, stop, batch_size, num_strata, check_interval)["share"],
+        },
         encode=_encoding(data),
     )
 

@@ -66,13 +66,20 @@ def peak_flops(device: torch.device, low_precision: bool) -> float | None:
         return _measure()
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    # Whole words: "A10" is no "A100", and the longest of several names is the exact one.
-    found = [key for key in PEAK_TERAFLOPS if all(re.search(rf"\b{word}\b", name) for word in key.split())]
-    if not found:
+    known = known_card(torch.cuda.get_device_name(device))
+    if known is None:
         return None
-    low, full = PEAK_TERAFLOPS[max(found, key=len)]
+    low, full = PEAK_TERAFLOPS[known]
     return 1e12 * (low if low_precision else full)
+
+
+def known_card(name: str) -> str | None:
+    """What a GPU is called in :data:`PEAK_TERAFLOPS`: "H100" of "NVIDIA H100 80GB HBM3"; ``None`` if not there."""
+    # Whole words: "A10" is no "A100", and the longest of several names is the exact one.
+    found = [
+        key for key in PEAK_TERAFLOPS if all(re.search(rf"\b{word}\b", name, re.IGNORECASE) for word in key.split())
+    ]
+    return max(found, key=len) if found else None
 
 
 def count_flops(loss: Callable[[], Tensor]) -> int:

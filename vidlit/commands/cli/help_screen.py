@@ -89,6 +89,10 @@ SCREENS: dict[str, dict[str, dict[str, str]]] = {
             "gpu-memory": "of the card to judge by: 24GB (the GPU here)",
             "fit-to": "write options with which it fits a card: 24GB",
         },
+        "time": {
+            "gpu": "name of the GPU, as H100 (the GPU here)",
+            "gpu-price": "of one GPU for an hour, for the cost",
+        },
         "training": TRAINER | {"trainer.devices": "number of devices (1)"},
     },
 }
