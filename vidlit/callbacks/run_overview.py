@@ -22,8 +22,9 @@ from vidlit.runs.wording import wrapped
 from vidlit.stopping.exposure import CONSERVATIVE, MODERATE, band
 from vidlit.stopping.rule import MEASURED_VIDEOS
 from vidlit.training.blocks.compiling import COST
+from vidlit.training.blocks.kept_dtypes import held_bytes
 from vidlit.training.blocks.recompute import chosen_blocks
-from vidlit.training.memory_advice import memory_use
+from vidlit.training.blocks.repeated import repeated_blocks
 from vidlit.training.run_callback import RunCallback
 
 if TYPE_CHECKING:
@@ -150,13 +151,27 @@ def model_facts(trainer: Trainer, pl_module: VideoDiffusionModule) -> Facts:
     parameters = [each for transformer in pl_module.transformers.values() for each in transformer.parameters()]
     trained = sum(each.numel() for each in parameters if each.requires_grad)
     total = sum(each.numel() for each in parameters)
-    use = memory_use(trainer, pl_module)
-    held = use.frozen_bytes + use.trained_bytes + use.gradients + use.moments + use.averages
+    num_blocks = max(1, len(repeated_blocks(next(iter(pl_module.transformers.values())))))
+    held = _certain_bytes(trainer, pl_module)
     return [
         ("parameters", f"{_count(trained)} of {_count(total)} trained ({100 * trained / total:.3g} %)"),
-        *_block_facts(pl_module.memory.settled(trainer.strategy.root_device), use.num_blocks),
+        *_block_facts(pl_module.memory.settled(trainer.strategy.root_device), num_blocks),
         ("memory", f"{held / 1e9:.2f} GB for weights, gradients and the optimizer; activations not counted"),
     ]
+
+
+def _certain_bytes(trainer: Trainer, pl_module: VideoDiffusionModule) -> float:
+    """Of this rank: weights, gradients, averages, and moments, before the first step two for each trained weight."""
+    parameters = [_local(each) for model in pl_module.transformers.values() for each in model.parameters()]
+    gradients = held_bytes([each for each in parameters if each.requires_grad])
+    states = [value for each in trainer.optimizers for state in each.state.values() for value in state.values()]
+    moments = held_bytes([_local(value) for value in states if isinstance(value, torch.Tensor)]) or 2 * gradients
+    averages = [] if pl_module.averaged is None else [_local(each) for each in pl_module.averaged.buffers()]
+    return float(held_bytes(parameters) + gradients + moments + held_bytes(averages))
+
+
+def _local(tensor: Any) -> Any:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _block_facts(memory: Memory, num_blocks: int) -> Facts:

@@ -82,10 +82,14 @@ class Option:
             found[AUDITS] = resident + _seldom(decode_clips, self.module.family, self.setting.bucket)
         return found
 
+    def peak_of(self, phases: Sequence[str] = ()) -> float:
+        """Bytes of the phase that takes most, of some; of all where none is named."""
+        return max(size for name, size in self.peaks().items() if name in phases or not phases)
+
     @property
     def peak(self) -> float:
         """Bytes of the phase that takes most."""
-        return max(self.peaks().values())
+        return self.peak_of()
 
     @property
     def needs(self) -> float:
@@ -194,12 +198,17 @@ def fit_to(run: Option, memory: float) -> Option:
     return best
 
 
-def single_changes(run: Option) -> list[tuple[Option, float]]:
-    """Each change by itself that lowers the memory, with the bytes that a card has to have then."""
-    before, found = run.peak, []
+def single_changes(run: Option, phases: Sequence[str] = ()) -> list[tuple[Option, float]]:
+    """Each change by itself that lowers the memory, with the bytes that a card has to have then.
+
+    Args:
+        run: as it is.
+        phases: that count; all of them where none is named.
+    """
+    before, found = run.peak_of(phases), []
     for change in dict.fromkeys(ladder(run)):
         tried = change(run)
-        if tried is not None and (peak := tried.peak) <= _WORTH * before:
+        if tried is not None and (peak := tried.peak_of(phases)) <= _WORTH * before:
             found.append((tried, needs(peak)))
     return found
 

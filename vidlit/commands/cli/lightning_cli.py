@@ -34,6 +34,7 @@ from vidlit.commands.on_runs.report import write_report_of
 from vidlit.commands.on_runs.watch import open_page
 from vidlit.commands.options.old_keys import rename_configs_when_read, rename_words
 from vidlit.commands.options.resumed_options import changed_options
+from vidlit.commands.planning.out_of_memory import memory_advice
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.data.demo_folder import Demo
 from vidlit.data.identity import DataIdentity
@@ -60,7 +61,6 @@ from vidlit.runs.resumes import Change
 from vidlit.runs.wording import say
 from vidlit.sampling.prediction import Predict
 from vidlit.training.blocks.context_parallel import check_context
-from vidlit.training.memory_advice import memory_use
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.precision import precision_and_plugins
 
@@ -304,9 +304,8 @@ class VidlitCLI(LightningCLI):
         except (RuntimeError, MemoryError) as error:
             if subcommand != "fit" or not is_out_of_memory(error) or not self.model.is_loaded:
                 raise
-            raise UserError(
-                f"out of memory at step {self.trainer.global_step}. {memory_use(self.trainer, self.model)}"
-            ) from error
+            advice = memory_advice(self.trainer, self.model)
+            raise UserError(f"out of memory at step {self.trainer.global_step}. {advice}") from error
 
     def before_fit(self) -> None:
         """Encode what is missing, and make sure that a fold, or a refit, has the clips of the whole."""
