@@ -22,7 +22,7 @@ from vidlit.forecast.memory_forecast import (
 )
 from vidlit.forecast.phases import decode_clips, encode_clips
 from vidlit.forecast.step_memory import CHECK, CannotRunError, StepMemory
-from vidlit.forecast.step_rules import Rule, always_cast, fewer_tokens, moments_in_8_bits, without_temporaries
+from vidlit.forecast.step_rules import Rule, always_cast, moments_in_8_bits, without_temporaries
 from vidlit.forecast.tensor_memory import ACTIVATIONS, TEMPORARIES
 from vidlit.training.blocks.block_swap import BUFFERS
 from vidlit.training.blocks.kept_dtypes import FrozenDtype
@@ -230,8 +230,7 @@ def beyond(run: Option, memory: float) -> list[tuple[str, float]]:
         kept = run.with_memory("", gradient_checkpointing=False)
         if (needed := kept.needs) <= memory:
             found.append(("--model.memory.gradient_checkpointing false", needed))
-    twice = replace(run, setting=replace(run.setting, batch_size=2 * run.setting.batch_size))
-    twice = twice.by_rule(run, partial(fewer_tokens, 2))
+    twice = replace(run.exact(), setting=replace(run.setting, batch_size=2 * run.setting.batch_size))
     if (needed := twice.needs) <= memory:
         found.append((f"--data.batches.size {twice.setting.batch_size}", needed))
     return found
@@ -290,8 +289,7 @@ def _single_samples(run: Option) -> Option | None:
     accumulate = run.setting.accumulate * size
     setting = replace(run.setting, batch_size=1, val_batch_size=1, accumulate=accumulate)
     options = {"data.batches.size": 1, "trainer.accumulate_grad_batches": accumulate}
-    changed = run.changed("little: the steps are the same", options, setting=setting)
-    return changed.by_rule(run, partial(fewer_tokens, 1 / size))
+    return run.changed("little: the steps are the same", options, setting=setting).exact()
 
 
 def _recompute(share: float, run: Option) -> Option | None:
@@ -334,11 +332,9 @@ def _without_largest_bucket(run: Option) -> Option | None:
     if not others:
         return None
     bucket = max(others, key=math.prod)
-    setting, share = replace(run.setting, bucket=bucket), math.prod(bucket) / math.prod(run.setting.bucket)
+    setting = replace(run.setting, bucket=bucket)
     options = {"data.buckets": [str(bucket) for bucket in others]}
-    return run.changed("what longer or larger clips would teach", options, setting=setting, buckets=others).by_rule(
-        run, partial(fewer_tokens, share)
-    )
+    return run.changed("what longer or larger clips would teach", options, setting=setting, buckets=others).exact()
 
 
 class _EightBits:

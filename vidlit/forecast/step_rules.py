@@ -27,19 +27,6 @@ def always_cast(steps: StepMemory, recomputed: float) -> StepMemory:
     return replace(steps, peaks={stage: change(stage, held) for stage, held in steps.peaks.items()})
 
 
-def fewer_tokens(share: float, steps: StepMemory, recomputed: float) -> StepMemory:
-    """With a share of the tokens in a batch; copies of trained weights in bfloat16 stay as large."""
-    low = [block.of(TRAINED) / 2 for block in steps.block]
-    copies = sum(each * count for each, count in zip(low, steps.num_blocks, strict=False))
-
-    def change(stage: str, held: Held) -> Held:
-        stay = (1 - share) * min(copies, held.of(ACTIVATIONS))
-        temporaries = 1.0 if stage.endswith(OPTIMIZER) else share
-        return held.scaled(activations=share, temporaries=temporaries).plus(Held({ACTIVATIONS: stay}))
-
-    return replace(steps, peaks={stage: change(stage, held) for stage, held in steps.peaks.items()})
-
-
 def without_temporaries(steps: StepMemory, recomputed: float) -> StepMemory:
     """With an optimizer that makes none, as a fused one."""
     return _in_optimizer(steps, partial(Held.scaled, temporaries=0.0))
