@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from vidlit.errors import UserError
 from vidlit.forecast.phases import decode_clips, encode_captions, encode_clips
@@ -55,11 +58,13 @@ class RunSetting(StepSetting):
         shards: ranks that share weights, gradients and moments (FSDP2).
         processes: on this machine: each loads the base into main memory.
         audits: are videos decoded while training goes on?
+        tiled: are clips encoded in tiles?
     """
 
     shards: int = 1
     processes: int = 1
     audits: bool = True
+    tiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,22 +159,57 @@ def foretell(module: VideoDiffusionModule, setting: RunSetting) -> MemoryForecas
     family, bucket = module.family, setting.bucket
     phases = [
         _phase(CAPTIONS, lambda: encode_captions(family)),
-        _phase(CLIPS, lambda: encode_clips(family, bucket)),
+        _phase(CLIPS, lambda: encode_clips(family, bucket, setting.tiled)),
     ]
     try:
-        steps = adjusted(step_memory(module, setting), module, setting)
+        steps = adjusted(measured_steps(module, setting), module, setting)
     except CannotRunError as error:
         phases += [Phase(name, None, str(error)) for name in (TRAINING, CHECKS, AUDITS, END)]
         return MemoryForecast(phases, 0.0, str(bucket), setting.batch_size)
     resident = steps.peaks[CHECK].without(ACTIVATIONS, TEMPORARIES)
     phases += [Phase(TRAINING, training_peak(steps)), Phase(CHECKS, steps.peaks[CHECK])]
     if setting.audits:
-        decoding = _phase(AUDITS, lambda: decode_clips(family, bucket).plus(resident))
+        decoding = _phase(
+            AUDITS, lambda: decode_clips(family, bucket, module.memory.tiled_decoding is True).plus(resident)
+        )
         sampling = Phase(AUDITS, steps.peaks[CHECK])  # asks the same transformer, one video at a time
         phases.append(max(decoding, sampling, key=lambda phase: phase.peak) if not decoding.why else decoding)
     phases.append(Phase(END, resident))
     loaded = setting.processes * setting.shards * resident.of(FROZEN, TRAINED)
     return MemoryForecast(phases, loaded, str(bucket), setting.batch_size)
+
+
+def measured_steps(module: VideoDiffusionModule, setting: RunSetting) -> StepMemory:
+    """Training steps before what is reckoned by rule; each kind of them is run once.
+
+    Raises:
+        CannotRunError: the model cannot be run without values.
+    """
+    share = module.memory.settled(torch.device("cuda" if setting.on_gpu else "cpu")).gradient_checkpointing
+    if isinstance(share, float) and 0 < share < 1:
+        none, every = (measured_steps(_recomputing(module, all_or_none), setting) for all_or_none in (False, True))
+        return mixed(none, every, share)
+    # Shards are gathered in bfloat16, and a single sharded weight is not cast.
+    casts = False if setting.shards > 1 else module.memory.cast_once
+    plain = replace(
+        module.memory, gradient_checkpointing=share, compile=False, swap_blocks=0, cast_once=casts, tiled_decoding=False
+    )
+    measured = replace(setting, shards=1, processes=1, audits=True, tiled=False)
+    key = (id(module.family), id(module.optimizer), id(module.adapter), plain, measured)
+    if key not in _STEPS:
+        asked = copy.copy(module)
+        asked.memory = plain
+        _STEPS[key] = asked, step_memory(asked, measured)  # while the module is here no other has the same ids
+    return _STEPS[key][1]
+
+
+_STEPS: dict[Any, tuple[Any, StepMemory]] = {}
+
+
+def _recomputing(module: VideoDiffusionModule, share: bool) -> VideoDiffusionModule:
+    changed = copy.copy(module)
+    changed.memory = replace(module.memory, gradient_checkpointing=share)
+    return changed
 
 
 def training_peak(steps: StepMemory) -> Held:
@@ -182,6 +222,8 @@ def adjusted(steps: StepMemory, module: VideoDiffusionModule, setting: RunSettin
     """With what is not run on fake tensors, by rule: compiled blocks, shards, blocks in main memory."""
     if setting.on_gpu and module.memory.compile in (True, "auto"):
         steps = steps.changed(lambda held: held.scaled(activations=_KEPT_COMPILED))
+    if module.context_parallel > 1:  # each rank has its share of the tokens
+        steps = steps.changed(lambda held: held.scaled(activations=1 / module.context_parallel))
     if module.memory.swaps:
         steps = swapping(steps, int(module.memory.swap_blocks))
     return sharding(steps, setting) if setting.shards > 1 else steps
@@ -190,7 +232,7 @@ def adjusted(steps: StepMemory, module: VideoDiffusionModule, setting: RunSettin
 def swapping(steps: StepMemory, blocks: int) -> StepMemory:
     """With so many frozen blocks in main memory, which come to a ring of buffers."""
     left, saved = blocks, 0.0
-    for block, count in zip(steps.block, steps.num_blocks, strict=False):
+    for block, count in reversed(list(zip(steps.block, steps.num_blocks, strict=False))):  # the last blocks
         here = min(left, count)
         saved += here * block.of(FROZEN)
         left -= here
@@ -275,6 +317,7 @@ def setting_of(
         shards=shards,
         processes=processes,
         audits=audits,
+        tiled=data.encoding.tiled,
     )
 
 

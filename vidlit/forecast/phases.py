@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from vidlit.forecast.step_memory import CannotRunError, without_values
 from vidlit.forecast.tensor_memory import ACTIVATIONS, Held, TensorMemory, highest
+from vidlit.models.encoders import use_tiles
 from vidlit.models.without_weights import count_text_weights, without_weights
 
 if TYPE_CHECKING:
@@ -24,8 +26,9 @@ _TEXT_ACTIVATIONS = 0.02
 """What the captions' own tensors add to a text encoder's weights: a few hundred tokens in one layer at a time."""
 
 
-def encode_clips(family: Family, bucket: Bucket) -> Held:
-    """Memory while a clip is encoded by the VAE.
+@lru_cache(maxsize=64)
+def encode_clips(family: Family, bucket: Bucket, tiled: bool = False) -> Held:
+    """Memory while a clip is encoded by the VAE, whole or in tiles.
 
     Raises:
         CannotRunError: the VAE cannot be run without values.
@@ -36,16 +39,18 @@ def encode_clips(family: Family, bucket: Bucket) -> Held:
         video = pixels.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
         return family.encode_video(vae, video)
 
-    return _with_vae(family, encode)
+    return _with_vae(family, encode, tiled)
 
 
-def decode_clips(family: Family, bucket: Bucket) -> Held:
-    """Memory while a clip is decoded by the VAE; what training holds beside it is not counted.
+@lru_cache(maxsize=64)
+def decode_clips(family: Family, bucket: Bucket, tiled: bool = False) -> Held:
+    """Memory while a clip is decoded by the VAE, whole or in tiles; what training holds beside it is not counted.
 
     Raises:
         CannotRunError: the VAE cannot be run without values.
     """
-    return _with_vae(family, lambda vae: family.decode_latents(vae, torch.zeros(1, *family.latent_shape(*bucket))))
+    shape = (1, *family.latent_shape(*bucket))
+    return _with_vae(family, lambda vae: family.decode_latents(vae, torch.zeros(shape)), tiled)
 
 
 def encode_captions(family: Family) -> Held:
@@ -59,11 +64,13 @@ def encode_captions(family: Family) -> Held:
 
 
 @torch.no_grad()
-def _with_vae(family: Family, use: Callable[[nn.Module], Any]) -> Held:
+def _with_vae(family: Family, use: Callable[[nn.Module], Any], tiled: bool) -> Held:
     memory = TensorMemory()
     with without_values(memory), without_weights():
         try:
             vae = family.load_vae("cuda")
+            if tiled:
+                use_tiles(vae)
             memory.name([*vae.parameters(), *vae.buffers()], VAE)
             memory.enter("use", ACTIVATIONS)
             use(vae)

@@ -16,13 +16,15 @@ from vidlit.forecast.memory_forecast import (
     TRAINING,
     RunSetting,
     adjusted,
-    mixed,
+    measured_steps,
     needs,
     training_peak,
 )
 from vidlit.forecast.phases import decode_clips, encode_clips
-from vidlit.forecast.step_memory import CHECK, CannotRunError, StepMemory, step_memory
+from vidlit.forecast.step_memory import CHECK, CannotRunError, StepMemory
+from vidlit.forecast.step_rules import Rule, always_cast, moments_in_8_bits, without_temporaries
 from vidlit.forecast.tensor_memory import ACTIVATIONS, TEMPORARIES
+from vidlit.training.blocks.block_swap import BUFFERS
 from vidlit.training.blocks.kept_dtypes import FrozenDtype
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Option:
         buckets: of its clips, smallest first.
         options: what differs from the run as it is, by the names of the options.
         costs: of each of these, in words.
+        origin: module and setting of the steps that are run; ``None`` for the option's own.
+        rules: what makes of these the option's own.
     """
 
     module: VideoDiffusionModule
@@ -53,6 +57,8 @@ class Option:
     buckets: Sequence[Bucket]
     options: Mapping[str, Any] = field(default_factory=dict)
     costs: Mapping[str, str] = field(default_factory=dict)
+    origin: tuple[VideoDiffusionModule, RunSetting] | None = None
+    rules: Sequence[Rule] = ()
 
     def changed(self, costs: str, options: Mapping[str, Any], **parts: Any) -> Self:
         """With other options, parts and what that costs."""
@@ -71,15 +77,16 @@ class Option:
         Raises:
             CannotRunError: the model cannot be run without values.
         """
-        steps = adjusted(self.steps, self.module, self.setting)
+        steps, family = adjusted(self.steps, self.module, self.setting), self.module.family
         resident = steps.peaks[CHECK].without(ACTIVATIONS, TEMPORARIES).total
         found = {
-            CLIPS: _seldom(encode_clips, self.module.family, self.setting.bucket),
+            CLIPS: _seldom(encode_clips, family, self.setting.bucket, self.setting.tiled),
             TRAINING: training_peak(steps).total,
             CHECKS: steps.peaks[CHECK].total,
         }
         if self.setting.audits:
-            found[AUDITS] = resident + _seldom(decode_clips, self.module.family, self.setting.bucket)
+            tiled = self.module.memory.tiled_decoding is True
+            found[AUDITS] = resident + _seldom(decode_clips, family, self.setting.bucket, tiled)
         return found
 
     def peak_of(self, phases: Sequence[str] = ()) -> float:
@@ -98,68 +105,75 @@ class Option:
 
     @cached_property
     def steps(self) -> StepMemory:
-        """Of its training, before what is reckoned by rule."""
+        """Of its training, before what is reckoned by rule for all runs."""
+        module, setting = self.origin or (self.module, self.setting)
+        asked = copy.copy(module)
+        asked.memory = replace(asked.memory, gradient_checkpointing=self.module.memory.gradient_checkpointing)
+        steps = measured_steps(asked, setting)
+        for rule in self.rules:
+            steps = rule(steps, self.recomputed)
+        return steps
+
+    @property
+    def recomputed(self) -> float:
+        """The share of the blocks that are recomputed."""
         share = self.module.memory.gradient_checkpointing
-        if isinstance(share, float) and 0 < share < 1:
-            none, every = (self._steps(recomputed) for recomputed in (False, True))
-            return mixed(none, every, share)
-        return self._steps(share)
+        return 1.0 if share == "auto" else 1 / share if share and not isinstance(share, float) else float(share)
 
-    def _steps(self, recomputed: Any) -> StepMemory:
-        module = copy.copy(self.module)
-        module.memory = replace(module.memory, gradient_checkpointing=recomputed)
-        # What rules see to is not part of what is measured.
-        measured = replace(self.setting, shards=1, processes=1, audits=True)
-        plain = replace(module.memory, compile=False, swap_blocks=0)
-        key = (id(module.family), plain, measured, module.optimizer, module.adapter)
-        if key not in _STEPS:
-            _STEPS[key] = step_memory(module, measured)
-        return _STEPS[key]
+    def by_rule(self, before: Option, rule: Rule) -> Self:
+        """With steps that are not run anew, but reckoned from those of the run before."""
+        return replace(self, origin=before.origin or (before.module, before.setting), rules=(*before.rules, rule))
+
+    def exact(self) -> Self:
+        """With steps that are run."""
+        return replace(self, origin=None, rules=())
 
 
-_STEPS: dict[Any, StepMemory] = {}
-_PHASES: dict[Any, float] = {}
-
-
-def _seldom(measure: Callable[..., Any], family: Any, bucket: Bucket) -> float:
-    """Measured once; 0 where it cannot be, so that it stands in no way."""
-    key = (measure, id(family), bucket)
-    if key not in _PHASES:
-        try:
-            _PHASES[key] = measure(family, bucket).total
-        except CannotRunError:
-            _PHASES[key] = 0.0
-    return _PHASES[key]
+def _seldom(measure: Callable[..., Any], *of: Any) -> float:
+    """0 where it cannot be measured, so that it stands in no way."""
+    try:
+        return float(measure(*of).total)
+    except CannotRunError:
+        return 0.0
 
 
 def resolved(run: Option, memory: float | None) -> Option:
     """A run whose memory is to be chosen by itself (``auto``), with what was chosen.
 
+    Steps are run twice at most, with all blocks recomputed and with none; all between is reckoned.
+
     Args:
         run: as it is asked for.
         memory: bytes of the card; ``None`` where there is none to choose by: everything is recomputed then.
     """
-    options: Any = run.module.memory
+    options = run.module.memory
+    if options.tiled_decoding == "auto":
+        run = run.with_memory("", tiled_decoding=False)
+        if memory is not None and run.setting.audits:
+            run = run.with_memory("", tiled_decoding=needs(run.peaks()[AUDITS]) > memory)
     if options.gradient_checkpointing == "auto":
         shares = [False, *SHARES[:-1], True] if memory is not None else [True]
-        run = next(_fitting(run, memory, [{"gradient_checkpointing": share} for share in shares]))
+        tried = [run.with_memory("", gradient_checkpointing=share) for share in shares]
+        if options.cast_once == "auto":
+            tried = [each for with_copies in tried for each in (with_copies, _cast_always(with_copies)) if each]
+        run = _first_fitting(tried, memory)
+    elif options.cast_once == "auto" and (cast_always := _cast_always(run)) is not None:
+        run = _first_fitting([run, cast_always], memory) if memory is not None else run
     if options.swap_blocks == "auto":
-        every = sum(replace_swap(run, 0).steps.num_blocks) if memory is not None else 0
-        run = next(_fitting(run, memory, [{"swap_blocks": number} for number in range(every + 1)]))
+        run = run.with_memory("", swap_blocks=0)
+        run = run if memory is None else _swapping_few(run, memory)
     return run
 
 
-def replace_swap(run: Option, blocks: int) -> Option:
-    """With so many blocks in main memory."""
-    return run.with_memory("", swap_blocks=blocks)
+def _first_fitting(tried: Sequence[Option], memory: float | None) -> Option:
+    """The first that fits; the last one in any case."""
+    return next((run for run in tried[:-1] if memory is None or run.needs <= memory), tried[-1])
 
 
-def _fitting(run: Option, memory: float | None, choices: Sequence[Mapping[str, Any]]) -> Iterator[Option]:
-    """Those of some options of ``model.memory`` that fit; the last one in any case."""
-    for choice in choices:
-        tried = run.with_memory("", **choice)
-        if choice is choices[-1] or memory is None or tried.needs <= memory:
-            yield tried
+def _swapping_few(run: Option, memory: float, costs: str = "") -> Option:
+    """With as few blocks in main memory as make it fit, or all."""
+    numbers = [0, *range(BUFFERS + 1, sum(run.steps.num_blocks) + 1)]
+    return _first_fitting([run.with_memory(costs, swap_blocks=number) for number in numbers], memory)
 
 
 def ladder(run: Option) -> Iterator[Callable[[Option], Option | None]]:
@@ -170,7 +184,10 @@ def ladder(run: Option) -> Iterator[Callable[[Option], Option | None]]:
     yield _mixed_precision
     yield _bfloat16_base
     yield _fused
+    yield _tiled_decoding
+    yield _tiled_encoding
     yield _single_samples
+    yield _cast_always
     for share in SHARES:
         yield partial(_recompute, share)
     yield _small_moments
@@ -190,12 +207,14 @@ def fit_to(run: Option, memory: float) -> Option:
     """
     best, lowest = run, run.peak
     for change in ladder(run):
-        if needs(lowest) <= memory:
+        if needs(lowest) <= memory and (not best.rules or needs(lowest := best.exact().peak) <= memory):
             break
         tried = change(best)
+        if tried is not None and change is _swap:
+            tried = _swapping_few(best, memory, tried.costs["model.memory.swap_blocks"])
         if tried is not None and (peak := tried.peak) <= _WORTH * lowest:
             best, lowest = tried, peak
-    return best
+    return best.exact()
 
 
 def single_changes(run: Option, phases: Sequence[str] = ()) -> list[tuple[Option, float]]:
@@ -220,7 +239,7 @@ def beyond(run: Option, memory: float) -> list[tuple[str, float]]:
         kept = run.with_memory("", gradient_checkpointing=False)
         if (needed := kept.needs) <= memory:
             found.append(("--model.memory.gradient_checkpointing false", needed))
-    twice = replace(run, setting=replace(run.setting, batch_size=2 * run.setting.batch_size))
+    twice = replace(run.exact(), setting=replace(run.setting, batch_size=2 * run.setting.batch_size))
     if (needed := twice.needs) <= memory:
         found.append((f"--data.batches.size {twice.setting.batch_size}", needed))
     return found
@@ -230,13 +249,35 @@ def _mixed_precision(run: Option) -> Option | None:
     if run.setting.precision != "32-true":
         return None
     setting = replace(run.setting, precision="bf16-mixed")
-    return run.changed("nothing, from the RTX 30 series on", {"trainer.precision": "bf16-mixed"}, setting=setting)
+    return run.changed(
+        "nothing, from the RTX 30 series on", {"trainer.precision": "bf16-mixed"}, setting=setting
+    ).exact()
 
 
 def _bfloat16_base(run: Option) -> Option | None:
     if run.module.adapter is None or run.module.memory.base_dtype != "float32":
         return None
-    return run.with_memory("nothing to notice for a LoRA", base_dtype="bfloat16")
+    return run.with_memory("nothing to notice for a LoRA", base_dtype="bfloat16").exact()
+
+
+def _tiled_decoding(run: Option) -> Option | None:
+    if not run.setting.audits or run.module.memory.tiled_decoding is True:
+        return None
+    return run.with_memory("seams that show a little in audits", tiled_decoding=True)
+
+
+def _tiled_encoding(run: Option) -> Option | None:
+    if run.setting.tiled:
+        return None
+    setting = replace(run.setting, tiled=True)
+    return run.changed("clips encoded anew, a little else", {"data.encoding.tiled": True}, setting=setting)
+
+
+def _cast_always(run: Option) -> Option | None:
+    trains_whole = run.module.adapter is None and run.setting.shards == 1 and run.setting.precision == "bf16-mixed"
+    if not trains_whole or run.module.memory.cast_once is False:
+        return None
+    return run.with_memory("a few percent of time", cast_once=False).by_rule(run, always_cast)
 
 
 def _fused(run: Option) -> Option | None:
@@ -245,7 +286,9 @@ def _fused(run: Option) -> Option | None:
         return None
     module = copy.copy(run.module)
     module.optimizer = partial(_make_fused, run.module.optimizer)
-    return run.changed("nothing: it is faster", {"model.optimizer.init_args.fused": True}, module=module)
+    return run.changed("nothing: it is faster", {"model.optimizer.init_args.fused": True}, module=module).by_rule(
+        run, without_temporaries
+    )
 
 
 def _single_samples(run: Option) -> Option | None:
@@ -255,7 +298,7 @@ def _single_samples(run: Option) -> Option | None:
     accumulate = run.setting.accumulate * size
     setting = replace(run.setting, batch_size=1, val_batch_size=1, accumulate=accumulate)
     options = {"data.batches.size": 1, "trainer.accumulate_grad_batches": accumulate}
-    return run.changed("little: the steps are the same", options, setting=setting)
+    return run.changed("little: the steps are the same", options, setting=setting).exact()
 
 
 def _recompute(share: float, run: Option) -> Option | None:
@@ -274,29 +317,33 @@ def _small_moments(run: Option) -> Option | None:
     module.optimizer = _EightBits()
     options = {"model.optimizer.class_path": _EIGHT_BITS}
     rate = {"model.optimizer.init_args": {"lr": made.defaults["lr"], "weight_decay": made.defaults["weight_decay"]}}
-    return run.changed("some precision of the moments; needs torchao", options | rate, module=module)
+    return run.changed("some precision of the moments; needs torchao", options | rate, module=module).by_rule(
+        run, moments_in_8_bits
+    )
 
 
 def _small_base(dtype: str, run: Option) -> Option | None:
     if run.module.adapter is None or run.module.memory.base_dtype == dtype or dtype not in get_args(FrozenDtype):
         return None
-    return run.with_memory("time to dequantise, some precision; needs torchao", base_dtype=dtype)
+    # What products in few bits keep is up to torchao: no rule of ours.
+    return run.with_memory("time to dequantise, some precision; needs torchao", base_dtype=dtype).exact()
 
 
 def _swap(run: Option) -> Option | None:
-    if run.module.adapter is None:
-        return None
     blocks = sum(run.steps.num_blocks)
-    return run.with_memory("copying of weights at every step", swap_blocks=max(0, blocks - 2))
+    if run.module.adapter is None or run.setting.shards > 1 or blocks <= BUFFERS:
+        return None
+    return run.with_memory("copying of weights at every step", swap_blocks=blocks)
 
 
 def _without_largest_bucket(run: Option) -> Option | None:
     others = [bucket for bucket in run.buckets if math.prod(bucket) < math.prod(run.setting.bucket)]
     if not others:
         return None
-    setting = replace(run.setting, bucket=max(others, key=math.prod))
+    bucket = max(others, key=math.prod)
+    setting = replace(run.setting, bucket=bucket)
     options = {"data.buckets": [str(bucket) for bucket in others]}
-    return run.changed("what longer or larger clips would teach", options, setting=setting, buckets=others)
+    return run.changed("what longer or larger clips would teach", options, setting=setting, buckets=others).exact()
 
 
 class _EightBits:

@@ -239,6 +239,7 @@ def unloaded_copy(module: VideoDiffusionModule, setting: StepSetting) -> VideoDi
     empty.memory = replace(asked, compile=False, swap_blocks=0)
     for name in empty.expert_names:
         setattr(empty, name, None)
+    empty.context_parallel = 1
     empty.averaged = None
     empty.experts = ExpertWeights(empty)
     replaced: Any = empty  # a copy takes methods of its own
