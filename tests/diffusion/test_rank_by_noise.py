@@ -8,7 +8,7 @@ from tests.models.batches import batch_of
 from vidlit.diffusion.rank_by_noise import RankByNoise
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import open_family
-from vidlit.training.blocks.recompute import checkpoint_blocks
+from vidlit.training.blocks.recompute import recompute_blocks
 from vidlit.training.blocks.repeated import repeated_blocks
 
 
@@ -59,7 +59,7 @@ def test_what_is_recomputed_has_the_ranks_of_its_own_call(wan, compiled):
     for recomputed in (False, True):
         transformer = adapted(wan)
         if recomputed:
-            checkpoint_blocks(transformer, 1)
+            recompute_blocks(transformer, True)
         if compiled:
             for block in repeated_blocks(transformer):
                 block.compile(backend="aot_eager")

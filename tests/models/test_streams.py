@@ -141,6 +141,7 @@ def test_noise_for_other_streams_than_the_model_predicts_is_refused(batch):
 def attach(module, monkeypatch):
     monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
     options = {"global_step": 0, "global_rank": 0, "world_size": 1, "precision": "32-true"}
+    options["distributed_sampler_kwargs"] = None
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=0))
     module._trainer = SimpleNamespace(fit_loop=loop, accumulate_grad_batches=1, **options)
 

@@ -12,7 +12,7 @@ from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA, choose_trained
 from vidlit.models.family import open_family
 from vidlit.models.registry import known_families
-from vidlit.training.blocks.recompute import checkpoint_blocks
+from vidlit.training.blocks.recompute import recompute_blocks
 
 KINDS = ("wan", "wan-5b", "wan-i2v")
 
@@ -56,7 +56,7 @@ def on_a_rank(rank, port, folders, found):
             choose_trained(transformer, family, LoRA(rank=4), None, 0)
             for each in transformer.parameters():
                 each.data = each.data.double() + 0.01 * each.requires_grad  # an untrained adapter changes nothing
-            checkpoint_blocks(transformer, 1)
+            recompute_blocks(transformer, True)
         conditioning = double(conditioning_of(family))
         velocity, gradients = answer(family, transformer, conditioning)
         family.split_tokens(transformer, mesh)

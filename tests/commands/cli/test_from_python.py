@@ -128,7 +128,7 @@ def parts(demo, latents):
     buckets = ["5x48x80", "9x64x64", "9x48x80", "17x64x64", "17x48x80"]
     base, batches, split = str(demo.dir / "base"), Batching(size=2), Splitting(val_fraction=0.5)
     data = vidlit.LatentDataModule(demo.dir / "clips", latents, base, buckets, fps=16, batches=batches, split=split)
-    optimizer = partial(torch.optim.AdamW, lr=0.002, weight_decay=0.01)
+    optimizer = partial(torch.optim.AdamW, lr=0.002, weight_decay=0.01, fused=True)
     return vidlit.VideoDiffusionModule(base, optimizer=optimizer, warmup_steps=20, fps=16), data
 
 

@@ -21,7 +21,7 @@ TRAINING = {
     "model.adapter": "LoRA {rank: 16, alpha: 16}, or null",
     "model.optimizer.init_args.lr": "learning rate",
     "model.warmup_steps": "steps of learning-rate warm-up (0)",
-    "model.memory.gradient_checkpointing": "auto, true, false, a share: less memory, more time",
+    "model.memory.gradient_checkpointing": "auto, true, false, or a share",
     "model.memory.base_dtype": "dtype of frozen weights: bfloat16, int8, ...",
 }
 STOPPING = {
@@ -87,7 +87,7 @@ SCREENS: dict[str, dict[str, dict[str, str]]] = {
         "what": CLIPS | MODEL | {"json": "print the plan as one JSON object"},
         "memory": {
             "gpu-memory": "of the card to judge by: 24GB (the GPU here)",
-            "fit-to": "write options with which it fits a card: 24GB",
+            "fit-to": "write options that make it fit: 24GB",
         },
         "time": {
             "gpu": "name of the GPU, as H100 (the GPU here)",
