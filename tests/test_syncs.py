@@ -63,6 +63,7 @@ def test_a_step_waits_for_the_device_once(kind, demo, tmp_path, monkeypatch):
         "data.split.val_fraction": 0,
         "model.base": bases.EVERY[kind](tmp_path / "base"),
         "model.caption_dropout": 0.3,
+        "model.optimizer.fused": False,  # asks for the name of a real device
         "run.dir": tmp_path / "runs",
         "run.report": False,
         "trainer.max_steps": 8,
@@ -102,7 +103,7 @@ class Teardown:
 @pytest.mark.parametrize("end", ["max_steps", "a stop", "Ctrl-C"])
 def test_the_end_of_a_fit_copies_no_weights_and_no_moments(end, quickstart, tmp_path, monkeypatch):
     """Lightning's teardown would, and move the model away from where it is exported and sampled with."""
-    words = quickstart(trainer__max_steps=3, trainer__val_check_interval=2)
+    words = quickstart(trainer__max_steps=3, trainer__val_check_interval=2, model__optimizer__fused=False)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         if batch_idx == 1 and end == "a stop":
