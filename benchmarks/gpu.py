@@ -291,7 +291,7 @@ class Case:
             settled, sides = module.memory.settled(self.device), ["vidlit", "plain loop, tuned", "plain loop"]
             if self.name == "ltx" and not self.lora:
                 sides.append(f"vidlit, {ACCUMULATED} batches a step")
-            for side in sides:
+            for side in [side for side in sides if self.options.plain or side != "plain loop"]:
                 row = {"model": parts["title"], "clip": "x".join(map(str, parts["size"]))}
                 row |= {"trains": "LoRA" if self.lora else "all", "side": side}
                 if time.perf_counter() > self.options.until:
@@ -361,6 +361,7 @@ def main(words: list[str] | None = None) -> list[dict]:
     parser.add_argument("--steps", type=int, default=6, help="measured")
     parser.add_argument("--warmup", type=int, default=3, help="steps before, not measured; compilation falls in here")
     parser.add_argument("--recompute", type=share, help="of the blocks: true, false, a share; else as it ships")
+    parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="the plain loop's row")
     parser.add_argument("--seconds", type=float, default=340, help="after which no row is begun any more")
     parser.add_argument("--small", action="store_true", help="tiny models and clips")
     parser.add_argument("--json", type=Path, help="write the rows here, too")
