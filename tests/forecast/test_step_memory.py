@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch._subclasses.fake_tensor import FakeTensor
 
+from benchmarks.memory_measured import MEASURED, forecast
 from benchmarks.published import write_published
 from tests.models.bases import EVERY, size_of
 from vidlit.forecast.cuda_autocast import cuda_autocast
@@ -68,17 +69,9 @@ def test_steps_take_what_an_h100_measured(base, kind, optimizer, lora, measured,
     assert training_peak(steps).total / GB == pytest.approx(measured, rel=0.03)
 
 
-@slow
-@pytest.mark.parametrize(("lora", "measured"), [(False, 43.25), (True, 16.2)])
-@pytest.mark.usefixtures("wide_stream")
-def test_compiled_steps_that_recompute_nothing_take_what_an_h100_measured(lora, measured, tmp_path):
-    dtype = "bfloat16" if lora else "float32"
-    adapter = LoRA(rank=32, alpha=32) if lora else None
-    memory = Memory(dtype, gradient_checkpointing=False, compile=True, cast_once=False)
-    module = VideoDiffusionModule(str(write_published(LTX, tmp_path)), adapter, optimizer=loop, memory=memory)
-    setting = RunSetting(Bucket.parse(SIZE[LTX]), clip_val=1.0)
-    peak = training_peak(adjusted(step_memory(module, setting), module, setting))
-    assert peak.total / GB == pytest.approx(measured, rel=0.1)
+@pytest.mark.parametrize("row", [pytest.param(row, marks=() if row.lora else slow) for row in MEASURED])
+def test_compiled_steps_take_what_an_h200_measured(row):
+    assert forecast(row) == pytest.approx(row.gigabytes, rel=0.1)
 
 
 def test_decoding_takes_what_an_h100_measured(tmp_path):

@@ -33,7 +33,7 @@ WAYS = {
     "a LoRA in 8 bits": (LoRA(rank=32, alpha=32), {"base_dtype": "int8", "gradient_checkpointing": True}),
 }
 ROUGH = {"a LoRA, half recomputed": 0.08, "a LoRA in 8 bits": 0.35}
-"""Where the forecast goes by a rule, or by the CPU's way to multiply by 8 bits: on the safe side, as was seen on an H200."""
+"""Where the forecast goes by a rule, or by how a CPU multiplies by 8 bits: on the safe side, as seen on an H200."""
 
 
 def module_of(base, folder, adapter, **memory):
