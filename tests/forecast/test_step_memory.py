@@ -151,7 +151,14 @@ def wan_of(folder, num_layers, **memory):
 SMALL = StepSetting(Bucket(9, 128, 128), clip_val=1.0, on_gpu=False)
 
 
-@pytest.mark.parametrize("memory", [{}, {"gradient_checkpointing": True}, {"gradient_checkpointing": 2}])
+@pytest.mark.parametrize(
+    "memory",
+    [
+        pytest.param({"gradient_checkpointing": False}, marks=slow),
+        {"gradient_checkpointing": True},
+        pytest.param({"gradient_checkpointing": 2}, marks=slow),
+    ],
+)
 def test_a_few_blocks_tell_of_all(memory, tmp_path):
     module = wan_of(tmp_path, 12, **memory)
     few, whole = step_memory(module, SMALL), step_memory(module, SMALL, whole=True)
@@ -161,6 +168,7 @@ def test_a_few_blocks_tell_of_all(memory, tmp_path):
     assert few.num_blocks == [12]
 
 
+@slow
 def test_a_share_of_recomputed_blocks_lies_between_all_and_none(tmp_path):
     none, every, half = (
         step_memory(wan_of(tmp_path / str(number), 12, gradient_checkpointing=number), SMALL) for number in (0, 1, 2)
