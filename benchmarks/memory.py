@@ -13,6 +13,8 @@ import math
 import re
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,14 +25,17 @@ from benchmarks.published import published_bases, write_published
 from vidlit.commands.starting.shipped_configs import shipped_configs
 from vidlit.diffusion.conditions import Condition
 from vidlit.forecast.card import parse_memory
-from vidlit.forecast.memory_forecast import RunSetting, foretell
-from vidlit.forecast.remedies import Option, fit_to
+from vidlit.forecast.memory_forecast import RunSetting, foretell, needs
+from vidlit.forecast.phases import encode_captions
+from vidlit.forecast.remedies import Option, _small_base, _swap, _without_largest_bucket, fit_to, resolved
 from vidlit.models.adapters import LoRA
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.video.buckets import Bucket
 
 ROOT = Path(__file__).parents[1]
+ON_IT = ("train", "checks", "audits")
+"""Phases with the transformer on the GPU."""
 CARDS = (12, 16, 24, 48, 80)
 BEGIN, END = "<!-- forecast -->\n", "<!-- end of the forecast -->\n"
 
@@ -45,7 +50,7 @@ def run_of(path: Path, folder: Path) -> Option:
         adapter=LoRA(**model["adapter"]) if "adapter" in model else None,
         optimizer=partial(torch.optim.AdamW, **options),
         conditions=[Condition(**given) for given in model.get("conditions", [])] or None,
-        memory=Memory(**model["memory"]),
+        memory=Memory(**model.get("memory", {})),
         fps=values["data"].get("fps"),
         audio=model.get("audio", "off"),
     )
@@ -73,7 +78,7 @@ def measure(name: str, path: Path) -> dict:
         row |= {"unknown": [phase.name for phase in forecast.phases if phase.why], "needs": forecast.needs / 1e9}
         row["CPU s"] = round(time.process_time() - began, 1)
         if "base_dtype int8" in path.read_text().partition("seed_everything")[0] and row["train"]:
-            row["int8"] = round(run.with_memory("", base_dtype="int8").peaks()["train"] / 1e9, 1)
+            row["int8"] = round(run.with_memory("", base_dtype="int8").peak_of(ON_IT) / 1e9, 1)
         return row
 
 
@@ -83,7 +88,7 @@ def with_figures(text: str, row: dict) -> str:
     encode = max(row["encode captions"], row["encode clips"])
     figures = {
         r"(GPU memory: about )\d+( GB)": max(row["train"], row["checks"], row["audits"]),
-        r"(about )\d+( GB to encode)": encode,
+        r"(about )\d+( GB\s(?:# )?to encode)": encode,
         r"(about )\d+( GB with base_dtype int8)": row.get("int8"),
         r"(base_dtype int8 about )\d+( GB)": row.get("int8"),
     }
@@ -94,49 +99,68 @@ def with_figures(text: str, row: dict) -> str:
         ("(an estimate, not", "(a forecast, not"),
         ("(estimates,", "(forecasts,"),
         ("to train one clip", "to train and audit a clip"),
+        ("the rest for one clip)", "the rest for one clip, all blocks recomputed)"),
     ):
         head = head.replace(before, after)
+    head = re.sub(r"(a clip of )\d+x\d+x\d+", rf"\g<1>{row['clip']}", head)
     return head + seed + rest
 
 
 def fitted(name: str, path: Path) -> list[str]:
-    """For each card the options with which a configuration fits it, in words."""
+    """For each card with what a configuration fits it, in words: blocks that are recomputed, and what is changed."""
     cells = []
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(path, Path(folder))
+        captions = needs(encode_captions(run.module.family).total)
         for gigabytes in CARDS:
             memory = parse_memory(f"{gigabytes}GB").memory
-            found = fit_to(run, memory)
+            chosen = resolved(run, memory)
+            found = fit_to(chosen, memory, _changes(chosen))
             if found.needs > memory:
-                cells.append("does not fit")
+                cells.append("no")
                 continue
-            short = [f"{key.split('.')[-1]} {value}" for key, value in found.options.items()]
-            cells.append("as it is" if not short else re.sub(r"[\[\]']", "", ", ".join(short)))
-    return [name, *cells]
+            changed = {key: value for key, value in found.options.items() if key not in chosen.options}
+            words = [f"{key.split('.')[-1]} {value}" for key, value in changed.items()]
+            words = [f"{found.recomputed:.0%} recomputed", *words, *(["captions elsewhere"] * (captions > memory))]
+            cells.append(re.sub(r"[\[\]']", "", ", ".join(words)))
+    return [f"`{name}.yaml`", *cells]
 
 
-def tables(rows: list[dict], cards: list[list[str]]) -> dict[str, str]:
-    """What the guides show: memory by phase, and the cards that hold each configuration, or the changes for each card.
+def _changes(run: Option) -> list[Callable[[Option], Option | None]]:
+    """Those of the table of cards: fewer than a plan tries, for each takes seconds for each configuration."""
+    return [_without_audits, partial(_small_base, "int8"), _swap, *[_without_largest_bucket] * (len(run.buckets) - 1)]
+
+
+def _without_audits(run: Option) -> Option:
+    return run.changed(
+        "overfitting seen in losses alone", {"samples.num_audit": 0}, setting=replace(run.setting, audits=False)
+    )
+
+
+def tables(rows: list[dict]) -> dict[str, str]:
+    """What the guides show: memory by phase, and the cards that hold each configuration.
 
     Args:
         rows: of :func:`measure`.
-        cards: of :func:`fitted`; none to show the cards that hold a configuration as it is.
     """
     columns = ["config", "clip", "encode captions", "encode clips", "train", "checks", "audits"]
     rows = sorted(rows, key=lambda row: row["needs"])
     figures = table(columns, [[row.get(column, "") for column in columns] for row in rows])
-    if not cards:
-        held = [parse_memory(f"{size}GB").memory / 1e9 for size in CARDS]
-        cards = [
-            [f"`{row['config']}.yaml`", row["clip"], f"{row['needs']:.0f} GB"]
-            + ["yes" if row["needs"] <= memory else "" for memory in held]
-            for row in rows
-        ]
-        return {
-            "memory.md": figures,
-            "cards.md": table(["config", "clip", "needs", *(f"{n} GB" for n in CARDS)], cards),
-        }
-    return {"memory.md": figures, "cards.md": table(["config", *(f"{size} GB" for size in CARDS)], cards)}
+    cards = [[f"`{row['config']}.yaml`", f"{row['needs']:.0f} GB", *(holds(row, n) for n in CARDS)] for row in rows]
+    return {"memory.md": figures, "cards.md": table(["config", "needs", *(f"{n} GB" for n in CARDS)], cards)}
+
+
+def holds(row: dict, gigabytes: int) -> str:
+    """With what a card holds a configuration, of what its figures tell: as it is, without audits, or in int8."""
+    memory = parse_memory(f"{gigabytes}GB").memory
+
+    def fits(peak: float) -> bool:
+        return needs(1e9 * peak) <= memory
+
+    encoding, steps = row["encode clips"], max(row["train"], row["checks"])
+    ways = {"yes": max(steps, row["audits"]), "no audits": steps, "int8": row.get("int8", math.inf)}
+    way = next((way for way, peak in ways.items() if fits(max(peak, encoding))), "")
+    return f"{way}, captions elsewhere" if way and not fits(row["encode captions"]) else way
 
 
 def table(header: list[str], rows: list[list]) -> str:
@@ -149,21 +173,20 @@ def main(words: list[str] | None = None) -> list[dict]:
     """Print the tables, and write them where that is asked for; the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="+", help="names of shipped configurations (all)")
-    parser.add_argument("--cards", action="store_true", help="the table of cards, too: a minute for each configuration")
+    parser.add_argument("--cards", action="store_true", help="print the changes of a LoRA for each card: a minute each")
     parser.add_argument("--write", action="store_true", help="into configs/ and docs/guides/")
     options = parser.parse_args(words)
     known = {config.name: config for config in shipped_configs().values() if config.base in published_bases()}
-    rows, cards = [], []
+    rows = []
     for name in options.configs or sorted(known):
         path = ROOT / "configs" / f"{name}.yaml"
         rows.append(measure(name, path))
         print(rows[-1], flush=True)
         if options.write and not rows[-1]["unknown"]:
             path.write_text(with_figures(path.read_text(), rows[-1]))
-        if options.cards and not rows[-1]["unknown"]:
-            cards.append(fitted(name, path))
-            print(cards[-1], flush=True)
-    guides = tables(rows, cards)
+        if options.cards and known[name].trains_adapter and not rows[-1]["unknown"]:
+            print(fitted(name, path), flush=True)
+    guides = tables(rows)
     for name, text in guides.items():
         print(text)
         path = ROOT / "docs" / "guides" / name

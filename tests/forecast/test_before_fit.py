@@ -27,6 +27,7 @@ BUCKETS = [Bucket(9, 64, 64), Bucket(9, 128, 128)]
 def run(tmp_path_factory):
     module = wan_of(tmp_path_factory.mktemp("base"), 2)
     module.optimizer = torch.optim.AdamW
+    module.memory = Memory(gradient_checkpointing=False)  # what is left to the forecast counts as recomputed
     return Option(module, RunSetting(BUCKETS[-1], batch_size=2, clip_val=1.0, audits=False), BUCKETS)
 
 
@@ -57,6 +58,7 @@ def test_each_change_is_shown_with_what_it_needs(run):
     assert "--model.memory.gradient_checkpointing true" in changes
     assert f"--data.buckets [{BUCKETS[0]}]" in changes
     assert all(needed < run.needs for needed in changes.values())
+    assert len(single_changes(run, memory=1e12)) == 3
 
 
 @pytest.mark.slow
@@ -89,7 +91,7 @@ def test_what_is_refused_is_told_what_would_fit(run):
 
 
 def test_what_cannot_fit_is_refused_unless_told(run, monkeypatch):
-    monkeypatch.setattr(before_fit, "single_changes", lambda run: [])
+    monkeypatch.setattr(before_fit, "single_changes", lambda run, memory: [])
     peaks = {"train": 30e9, "checks": 20e9}
     with pytest.raises(UserError, match=r"30\.0 GB are forecast for the phase 'train'.*a card of 24 GB"):
         refuse(run, peaks, parse_memory("24GB"), ignore=False)

@@ -1,11 +1,15 @@
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 
+from benchmarks.memory import ROOT, run_of
 from benchmarks.published import published_bases, write_published
+from vidlit.commands.starting.shipped_configs import shipped_configs
 from vidlit.models.base_folder import configs_alone, local_folder
 from vidlit.models.family import open_family
+from vidlit.training.memory import Memory
 
 
 @pytest.fixture
@@ -37,7 +41,18 @@ def test_a_plan_fetches_configs_alone_and_once(hub):
 
 
 @pytest.mark.parametrize("base", published_bases())
-def test_published_configs_open_as_bases(base, tmp_path):
+def test_published_configs_open_as_bases_that_the_shipped_buckets_fit(base, tmp_path):
     family = open_family(write_published(base, tmp_path))
     assert family.base == Path(tmp_path)
     assert family.latent_channels >= 12
+    for config in shipped_configs().values():
+        if config.base == base:
+            assert (family.frame_multiple, family.pixel_multiple) == tuple(config.multiples)
+            for bucket in config.buckets:
+                bucket.check(family.frame_multiple, family.pixel_multiple)
+
+
+def test_a_config_without_options_of_memory_is_forecast_with_their_defaults(tmp_path):
+    run = run_of(ROOT / "configs" / "wan2_1_1_3b_full.yaml", tmp_path)
+    assert run.module.memory == Memory()
+    assert run.setting.bucket == max(run.buckets, key=math.prod)

@@ -1,11 +1,23 @@
 """What is reckoned from other steps, against the steps themselves."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.forecast.test_step_memory import wan_of
+from vidlit.forecast import memory_forecast
 from vidlit.forecast.card import parse_memory
-from vidlit.forecast.memory_forecast import RunSetting, adjusted, training_peak
-from vidlit.forecast.remedies import Option, _cast_always, _swap, _swapping_few, resolved
+from vidlit.forecast.memory_forecast import AUDITS, CHECKS, CLIPS, TRAINING, RunSetting, adjusted, training_peak
+from vidlit.forecast.remedies import (
+    Option,
+    _cast_always,
+    _swap,
+    _swapping_few,
+    _tiled_decoding,
+    _tiled_encoding,
+    resolved,
+)
+from vidlit.forecast.step_rules import twice_the_samples
 from vidlit.models.adapters import LoRA
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
@@ -36,6 +48,33 @@ def agree(run):
 @pytest.mark.parametrize("recomputed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_weights_that_are_cast_at_every_use(recomputed, tmp_path):
     agree(_cast_always(option(tmp_path, gradient_checkpointing=recomputed, compile=False)))
+
+
+@pytest.mark.slow
+def test_twice_the_samples_are_not_reckoned_too_few(tmp_path):
+    run = lora(tmp_path, base_dtype="bfloat16", gradient_checkpointing=True, compile=False)
+    twice = replace(run, setting=replace(run.setting, batch_size=2)).by_rule(run, twice_the_samples)
+    assert peak(twice.exact()) <= peak(twice) <= 1.1 * peak(twice.exact())
+
+
+@pytest.mark.slow
+def test_where_the_least_does_not_fit_nothing_else_is_run(tmp_path, monkeypatch):
+    asked = []
+    measure = memory_forecast.step_memory
+    monkeypatch.setattr(memory_forecast, "step_memory", lambda *given: asked.append(given) or measure(*given))
+    chosen = resolved(lora(tmp_path, base_dtype="bfloat16"), 1.0)
+    assert chosen.module.memory.gradient_checkpointing is True
+    assert len(asked) == 1
+
+
+@pytest.mark.slow
+def test_what_only_one_phase_takes_less_of_is_tried_where_that_one_takes_most(tmp_path, monkeypatch):
+    run = lora(tmp_path, base_dtype="bfloat16", gradient_checkpointing=True)
+    run = replace(run, setting=replace(run.setting, audits=True))
+    for highest, changes in ((AUDITS, 1), (TRAINING, 0)):
+        peaks = dict.fromkeys((CLIPS, TRAINING, CHECKS, AUDITS), 1.0) | {highest: 2.0}
+        monkeypatch.setattr(Option, "peaks", lambda run, peaks=peaks: peaks)
+        assert len([change for change in (_tiled_decoding(run), _tiled_encoding(run)) if change]) == changes
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def refuse(run: Option, peaks: Mapping[str, float], card: GraphicsCard, *, ignor
     phase = max(peaks, key=lambda name: peaks[name])
     if ignore or peaks[phase] + CONTEXT <= card.memory:
         return
-    remedies = words_of_changes(single_changes(run), card)
+    remedies = words_of_changes(single_changes(run, memory=card.memory), card)
     raise UserError(
         f"this will not fit: {peaks[phase] / 1e9:.1f} GB are forecast for the phase {phase!r} at {run.setting.bucket}, "
         f"and {card} has {card.memory / 1e9:.1f} GB. {remedies} To try all the same: --{IGNORE} true."

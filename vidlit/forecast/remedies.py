@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -22,7 +22,7 @@ from vidlit.forecast.memory_forecast import (
 )
 from vidlit.forecast.phases import decode_clips, encode_clips
 from vidlit.forecast.step_memory import CHECK, CannotRunError, StepMemory
-from vidlit.forecast.step_rules import Rule, always_cast, moments_in_8_bits, without_temporaries
+from vidlit.forecast.step_rules import Rule, always_cast, moments_in_8_bits, twice_the_samples, without_temporaries
 from vidlit.forecast.tensor_memory import ACTIVATIONS, TEMPORARIES
 from vidlit.training.blocks.block_swap import BUFFERS
 from vidlit.training.blocks.kept_dtypes import FrozenDtype
@@ -35,6 +35,8 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the blocks, those that may be recomputed."""
 _WORTH = 0.98
 """A change that leaves more than this share of the memory is not worth its cost."""
+_ENOUGH = 3
+"""Changes that fit by themselves, of which one may choose: no more are looked for."""
 _EIGHT_BITS = "torchao.optim.AdamW8bit"
 
 
@@ -156,7 +158,7 @@ def resolved(run: Option, memory: float | None) -> Option:
         tried = [run.with_memory("", gradient_checkpointing=share) for share in shares]
         if options.cast_once == "auto":
             tried = [each for with_copies in tried for each in (with_copies, _cast_always(with_copies)) if each]
-        run = _first_fitting(tried, memory)
+        run = _first_fitting([*tried[:-1], tried[-1].exact()], memory)
     elif options.cast_once == "auto" and (cast_always := _cast_always(run)) is not None:
         run = _first_fitting([run, cast_always], memory) if memory is not None else run
     if options.swap_blocks == "auto":
@@ -166,8 +168,10 @@ def resolved(run: Option, memory: float | None) -> Option:
 
 
 def _first_fitting(tried: Sequence[Option], memory: float | None) -> Option:
-    """The first that fits; the last one in any case."""
-    return next((run for run in tried[:-1] if memory is None or run.needs <= memory), tried[-1])
+    """The first that fits; the last one, which takes least, in any case: where that does not fit, no other is run."""
+    if memory is None or tried[-1].needs > memory:
+        return tried[-1]
+    return next(run for run in tried if run.needs <= memory)
 
 
 def _swapping_few(run: Option, memory: float, costs: str = "") -> Option:
@@ -193,20 +197,23 @@ def ladder(run: Option) -> Iterator[Callable[[Option], Option | None]]:
     yield _small_moments
     for dtype in ("int8", "nf4"):
         yield partial(_small_base, dtype)
+    yield _tiled_decoding  # by now audits may be what takes most
+    yield _tiled_encoding
     yield _swap
     for _ in run.buckets[1:]:
         yield _without_largest_bucket
 
 
-def fit_to(run: Option, memory: float) -> Option:
+def fit_to(run: Option, memory: float, changes: Iterable[Callable[[Option], Option | None]] | None = None) -> Option:
     """The run with as few changes as make it fit, or with all there are where it does not.
 
     Args:
         run: as it is.
         memory: bytes of the card.
+        changes: to try, in order; ``None`` for all of :func:`ladder`.
     """
     best, lowest = run, run.peak
-    for change in ladder(run):
+    for change in ladder(run) if changes is None else changes:
         if needs(lowest) <= memory and (not best.rules or needs(lowest := best.exact().peak) <= memory):
             break
         tried = change(best)
@@ -217,15 +224,18 @@ def fit_to(run: Option, memory: float) -> Option:
     return best.exact()
 
 
-def single_changes(run: Option, phases: Sequence[str] = ()) -> list[tuple[Option, float]]:
+def single_changes(run: Option, phases: Sequence[str] = (), memory: float = 0.0) -> list[tuple[Option, float]]:
     """Each change by itself that lowers the memory, with the bytes that a card has to have then.
 
     Args:
         run: as it is.
         phases: that count; all of them where none is named.
+        memory: bytes of a card; no more changes are looked for when a few fit it.
     """
-    before, found = run.peak_of(phases), []
+    before, found = run.peak_of(phases), list[tuple[Option, float]]()
     for change in dict.fromkeys(ladder(run)):
+        if sum(needed <= memory for _, needed in found) >= _ENOUGH:
+            break
         tried = change(run)
         if tried is not None and (peak := tried.peak_of(phases)) <= _WORTH * before:
             found.append((tried, needs(peak)))
@@ -239,7 +249,8 @@ def beyond(run: Option, memory: float) -> list[tuple[str, float]]:
         kept = run.with_memory("", gradient_checkpointing=False)
         if (needed := kept.needs) <= memory:
             found.append(("--model.memory.gradient_checkpointing false", needed))
-    twice = replace(run.exact(), setting=replace(run.setting, batch_size=2 * run.setting.batch_size))
+    setting = replace(run.setting, batch_size=2 * run.setting.batch_size)
+    twice = replace(run, setting=setting).by_rule(run, twice_the_samples)
     if (needed := twice.needs) <= memory:
         found.append((f"--data.batches.size {twice.setting.batch_size}", needed))
     return found
@@ -261,16 +272,22 @@ def _bfloat16_base(run: Option) -> Option | None:
 
 
 def _tiled_decoding(run: Option) -> Option | None:
-    if not run.setting.audits or run.module.memory.tiled_decoding is True:
+    if not run.setting.audits or run.module.memory.tiled_decoding is True or not _is_highest(run, AUDITS):
         return None
     return run.with_memory("seams that show a little in audits", tiled_decoding=True)
 
 
 def _tiled_encoding(run: Option) -> Option | None:
-    if run.setting.tiled:
+    if run.setting.tiled or not _is_highest(run, CLIPS):
         return None
     setting = replace(run.setting, tiled=True)
     return run.changed("clips encoded anew, a little else", {"data.encoding.tiled": True}, setting=setting)
+
+
+def _is_highest(run: Option, phase: str) -> bool:
+    """Whether a phase alone takes most: only then a change to it alone is worth its cost, and is tried."""
+    peaks = run.peaks()
+    return max(size for name, size in peaks.items() if name != phase) <= _WORTH * peaks[phase]
 
 
 def _cast_always(run: Option) -> Option | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from vidlit.forecast.step_memory import OPTIMIZER, StepMemory
+from vidlit.forecast.step_memory import CHECK, OPTIMIZER, StepMemory
 from vidlit.forecast.tensor_memory import ACTIVATIONS, TRAINED, Held
 
 Rule = Callable[[StepMemory, float], StepMemory]
@@ -36,6 +36,15 @@ def moments_in_8_bits(steps: StepMemory, recomputed: float) -> StepMemory:
     """With the moments of torchao's optimizers, which work at one weight after the other."""
     smaller = steps.changed(partial(Held.scaled, moments=_MOMENTS_IN_8_BITS))
     return without_temporaries(smaller, recomputed)
+
+
+def twice_the_samples(steps: StepMemory, recomputed: float) -> StepMemory:
+    """With twice as many samples in a batch: too much, if anything, for copies of weights are taken for activations."""
+    peaks = {
+        stage: held if stage.endswith(OPTIMIZER) or stage == CHECK else held.scaled(activations=2.0, temporaries=2.0)
+        for stage, held in steps.peaks.items()
+    }
+    return replace(steps, peaks=peaks)
 
 
 def _in_optimizer(steps: StepMemory, change: Callable[[Held], Held]) -> StepMemory:

@@ -77,7 +77,7 @@ def plan_memory(run: Option, card: GraphicsCard | None, *, fit: bool) -> MemoryP
     if card is None or any(phase.why for phase in forecast.phases if phase.name == "train"):
         return MemoryPlan(forecast, card, chosen, {}, {})
     fits = forecast.needs <= card.memory
-    changes = {} if fits else {words(each): needed for each, needed in single_changes(run)}
+    changes = {} if fits else {words(each): needed for each, needed in single_changes(run, memory=card.memory)}
     room = dict(beyond(run, card.memory)) if fits else {}
     if not fit:
         return MemoryPlan(forecast, card, chosen, changes, room)
