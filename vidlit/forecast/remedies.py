@@ -217,6 +217,9 @@ def fit_to(run: Option, memory: float, changes: Iterable[Callable[[Option], Opti
         if needs(lowest) <= memory and (not best.rules or needs(lowest := best.exact().peak) <= memory):
             break
         tried = change(best)
+        if tried is not None and best.rules and not tried.rules:  # what was run is compared with what was run
+            best = best.exact()
+            lowest, tried = best.peak, change(best)
         if tried is not None and change is _swap:
             tried = _swapping_few(best, memory, tried.costs["model.memory.swap_blocks"])
         if tried is not None and (peak := tried.peak) <= _WORTH * lowest:
