@@ -45,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # from a checkout, without i
 
 from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.rectified_flow import RectifiedFlow
+from vidlit.latents.quiet_lightning import BARE_TRAINER
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import Family
 from vidlit.training.blocks.attention import prefer_kernel
@@ -218,13 +219,9 @@ def run_vidlit(module: VideoDiffusionModule, clips: Clips, clock: Clock, folder:
         precision="bf16-mixed",
         gradient_clip_val=1.0,
         limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         default_root_dir=folder,
         callbacks=[clock],
+        **BARE_TRAINER,
     )
     trainer.fit(module, loader(clips, clock.device))
 

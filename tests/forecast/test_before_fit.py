@@ -126,18 +126,8 @@ def test_a_plan_writes_what_makes_it_fit(quickstart, capsys, tmp_path, monkeypat
     assert "class_path: torchao.optim.AdamW8bit" in (tmp_path / "fit_to_0.0015GB.yaml").read_text()
 
 
-def test_what_is_left_to_the_forecast_is_chosen(run, monkeypatch):
-    automatic = run.with_memory("", gradient_checkpointing="auto") if _knows_auto() else None
-    if automatic is None:
-        pytest.skip("recomputation is not left to the forecast here")
+def test_what_is_left_to_the_forecast_is_chosen(run):
+    automatic = run.with_memory("", gradient_checkpointing="auto")
     assert resolved(automatic, 1e12).module.memory.gradient_checkpointing is False
     assert resolved(automatic, 1.0).module.memory.gradient_checkpointing is True
     assert resolved(automatic, None).module.memory.gradient_checkpointing is True
-
-
-def _knows_auto():
-    try:
-        Memory(gradient_checkpointing="auto")
-    except TypeError:
-        return False
-    return True

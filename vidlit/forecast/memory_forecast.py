@@ -24,6 +24,7 @@ from vidlit.forecast.tensor_memory import (
     Held,
     highest,
 )
+from vidlit.training.blocks.block_swap import BUFFERS
 
 if TYPE_CHECKING:
     from vidlit.data.clip_folder import ClipFolder
@@ -40,8 +41,6 @@ CAPTIONS, CLIPS, TRAINING, CHECKS, AUDITS, END = PHASES = (
 _KEPT_COMPILED = 0.68
 """Of the activations that blocks keep for the backward pass, what compiled ones keep: 20.2 of 30.3 GB (LTX-Video 2B,
 all weights) and 12.0 of 17.5 GB (its LoRA) on an H100, torch 2.11."""
-_RING = 2
-"""Buffers on the GPU that blocks come to in turn which live in main memory."""
 _GATHERED = 2
 """Blocks that are whole at once under FSDP2: the one at work and the next."""
 CONTEXT = 0.6e9
@@ -236,7 +235,7 @@ def swapping(steps: StepMemory, blocks: int) -> StepMemory:
         here = min(left, count)
         saved += here * block.of(FROZEN)
         left -= here
-    ring = _RING * max((block.of(FROZEN) for block in steps.block), default=0.0)
+    ring = BUFFERS * max((block.of(FROZEN) for block in steps.block), default=0.0)
     return steps.changed(lambda held: held.plus(Held({FROZEN: min(0.0, ring - saved)})))
 
 

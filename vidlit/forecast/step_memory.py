@@ -39,7 +39,7 @@ from vidlit.forecast.tensor_memory import (
     Held,
     TensorMemory,
 )
-from vidlit.latents.quiet_lightning import quiet_lightning
+from vidlit.latents.quiet_lightning import BARE_TRAINER, quiet_lightning
 from vidlit.lightning_internals import detach
 from vidlit.models.without_weights import without_weights
 from vidlit.training.expert_weights import ExpertWeights
@@ -211,12 +211,8 @@ def run_steps(module: VideoDiffusionModule, setting: StepSetting, memory: Tensor
             gradient_clip_val=setting.clip_val,
             limit_val_batches=0,
             callbacks=[stages],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
             default_root_dir=folder,
+            **BARE_TRAINER,
         )
         trainer.fit(module, _Batches([batch] * (_STEPS * accumulate)))
     return stages.held

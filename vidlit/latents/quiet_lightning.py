@@ -6,10 +6,19 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 VERBOSE_VARIABLE = "VIDLIT_VERBOSE"
 """Set in the environment, it lets Lightning say everything; further processes of a run inherit it."""
+BARE_TRAINER: Mapping[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+"""Options of a Trainer that says and saves nothing by itself."""
 _TALKATIVE = (
     "lightning.pytorch",
     "lightning.fabric",

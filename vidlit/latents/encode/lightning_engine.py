@@ -19,6 +19,7 @@ from vidlit.latents.encode.progress import EncodeProgress
 from vidlit.latents.encode.shard_writer import ShardWriter
 from vidlit.latents.encode.work import Job, Work, encode_captions
 from vidlit.latents.encoding import num_cores
+from vidlit.latents.quiet_lightning import BARE_TRAINER
 from vidlit.latents.store import Item
 from vidlit.models.device_memory import free_memory
 
@@ -33,14 +34,7 @@ class LightningEngine:
     """
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
-        self.trainer = Trainer(
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            **(options or {}),
-        )
+        self.trainer = Trainer(**BARE_TRAINER, **(options or {}))
 
     @property
     def is_first(self) -> bool:

@@ -15,8 +15,6 @@ from vidlit.training.blocks.repeated import repeated_blocks
 FrozenDtype = Literal["float32", "bfloat16", "float8", "int8", "nf4"]
 """How weights that are not trained are kept: the last three in 8 or 4 bits, dequantised in each layer (torchao)."""
 QUANTISED = ("float8", "int8", "nf4")
-BYTES = {"float32": 4, "bfloat16": 2, "float8": 1, "int8": 1, "nf4": 0.52}
-"""Of one weight; ``nf4`` with a scale of 8 bits for each 64 weights."""
 _NF4_BLOCKS = 64 * 256
 """Weights that share a scale, times the scales that share theirs, as in QLoRA (https://arxiv.org/abs/2305.14314)."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vidlit.training.blocks.cast_once import lowers
-from vidlit.training.blocks.repeated import repeated_blocks
+from vidlit.training.blocks.repeated import repeated_blocks, run_by
 
 
 def narrow_stream(transformer: nn.Module) -> None:
@@ -23,21 +23,12 @@ def narrow_stream(transformer: nn.Module) -> None:
         transformer: whose blocks are neither recomputed nor compiled yet.
     """
     for block in repeated_blocks(transformer):
-        block_class: Any = type(block)
-        block.__class__ = _narrowing(block_class)
+        run_by(block, _giving_narrow)
 
 
-@cache
-def _narrowing(block_class: Any) -> Any:
-    """The same class, which gives no float32 under autocast."""
-
-    def forward(block: Any, *inputs: Any, **named: Any) -> Any:
-        given = super(made, block).forward(*inputs, **named)
-        return tuple(map(_narrow, given)) if isinstance(given, tuple) else _narrow(given)
-
-    names = {"forward": forward, "__module__": block_class.__module__, "__qualname__": block_class.__qualname__}
-    made: Any = type(block_class.__name__, (block_class,), names)
-    return made
+def _giving_narrow(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    given = forward(*inputs, **named)
+    return tuple(map(_narrow, given)) if isinstance(given, tuple) else _narrow(given)
 
 
 def _narrow(given: Any) -> Any:

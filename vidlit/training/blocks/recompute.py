@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from vidlit.training.blocks.repeated import repeated_blocks
+from vidlit.training.blocks.repeated import repeated_blocks, run_by
 
 
 def recompute_blocks(transformer: nn.Module, share: bool | int | float) -> None:
@@ -25,9 +26,7 @@ def recompute_blocks(transformer: nn.Module, share: bool | int | float) -> None:
     """
     blocks = repeated_blocks(transformer)
     for number in chosen_blocks(len(blocks), share):
-        block_class: Any = type(blocks[number])
-        # A class for a class: a function of each block's own would have the compiler compile each block.
-        blocks[number].__class__ = _recomputing(block_class)
+        run_by(blocks[number], _recomputing)
 
 
 def chosen_blocks(num_blocks: int, share: bool | int | float) -> list[int]:
@@ -45,20 +44,12 @@ def chosen_blocks(num_blocks: int, share: bool | int | float) -> list[int]:
     return [number for number in range(num_blocks) if number * count % num_blocks < count]
 
 
-@cache
-def _recomputing(block_class: Any) -> Any:
-    """The same class, whose forward pass keeps its input and what attention gave."""
-
-    def forward(block: Any, *inputs: Any, **named: Any) -> Any:
-        run = super(made, block).forward
-        if not torch.is_grad_enabled():
-            return run(*inputs, **named)
-        contexts = partial(create_selective_checkpoint_contexts, _keeps)
-        return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts, **named)
-
-    names = {"forward": forward, "__module__": block_class.__module__, "__qualname__": block_class.__qualname__}
-    made: Any = type(block_class.__name__, (block_class,), names)
-    return made
+def _recomputing(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    """What a block gives; of what it computed its input and what attention gave are kept."""
+    if not torch.is_grad_enabled():
+        return forward(*inputs, **named)
+    contexts = partial(create_selective_checkpoint_contexts, _keeps)
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **named)
 
 
 def _keeps(context: Any, operation: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
