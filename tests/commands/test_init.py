@@ -124,7 +124,7 @@ def test_a_file_that_is_there_is_kept(demo, here, capsys):
         (["mine"], "Which clips?"),
         (["mine", "--source", "nothing"], "no such folder"),
         (["mine", "--source", "bare"], "1 videos but no captions"),
-        (["mine", "--source", "{clips}", "--family", "sora"], "there is no such family. There are "),
+        (["mine", "--source", "{clips}", "--family", "sora"], "there is no such family. There are ltx_video, "),
         (["mine", "--source", "{clips}", "--base", "someone/else"], "Name its family, too"),
         (["mine", "--source", "{clips}", "--base", "bare"], "is not a complete diffusers folder"),
         (["../mine", "--source", "{clips}"], "a run's name is the name of one folder"),

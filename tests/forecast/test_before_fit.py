@@ -1,7 +1,9 @@
 """What a fit is refused for, and what is chosen for it, on a card that is small by decree."""
 
 import json
+import re
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from tests.forecast.test_step_memory import wan_of
 from vidlit.__main__ import main
 from vidlit.errors import UserError
 from vidlit.forecast import before_fit
-from vidlit.forecast.before_fit import IGNORE, refuse, words
+from vidlit.forecast.before_fit import IGNORE, prepare_memory, refused, words
 from vidlit.forecast.card import GraphicsCard, parse_memory
 from vidlit.forecast.memory_forecast import RunSetting, needs
 from vidlit.forecast.remedies import Option, _bfloat16_base, beyond, fit_to, resolved, single_changes
@@ -84,18 +86,46 @@ def test_a_frozen_base_takes_fewer_bits(tmp_path):
 def test_what_is_refused_is_told_what_would_fit(run):
     peaks = run.peaks()
     card = GraphicsCard("tiny", max(peaks.values()))
-    with pytest.raises(UserError, match=rf"this will not fit.*tiny.*--{IGNORE} true") as refused:
-        refuse(run, peaks, card, ignore=False)
-    assert "model.memory.gradient_checkpointing true" in str(refused.value)
+    said = refused(run, peaks, card)
+    assert re.search(rf"this will not fit.*tiny.*--{IGNORE} true", said)
+    assert "model.memory.gradient_checkpointing true" in said
 
 
-def test_what_cannot_fit_is_refused_unless_told(run, monkeypatch):
-    monkeypatch.setattr(before_fit, "single_changes", lambda run, memory: [])
+def test_what_cannot_fit_is_refused(run, monkeypatch):
+    monkeypatch.setattr(before_fit, "single_changes", lambda run, phases, memory: [])
     peaks = {"train": 30e9, "checks": 20e9}
-    with pytest.raises(UserError, match=r"30\.0 GB are forecast for the phase 'train'.*a card of 24 GB"):
-        refuse(run, peaks, parse_memory("24GB"), ignore=False)
-    refuse(run, peaks, parse_memory("24GB"), ignore=True)
-    refuse(run, peaks, parse_memory("48GB"), ignore=False)
+    said = refused(run, peaks, parse_memory("24GB"))
+    assert re.search(r"30\.0 GB are forecast for the phase 'train'.*a card of 24 GB", said)
+    assert refused(run, peaks, parse_memory("48GB")) == ""
+
+
+@pytest.fixture
+def on_a_card(run, monkeypatch):
+    """Prepares the run as a rank with a card of so much memory, beside one that has decided so."""
+
+    def prepared(memory, *, first=True, sent=None, **options):
+        monkeypatch.setattr(before_fit, "card_here", lambda device: GraphicsCard("a card", memory))
+        monkeypatch.setattr(before_fit, "run_of", lambda trainer, module, audits: run)
+        shared = []
+        broadcast = lambda found: shared.append(found) or (found if first else sent)  # noqa: E731
+        strategy = SimpleNamespace(root_device=torch.device("cuda"), broadcast=broadcast)
+        module = SimpleNamespace(memory=run.module.memory)
+        peak = prepare_memory(SimpleNamespace(strategy=strategy, is_global_zero=first), module, **options)
+        return module.memory, peak, shared[0]
+
+    return prepared
+
+
+def test_a_run_that_does_not_fit_is_refused_on_all_ranks_unless_told(run, on_a_card):
+    memory, peak, decided = on_a_card(1e12)
+    assert peak == max(run.peaks()["train"], run.peaks()["checks"])
+    assert decided == (memory, peak, "")
+    with pytest.raises(UserError, match="this will not fit"):
+        on_a_card(peak)
+    assert on_a_card(peak, ignore=True)[1] == peak
+    with pytest.raises(UserError, match="too small there"):
+        on_a_card(1e12, first=False, sent=(memory, peak, "too small there"))
+    assert on_a_card(1.0, first=False, sent=(memory, peak, "")) == (memory, peak, None)
 
 
 def test_a_fit_on_a_cpu_has_no_forecast(quickstart, tmp_path, monkeypatch):

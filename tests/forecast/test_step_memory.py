@@ -223,6 +223,20 @@ def test_a_model_that_looks_at_values_is_no_error_of_the_forecast(tmp_path):
         step_memory(wan_of(tmp_path, 2), SMALL, prepare=look)
 
 
+def test_a_forecast_that_fails_leaves_nothing_in_the_module(tmp_path):
+    module = wan_of(tmp_path, 2)
+
+    def fail(*_):
+        raise ValueError("in the backward pass")
+
+    def spoil(transformer):
+        transformer.blocks[0].register_forward_hook(lambda block, given, made: made.register_hook(fail) and None)
+
+    with pytest.raises(CannotRunError, match="in the backward pass"):
+        step_memory(module, SMALL, prepare=spoil)
+    assert module.numbers._waiting == []
+
+
 def test_shards_hold_a_share_of_all_but_activations(tmp_path):
     setting = RunSetting(Bucket(9, 64, 64), precision="32-true", clip_val=1.0, shards=8)
     module = wan_of(tmp_path, 3)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from vidlit.training.blocks.block_swap import BUFFERS, swap_last_blocks
 from vidlit.training.blocks.compiling import compile_blocks
@@ -12,7 +11,6 @@ from vidlit.training.blocks.repeated import repeated_blocks
 pytestmark = pytest.mark.gpu
 
 NUM_BLOCKS, NUM_SWAPPED = 8, 6
-TOKENS = 2048
 
 
 def transformer():
@@ -97,18 +95,16 @@ def test_swapped_blocks_give_the_same_gradients_in_less_memory(recomputed, compi
     assert peak - peak_swapped == pytest.approx(sum(sizes) - BUFFERS * max(sizes), rel=0.1)
 
 
-def test_copies_run_beside_the_computation():
-    """No step waits for the host, and none of them syncs."""
+def test_swapping_waits_for_nothing():
+    """A copy beside the computation is one that nobody waits for."""
     made = transformer()
     swap_last_blocks(made, NUM_SWAPPED)
     recompute_blocks(made, True)
     steps(made)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        inputs = torch.randn(1, TOKENS, 12 * 128, device="cuda")
         swap = repeated_blocks(made)[-1].swap
         for number in range(NUM_SWAPPED):
             swap.on_call(number)
-            nn.functional.silu(inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")

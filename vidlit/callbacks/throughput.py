@@ -26,6 +26,7 @@ from vidlit.runs.logged_names import (
     SAMPLES_PER_SECOND,
     TOKENS_PER_SECOND,
 )
+from vidlit.signals.sample_videos import SampleVideos
 from vidlit.training.flops import flops_of_a_sample, known_card, peak_flops
 from vidlit.training.peak_memory import begin_phase, peak_memory
 from vidlit.training.run_callback import RunCallback
@@ -71,7 +72,8 @@ class Throughput(RunCallback):
         """Choose what is left to the forecast, while the model is not loaded."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._forecast = prepare_memory(trainer, self.module, ignore=self.ignore_forecast)
+            audits = any(each.num_audit for each in self.others(SampleVideos))
+            self._forecast = prepare_memory(trainer, self.module, ignore=self.ignore_forecast, audits=audits)
 
     def on_fit_start(self, *_: Any) -> None:
         """What was held to encode is no part of the peak."""

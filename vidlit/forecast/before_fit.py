@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidlit.errors import UserError
 from vidlit.forecast.card import GraphicsCard, card_here
-from vidlit.forecast.memory_forecast import CONTEXT, setting_of
+from vidlit.forecast.memory_forecast import CHECKS, CLIPS, CONTEXT, TRAINING, setting_of
 from vidlit.forecast.remedies import Option, resolved, single_changes
 from vidlit.forecast.step_memory import CannotRunError
 from vidlit.lightning_internals import datamodule_of
@@ -15,13 +15,14 @@ from vidlit.lightning_internals import datamodule_of
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from vidlit.training.memory import Memory
     from vidlit.training.module import VideoDiffusionModule
 
 IGNORE = "run.ignore_memory_forecast"
 _SHOWN = 5  # remedies in a message
 
 
-def run_of(trainer: Trainer, module: VideoDiffusionModule) -> Option:
+def run_of(trainer: Trainer, module: VideoDiffusionModule, *, audits: bool = True) -> Option:
     """A fit as the forecast sees it, before its weights are loaded."""
     from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -33,57 +34,69 @@ def run_of(trainer: Trainer, module: VideoDiffusionModule) -> Option:
         accumulate=int(trainer.accumulate_grad_batches),
         clip_val=trainer.gradient_clip_val,
         shards=trainer.world_size if sharded else 1,
+        audits=audits,
     )
     return Option(module, setting, data.buckets)
 
 
-def prepare_memory(trainer: Trainer, module: VideoDiffusionModule, *, ignore: bool) -> float | None:
+def prepare_memory(
+    trainer: Trainer, module: VideoDiffusionModule, *, ignore: bool = False, audits: bool = True
+) -> float | None:
     """Choose what ``model.memory`` leaves to the forecast, in place, and refuse what the card cannot hold.
 
-    Does nothing without a CUDA GPU, nor for a model that cannot be run without values.
+    Does nothing without a CUDA GPU, nor for a model that cannot be run without values. The first rank decides for all.
 
     Args:
         trainer: of the fit, when it knows its devices.
         module: whose weights are not loaded yet.
         ignore: refuse nothing.
+        audits: are videos decoded while training goes on?
 
     Returns:
-        Bytes that training is to allocate at most; ``None`` where that is not known.
+        Bytes that steps and checks are to allocate at most; ``None`` where that is not known.
 
     Raises:
         UserError: more than the card has; says what would fit.
     """
-    card = card_here() if trainer.strategy.root_device.type == "cuda" else None
-    if card is None:
+    if trainer.strategy.root_device.type != "cuda":
         return None
-    run = run_of(trainer, module)
+    decided = _decide(trainer, module, ignore=ignore, audits=audits) if trainer.is_global_zero else None
+    shared: tuple[Memory, float | None, str] = trainer.strategy.broadcast(decided)  # type: ignore[assignment]  # of rank 0
+    module.memory, peak, refusal = shared
+    if refusal:
+        raise UserError(refusal)
+    return peak
+
+
+def _decide(
+    trainer: Trainer, module: VideoDiffusionModule, *, ignore: bool, audits: bool
+) -> tuple[Memory, float | None, str]:
+    """What the module's memory is to be, bytes of steps and checks, and why the run is refused, or nothing."""
+    card = card_here(trainer.strategy.root_device)
+    assert card is not None
     try:
-        run = resolved(run, card.memory)
-        peaks = run.peaks()
+        run = resolved(run_of(trainer, module, audits=audits), card.memory)
+        # Encoding is over by now, or was done elsewhere.
+        peaks = {phase: size for phase, size in run.peaks().items() if phase != CLIPS}
+        refusal = "" if ignore else refused(run, peaks, card)
     except (CannotRunError, UserError):
-        return None
-    module.memory = run.module.memory
-    refuse(run, peaks, card, ignore=ignore)
-    return max(peaks[phase] for phase in peaks if phase != "encode clips")
+        return module.memory, None, ""
+    return run.module.memory, max(peaks[TRAINING], peaks[CHECKS]), refusal
 
 
-def refuse(run: Option, peaks: Mapping[str, float], card: GraphicsCard, *, ignore: bool) -> None:
-    """Refuse a run that cannot fit, whatever the allocator does.
+def refused(run: Option, peaks: Mapping[str, float], card: GraphicsCard) -> str:
+    """Why a run cannot fit, whatever the allocator does; nothing where it may.
 
     Args:
         run: of the forecast.
         peaks: of its phases.
         card: that it is to run on.
-        ignore: refuse nothing.
-
-    Raises:
-        UserError: it cannot.
     """
     phase = max(peaks, key=lambda name: peaks[name])
-    if ignore or peaks[phase] + CONTEXT <= card.memory:
-        return
-    remedies = words_of_changes(single_changes(run, memory=card.memory), card)
-    raise UserError(
+    if peaks[phase] + CONTEXT <= card.memory:
+        return ""
+    remedies = words_of_changes(single_changes(run, tuple(peaks), memory=card.memory), card)
+    return (
         f"this will not fit: {peaks[phase] / 1e9:.1f} GB are forecast for the phase {phase!r} at {run.setting.bucket}, "
         f"and {card} has {card.memory / 1e9:.1f} GB. {remedies} To try all the same: --{IGNORE} true."
     )

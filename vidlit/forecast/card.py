@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vidlit.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _GIB = 2**30
 _USABLE = 0.99
@@ -46,11 +50,11 @@ def parse_memory(text: str) -> GraphicsCard:
     return GraphicsCard("a card", size)
 
 
-def card_here() -> GraphicsCard | None:
-    """The first GPU of this machine; ``None`` where there is none."""
+def card_here(device: torch.device | int = 0) -> GraphicsCard | None:
+    """A GPU of this machine, the first one unless told otherwise; ``None`` where there is none."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    found = torch.cuda.get_device_properties(0)
+    found = torch.cuda.get_device_properties(device)
     return GraphicsCard(found.name, float(found.total_memory))

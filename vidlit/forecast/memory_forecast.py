@@ -198,7 +198,8 @@ def measured_steps(module: VideoDiffusionModule, setting: RunSetting) -> StepMem
     if key not in _STEPS:
         asked = copy.copy(module)
         asked.memory = plain
-        _STEPS[key] = asked, step_memory(asked, measured)  # while the module is here no other has the same ids
+        # While these are here no others have their ids. Not the module: it will have weights.
+        _STEPS[key] = (module.family, module.optimizer, module.adapter), step_memory(asked, measured)
     return _STEPS[key][1]
 
 

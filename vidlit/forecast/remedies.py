@@ -163,7 +163,7 @@ def resolved(run: Option, memory: float | None) -> Option:
         run = _first_fitting([run, cast_always], memory) if memory is not None else run
     if options.swap_blocks == "auto":
         run = run.with_memory("", swap_blocks=0)
-        run = run if memory is None else _swapping_few(run, memory)
+        run = run if memory is None or _swap(run) is None else _swapping_few(run, memory)
     return run
 
 
@@ -331,13 +331,13 @@ def _recompute(share: float, run: Option) -> Option | None:
 
 def _small_moments(run: Option) -> Option | None:
     made = _probe(run.module)
-    if run.module.adapter is not None or type(made).__name__ not in ("AdamW", "Adam"):
+    if run.module.adapter is not None or type(made).__name__ != "AdamW":
         return None
     module = copy.copy(run.module)
-    module.optimizer = _EightBits()
-    options = {"model.optimizer.class_path": _EIGHT_BITS}
-    rate = {"model.optimizer.init_args": {"lr": made.defaults["lr"], "weight_decay": made.defaults["weight_decay"]}}
-    return run.changed("some precision of the moments; needs torchao", options | rate, module=module).by_rule(
+    module.optimizer = _adamw_8bit
+    named = {"class_path": _EIGHT_BITS, **{f"init_args.{name}": made.defaults[name] for name in ("lr", "weight_decay")}}
+    options = {f"model.optimizer.{name}": value for name, value in named.items()}
+    return run.changed("some precision of the moments; needs torchao", options, module=module).by_rule(
         run, moments_in_8_bits
     )
 
@@ -366,13 +366,10 @@ def _without_largest_bucket(run: Option) -> Option | None:
     return run.changed("what longer or larger clips would teach", options, setting=setting, buckets=others).exact()
 
 
-class _EightBits:
-    """Makes AdamW in 8 bits; alike to any other of its kind."""
+def _adamw_8bit(parameters: Any) -> Any:
+    from torchao.optim import AdamW8bit
 
-    def __call__(self, parameters: Any) -> Any:
-        from torchao.optim import AdamW8bit
-
-        return AdamW8bit(parameters)
+    return AdamW8bit(parameters)
 
 
 def _make_fused(make: Any, parameters: Any) -> Any:

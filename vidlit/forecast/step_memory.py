@@ -44,6 +44,7 @@ from vidlit.lightning_internals import detach
 from vidlit.models.without_weights import without_weights
 from vidlit.training.expert_weights import ExpertWeights
 from vidlit.training.precision import BFloat16Weights
+from vidlit.training.step.numbers import StepNumbers
 from vidlit.training.step.objective import check_losses
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ def unloaded_copy(module: VideoDiffusionModule, setting: StepSetting) -> VideoDi
     for name in empty.expert_names:
         setattr(empty, name, None)
     empty.context_parallel = 1
-    empty.averaged = None
+    empty.averaged, empty.numbers = None, StepNumbers()
     empty.experts = ExpertWeights(empty)
     replaced: Any = empty  # a copy takes methods of its own
     replaced.prompt = partial(_prompt, module, setting.bucket)

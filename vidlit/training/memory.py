@@ -26,10 +26,11 @@ class Memory:
             (torchao) quarter them, ``nf4`` takes an eighth. Trained weights stay in float32 where
             ``trainer.precision`` is not ``bf16-true``.
         gradient_checkpointing: blocks whose activations are recomputed in the backward pass, all but what attention
-            gave: less memory, up to a fifth more time. ``true`` is all of them, ``false`` none, a share such as 0.5
-            every other one, spread evenly, and a number k every k-th; ``auto`` is none on a CPU, else all.
+            gave: less memory, up to a quarter more time. ``true`` is all of them, ``false`` none, a share such as 0.5
+            every other one, spread evenly, and a number k every k-th; ``auto`` is none on a CPU, on a GPU as few as
+            the forecast says must be, and all where there is no forecast.
         compile: whether to compile each repeated block of the transformer (``torch.compile``): ``auto`` does on a CUDA
-            GPU, where a third of the time and more is saved. Blocks that cannot be compiled run as they are.
+            GPU, where about a third of the time is saved. Blocks that cannot be compiled run as they are.
         cast_once: whether to keep a bfloat16 copy of each trained weight of the blocks under ``bf16-mixed``, made once
             a step, instead of casting it at every use: faster with accumulation and recomputation, for 2 bytes a
             weight; ``auto`` does on a GPU. It is for weights themselves, not for a LoRA, nor for shards.

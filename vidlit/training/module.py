@@ -222,11 +222,12 @@ class VideoDiffusionModule(LightningModule):
 
     def prompt(self, caption: str) -> Conditioning:
         """A stored caption, as of one sample, on the device; the empty one, which steps ask for, stays there."""
-        if caption or self._no_prompt is None:
-            found: Conditioning = datamodule_of(self.trainer).prompt(caption).to(self.device)
-            self._no_prompt = self._no_prompt if caption else found
-            return found
-        return self._no_prompt
+        if not caption and self._no_prompt is not None:
+            return self._no_prompt
+        found: Conditioning = datamodule_of(self.trainer).prompt(caption).to(self.device)
+        if not caption:
+            self._no_prompt = found
+        return found
 
     def base_only(self) -> AbstractContextManager[None]:
         """While it is open, a model with a LoRA is its base."""
@@ -321,7 +322,7 @@ class VideoDiffusionModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Apply numbers of the optimizer that were changed since the checkpoint, which has brought its own along."""
-        self._no_prompt = None
+        self.numbers, self._no_prompt = StepNumbers(), None  # a run before it may have ended within a step
         if self._restored_numbers is not None:
             schedules = [each.scheduler for each in self.trainer.lr_scheduler_configs]
             apply_changes(self.trainer.optimizers[0], schedules, self._restored_numbers, self._asked_numbers)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass, transform_subclass
 
 from vidlit.errors import UserError
 from vidlit.training.blocks.kept_dtypes import plain_tensors
@@ -215,9 +215,7 @@ def _rebuilt(tensor: Tensor, parts: Iterator[Tensor]) -> Tensor:
     """A tensor like another, made of others of the same shapes; the inverse of :func:`plain_tensors`."""
     if not is_traceable_wrapper_subclass(tensor):
         return next(parts)
-    names, context = tensor.__tensor_flatten__()
-    inner = {name: _rebuilt(getattr(tensor, name), parts) for name in names}
-    rebuilt: Tensor = type(tensor).__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
+    rebuilt: Tensor = transform_subclass(tensor, lambda _, inner: _rebuilt(inner, parts))
     return rebuilt
 
 

@@ -31,7 +31,7 @@ def store_frozen(transformer: nn.Module, dtype: FrozenDtype) -> None:
     Raises:
         UserError: torchao, which quantises, is not installed.
     """
-    floats = {"float32": torch.float32}.get(dtype, torch.bfloat16)
+    floats = torch.float32 if dtype == "float32" else torch.bfloat16
     for name, parameter in transformer.named_parameters():
         kept = parameter.requires_grad or _needs_float32(transformer, name)
         parameter.data = parameter.data.to(torch.float32 if kept else floats)
