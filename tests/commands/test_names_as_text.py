@@ -53,6 +53,7 @@ def plan_of_names(name):
             key: 1
             for key in ("count", "first_interval", "last_interval", "held_out_clips", "train_eval_clips", "share")
         },
+        typical_stop={"exposures": 1.0, "steps": 1.0, "checks_share": 0.1},
         advice=name,
         conservative_max_steps=1,
         moderate_max_steps=1,
