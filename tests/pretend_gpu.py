@@ -6,6 +6,8 @@ values, and what copies between it and main memory without ``non_blocking``, is 
 
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +34,8 @@ READS = {
     aten.repeat_interleave.Tensor,
 }
 OWN = ("vidlit", "diffusers")
+LATE = "which arrives later"
+"""Of what is copied to main memory with ``non_blocking``: nobody waits, but who reads it too soon reads anything."""
 
 
 class OnDevice(torch.Tensor):
@@ -49,6 +53,11 @@ class OnDevice(torch.Tensor):
         )
         made.inner = inner
         return made
+
+    @property
+    def is_cuda(self):
+        """For who asks, it is a GPU's."""
+        return True
 
     def __reduce_ex__(self, protocol):
         """A file holds the values."""
@@ -74,7 +83,8 @@ def compute(func, args, kwargs, waits=lambda what: None):
     if func is aten._to_copy.default and target is not None and (target == DEVICE) != bool(ours):
         if not kwargs.get("non_blocking") or ours:
             size = "a number" if tensors[0].numel() == 1 else "numbers"
-            waits(f"a copy of {size} to {'main memory' if ours else 'the device'}")
+            late = f", {LATE}" if kwargs.get("non_blocking") else ""
+            waits(f"a copy of {size} to {'main memory' if ours else 'the device'}{late}")
     if func is aten.copy_.default and len({isinstance(each, OnDevice) for each in args[:2]}) == 2:
         if isinstance(args[1], OnDevice) or not (args[2] if len(args) > 2 else kwargs.get("non_blocking")):
             waits("a copy between device and main memory")
@@ -99,6 +109,20 @@ def compute(func, args, kwargs, waits=lambda what: None):
         return made
     made = tree_map(lambda each: OnDevice(each) if isinstance(each, torch.Tensor) else each, made)
     return return_and_correct_aliasing(func, args, kwargs, made)
+
+
+class Event:
+    """Of the pretended GPU: who waits for one finds that it has happened if another step was begun since."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def record(self):
+        self.step = self.log.begun
+
+    def synchronize(self):
+        if self.step == self.log.begun:
+            self.log.waits.append((where(), "the step that was begun last"))
 
 
 class Watch(TorchDispatchMode):
@@ -151,9 +175,8 @@ def where():
 
 
 @contextmanager
-def pretended(monkeypatch):
-    """While it is open, ``meta`` is a GPU. Gives what it was waited for: lists of (line, what) in ``waits``."""
-    record = SimpleNamespace(waits=[])
+def pretended(monkeypatch, record):
+    """While it is open, ``meta`` is a GPU; the record takes what that was waited for."""
 
     def waits(what):
         record.waits.append((where(), what))
@@ -166,20 +189,26 @@ def pretended(monkeypatch):
         return nullcontext() if kind == "meta" else autocast(kind, *args, **kwargs)
 
     monkeypatch.setattr(torch, "autocast", lowered)
+    monkeypatch.setattr(torch.cuda, "Event", partial(Event, record))
+    adam = import_module("torch.optim.adam")
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda parameter: None)  # which asks for CUDA by name
     with Watch(waits), Constants(waits):
-        yield record
+        yield
 
 
 @contextmanager
 def fits_there(monkeypatch):
-    """While it is open, fits train on it. Gives the record of what they wait for, empty until one begins."""
-    record = SimpleNamespace(waits=[])
+    """While it is open, fits train on it.
+
+    Gives the record of what they wait for: (line, what) each in ``waits``. ``begun`` counts steps if who opens it does.
+    """
+    record = SimpleNamespace(waits=[], begun=0)
     with ExitStack() as stack:
 
         def on_fit_start(self):
             move_there(self)
             self._device = self.trainer.strategy._root_device = DEVICE
-            record.waits = stack.enter_context(pretended(monkeypatch)).waits
+            stack.enter_context(pretended(monkeypatch, record))
 
         monkeypatch.setattr(VideoDiffusionModule, "on_fit_start", on_fit_start)
         yield record

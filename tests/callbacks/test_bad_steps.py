@@ -37,10 +37,10 @@ def same(before, after):
     return all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_bad_step_is_left_out_and_its_clips_named(quickstart, tmp_path, poisoned, what, capsys):
+@pytest.mark.parametrize(("what", "fused"), [("loss", True), ("gradient", True), ("loss", False)])
+def test_a_bad_step_is_left_out_and_its_clips_named(quickstart, tmp_path, poisoned, what, fused, capsys):
     record = poisoned({2}, what)
-    assert main(quickstart(trainer__max_steps=5, trainer__val_check_interval=5)) == 0
+    assert main(quickstart(trainer__max_steps=5, trainer__val_check_interval=5, model__optimizer__fused=fused)) == 0
     weights = record["weights"]
     assert [same(a, b) for a, b in itertools.pairwise(weights)] == [False, False, True, False]
     run = tmp_path / "runs" / "quickstart" / "0"
@@ -53,6 +53,36 @@ def test_a_bad_step_is_left_out_and_its_clips_named(quickstart, tmp_path, poison
     assert clips[0] in warned
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     assert {"num_bad": 1} in state.values()
+
+
+def test_a_bad_step_leaves_no_trace_in_the_moments(quickstart, tmp_path, poisoned):
+    """Neither where a fused optimizer is told by the device nor where one is told by the host."""
+    record, states = poisoned({2}), {}
+    for fused in (True, False):
+        words = quickstart(
+            trainer__max_steps=4,
+            trainer__val_check_interval=4,
+            model__optimizer__fused=fused,
+            run__name=f"fused_{fused}",
+        )
+        assert main(words) == 0
+        last = torch.load(tmp_path / "runs" / f"fused_{fused}" / "0" / "checkpoints" / "last.ckpt", weights_only=True)
+        states[fused] = last["optimizer_states"][0]["state"]
+    assert len(record["weights"]) == 8
+    for told, dropped in zip(states[True].values(), states[False].values(), strict=True):
+        assert float(told["step"]) == float(dropped["step"]) == 3
+        for name in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(told[name], dropped[name], rtol=1e-4, atol=1e-9)
+
+
+def test_a_bad_step_before_a_checkpoint_is_in_it(quickstart, tmp_path, poisoned):
+    """A step is looked at when the next one is under way; what is saved before that has been looked at, too."""
+    poisoned({1, 3})
+    assert main(quickstart(trainer__max_steps=4, trainer__val_check_interval=2)) == 0
+    run = tmp_path / "runs" / "quickstart" / "0"
+    assert [json.loads(line)["step"] for line in (run / "skipped.jsonl").read_text().splitlines()] == [2, 4]
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert {"num_bad": 2} in last["callbacks"].values()
 
 
 def test_of_an_accumulated_step_the_bad_micro_batch_is_named(quickstart, tmp_path, poisoned):

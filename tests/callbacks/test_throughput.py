@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from vidlit.callbacks.throughput import Throughput
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import Conditioning, LatentBatch
+from vidlit.training.step.numbers import StepNumbers
 
 LONG = 0.08
 
@@ -33,6 +34,7 @@ class Slow(LightningModule):
     def __init__(self, seconds):
         super().__init__()
         self.seconds = seconds
+        self.numbers = StepNumbers()
         self.number = torch.nn.Parameter(torch.zeros(1))
 
     def training_step(self, batch, batch_idx):

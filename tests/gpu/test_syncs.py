@@ -1,48 +1,25 @@
 """What a step waits for, by CUDA's own account; ``tests/test_syncs.py`` checks the same without a GPU."""
 
-from collections import Counter
-
 import pytest
 import torch
 
 from tests.models import bases
 from tests.models.hunyuan_bases import few_glyphs
-from tests.test_syncs import OWN, SIZES, Enough
+from tests.test_syncs import OWN, Enough, words_of
 from vidlit.__main__ import main
 from vidlit.training.module import VideoDiffusionModule
-from vidlit.training.step.numbers import StepNumbers
+from vidlit.training.step.numbers import StepReading
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("kind", [kind for kind in bases.EVERY if kind not in OWN])
-def test_a_step_waits_for_the_gpu_once(kind, demo, tmp_path, monkeypatch):
-    options = {
-        "demo": "null",
-        "data.source": demo.dir / "clips",
-        "data.store": tmp_path / "latents",
-        "data.encoding.num_workers": 1,
-        "data.batches.size": 2,
-        "data.buckets": f"[{SIZES.get(kind, '9x32x64')}]",
-        "data.fps": 16,
-        "data.split.val_fraction": 0,
-        "model.base": bases.EVERY[kind](tmp_path / "base"),
-        "model.caption_dropout": 0.3,
-        "model.memory.compile": False,
-        "run.dir": tmp_path / "runs",
-        "run.report": False,
-        "trainer.accelerator": "gpu",
-        "trainer.devices": 1,
-        "trainer.precision": "bf16-mixed",
-        "trainer.max_steps": 8,
-        "trainer.log_every_n_steps": 1,
-        "trainer.gradient_clip_val": 1.0,
-        "samples.num_videos": 0,
-        "samples.num_audit": 0,
-    }
-    words = ["fit", "--config", "configs/quickstart.yaml", *(f"--{key}={value}" for key, value in options.items())]
-    steps, waits = [], Counter()
-    read = StepNumbers.read
+def test_a_step_does_not_wait_for_the_gpu(kind, demo, tmp_path, monkeypatch):
+    """CUDA's own account does not know of events: who waits for one is looked at here."""
+    of_a_gpu = {"trainer.accelerator": "gpu", "trainer.devices": 1, "trainer.precision": "bf16-mixed"}
+    words = words_of(kind, demo, tmp_path, **of_a_gpu)
+    steps, made_in, read_in = [], {}, []
+    begin, values = StepReading.__init__, StepReading._values.func
 
     def on_train_batch_start(self, batch, batch_idx):
         if self.device.type != "cuda":  # steps of the forecast's
@@ -52,20 +29,20 @@ def test_a_step_waits_for_the_gpu_once(kind, demo, tmp_path, monkeypatch):
         if len(steps) == 4:
             raise Enough
 
-    def counted(self, *given, **named):
-        mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("default")
-        waits[len(steps)] += 1
-        try:
-            return read(self, *given, **named)
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
+    def made(self, *given, **named):
+        begin(self, *given, **named)
+        made_in[self] = len(steps)
+
+    def read(self):
+        read_in.append((made_in.get(self), len(steps)))
+        return values(self)
 
     monkeypatch.setattr(VideoDiffusionModule, "on_train_batch_start", on_train_batch_start)
-    monkeypatch.setattr(StepNumbers, "read", counted)
+    monkeypatch.setattr(StepReading, "__init__", made)
+    monkeypatch.setattr(StepReading, "_values", property(read))
     try:
         with few_glyphs(), pytest.raises(Enough):  # any other wait is an error that names its line
             main([*words, "--debug"])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert waits[3] == 1
+    assert {(made, read) for made, read in read_in if read == 3} == {(2, 3)}

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from string import ascii_letters, digits
 
 import pytest
@@ -42,6 +44,20 @@ def test_names_that_only_sound_like_it():
 def test_values_in_the_shape_of_keys():
     text = "at hf_abcdefghijklmnopqrstuvwx and https://me:pa55@host/path?x=1, base /models/sk-1"
     assert redact_text(text) == f"at {REDACTED} and https://{REDACTED}@host/path?x=1, base /models/sk-1"
+
+
+def test_warnings_are_shown_as_before():
+    """detect-secrets sends all of the process to a log when it is imported."""
+    code = """
+import warnings
+shown = warnings.showwarning = lambda *_, **__: print("shown")
+from vidlit.runs.redaction import redact_text
+assert redact_text("AKIAIOSFODNN7EXAMPLE") != "AKIAIOSFODNN7EXAMPLE"
+assert warnings.showwarning is shown
+warnings.warn("of a run")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "shown\n"
 
 
 def test_values_of_the_environment(monkeypatch):

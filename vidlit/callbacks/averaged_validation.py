@@ -32,10 +32,10 @@ class AveragedValidation(RunCallback):
             self.module.schedule_free.train()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
-        """Take the step into the average."""
+        """Take the step into the average; one that was left out counts, too: to know of it would be to wait for it."""
         module = self.module
         stepped, self._seen_step = trainer.global_step > self._seen_step, trainer.global_step
-        if stepped and module.ema is not None and module.averaged is not None and not module.step_was_bad:
+        if stepped and module.ema is not None and module.averaged is not None:
             module.averaged.update(module.ema)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,18 +16,35 @@ from vidlit.diffusion.batch import LatentBatch
 from vidlit.errors import UserError
 from vidlit.lightning_internals import is_mid_step
 from vidlit.training.run_callback import RunCallback
+from vidlit.training.step.numbers import StepReading
+
+
+class _Step(NamedTuple):
+    """An optimizer step that may have been left out.
+
+    Args:
+        number: of the step.
+        reading: what will be known of it.
+        micro_batches: loss () and indices of the clips (B,) of each.
+    """
+
+    number: int
+    reading: StepReading
+    micro_batches: list[tuple[Tensor, Tensor]]
 
 
 class BadSteps(RunCallback):
     """Says which clips were in a step that the module left out because its loss or gradient was NaN or infinite.
 
     Each such step is a line of ``skipped.jsonl`` in the run directory. With ``model.bad_steps.action: stop`` the first
-    ends the run, else the one after ``model.bad_steps.max_skipped``.
+    ends the run, else the one after ``model.bad_steps.max_skipped``. A step is looked at when the next one has been
+    given to the device, which so never runs out of work; at once where the first bad one ends the run.
     """
 
     def __init__(self) -> None:
         self.num_bad = 0
         self._micro_batches: list[tuple[Tensor, Tensor]] = []
+        self._waiting: _Step | None = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: LatentBatch, *_: Any) -> None:
         """Remember the micro-batches of a step until it is known whether it was good.
@@ -38,29 +55,43 @@ class BadSteps(RunCallback):
         self._micro_batches.append((outputs["loss"].detach(), batch.indices))
         if is_mid_step(trainer):
             return
-        micro_batches, self._micro_batches = self._micro_batches, []
-        if not self.module.step_was_bad:
+        step = _Step(trainer.global_step, self.module.numbers.last, self._micro_batches)
+        self._micro_batches = []
+        self._look()
+        self._waiting = step
+        if self.module.bad_steps.action == "stop":
+            self._look()
+
+    def on_validation_start(self, *_: Any) -> None:
+        """Look at the last step before it is judged or saved."""
+        self._look()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Look at the last step."""
+        self._look()
+
+    def _look(self) -> None:
+        """Was the step that waits a bad one? The gradient is the same on every rank, so all are here."""
+        step, self._waiting = self._waiting, None
+        if step is None or not step.reading.was_bad:
             return
-        # The gradient is the same on every rank, so all are here.
         self.num_bad += 1
-        losses = _gather(torch.stack([loss for loss, _ in micro_batches]).float(), trainer)
-        rows = [_gather(indices.to(self.module.device), self.trainer) for _, indices in micro_batches]
+        losses = _gather(torch.stack([loss for loss, _ in step.micro_batches]).float(), self.trainer)
+        rows = [_gather(indices.to(self.module.device), self.trainer) for _, indices in step.micro_batches]
         clips = self.data.train_clips
-        bad = [k for k in range(len(micro_batches)) if not losses[:, k].isfinite().all()]
-        named = sorted(
-            {clips[row].clip_id for k in bad or range(len(micro_batches)) for row in rows[k].flatten().tolist()}
-        )
+        bad = [k for k in range(len(rows)) if not losses[:, k].isfinite().all()]
+        named = sorted({clips[row].clip_id for k in bad or range(len(rows)) for row in rows[k].flatten().tolist()})
         record = {
-            "step": trainer.global_step,
+            "step": step.number,
             "losses": [loss if math.isfinite(loss) else str(loss) for loss in losses.flatten().tolist()],
-            "grad_norm": str(self.module.grad_norm),
+            "grad_norm": str(step.reading.grad_norm),
             "clips": named,
         }
-        if trainer.is_global_zero:
+        if self.trainer.is_global_zero:
             with self.run.skipped.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         what = (
-            f"step {trainer.global_step}: the {'loss' if bad else 'gradient'} was NaN or infinite, on clips "
+            f"step {step.number}: the {'loss' if bad else 'gradient'} was NaN or infinite, on clips "
             f"{', '.join(named[:8])}{' ...' if len(named) > 8 else ''}"
         )
         if self.module.bad_steps.action == "stop":
@@ -77,7 +108,8 @@ class BadSteps(RunCallback):
         rank_zero_warn(f"{what}; the step was skipped, the weights are as they were before it")
 
     def state_dict(self) -> dict[str, Any]:
-        """How many there were."""
+        """How many there were, the last step among them."""
+        self._look()
         return {"num_bad": self.num_bad}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

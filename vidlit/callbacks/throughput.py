@@ -146,7 +146,8 @@ class Throughput(RunCallback):
             remember_speed(RunKind.of(self.module, card), self._utilisation)
 
     def pause(self) -> None:
-        """Stop the clock until the next batch begins."""
+        """Stop the clock until the next batch begins, once the device is through with the last."""
+        self.module.numbers.last.wait()
         self._seconds += time.monotonic() - self._since
         self._paused = self._waited()
 

@@ -26,6 +26,8 @@ def stand_in(make: Any, empty: Any, on_gpu: bool, parameters: Any) -> torch.opti
         values = [pair[1] if isinstance(pair, tuple) else pair for pair in parameters]
         empty.state_factor = _share_of_state(values, *_STATE_BYTES[found[1]])
         return torch.optim.AdamW(parameters, foreach=False)
+    asked: Any = made
+    asked._step_supports_amp_scaling = False  # only fused ones are told of a bad gradient by a number
     for group in made.param_groups:
         if group.get("fused"):  # has no fake kernel; as one loop over the tensors it holds as little
             group["fused"], group["foreach"] = False, False

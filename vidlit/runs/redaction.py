@@ -6,8 +6,10 @@ or variable that holds it, and by being the value of such a variable of the envi
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import pairwise
@@ -174,8 +176,11 @@ def _without_value(found: re.Match[str]) -> str:
 @cache
 def _shapes() -> list[re.Pattern[str]]:
     """What known services' keys look like; each goes on to the end of the word."""
+    shown = warnings.showwarning
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class  # takes half a second
 
+    logging.captureWarnings(False)  # which it has set: the run's warnings would go to a log that nobody reads
+    warnings.showwarning = shown
     shapes = [re.compile(shape) for shape in _SHAPES]
     for name, detector in get_mapping_from_secret_type_to_class().items():
         if not any(each in name for each in _LEFT_OUT):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,7 +32,7 @@ from vidlit.training.fit_check import check_checkpoint, check_shards, describe
 from vidlit.training.memory import Memory
 from vidlit.training.optimizers import apply_changes, hyperparameters, is_schedule_free, release, unscale, with_warmup
 from vidlit.training.option_check import check_devices, check_options
-from vidlit.training.step.gradients import BadStepPolicy, clip_gradients
+from vidlit.training.step.gradients import BadStepPolicy, clip_gradients, gradient_norm, leave_out_bad
 from vidlit.training.step.numbers import StepNumbers
 from vidlit.training.step.objective import check_losses, training_loss
 from vidlit.training.step.open_parts import TURN, OpenParts
@@ -125,7 +124,6 @@ class VideoDiffusionModule(LightningModule):
         self.averaged: AveragedWeights | None = None
         self._asked_numbers: list[dict[str, Any]] = []
         self._restored_numbers: list[dict[str, Any]] | None = None
-        self.step_was_bad = False
         self.numbers = StepNumbers()
         self._no_prompt: Conditioning | None = None
         self.strict_loading = False  # a frozen base is not in the checkpoint; on_load_checkpoint checks the rest
@@ -298,15 +296,16 @@ class VideoDiffusionModule(LightningModule):
         """Clip, and leave the step out where the gradient is NaN or infinite, as it is where the loss was."""
         self.parts.drop_gradients(self.named_parameters())
         scaled = unscale(self.trainer, optimizer)  # float16's scaler sees to its own bad steps
-        read = partial(self.numbers.read, trainer=self.trainer)
-        self.step_was_bad = clip_gradients(
-            optimizer, gradient_clip_val, gradient_clip_algorithm, read, drop_bad=not scaled
-        )
+        norm = gradient_norm(optimizer)
+        reading = self.numbers.finish(norm, self.trainer, may_be_bad=not scaled)
+        if not scaled:
+            leave_out_bad(optimizer, norm, reading)
+        clip_gradients(optimizer, norm, gradient_clip_val, gradient_clip_algorithm)
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient over all ranks, before it was clipped."""
-        return self.numbers.grad_norm
+        """Norm of the last step's gradient over all ranks, before it was clipped; asking waits for the device."""
+        return self.numbers.last.grad_norm
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, and free the gradients: Lightning keeps them through the next forward pass, which needs the memory."""

@@ -120,10 +120,15 @@ def unscale(trainer: Trainer, optimizer: Any) -> bool:
         Whether gradients are scaled at all.
     """
     scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
-    plain = getattr(optimizer, "optimizer", optimizer)  # Lightning wraps it, and torch keeps count by object
-    if scaler is not None and getattr(plain, "_step_supports_amp_scaling", False):
-        scaler.unscale_(plain)
+    own = plain(optimizer)  # torch keeps count by object
+    if scaler is not None and getattr(own, "_step_supports_amp_scaling", False):
+        scaler.unscale_(own)
     return scaler is not None
+
+
+def plain(optimizer: Any) -> Any:
+    """The optimizer itself, without what Lightning wraps around it."""
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 @contextmanager

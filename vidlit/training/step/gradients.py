@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from vidlit.errors import UserError
+from vidlit.training.optimizers import plain
+from vidlit.training.step.numbers import StepReading
 
 
 @dataclass(frozen=True)
@@ -35,35 +35,46 @@ class BadStepPolicy:
             raise UserError(f"model.bad_steps.max_skipped is {self.max_skipped}: it must be 0 or more.")
 
 
-def clip_gradients(
-    optimizer: Optimizer,
-    clip_val: float | None,
-    algorithm: str | None,
-    read: Callable[[Tensor], float],
-    *,
-    drop_bad: bool,
-) -> bool:
-    """Clip, or drop all gradients where one is NaN or infinite: an optimizer does nothing without a gradient.
+def gradient_norm(optimizer: Optimizer) -> Tensor:
+    """Norm () of the gradient of all parameters, over all ranks, so that all leave out the same steps."""
+    gradients = [parameter.grad for parameter in _trained(optimizer) if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    The norm is over all ranks, so that all drop the same steps.
+
+def leave_out_bad(optimizer: Optimizer, norm: Tensor, reading: StepReading) -> None:
+    """Have an optimizer change nothing in this step where its gradient is NaN or infinite.
+
+    torch's fused optimizers are told by a number on the device, which is what ``GradScaler`` does: nothing waits. With
+    others the norm is read, and gradients are dropped: an optimizer does nothing without one.
 
     Args:
-        optimizer: whose parameters' gradients are clipped, in place.
+        optimizer: that will step.
+        norm: of its gradient.
+        reading: of the step.
+    """
+    own = plain(optimizer)
+    if getattr(own, "_step_supports_amp_scaling", False):
+        own.grad_scale, own.found_inf = None, norm.isfinite().logical_not().float()
+    elif reading.was_bad:
+        optimizer.zero_grad(set_to_none=True)
+
+
+def clip_gradients(optimizer: Optimizer, norm: Tensor, clip_val: float | None, algorithm: str | None) -> None:
+    """Clip, in place.
+
+    Args:
+        optimizer: whose parameters' gradients are clipped.
+        norm: of their gradient.
         clip_val: largest norm, or largest value; ``None`` or 0 for no limit.
         algorithm: ``value``, else by norm.
-        read: gives the value of the norm (), as it is before any clipping: it waits for the device.
-        drop_bad: drop gradients whose norm is not finite.
-
-    Returns:
-        Whether the gradients were dropped.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    dropped = not math.isfinite(read(norm.full_tensor() if isinstance(norm, DTensor) else norm)) and drop_bad
-    if dropped:
-        optimizer.zero_grad(set_to_none=True)
-    elif clip_val and algorithm == "value":
+    parameters = _trained(optimizer)
+    if clip_val and algorithm == "value":
         torch.nn.utils.clip_grad_value_(parameters, clip_val)
     elif clip_val:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_val, norm)
-    return dropped
+
+
+def _trained(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
