@@ -25,8 +25,7 @@ from benchmarks.published import published_bases, write_published
 from vidlit.commands.starting.shipped_configs import shipped_configs
 from vidlit.diffusion.conditions import Condition
 from vidlit.forecast.card import parse_memory
-from vidlit.forecast.memory_forecast import RunSetting, foretell, needs
-from vidlit.forecast.phases import encode_captions
+from vidlit.forecast.memory_forecast import CAPTIONS, WITH_MODEL, RunSetting, foretell, needs
 from vidlit.forecast.remedies import Option, _small_base, _swap, _without_largest_bucket, fit_to, resolved
 from vidlit.models.adapters import LoRA
 from vidlit.training.memory import Memory
@@ -34,8 +33,6 @@ from vidlit.training.module import VideoDiffusionModule
 from vidlit.video.buckets import Bucket
 
 ROOT = Path(__file__).parents[1]
-ON_IT = ("train", "checks", "audits")
-"""Phases with the transformer on the GPU."""
 CARDS = (12, 16, 24, 48, 80)
 BEGIN, END = "<!-- forecast -->\n", "<!-- end of the forecast -->\n"
 
@@ -78,7 +75,7 @@ def measure(name: str, path: Path) -> dict:
         row |= {"unknown": [phase.name for phase in forecast.phases if phase.why], "needs": forecast.needs / 1e9}
         row["CPU s"] = round(time.process_time() - began, 1)
         if "base_dtype int8" in path.read_text().partition("seed_everything")[0] and row["train"]:
-            row["int8"] = round(run.with_memory("", base_dtype="int8").peak_of(ON_IT) / 1e9, 1)
+            row["int8"] = round(run.with_memory("", base_dtype="int8").peak_of(WITH_MODEL) / 1e9, 1)
         return row
 
 
@@ -111,7 +108,7 @@ def fitted(name: str, path: Path) -> list[str]:
     cells = []
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(path, Path(folder))
-        captions = needs(encode_captions(run.module.family).total)
+        captions = needs(run.peak_of([CAPTIONS]))
         for gigabytes in CARDS:
             memory = parse_memory(f"{gigabytes}GB").memory
             chosen = resolved(run, memory)

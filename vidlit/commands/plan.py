@@ -104,14 +104,10 @@ def _say(own: Namespace, others: list[str], card: GraphicsCard | None) -> None:
         from vidlit.commands.planning.time_words import print_time
 
         print_time(time)
-    if memory is not None and memory.fitted:
+    if memory is not None and memory.fitted is not None:
         from vidlit.commands.planning.memory_words import write_fitted
 
-        path = Path(f"fit_to_{own.fit_to.strip()}.yaml")
-        write_fitted(memory, path)
-        print(
-            f"{path} has the options with which it fits: give it after your own, as a second --config.", file=sys.stderr
-        )
+        print(write_fitted(memory, Path(f"fit_to_{own.fit_to.strip()}.yaml")), file=sys.stderr)
 
 
 def parser() -> PlainParser:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidlit.errors import UserError
 from vidlit.forecast.card import GraphicsCard, card_here
-from vidlit.forecast.memory_forecast import CHECKS, CLIPS, CONTEXT, TRAINING, setting_of
+from vidlit.forecast.memory_forecast import CHECKS, CONTEXT, TRAINING, WITH_MODEL, setting_of
 from vidlit.forecast.remedies import Option, resolved, single_changes
 from vidlit.forecast.step_memory import CannotRunError
 from vidlit.lightning_internals import datamodule_of
@@ -77,7 +77,7 @@ def _decide(
     try:
         run = resolved(run_of(trainer, module, audits=audits), card.memory)
         # Encoding is over by now, or was done elsewhere.
-        peaks = {phase: size for phase, size in run.peaks().items() if phase != CLIPS}
+        peaks = {phase: size for phase, size in run.peaks().items() if phase in WITH_MODEL}
         refusal = "" if ignore else refused(run, peaks, card)
     except (CannotRunError, UserError):
         return module.memory, None, ""

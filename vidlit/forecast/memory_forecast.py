@@ -38,6 +38,8 @@ CAPTIONS, CLIPS, TRAINING, CHECKS, AUDITS, END = PHASES = (
     "audits",
     "export",
 )
+WITH_MODEL = (TRAINING, CHECKS, AUDITS, END)
+"""Phases with the transformer on the GPU."""
 _KEPT_COMPILED = 0.68
 """Of the activations that blocks keep for the backward pass, what compiled ones keep: 20.2 of 30.3 GB (LTX-Video 2B,
 all weights) and 12.0 of 17.5 GB (its LoRA) on an H100, torch 2.11."""
@@ -155,27 +157,43 @@ def foretell(module: VideoDiffusionModule, setting: RunSetting) -> MemoryForecas
     Raises:
         UserError: the shapes of what the transformer reads are not known.
     """
-    family, bucket = module.family, setting.bucket
-    phases = [
-        _phase(CAPTIONS, lambda: encode_captions(family)),
-        _phase(CLIPS, lambda: encode_clips(family, bucket, setting.tiled)),
-    ]
     try:
-        steps = adjusted(measured_steps(module, setting), module, setting)
+        phases = phases_of(module, setting, measured_steps(module, setting))
     except CannotRunError as error:
-        phases += [Phase(name, None, str(error)) for name in (TRAINING, CHECKS, AUDITS, END)]
-        return MemoryForecast(phases, 0.0, str(bucket), setting.batch_size)
-    resident = steps.peaks[CHECK].without(ACTIVATIONS, TEMPORARIES)
-    phases += [Phase(TRAINING, training_peak(steps)), Phase(CHECKS, steps.peaks[CHECK])]
-    if setting.audits:
-        decoding = _phase(
-            AUDITS, lambda: decode_clips(family, bucket, module.memory.tiled_decoding is True).plus(resident)
-        )
-        sampling = Phase(AUDITS, steps.peaks[CHECK])  # asks the same transformer, one video at a time
-        phases.append(max(decoding, sampling, key=lambda phase: phase.peak) if not decoding.why else decoding)
-    phases.append(Phase(END, resident))
+        unknown = [Phase(name, None, str(error)) for name in WITH_MODEL if setting.audits or name != AUDITS]
+        return MemoryForecast([*_encoding(module, setting), *unknown], 0.0, str(setting.bucket), setting.batch_size)
+    resident = phases[-1].held or Held()
     loaded = setting.processes * setting.shards * resident.of(FROZEN, TRAINED)
-    return MemoryForecast(phases, loaded, str(bucket), setting.batch_size)
+    return MemoryForecast(phases, loaded, str(setting.bucket), setting.batch_size)
+
+
+def phases_of(module: VideoDiffusionModule, setting: RunSetting, steps: StepMemory) -> list[Phase]:
+    """All phases of a run, in order.
+
+    Args:
+        module: what is trained.
+        setting: of the run.
+        steps: of its training, before what is reckoned by rule for all runs.
+    """
+    steps = adjusted(steps, module, setting)
+    check = steps.peaks[CHECK]
+    resident = check.without(ACTIVATIONS, TEMPORARIES)
+    phases = [*_encoding(module, setting), Phase(TRAINING, training_peak(steps)), Phase(CHECKS, check)]
+    if setting.audits:
+        tiled = module.memory.tiled_decoding is True
+        decoding = _phase(AUDITS, lambda: decode_clips(module.family, setting.bucket, tiled).plus(resident))
+        sampling = Phase(AUDITS, check)  # asks the same transformer, one video at a time
+        phases.append(max(decoding, sampling, key=lambda phase: phase.peak) if not decoding.why else decoding)
+    return [*phases, Phase(END, resident)]
+
+
+def _encoding(module: VideoDiffusionModule, setting: RunSetting) -> list[Phase]:
+    """The phases before training."""
+    family = module.family
+    return [
+        _phase(CAPTIONS, lambda: encode_captions(family)),
+        _phase(CLIPS, lambda: encode_clips(family, setting.bucket, setting.tiled)),
+    ]
 
 
 def measured_steps(module: VideoDiffusionModule, setting: RunSetting) -> StepMemory:

@@ -53,6 +53,7 @@ def decode_clips(family: Family, bucket: Bucket, tiled: bool = False) -> Held:
     return _with_vae(family, lambda vae: family.decode_latents(vae, torch.zeros(shape)), tiled)
 
 
+@lru_cache(maxsize=64)
 def encode_captions(family: Family) -> Held:
     """Memory while captions are encoded: nearly all of it are weights.
 

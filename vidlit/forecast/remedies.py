@@ -11,19 +11,15 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 
 from vidlit.forecast.memory_forecast import (
     AUDITS,
-    CHECKS,
     CLIPS,
-    TRAINING,
+    WITH_MODEL,
     RunSetting,
-    adjusted,
     measured_steps,
     needs,
-    training_peak,
+    phases_of,
 )
-from vidlit.forecast.phases import decode_clips, encode_clips
-from vidlit.forecast.step_memory import CHECK, CannotRunError, StepMemory
+from vidlit.forecast.step_memory import StepMemory
 from vidlit.forecast.step_rules import Rule, always_cast, moments_in_8_bits, twice_the_samples, without_temporaries
-from vidlit.forecast.tensor_memory import ACTIVATIONS, TEMPORARIES
 from vidlit.training.blocks.block_swap import BUFFERS
 from vidlit.training.blocks.kept_dtypes import FrozenDtype
 
@@ -31,6 +27,8 @@ if TYPE_CHECKING:
     from vidlit.training.module import VideoDiffusionModule
     from vidlit.video.buckets import Bucket
 
+LOWERED = (CLIPS, *WITH_MODEL)
+"""Phases of which some option takes less: what captions take is up to the base."""
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the blocks, those that may be recomputed."""
 _WORTH = 0.98
@@ -74,35 +72,25 @@ class Option:
         return self.changed(costs, {f"model.memory.{name}": value for name, value in memory.items()}, module=module)
 
     def peaks(self) -> dict[str, float]:
-        """Bytes of the phases that a change may lower, by name.
+        """Bytes of every phase, by name; 0 of one that cannot be measured, so that it stands in no way.
 
         Raises:
             CannotRunError: the model cannot be run without values.
         """
-        steps, family = adjusted(self.steps, self.module, self.setting), self.module.family
-        resident = steps.peaks[CHECK].without(ACTIVATIONS, TEMPORARIES).total
-        found = {
-            CLIPS: _seldom(encode_clips, family, self.setting.bucket, self.setting.tiled),
-            TRAINING: training_peak(steps).total,
-            CHECKS: steps.peaks[CHECK].total,
-        }
-        if self.setting.audits:
-            tiled = self.module.memory.tiled_decoding is True
-            found[AUDITS] = resident + _seldom(decode_clips, family, self.setting.bucket, tiled)
-        return found
+        return {phase.name: phase.peak for phase in phases_of(self.module, self.setting, self.steps)}
 
-    def peak_of(self, phases: Sequence[str] = ()) -> float:
-        """Bytes of the phase that takes most, of some; of all where none is named."""
-        return max(size for name, size in self.peaks().items() if name in phases or not phases)
+    def peak_of(self, phases: Sequence[str] = LOWERED) -> float:
+        """Bytes of the phase that takes most, of some."""
+        return max(size for name, size in self.peaks().items() if name in phases)
 
     @property
     def peak(self) -> float:
-        """Bytes of the phase that takes most."""
+        """Bytes of the phase that takes most, of :data:`LOWERED`."""
         return self.peak_of()
 
     @property
     def needs(self) -> float:
-        """Bytes that a card has to have."""
+        """Bytes that a card has to have for them."""
         return needs(self.peak)
 
     @cached_property
@@ -129,14 +117,6 @@ class Option:
     def exact(self) -> Self:
         """With steps that are run."""
         return replace(self, origin=None, rules=())
-
-
-def _seldom(measure: Callable[..., Any], *of: Any) -> float:
-    """0 where it cannot be measured, so that it stands in no way."""
-    try:
-        return float(measure(*of).total)
-    except CannotRunError:
-        return 0.0
 
 
 def resolved(run: Option, memory: float | None) -> Option:
@@ -168,10 +148,10 @@ def resolved(run: Option, memory: float | None) -> Option:
 
 
 def _first_fitting(tried: Sequence[Option], memory: float | None) -> Option:
-    """The first that fits; the last one, which takes least, in any case: where that does not fit, no other is run."""
-    if memory is None or tried[-1].needs > memory:
+    """The first whose training fits; the last one, which takes least, in any case: else no other is run."""
+    if memory is None or needs(tried[-1].peak_of(WITH_MODEL)) > memory:
         return tried[-1]
-    return next(run for run in tried if run.needs <= memory)
+    return next(run for run in tried if needs(run.peak_of(WITH_MODEL)) <= memory)
 
 
 def _swapping_few(run: Option, memory: float, costs: str = "") -> Option:
@@ -227,12 +207,12 @@ def fit_to(run: Option, memory: float, changes: Iterable[Callable[[Option], Opti
     return best.exact()
 
 
-def single_changes(run: Option, phases: Sequence[str] = (), memory: float = 0.0) -> list[tuple[Option, float]]:
+def single_changes(run: Option, phases: Sequence[str] = LOWERED, memory: float = 0.0) -> list[tuple[Option, float]]:
     """Each change by itself that lowers the memory, with the bytes that a card has to have then.
 
     Args:
         run: as it is.
-        phases: that count; all of them where none is named.
+        phases: that count.
         memory: bytes of a card; no more changes are looked for when a few fit it.
     """
     before, found = run.peak_of(phases), list[tuple[Option, float]]()
@@ -289,8 +269,7 @@ def _tiled_encoding(run: Option) -> Option | None:
 
 def _is_highest(run: Option, phase: str) -> bool:
     """Whether a phase alone takes most: only then a change to it alone is worth its cost, and is tried."""
-    peaks = run.peaks()
-    return max(size for name, size in peaks.items() if name != phase) <= _WORTH * peaks[phase]
+    return run.peak_of([name for name in LOWERED if name != phase]) <= _WORTH * run.peak_of([phase])
 
 
 def _cast_always(run: Option) -> Option | None:

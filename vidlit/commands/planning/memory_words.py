@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,9 @@ import yaml
 
 from vidlit.forecast.before_fit import words
 from vidlit.forecast.card import GraphicsCard
-from vidlit.forecast.memory_forecast import MemoryForecast, foretell, gigabytes
+from vidlit.forecast.memory_forecast import CAPTIONS, TRAINING, MemoryForecast, foretell, gigabytes, needs
 from vidlit.forecast.remedies import Option, beyond, fit_to, resolved, single_changes
+from vidlit.forecast.step_memory import CannotRunError
 from vidlit.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ class MemoryPlan:
         card: to run on; ``None`` where there is none to judge by.
         chosen: options that the run leaves to the forecast, with what was chosen.
         changes: options that take less, each by itself, and the bytes that a card has to have then.
-        room: options that would fit as well, and the same.
+        costs: of these options, in words.
+        room: options that would fit as well, and the bytes.
         fitted: options with which it fits, all together; ``None`` where that was not asked for.
         fitted_needs: the bytes that a card has to have with them.
     """
@@ -41,6 +44,7 @@ class MemoryPlan:
     card: GraphicsCard | None
     chosen: Mapping[str, Any]
     changes: Mapping[str, float]
+    costs: Mapping[str, str]
     room: Mapping[str, float]
     fitted: Mapping[str, Any] | None = None
     fitted_needs: float = 0.0
@@ -50,13 +54,25 @@ class MemoryPlan:
         """Whether it does; ``None`` without a card."""
         return None if self.card is None else self.forecast.needs <= self.card.memory
 
+    @property
+    def captions_fit(self) -> bool:
+        """Whether their encoder does, of which no option takes less."""
+        return self.card is None or needs(self.forecast.phase(CAPTIONS).peak) <= self.card.memory
+
+    @property
+    def fitted_fits(self) -> bool:
+        """Whether it fits with the options that were looked for, wherever captions are encoded."""
+        return self.card is not None and self.fitted_needs <= self.card.memory
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
         return self.forecast.as_dict() | {
             "card": None if self.card is None else {"name": self.card.name, "memory_gb": self.card.memory / 1e9},
             "fits": self.fits,
             "chosen": dict(self.chosen),
+            "captions_fit": self.captions_fit,
             "takes_less": {option: needed / 1e9 for option, needed in self.changes.items()},
+            "costs": dict(self.costs),
             "would_fit_too": {option: needed / 1e9 for option, needed in self.room.items()},
             "fitted": None if self.fitted is None else dict(self.fitted),
             "fitted_needs_gb": self.fitted_needs / 1e9,
@@ -71,29 +87,38 @@ def plan_memory(run: Option, card: GraphicsCard | None, *, fit: bool) -> MemoryP
         card: to run on.
         fit: look for options with which it fits.
     """
-    run = resolved(run, None if card is None else card.memory)
+    with suppress(CannotRunError):  # the forecast says why
+        run = resolved(run, None if card is None else card.memory)
     chosen, run = run.options, Option(run.module, run.setting, run.buckets)
     forecast = foretell(run.module, run.setting)
-    if card is None or any(phase.why for phase in forecast.phases if phase.name == "train"):
-        return MemoryPlan(forecast, card, chosen, {}, {})
-    fits = forecast.needs <= card.memory
-    changes = {} if fits else {words(each): needed for each, needed in single_changes(run, memory=card.memory)}
+    if card is None or forecast.phase(TRAINING).why:
+        return MemoryPlan(forecast, card, chosen, {}, {}, {})
+    fits = run.needs <= card.memory
+    found = [] if fits else single_changes(run, memory=card.memory)
+    changes = {words(each): needed for each, needed in found}
+    costs = {words(each): "; ".join(each.costs.values()) for each, _ in found}
     room = dict(beyond(run, card.memory)) if fits else {}
     if not fit:
-        return MemoryPlan(forecast, card, chosen, changes, room)
+        return MemoryPlan(forecast, card, chosen, changes, costs, room)
     fitted = fit_to(run, card.memory)
-    return MemoryPlan(forecast, card, chosen, changes, room, fitted.options, fitted.needs)
+    return MemoryPlan(forecast, card, chosen, changes, {**costs, **fitted.costs}, room, fitted.options, fitted.needs)
 
 
-def write_fitted(plan: MemoryPlan, path: Path) -> None:
-    """Write the options that make it fit as a YAML file to give after one's own.
+def write_fitted(plan: MemoryPlan, path: Path) -> str:
+    """Write the options that make it fit as a YAML file to give after one's own, if there are some.
 
     Args:
-        plan: with such options.
+        plan: for which they were looked for.
         path: of the file.
+
+    Returns:
+        What is to be said of it.
     """
+    assert plan.fitted is not None
+    if not plan.fitted:
+        return f"no option is needed, or would help, on {plan.card}: no file was written."
     nested: dict[str, Any] = {}
-    for name, value in (plan.fitted or {}).items():
+    for name, value in plan.fitted.items():
         *above, last = name.split(".")
         inner = nested
         for part in above:
@@ -104,6 +129,8 @@ def write_fitted(plan: MemoryPlan, path: Path) -> None:
         "# Give this file after your own: --config yours.yaml --config this.yaml\n"
     )
     write_whole(path, (head + yaml.safe_dump(nested, sort_keys=False)).encode())
+    what = "with which it fits" if plan.fitted_fits else f"that take least, {plan.fitted_needs / 1e9:.1f} GB, too much"
+    return f"{path} has the options {what}: give it after your own, as a second --config."
 
 
 def print_memory(plan: MemoryPlan, console: Console | None = None) -> None:
@@ -150,9 +177,15 @@ def print_memory(plan: MemoryPlan, console: Console | None = None) -> None:
         say(f"It fits {card}, with {left:.1f} GB to spare{tight}.")
     else:
         say(f"It does not fit {card}: {-left:.1f} GB are missing.")
+    if not plan.captions_fit:
+        say(
+            "Captions do not fit with any option: run `vidlit encode` with the same config on a larger card, or on the "
+            "CPU (--trainer.accelerator cpu), before the fit."
+        )
     for what, options in (("What takes less, and needs then", plan.changes), ("Room for", plan.room)):
         if options:
             say(f"{what}:")
             for option, needed in options.items():
-                fits = " (fits)" if not plan.fits and needed <= card.memory else ""
-                say(f"  {option}: {needed / 1e9:.1f} GB{fits}")
+                fits = " (fits)" if option in plan.changes and needed <= card.memory else ""
+                costs = f"; cost: {plan.costs[option]}" if option in plan.costs else ""
+                say(f"  {option}: {needed / 1e9:.1f} GB{fits}{costs}")
