@@ -24,8 +24,8 @@ import yaml
 from benchmarks.published import published_bases, write_published
 from vidlit.commands.starting.shipped_configs import shipped_configs
 from vidlit.diffusion.conditions import Condition
-from vidlit.forecast.card import parse_memory
-from vidlit.forecast.memory_forecast import CAPTIONS, WITH_MODEL, RunSetting, foretell, needs
+from vidlit.forecast.card import needs, parse_memory
+from vidlit.forecast.memory_forecast import CAPTIONS, WITH_MODEL, RunSetting, foretell
 from vidlit.forecast.remedies import Option, _small_base, _swap, _without_largest_bucket, fit_to, resolved
 from vidlit.models.adapters import LoRA
 from vidlit.training.memory import Memory

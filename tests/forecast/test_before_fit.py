@@ -11,10 +11,10 @@ import torch
 from tests.forecast.test_step_memory import wan_of
 from vidlit.__main__ import main
 from vidlit.errors import UserError
-from vidlit.forecast import before_fit
+from vidlit.forecast import before_fit, memory_forecast
 from vidlit.forecast.before_fit import IGNORE, prepare_memory, refused, words
-from vidlit.forecast.card import GraphicsCard, parse_memory
-from vidlit.forecast.memory_forecast import RunSetting, needs
+from vidlit.forecast.card import GraphicsCard, needs, parse_memory
+from vidlit.forecast.memory_forecast import RunSetting
 from vidlit.forecast.remedies import Option, _bfloat16_base, beyond, fit_to, resolved, single_changes
 from vidlit.forecast.tensor_memory import FROZEN
 from vidlit.models.adapters import LoRA
@@ -154,6 +154,13 @@ def test_a_plan_writes_what_makes_it_fit(quickstart, capsys, tmp_path, monkeypat
     assert "It does not fit a card of 0.0015 GB" in shown.out
     assert "fit_to_0.0015GB.yaml" in shown.err
     assert "class_path: torchao.optim.AdamW8bit" in (tmp_path / "fit_to_0.0015GB.yaml").read_text()
+
+
+@pytest.mark.parametrize(("given", "name"), [("bf16", "bf16-mixed"), (16, "16-mixed"), ("32", "32-true")])
+def test_older_names_of_a_precision_are_understood(given, name, monkeypatch):
+    monkeypatch.setattr(memory_forecast, "largest", lambda data: (BUCKETS[0], 1, 1))
+    data = SimpleNamespace(encoding=SimpleNamespace(with_std=False, tiled=False))
+    assert memory_forecast.setting_of(data, precision=given, accumulate=1, clip_val=None).precision == name
 
 
 def test_what_is_left_to_the_forecast_is_chosen(run):

@@ -29,6 +29,7 @@ from vidlit.runs.logged_names import (
 from vidlit.signals.sample_videos import SampleVideos
 from vidlit.training.flops import flops_of_a_sample, known_card, peak_flops
 from vidlit.training.peak_memory import begin_phase, peak_memory
+from vidlit.training.precision import multiplies_low
 from vidlit.training.run_callback import RunCallback
 
 
@@ -81,7 +82,7 @@ class Throughput(RunCallback):
 
     def on_train_start(self, *_: Any) -> None:
         """Learn the device's peak and start the clock."""
-        self._peak = peak_flops(self.module.device, str(self.trainer.precision) != "32-true")
+        self._peak = peak_flops(self.module.device, multiplies_low(self.trainer.precision))
         self._utilisation = []
         self._reset(self._waited())
         self._since, self._paused = time.monotonic(), None

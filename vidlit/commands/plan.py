@@ -191,6 +191,7 @@ def costs_of(
         from vidlit.forecast.remedies import Option
         from vidlit.forecast.time_forecast import foretell_time
         from vidlit.latents.quiet_lightning import quiet_lightning
+        from vidlit.training.precision import multiplies_low
 
         reader = _reader(with_model=True)
     config = _parsed(reader, words, _READ_FOR_MEMORY)
@@ -215,7 +216,7 @@ def costs_of(
         plan,
         gpu=gpu or (None if here is None else here.name),
         gpus=_num_processes(trainer.accelerator, trainer.devices, trainer.num_nodes),
-        low_precision=setting.precision != "32-true",
+        low_precision=multiplies_low(setting.precision),
         audits_share=made.samples.max_share if setting.audits else 0.0,
         gpu_price=gpu_price,
     )

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vidlit.errors import UserError
-from vidlit.forecast.card import GraphicsCard, card_here
-from vidlit.forecast.memory_forecast import CHECKS, CONTEXT, TRAINING, WITH_MODEL, setting_of
+from vidlit.forecast.card import CONTEXT, GraphicsCard, card_here
+from vidlit.forecast.memory_forecast import CHECKS, TRAINING, WITH_MODEL, setting_of
 from vidlit.forecast.remedies import Option, resolved, single_changes
 from vidlit.forecast.step_memory import CannotRunError
 from vidlit.lightning_internals import datamodule_of

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 _GIB = 2**30
 _USABLE = 0.99
 """Of the gigabytes that a card is named by: an RTX 4090 (24 GB) has 23.99 GiB, an H100 (80 GB) 79.6."""
+CONTEXT = 0.6e9
+"""Bytes that CUDA's context and the libraries' workspaces take before anything is allocated."""
+FRAGMENTS = 0.06
+"""Of the peak, what lies between tensors in the allocator: 1 to 5 GB were seen on an H100."""
+
+
+def needs(peak: float) -> float:
+    """Bytes that a card has to have for so many that tensors take: the one rule of what fits."""
+    return (1 + FRAGMENTS) * peak + CONTEXT
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidlit.errors import UserError
+from vidlit.forecast.card import needs
 from vidlit.forecast.phases import decode_clips, encode_captions, encode_clips
 from vidlit.forecast.step_memory import CHECK, OPTIMIZER, CannotRunError, StepMemory, StepSetting, step_memory
 from vidlit.forecast.tensor_memory import (
@@ -25,6 +26,7 @@ from vidlit.forecast.tensor_memory import (
     highest,
 )
 from vidlit.training.blocks.block_swap import BUFFERS
+from vidlit.training.precision import precision_name
 
 if TYPE_CHECKING:
     from vidlit.data.clip_folder import ClipFolder
@@ -45,10 +47,6 @@ _KEPT_COMPILED = 0.68
 all weights) and 12.0 of 17.5 GB (its LoRA) on an H100, torch 2.11."""
 _GATHERED = 2
 """Blocks that are whole at once under FSDP2: the one at work and the next."""
-CONTEXT = 0.6e9
-"""Bytes that CUDA's context and the libraries' workspaces take before anything is allocated."""
-FRAGMENTS = 0.06
-"""Of the peak, what lies between tensors in the allocator: 1 to 5 GB were seen on an H100."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +138,6 @@ class MemoryForecast:
                 for phase in self.phases
             },
         }
-
-
-def needs(peak: float) -> float:
-    """Bytes that a card has to have for so many that tensors take."""
-    return (1 + FRAGMENTS) * peak + CONTEXT
 
 
 def foretell(module: VideoDiffusionModule, setting: RunSetting) -> MemoryForecast:
@@ -239,9 +232,9 @@ def training_peak(steps: StepMemory) -> Held:
 def adjusted(steps: StepMemory, module: VideoDiffusionModule, setting: RunSetting) -> StepMemory:
     """With what is not run on fake tensors, by rule: compiled blocks, shards, blocks in main memory."""
     if setting.on_gpu and module.memory.compile in (True, "auto"):
-        steps = steps.changed(lambda held: held.scaled(activations=_KEPT_COMPILED))
+        steps = steps.changed(lambda held: held.scaled({ACTIVATIONS: _KEPT_COMPILED}))
     if module.context_parallel > 1:  # each rank has its share of the tokens
-        steps = steps.changed(lambda held: held.scaled(activations=1 / module.context_parallel))
+        steps = steps.changed(lambda held: held.scaled({ACTIVATIONS: 1 / module.context_parallel}))
     if module.memory.swaps:
         steps = swapping(steps, int(module.memory.swap_blocks))
     return sharding(steps, setting) if setting.shards > 1 else steps
@@ -265,14 +258,13 @@ def sharding(steps: StepMemory, setting: RunSetting) -> StepMemory:
     block = max((block.of(FROZEN, TRAINED) for block in steps.block), default=0.0)
     trained = max((block.of(TRAINED) for block in steps.block), default=0.0)
     whole = Held({TEMPORARIES: _GATHERED * width * block + trained})
-    kinds = (FROZEN, TRAINED, GRADIENTS, MOMENTS, AVERAGES)
-    factors = {kind.replace(" ", "_"): share for kind in kinds}
+    factors = dict.fromkeys((FROZEN, TRAINED, GRADIENTS, MOMENTS, AVERAGES), share)
     peaks = {}
     for stage, held in steps.peaks.items():
         if stage.endswith(OPTIMIZER):  # works on its own share, and no block is whole
-            peaks[stage] = held.scaled(**factors, temporaries=share)
+            peaks[stage] = held.scaled({**factors, TEMPORARIES: share})
         else:
-            peaks[stage] = held.scaled(**factors).plus(whole)
+            peaks[stage] = held.scaled(factors).plus(whole)
     return replace(steps, peaks=peaks)
 
 
@@ -286,7 +278,7 @@ def mixed(kept: StepMemory, recomputed: StepMemory, share: float) -> StepMemory:
     """
     peaks = {}
     for stage, held in recomputed.peaks.items():
-        between = held.scaled(**dict.fromkeys((k.replace(" ", "_") for k in held.kinds), share))
+        between = held.scaled(dict.fromkeys(held.kinds, share))
         between = between.plus(kept.peaks[stage], 1 - share)
         if 0 < share < 1 and "backward" in stage:  # some block is recomputed whole, however few are
             again = max(0.0, held.of(TEMPORARIES) - kept.peaks[stage].of(TEMPORARIES))
@@ -328,7 +320,7 @@ def setting_of(
         bucket,
         batch_size=size,
         val_batch_size=val_size,
-        precision=str(precision or "32-true"),
+        precision=precision_name(precision),
         accumulate=accumulate,
         clip_val=clip_val,
         with_std=data.encoding.with_std,

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, get_args
 
+from vidlit.forecast.card import needs
 from vidlit.forecast.memory_forecast import (
     AUDITS,
     CLIPS,
     WITH_MODEL,
     RunSetting,
     measured_steps,
-    needs,
     phases_of,
 )
 from vidlit.forecast.step_memory import StepMemory

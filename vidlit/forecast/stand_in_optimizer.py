@@ -13,6 +13,8 @@ _FEWER_BITS = re.compile(r"(8bit|4bit|Fp8)$")
 _STATE_BYTES = {"8bit": (1 + 4 / 256, 256, 1024), "Fp8": (1 + 4 / 256, 256, 0), "4bit": (0.5 + 4 / 128, 128, 64)}
 """Bytes of a number in the state of torchao's optimizers, its share of a scale included; numbers to a scale; bytes of a
 tensor's table of values."""
+STATE_IN_8_BITS = _STATE_BYTES["8bit"][0] / 4
+"""Of what moments take in float32, what they take in 8 bits."""
 _SMALLEST_IN_FEWER_BITS = 4096
 """Tensors with fewer numbers keep their state as it is (torchao)."""
 

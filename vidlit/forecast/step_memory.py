@@ -43,7 +43,7 @@ from vidlit.latents.quiet_lightning import BARE_TRAINER, quiet_lightning
 from vidlit.lightning_internals import detach
 from vidlit.models.without_weights import without_weights
 from vidlit.training.expert_weights import ExpertWeights
-from vidlit.training.precision import BFloat16Weights
+from vidlit.training.precision import precision_and_plugins
 from vidlit.training.step.numbers import StepNumbers
 from vidlit.training.step.objective import check_losses
 
@@ -179,7 +179,7 @@ def _run(
         except Exception as error:  # models fail on tensors without values in ways of their own: no run ends by that
             raise CannotRunError(" ".join(str(error).split())[:300] or type(error).__name__) from error
     factor = getattr(empty, "state_factor", 1.0) * len(empty.expert_names)
-    return _Run({stage: peak.scaled(moments=factor) for stage, peak in memory.peaks.items()}, held, num_blocks)
+    return _Run({stage: peak.scaled({MOMENTS: factor}) for stage, peak in memory.peaks.items()}, held, num_blocks)
 
 
 def run_steps(module: VideoDiffusionModule, setting: StepSetting, memory: TensorMemory, period: int = 1) -> Held:
@@ -198,15 +198,12 @@ def run_steps(module: VideoDiffusionModule, setting: StepSetting, memory: Tensor
     checked = sample_batch(module.family, setting.bucket, setting.val_batch_size)
     memory.name([batch.latents, checked.latents], ACTIVATIONS)
     stages = _Stages(memory, period, checked)
-    true_bfloat16 = setting.precision == "bf16-true"
     accumulate = min(setting.accumulate, 2)
-    plugins: list[Any] = [LightningEnvironment(), *([BFloat16Weights()] if true_bfloat16 else [])]
     with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
-            plugins=plugins,
-            precision=None if true_bfloat16 else "bf16-mixed" if "mixed" in setting.precision else "32-true",
+            **precision_and_plugins(setting.precision, [LightningEnvironment()]),
             max_steps=_STEPS,
             accumulate_grad_batches=accumulate,
             gradient_clip_val=setting.clip_val,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
+from vidlit.forecast.stand_in_optimizer import STATE_IN_8_BITS
 from vidlit.forecast.step_memory import CHECK, OPTIMIZER, StepMemory
-from vidlit.forecast.tensor_memory import ACTIVATIONS, TRAINED, Held
+from vidlit.forecast.tensor_memory import ACTIVATIONS, MOMENTS, TEMPORARIES, TRAINED, Held
 
 Rule = Callable[[StepMemory, float], StepMemory]
 """Takes steps, and the share of the blocks that are recomputed in them."""
-_MOMENTS_IN_8_BITS = 0.26
-"""Of those in float32, scales included."""
 
 
 def always_cast(steps: StepMemory, recomputed: float) -> StepMemory:
@@ -29,19 +27,20 @@ def always_cast(steps: StepMemory, recomputed: float) -> StepMemory:
 
 def without_temporaries(steps: StepMemory, recomputed: float) -> StepMemory:
     """With an optimizer that makes none, as a fused one."""
-    return _in_optimizer(steps, partial(Held.scaled, temporaries=0.0))
+    return _in_optimizer(steps, lambda held: held.scaled({TEMPORARIES: 0.0}))
 
 
 def moments_in_8_bits(steps: StepMemory, recomputed: float) -> StepMemory:
     """With the moments of torchao's optimizers, which work at one weight after the other."""
-    smaller = steps.changed(partial(Held.scaled, moments=_MOMENTS_IN_8_BITS))
+    smaller = steps.changed(lambda held: held.scaled({MOMENTS: STATE_IN_8_BITS}))
     return without_temporaries(smaller, recomputed)
 
 
 def twice_the_samples(steps: StepMemory, recomputed: float) -> StepMemory:
     """With twice as many samples in a batch: too much, if anything, for copies of weights are taken for activations."""
+    twice = {ACTIVATIONS: 2.0, TEMPORARIES: 2.0}
     peaks = {
-        stage: held if stage.endswith(OPTIMIZER) or stage == CHECK else held.scaled(activations=2.0, temporaries=2.0)
+        stage: held if stage.endswith(OPTIMIZER) or stage == CHECK else held.scaled(twice)
         for stage, held in steps.peaks.items()
     }
     return replace(steps, peaks=peaks)

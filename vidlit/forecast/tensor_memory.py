@@ -58,9 +58,8 @@ class Held:
         names = {*self.kinds, *other.kinds}
         return Held({kind: self.kinds.get(kind, 0.0) + times * other.kinds.get(kind, 0.0) for kind in names})
 
-    def scaled(self, **by_kind: float) -> Held:
-        """With kinds (``frozen_weights`` ...) multiplied."""
-        factors = {name.replace("_", " "): factor for name, factor in by_kind.items()}
+    def scaled(self, factors: Mapping[str, float]) -> Held:
+        """With kinds multiplied, each by its factor."""
         return Held({kind: size * factors.get(kind, 1.0) for kind, size in self.kinds.items()})
 
     def without(self, *kinds: str) -> Held:

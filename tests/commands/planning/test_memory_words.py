@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from vidlit.commands.planning.memory_words import MemoryPlan, print_memory, write_fitted
-from vidlit.forecast.card import parse_memory
-from vidlit.forecast.memory_forecast import CAPTIONS, CLIPS, PHASES, MemoryForecast, Phase, needs
+from vidlit.forecast.card import needs, parse_memory
+from vidlit.forecast.memory_forecast import CAPTIONS, CLIPS, PHASES, MemoryForecast, Phase
 from vidlit.forecast.remedies import LOWERED
 from vidlit.forecast.tensor_memory import FROZEN, Held
 

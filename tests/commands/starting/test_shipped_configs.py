@@ -45,7 +45,7 @@ def test_memory_in_int8_and_of_another_base():
         (34.1, {}, "ltx2"),  # in int8
         (25.7, {}, "wan2_2_ti2v_5b"),
         (17.1, {}, "wan2_1_1_3b"),
-        (12.9, {}, "wan2_1_1_3b"),
+        (12.9, {}, "ltx_video"),
         (8.6, {}, "ltx_video"),  # may not fit, and says so
         (85.0, {"family": "wan"}, "wan2_2_a14b"),
         (25.7, {"family": "wan"}, "wan2_2_ti2v_5b"),

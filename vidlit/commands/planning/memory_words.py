@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vidlit.forecast.before_fit import words
-from vidlit.forecast.card import GraphicsCard
-from vidlit.forecast.memory_forecast import CAPTIONS, TRAINING, MemoryForecast, foretell, gigabytes, needs
+from vidlit.forecast.card import GraphicsCard, needs
+from vidlit.forecast.memory_forecast import CAPTIONS, TRAINING, MemoryForecast, foretell, gigabytes
 from vidlit.forecast.remedies import Option, beyond, fit_to, resolved, single_changes
 from vidlit.forecast.step_memory import CannotRunError
 from vidlit.whole_files import write_whole

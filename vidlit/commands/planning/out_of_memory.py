@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.strategies import DDPStrategy
 
 from vidlit.forecast.before_fit import run_of, words
-from vidlit.forecast.memory_forecast import CHECKS, TRAINING, adjusted, needs, training_peak
+from vidlit.forecast.card import needs
+from vidlit.forecast.memory_forecast import CHECKS, TRAINING, adjusted, training_peak
 from vidlit.forecast.remedies import Option, single_changes
 
 if TYPE_CHECKING:

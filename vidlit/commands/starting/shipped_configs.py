@@ -15,13 +15,12 @@ from typing import Any
 from vidlit.bounded_yaml import load_yaml, read_text
 from vidlit.commands.cli.configs import packaged_configs
 from vidlit.errors import UserError
+from vidlit.forecast.card import card_here, needs
 from vidlit.video.buckets import Bucket
 
 _PREFERRED = ("ltx2_lora", "wan2_2_ti2v_5b_lora", "wan2_1_1_3b_lora", "ltx_video_lora")
 """Asked in this order where nobody names a family: from the largest model to the smallest, of licences that hold in
 every country. The last one is what a machine without a GPU gets."""
-_USABLE = 0.95
-"""Of a card's memory: the driver and what lies between tensors take the rest."""
 _STATES_MEMORY = "GPU memory: "
 
 
@@ -42,20 +41,20 @@ class Card:
     @classmethod
     def find(cls) -> Card:
         """What this machine has."""
+        found = card_here()
+        if found is None:
+            return cls()
         import torch
 
-        if not torch.cuda.is_available():
-            return cls()
-        found = torch.cuda.get_device_properties(0)
-        return cls(found.name, found.total_memory / 1e9, torch.cuda.device_count())
+        return cls(found.name, found.memory / 1e9, torch.cuda.device_count())
 
     def __str__(self) -> str:
         times = f"{self.count} x " if self.count > 1 else ""
         return f"{times}{self.name}, {self.gigabytes:.0f} GB" if self.count else "no CUDA GPU"
 
     def holds(self, gigabytes: float) -> bool:
-        """Whether so much fits."""
-        return gigabytes <= _USABLE * self.gigabytes
+        """Whether so much fits, as a plan says it."""
+        return needs(1e9 * gigabytes) <= 1e9 * self.gigabytes
 
 
 @dataclass(frozen=True)

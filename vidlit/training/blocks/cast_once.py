@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from vidlit.training.blocks.repeated import repeated_blocks
+from vidlit.training.precision import lowers
 
 
 def cast_once(transformer: nn.Module) -> None:
@@ -104,10 +105,3 @@ def _optimizer_steps() -> list[int]:
 
     register_optimizer_step_post_hook(count)
     return steps
-
-
-def lowers(device_type: str) -> bool:
-    """Does autocast multiply in bfloat16 here?"""
-    if device_type == "meta":  # of which autocast knows nothing
-        return False
-    return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.bfloat16

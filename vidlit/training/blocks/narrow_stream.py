@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidlit.training.blocks.cast_once import lowers
 from vidlit.training.blocks.repeated import repeated_blocks, run_by
+from vidlit.training.precision import lowers
 
 
 def narrow_stream(transformer: nn.Module) -> None:
