@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from tests.models import bases
+from vidlit.__main__ import main
+from vidlit.training.expert_weights import ExpertWeights
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
 
@@ -62,3 +64,18 @@ def test_a_waiting_expert_stays_where_it_is_when_the_module_moves(pair):
     assert module.experts["transformer_2"] is module.transformer_2
     module.to(torch.float64)
     assert module.transformer_2.patch_embedding.weight.dtype == torch.float64
+
+
+def test_the_start_of_an_adapter_is_kept_where_it_is_trained_alone(quickstart, tmp_path, monkeypatch):
+    made, fresh = [], ExpertWeights.fresh
+
+    def watched(self, name):
+        made.append(self)
+        return fresh(self, name)
+
+    monkeypatch.setattr(ExpertWeights, "fresh", watched)
+    words = ["--model.adapter.rank=4"]
+    assert main([*quickstart(trainer__max_steps=4), *words]) == 0
+    checkpoint = tmp_path / "runs" / "quickstart" / "0" / "checkpoints" / "best.ckpt"
+    assert main([*quickstart("validate"), *words, f"--ckpt_path={checkpoint}"]) == 0
+    assert [bool(experts.starts) for experts in made] == [True, False]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vidlit.lightning_internals import is_attached
 from vidlit.models.adapters import LoRAFile, choose_trained, export_weights
 from vidlit.training.blocks.sharding import whole
 
@@ -34,7 +35,8 @@ class ExpertWeights(Mapping[str, nn.Module]):
         self._module = module
         self._frozen: dict[str, nn.Module] = {}
         self.starts: dict[str, dict[str, Tensor]] = {}
-        """Of each transformer with an adapter, the adapter's weights at the start: so the base is never read again."""
+        """Of each transformer with an adapter that is to be trained, the adapter's weights at the start: so the base is
+        never read again."""
         self.asked = module.expert_names[0]
         """The one that was asked last: with offloading it alone is on the device."""
 
@@ -71,7 +73,8 @@ class ExpertWeights(Mapping[str, nn.Module]):
         low = module.memory.lowers_base and module.adapter is not None  # trained layers start from all their digits
         transformer = module.family.load_transformer(torch.bfloat16 if low else torch.float32, name)
         choose_trained(transformer, module.family, module.adapter_of(name), module.layers, module.seed)
-        if module.adapter is not None:
+        only_asked = is_attached(module) and module.trainer.state.fn != "fit"
+        if module.adapter is not None and not only_asked:
             trained = {key: value for key, value in transformer.named_parameters() if value.requires_grad}
             self.starts[name] = {key: value.detach().clone() for key, value in trained.items()}
         return transformer
