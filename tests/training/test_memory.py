@@ -124,7 +124,7 @@ def test_options_that_contradict_each_other_are_refused(demo, options, words):
 
 @pytest.mark.parametrize(("device", "recomputes", "compiles"), [("cpu", False, False), ("cuda", True, True)])
 def test_what_is_left_open_goes_by_the_device(device, recomputes, compiles):
-    settled = Memory(base_dtype="bfloat16").settled(torch.device(device))
+    settled = Memory(base_dtype="bfloat16", swap_blocks="auto", tiled_decoding="auto").settled(torch.device(device))
     assert settled == Memory("bfloat16", recomputes, compiles, cast_once=device == "cuda")
     chosen = Memory(gradient_checkpointing=0.25, compile=not compiles, cast_once=not compiles)
     assert chosen.settled(torch.device(device)) == chosen
@@ -161,9 +161,16 @@ def test_peak_memory_is_this_process_and_not_the_one_that_started_it():
 
 
 @pytest.mark.parametrize(
-    ("variant", "dtype"), [("dora", "bfloat16"), ("dora", "int8"), ("lokr", "int8"), ("lokr", "nf4"), ("tlora", "nf4")]
+    ("variant", "dtype", "apart"),
+    [
+        ("dora", "bfloat16", 0.01),
+        ("dora", "int8", 0.012),
+        ("lokr", "int8", 0.015),
+        ("lokr", "nf4", 0.2),
+        ("tlora", "nf4", 0.17),
+    ],
 )
-def test_every_adapter_trains_on_a_base_in_fewer_bits(family, batch, variant, dtype):
+def test_every_adapter_trains_on_a_base_in_fewer_bits(family, batch, variant, dtype, apart):
     found = []
     for kept in ("float32", dtype):
         transformer = family.load_transformer()
@@ -175,4 +182,4 @@ def test_every_adapter_trains_on_a_base_in_fewer_bits(family, batch, variant, dt
                     torch.nn.init.normal_(parameter, std=0.02)
         store_frozen(transformer, kept)
         found.append(gradients(family, transformer, batch, autocast=kept != "float32"))
-    assert (found[1] - found[0]).norm() < 0.3 * found[0].norm()
+    assert (found[1] - found[0]).norm() < apart * found[0].norm()

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
 from vidlit.diffusion.rectified_flow import RectifiedFlow
-
-
-@cache
-def _on_device(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A schedule's levels: copied once, for a copy waits for the device."""
-    return torch.tensor(levels, dtype=dtype).to(device)
 
 
 @dataclass(frozen=True)
@@ -36,9 +28,8 @@ class DDPMTimesteps(RectifiedFlow):
     def quantile(self, probability: Tensor) -> Tensor:
         """See :meth:`RectifiedFlow.quantile`; one of the levels."""
         timestep = (super().quantile(probability) * len(self.levels)).long().clamp(0, len(self.levels) - 1)
-        # What has no values must not be kept for what has some.
-        levels = _on_device.__wrapped__ if is_fake(probability) else _on_device
-        return levels(self.levels, probability.dtype, probability.device)[timestep]
+        levels = torch.tensor(self.levels, dtype=probability.dtype)
+        return levels.to(probability.device, non_blocking=True)[timestep]
 
     def weight(self, sigmas: Tensor) -> Tensor:
         """Turns the squared error of ``noise - latents`` into that of ``v``.

@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 def load_decoder(pl_module: VideoDiffusionModule) -> Any:
     """The VAE of a model's base, on its device, to decode samples with; in tiles where ``model.memory`` says so."""
     vae = pl_module.family.load_vae(pl_module.device)
-    if pl_module.memory.tiled_decoding is True:
+    if pl_module.memory.settled(pl_module.device).tiled_decoding:
         use_tiles(vae)
     return vae
 

@@ -88,7 +88,14 @@ class Memory:
         compiles = device.type == "cuda" if self.compile == "auto" else self.compile
         casts = device.type != "cpu" if self.cast_once == "auto" else self.cast_once
         swapped = 0 if self.swap_blocks == "auto" else self.swap_blocks
-        return replace(self, gradient_checkpointing=share, compile=compiles, cast_once=casts, swap_blocks=swapped)
+        return replace(
+            self,
+            gradient_checkpointing=share,
+            compile=compiles,
+            cast_once=casts,
+            swap_blocks=swapped,
+            tiled_decoding=self.tiled_decoding is True,
+        )
 
     def apply(
         self, transformer: nn.Module, device: torch.device, *, trains_in_bfloat16: bool, trains_whole: bool = False
