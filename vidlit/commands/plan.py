@@ -185,6 +185,8 @@ def costs_of(
     if card is None and gpu is None and said.get("trainer.accelerator") == "cpu":
         return None, None
     with loading("torch"):
+        from lightning.pytorch.strategies import ModelParallelStrategy
+
         from vidlit.commands.planning.memory_words import plan_memory
         from vidlit.forecast.card import card_here
         from vidlit.forecast.memory_forecast import setting_of
@@ -198,7 +200,7 @@ def costs_of(
     made = reader.instantiate(config)
     trainer, data, here = made.trainer, made.data, card_here()
     processes = _num_processes(trainer.accelerator, trainer.devices, 1)
-    sharded = "ModelParallelStrategy" in str(config.trainer.strategy)
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
     setting = setting_of(
         data,
         precision=trainer.precision,
@@ -249,8 +251,11 @@ def _reader(*, with_model: bool = False) -> ArgumentParser:
     made.add_argument("--demo", type=Demo | None, default=None)
     made.add_class_arguments(ClipFolder, "data", skip={"further_captions"})
     if with_model:
+        from lightning.pytorch.strategies import Strategy
+
         from vidlit.training.module import VideoDiffusionModule
 
+        made.add_argument("--trainer.strategy", type=str | Strategy, default="auto")
         made.add_class_arguments(VideoDiffusionModule, "model", fail_untyped=False)
         made.add_argument("--samples.num_audit", type=int, default=16)
         made.add_argument("--samples.max_share", type=float, default=0.1)
@@ -272,7 +277,6 @@ def _reader(*, with_model: bool = False) -> ArgumentParser:
         ("accumulate_grad_batches", int, 1),
         ("val_check_interval", Any, None),
         ("precision", Any, None),
-        ("strategy", Any, "auto"),
         ("gradient_clip_val", Any, TRAINER_DEFAULTS["gradient_clip_val"]),
     ):
         made.add_argument(f"--trainer.{name}", type=kind, default=default)
