@@ -12,7 +12,7 @@ from tests.forecast.test_step_memory import wan_of
 from vidlit.__main__ import main
 from vidlit.errors import UserError
 from vidlit.forecast import before_fit, memory_forecast
-from vidlit.forecast.before_fit import IGNORE, prepare_memory, refused, words
+from vidlit.forecast.before_fit import IGNORE, prepare_memory, refuse_early, refused, words
 from vidlit.forecast.card import GraphicsCard, needs, parse_memory
 from vidlit.forecast.memory_forecast import RunSetting
 from vidlit.forecast.remedies import Option, _bfloat16_base, beyond, fit_to, resolved, single_changes
@@ -105,12 +105,13 @@ def on_a_card(run, monkeypatch):
 
     def prepared(memory, *, first=True, sent=None, **options):
         monkeypatch.setattr(before_fit, "card_here", lambda device: GraphicsCard("a card", memory))
-        monkeypatch.setattr(before_fit, "run_of", lambda trainer, module, audits: run)
+        monkeypatch.setattr(before_fit, "run_of", lambda trainer, module, data, audits: run)
         shared = []
         broadcast = lambda found: shared.append(found) or (found if first else sent)  # noqa: E731
         strategy = SimpleNamespace(root_device=torch.device("cuda"), broadcast=broadcast)
         module = SimpleNamespace(memory=run.module.memory)
-        peak = prepare_memory(SimpleNamespace(strategy=strategy, is_global_zero=first), module, **options)
+        trainer = SimpleNamespace(strategy=strategy, is_global_zero=first, datamodule=None)
+        peak = prepare_memory(trainer, module, **options)
         return module.memory, peak, shared[0]
 
     return prepared
@@ -126,6 +127,20 @@ def test_a_run_that_does_not_fit_is_refused_on_all_ranks_unless_told(run, on_a_c
     with pytest.raises(UserError, match="too small there"):
         on_a_card(1e12, first=False, sent=(memory, peak, "too small there"))
     assert on_a_card(1.0, first=False, sent=(memory, peak, "")) == (memory, peak, None)
+
+
+def test_what_does_not_fit_is_refused_before_clips_are_encoded(run, monkeypatch, quickstart, tmp_path, capsys):
+    monkeypatch.setattr(before_fit, "card_here", lambda device: GraphicsCard("a card", run.peak))
+    monkeypatch.setattr(before_fit, "run_of", lambda trainer, module, data, audits: run)
+    given = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda"))), run.module, None
+    with pytest.raises(UserError, match="this will not fit"):
+        refuse_early(*given)
+    monkeypatch.setattr("vidlit.callbacks.throughput.refuse_early", lambda *_, audits: refuse_early(*given))
+    words = quickstart(data__store=tmp_path / "store")
+    assert main(words) == 2
+    assert "this will not fit" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+    assert main([*words, "--run.ignore_memory_forecast=true", "--trainer.max_steps=2"]) == 0
 
 
 def test_a_fit_on_a_cpu_has_no_forecast(quickstart, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from vidlit.data.batch_sampler import DataRanks
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch
-from vidlit.forecast.before_fit import prepare_memory
+from vidlit.forecast.before_fit import prepare_memory, refuse_early
 from vidlit.forecast.time_forecast import RunKind, remember_speed
-from vidlit.lightning_internals import logs_after_this_batch
+from vidlit.lightning_internals import callbacks_of, logs_after_this_batch
 from vidlit.runs.logged_names import (
     DATA_WAIT,
     DEVICE_MEMORY,
@@ -31,6 +31,10 @@ from vidlit.training.flops import flops_of_a_sample, known_card, peak_flops
 from vidlit.training.peak_memory import begin_phase, peak_memory
 from vidlit.training.precision import multiplies_low
 from vidlit.training.run_callback import RunCallback
+
+if TYPE_CHECKING:
+    from vidlit.data.datamodule import LatentDataModule
+    from vidlit.training.module import VideoDiffusionModule
 
 
 class Throughput(RunCallback):
@@ -73,8 +77,13 @@ class Throughput(RunCallback):
         """Choose what is left to the forecast, while the model is not loaded."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            audits = any(each.num_audit for each in self.others(SampleVideos))
-            self._forecast = prepare_memory(trainer, self.module, ignore=self.ignore_forecast, audits=audits)
+            ignore, audits = self.ignore_forecast, _has_audits(trainer)
+            self._forecast = prepare_memory(trainer, self.module, ignore=ignore, audits=audits)
+
+    def refuse_early(self, trainer: Trainer, module: VideoDiffusionModule, data: LatentDataModule) -> None:
+        """Refuse what cannot fit, before clips are encoded; :meth:`setup` comes after that."""
+        if not self.ignore_forecast:
+            refuse_early(trainer, module, data, audits=_has_audits(trainer))
 
     def on_fit_start(self, *_: Any) -> None:
         """What was held to encode is no part of the peak."""
@@ -157,3 +166,7 @@ class Throughput(RunCallback):
         loader = self.trainer.train_dataloader
         assert isinstance(loader, TimedLoader)
         return loader.seconds_waited
+
+
+def _has_audits(trainer: Trainer) -> bool:
+    return any(isinstance(each, SampleVideos) and each.num_audit > 0 for each in callbacks_of(trainer))

@@ -15,6 +15,7 @@ from vidlit.lightning_internals import datamodule_of
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from vidlit.data.clip_folder import ClipFolder
     from vidlit.training.memory import Memory
     from vidlit.training.module import VideoDiffusionModule
 
@@ -22,11 +23,10 @@ IGNORE = "run.ignore_memory_forecast"
 _SHOWN = 5  # remedies in a message
 
 
-def run_of(trainer: Trainer, module: VideoDiffusionModule, *, audits: bool = True) -> Option:
+def run_of(trainer: Trainer, module: VideoDiffusionModule, data: ClipFolder, *, audits: bool = True) -> Option:
     """A fit as the forecast sees it, before its weights are loaded."""
     from lightning.pytorch.strategies import ModelParallelStrategy
 
-    data: Any = datamodule_of(trainer)
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
     setting = setting_of(
         data,
@@ -60,7 +60,8 @@ def prepare_memory(
     """
     if trainer.strategy.root_device.type != "cuda":
         return None
-    decided = _decide(trainer, module, ignore=ignore, audits=audits) if trainer.is_global_zero else None
+    data = datamodule_of(trainer)
+    decided = _decide(trainer, module, data, ignore=ignore, audits=audits) if trainer.is_global_zero else None
     shared: tuple[Memory, float | None, str] = trainer.strategy.broadcast(decided)  # type: ignore[assignment]  # of rank 0
     module.memory, peak, refusal = shared
     if refusal:
@@ -68,15 +69,33 @@ def prepare_memory(
     return peak
 
 
+def refuse_early(trainer: Trainer, module: VideoDiffusionModule, data: ClipFolder, *, audits: bool = True) -> None:
+    """Refuse what the card cannot hold before anything is encoded, when processes do not know each other yet.
+
+    Args:
+        trainer: of the fit.
+        module: to be trained; it stays as it is.
+        data: the clips.
+        audits: as for :func:`prepare_memory`.
+
+    Raises:
+        UserError: as there.
+    """
+    if trainer.strategy.root_device.type == "cuda":
+        *_, refusal = _decide(trainer, module, data, ignore=False, audits=audits)
+        if refusal:
+            raise UserError(refusal)
+
+
 def _decide(
-    trainer: Trainer, module: VideoDiffusionModule, *, ignore: bool, audits: bool
+    trainer: Trainer, module: VideoDiffusionModule, data: ClipFolder, *, ignore: bool, audits: bool
 ) -> tuple[Memory, float | None, str]:
     """What the module's memory is to be, bytes of steps and checks, and why the run is refused, or nothing."""
     card = card_here(trainer.strategy.root_device)
     assert card is not None
     try:
-        run = resolved(run_of(trainer, module, audits=audits), card.memory)
-        # Encoding is over by now, or was done elsewhere.
+        run = resolved(run_of(trainer, module, data, audits=audits), card.memory)
+        # Encoding may be over by now, or have been done elsewhere.
         peaks = {phase: size for phase, size in run.peaks().items() if phase in WITH_MODEL}
         refusal = "" if ignore else refused(run, peaks, card)
     except (CannotRunError, UserError):

@@ -312,6 +312,7 @@ def _fit_objects(
             )
             if trainer.world_size > 1:  # each of its processes would run the code that called this
                 raise UserError("vidlit.fit_model trains on one device: use `vidlit fit` for several.")
+            trainer.check_before_encoding(model, data)
             print(data.encode(accelerator=trainer.accelerator_name, devices=trainer.num_devices))
             trainer.fit(model, datamodule=data)
         finally:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
@@ -60,7 +60,6 @@ from vidlit.runs.rank import rank_from_environment
 from vidlit.runs.resumes import Change
 from vidlit.runs.wording import say
 from vidlit.sampling.prediction import Predict
-from vidlit.training.blocks.context_parallel import check_context
 from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.precision import precision_and_plugins
 
@@ -309,8 +308,7 @@ class VidlitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Encode what is missing, and make sure that a fold, or a refit, has the clips of the whole."""
-        degree = self.model.context_parallel
-        check_context(self.model.family, degree, self.trainer.world_size, self.datamodule.buckets)
+        cast("VidlitTrainer", self.trainer).check_before_encoding(self.model, self.datamodule)
         self._encode()
         whole = self.run_directory.whole
         if whole is None:
@@ -347,7 +345,7 @@ class VidlitCLI(LightningCLI):
         self.trainer.predict(**arguments, return_predictions=False)
 
     def _encode(self) -> None:
-        trainer: VidlitTrainer = self.trainer  # type: ignore[assignment]  # Lightning declares its own
+        trainer = cast("VidlitTrainer", self.trainer)
         report = self.datamodule.encode(
             retry_transient=self.config[self.subcommand].get("ckpt_path") is None,
             accelerator=trainer.accelerator_name,

@@ -7,12 +7,16 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from vidlit.callbacks.throughput import Throughput
 from vidlit.data.datamodule import LatentDataModule
 from vidlit.errors import UserError
 from vidlit.latents.encode.missing import EngineName
 from vidlit.latents.store import LatentStore
+from vidlit.lightning_internals import callbacks_of
 from vidlit.runs.checkpoint_files import save_sharded, shards_weights
+from vidlit.runs.launch import Launch
 from vidlit.runs.wording import say
+from vidlit.training.blocks.context_parallel import check_context
 from vidlit.training.module import VideoDiffusionModule
 
 _LISTED = 20  # damaged tensors that --verify names; the rest are counted
@@ -68,6 +72,23 @@ class VidlitTrainer(Trainer):
         if self.is_global_zero:
             for line in (str(report), *datamodule.usage.lines()):
                 say(line)
+
+    def check_before_encoding(self, model: VideoDiffusionModule, datamodule: LatentDataModule) -> None:
+        """Refuse what cannot be trained before hours go into encoding.
+
+        Args:
+            model: to be trained.
+            datamodule: the folder and the store.
+
+        Raises:
+            UserError: ranks and sizes do not go together, or the GPU's memory will not do.
+        """
+        check_context(model.family, model.context_parallel, self.world_size, datamodule.buckets)
+        if not self.is_global_zero and Launch.detect(self.num_nodes) is None:
+            return  # Lightning launches it when the first one has come past here
+        for callback in callbacks_of(self):
+            if isinstance(callback, Throughput):
+                callback.refuse_early(self, model, datamodule)
 
     @property
     def accelerator_name(self) -> str:

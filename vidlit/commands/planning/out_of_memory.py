@@ -12,6 +12,7 @@ from vidlit.forecast.before_fit import run_of, words
 from vidlit.forecast.card import needs
 from vidlit.forecast.memory_forecast import CHECKS, TRAINING, adjusted, training_peak
 from vidlit.forecast.remedies import Option, single_changes
+from vidlit.lightning_internals import datamodule_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -40,7 +41,7 @@ def memory_advice(trainer: Trainer, module: VideoDiffusionModule) -> str:
 
 
 def _as_it_ran(trainer: Trainer, module: VideoDiffusionModule) -> Option:
-    device, run = trainer.strategy.root_device, run_of(trainer, module)
+    device, run = trainer.strategy.root_device, run_of(trainer, module, datamodule_of(trainer))
     settled = copy.copy(module)
     settled.memory = module.memory.settled(device)
     return replace(run, module=settled, setting=replace(run.setting, on_gpu=device.type == "cuda"))
