@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from vidlit.commands.planning.memory_words import MemoryPlan
+    from vidlit.data.clip_folder import ClipFolder
     from vidlit.forecast.card import GraphicsCard
     from vidlit.forecast.run_plan import RunPlan
     from vidlit.forecast.time_forecast import TimeForecast
@@ -88,11 +89,12 @@ def run(words: list[str]) -> None:
 
 
 def _say(own: Namespace, others: list[str], card: GraphicsCard | None) -> None:
-    made = plan_of(["plan", *others])
+    words = ["plan", *others]
+    made, data = _plan_and_data(words)
     commands = small_set_commands(made, others)
     if not own.json:
         print_plan(made, commands=commands)
-    memory, time = costs_of(["plan", *others], made, card, own.gpu, gpu_price=own.gpu_price, fit=bool(own.fit_to))
+    memory, time = costs_of(words, made, data, card, own.gpu, gpu_price=own.gpu_price, fit=bool(own.fit_to))
     if own.json:
         found = {"memory": memory and memory.as_dict(), "time": time and time.as_dict()}
         print(json.dumps({**made.as_dict(), "small_set": commands, **found}, indent=2))
@@ -132,6 +134,11 @@ def plan_of(words: list[str]) -> RunPlan:
         UserError: the clips, the buckets or the split cannot be used.
         argparse.ArgumentError: an option cannot be read.
     """
+    return _plan_and_data(words)[0]
+
+
+def _plan_and_data(words: list[str]) -> tuple[RunPlan, ClipFolder]:
+    """The plan, and the clips, which have been looked through for it."""
     with loading("torch"):
         from vidlit.data.demo_folder import Demo
         from vidlit.forecast.run_plan import make_plan
@@ -148,7 +155,7 @@ def plan_of(words: list[str]) -> RunPlan:
     num_ranks = _num_processes(trainer.accelerator, trainer.devices, trainer.num_nodes)
     check_family(family, degree)
     check_context(family, degree, num_ranks, made.data.buckets)
-    return make_plan(
+    plan = make_plan(
         made.data,
         max_steps=trainer.max_steps,
         num_replicas=num_ranks // degree,
@@ -157,11 +164,13 @@ def plan_of(words: list[str]) -> RunPlan:
         num_strata=made.model.noise.num_strata * num_scored(made.data.family, made.model.expert),
         check_interval=max(1, interval // trainer.accumulate_grad_batches) if isinstance(interval, int) else None,
     )
+    return plan, made.data
 
 
 def costs_of(
     words: list[str],
     plan: RunPlan,
+    data: ClipFolder,
     card: GraphicsCard | None = None,
     gpu: str | None = None,
     *,
@@ -173,6 +182,7 @@ def costs_of(
     Args:
         words: as for :func:`plan_of`.
         plan: of the fit.
+        data: its clips.
         card: to judge by; ``None`` for the one that is here.
         gpu: name of the GPU that time is estimated for; ``None`` for the one that is here.
         gpu_price: of one, an hour.
@@ -198,7 +208,7 @@ def costs_of(
         reader = _reader(with_model=True)
     config = _parsed(reader, words, _READ_FOR_MEMORY)
     made = reader.instantiate(config)
-    trainer, data, here = made.trainer, made.data, card_here()
+    trainer, here = made.trainer, card_here()
     processes = _num_processes(trainer.accelerator, trainer.devices, 1)
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
     setting = setting_of(
