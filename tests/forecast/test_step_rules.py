@@ -11,6 +11,7 @@ from vidlit.forecast.memory_forecast import AUDITS, CHECKS, CLIPS, TRAINING, Run
 from vidlit.forecast.remedies import (
     Option,
     _cast_always,
+    _small_moments,
     _swap,
     _swapping_few,
     _tiled_decoding,
@@ -48,6 +49,15 @@ def agree(run):
 @pytest.mark.parametrize("recomputed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_weights_that_are_cast_at_every_use(recomputed, tmp_path):
     agree(_cast_always(option(tmp_path, gradient_checkpointing=recomputed, compile=False)))
+
+
+@pytest.mark.slow
+def test_moments_in_8_bits(tmp_path):
+    pytest.importorskip("torchao.optim")
+    run = option(tmp_path, num_layers=12, gradient_checkpointing=True, compile=False)
+    run = replace(run, setting=replace(run.setting, bucket=Bucket(5, 32, 32)))  # weights are most of it
+    agree(_small_moments(run))
+    assert peak(_small_moments(run).exact()) < 0.8 * peak(run)
 
 
 @pytest.mark.slow

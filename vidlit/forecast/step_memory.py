@@ -178,8 +178,11 @@ def _run(
             held = run_steps(empty, setting, memory, period)
         except Exception as error:  # models fail on tensors without values in ways of their own: no run ends by that
             raise CannotRunError(" ".join(str(error).split())[:300] or type(error).__name__) from error
-    factor = getattr(empty, "state_factor", 1.0) * len(empty.expert_names)
-    return _Run({stage: peak.scaled({MOMENTS: factor}) for stage, peak in memory.peaks.items()}, held, num_blocks)
+    factor, peaks = getattr(empty, "state_factor", 1.0), dict(memory.peaks)
+    if factor != 1.0:  # a stand-in's moments are made in all their bits, before they have a name
+        del peaks[next(stage for stage in peaks if stage.endswith(OPTIMIZER))]
+    factor *= len(empty.expert_names)
+    return _Run({stage: peak.scaled({MOMENTS: factor}) for stage, peak in peaks.items()}, held, num_blocks)
 
 
 def run_steps(module: VideoDiffusionModule, setting: StepSetting, memory: TensorMemory, period: int = 1) -> Held:
