@@ -2,22 +2,29 @@
 
     python benchmarks/gpu.py                         # LTX-Video 2B and Wan 2.1 1.3B, all weights and LoRA: 6 minutes
     python benchmarks/gpu.py --models ltx2 wan5b --methods lora
+    python benchmarks/gpu.py --models wan --rows vidlit fit --cards 24 48     # as --fit-to chooses for such cards
     python benchmarks/gpu.py --small                 # tiny, on a CPU: does it run?
 
 Weights are random and latents are noise: speed and memory do not depend on what they hold. Nothing but torch,
-lightning, diffusers and peft is needed, and nothing is downloaded. The rows of a model:
+lightning, diffusers and peft is needed (torchao where 8 or 4 bits are chosen), and nothing is downloaded. The rows of
+a model (`--rows`):
 
-- "plain loop": what public example scripts do: bfloat16 autocast, diffusers' gradient checkpointing of every block,
-  AdamW as it comes, clipping, `loss.item()` at every step; for a LoRA the frozen weights are in bfloat16;
-- "plain loop, tuned": the same without `loss.item()` and with all that vidlit's defaults are: compiled blocks, fused
-  AdamW, the attention kernel, the same blocks recomputed, all but their attention;
-- "vidlit": `VideoDiffusionModule` under Lightning's Trainer with the options that ship; `--recompute` says otherwise;
-- "vidlit, 4 batches a step": where all weights of LTX-Video are trained, whose optimizer is a quarter of a step.
+- plain, "plain loop": what public example scripts do: bfloat16 autocast, diffusers' gradient checkpointing of every
+  block, AdamW as it comes, clipping, `loss.item()` at every step; for a LoRA the frozen weights are in bfloat16;
+- tuned, "plain loop, tuned": the same without `loss.item()` and with all that vidlit's defaults are: compiled blocks,
+  fused AdamW, the attention kernel, the same blocks recomputed, all but their attention;
+- vidlit: `VideoDiffusionModule` under Lightning's Trainer with the options that ship, recomputing as few blocks as the
+  forecast says that this GPU must; `--recompute` says otherwise;
+- accumulated, "vidlit, 4 batches a step": where all weights of LTX-Video are trained, whose optimizer is a quarter of
+  a step;
+- fit, "vidlit, fit to 24 GB": the same with the options that `vidlit plan --fit-to 24GB` writes ("settings"), and no
+  more memory than such a card has, whatever this one has. One row for cards for which it chooses alike.
 
 ms: of a batch of one. MFU: operations that the model itself needs (recomputed ones do not count, so all rows do the
 same work) over that time, as a share of the device's peak in bfloat16. Steps before `--warmup` are not measured; what
-they took, compilation among it, is "first s". Memory is the most that tensors took (allocated), and the allocator
-(reserved). Rows for which `--seconds` leave no time are left out, and named.
+they took, compilation among it, is "first s". Memory is what was forecast of the steps, the most that tensors took
+(allocated), by how much the forecast was off, and what the allocator took (reserved). Forecasts take 5 to 30 CPU
+seconds a row of a model. Rows for which `--seconds` leave no time are left out, and named.
 """
 
 import argparse
@@ -27,25 +34,31 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
 import torch._dynamo
 import yaml
 from lightning.pytorch import Callback, Trainer
-from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # from a checkout, without installing it
 
-from vidlit.diffusion.batch import Conditioning, LatentBatch
+from benchmarks.memory_measured import foretold, off
+from benchmarks.random_bases import BASES, TINY_SIZE, Clips, random_transformer, write_base
 from vidlit.diffusion.rectified_flow import RectifiedFlow
-from vidlit.latents.quiet_lightning import BARE_TRAINER
+from vidlit.errors import UserError
+from vidlit.forecast.before_fit import words
+from vidlit.forecast.card import GraphicsCard, card_here, parse_memory
+from vidlit.forecast.memory_forecast import CONTEXT, RunSetting
+from vidlit.forecast.remedies import Option, fit_to, resolved
+from vidlit.forecast.sample_shapes import prompt_shape
+from vidlit.forecast.step_memory import CannotRunError
+from vidlit.latents.quiet_lightning import BARE_TRAINER, quiet_lightning
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import Family
 from vidlit.training.blocks.attention import prefer_kernel
@@ -55,115 +68,14 @@ from vidlit.training.module import VideoDiffusionModule
 from vidlit.training.peak_memory import peak_memory
 
 RANK, ACCUMULATED = 32, 4
-COLUMNS = "model,clip,trains,side,ms,MFU,allocated GB,reserved GB,first s,recomputed".split(",")
-WAN = {"pipeline": "WanPipeline", "class": "WanTransformer3DModel", "vae": "AutoencoderKLWan", "text": (512, 4096)}
-TINY_WAN = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2, "text_dim": 16}
-MODELS: dict[str, dict[str, Any]] = {
-    "ltx": {
-        "title": "LTX-Video 2B",
-        "size": (121, 480, 704),
-        "pipeline": "LTXPipeline",
-        "class": "LTXVideoTransformer3DModel",
-        "vae": "AutoencoderKLLTXVideo",
-        "text": (128, 4096),
-        "tiny": {"num_attention_heads": 2, "attention_head_dim": 16, "cross_attention_dim": 32, "num_layers": 2}
-        | {"caption_channels": 16},
-    },
-    "wan": WAN
-    | {
-        "title": "Wan 2.1 1.3B",
-        "size": (49, 480, 832),
-        "config": {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30},
-        "tiny": TINY_WAN | {"freq_dim": 16},
-    },
-    "wan5b": WAN
-    | {
-        "title": "Wan 2.2 TI2V-5B",
-        "size": (49, 704, 1280),
-        "config": {"num_attention_heads": 24, "attention_head_dim": 128, "ffn_dim": 14336, "num_layers": 30}
-        | {"in_channels": 48, "out_channels": 48},
-        "tiny": TINY_WAN | {"freq_dim": 16, "in_channels": 48, "out_channels": 48},
-        "vae_config": {"z_dim": 48, "base_dim": 160, "decoder_base_dim": 256, "is_residual": True, "in_channels": 12}
-        | {"out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16}
-        | {"latents_mean": [0.0] * 48, "latents_std": [1.0] * 48},
-        "index": {"expand_timesteps": True},
-    },
-    "ltx2": {
-        "title": "LTX-2 19B",
-        "size": (121, 512, 768),
-        "pipeline": "LTX2Pipeline",
-        "class": "LTX2VideoTransformer3DModel",
-        "vae": "AutoencoderKLLTX2Video",
-        "text": (1024, 3840),
-        "tiny": {"num_attention_heads": 2, "attention_head_dim": 12, "cross_attention_dim": 24, "num_layers": 2}
-        | {"audio_num_attention_heads": 2, "audio_attention_head_dim": 8, "audio_cross_attention_dim": 16}
-        | {"caption_channels": 16, "rope_type": "split"},
-    },
+COLUMNS = ["model", "clip", "trains", "side", "ms", "MFU", "forecast GB", "allocated GB", "off", "reserved GB"]
+COLUMNS += ["first s", "recomputed", "settings"]
+SIDES = {
+    "vidlit": "vidlit",
+    "tuned": "plain loop, tuned",
+    "plain": "plain loop",
+    "accumulated": f"vidlit, {ACCUMULATED} batches a step",
 }
-"""Of each its parts, what differs from their classes' defaults, and the size of a clip in frames, height and width."""
-
-
-class Clips(Dataset):
-    """Latents that are noise, and prompts, one a batch; made once, read by a DataLoader as encoded clips are."""
-
-    def __init__(self, shape: tuple[int, ...], text: tuple[int, int]) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.latents = torch.randn(4, *shape, generator=generator).bfloat16()
-        self.prompts = torch.randn(4, *text, generator=generator).bfloat16()
-        self.count = 1
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> LatentBatch:
-        rows = [index % 4]
-        numbers = torch.tensor(rows)
-        return LatentBatch(
-            self.latents[rows].clone(), Conditioning(self.prompts[rows].clone(), None, {}), numbers, numbers
-        )
-
-
-def write_base(folder: Path, name: str, small: bool) -> tuple[int, int]:
-    """Configs of a base without weights; returns the shape of its prompts."""
-    parts = MODELS[name]
-    config = parts["tiny"] if small else parts.get("config", {})
-    for part, class_name, values in (
-        ("transformer", parts["class"], config),
-        ("vae", parts["vae"], parts.get("vae_config", {})),
-    ):
-        with torch.device("meta"):
-            made = getattr(diffusers, class_name)(**values)
-        (folder / part).mkdir(parents=True)
-        made.save_config(folder / part)
-    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": parts["pipeline"], **parts.get("index", {})}))
-    return (8, 16) if small else parts["text"]
-
-
-def random_transformer(
-    family: Family, dtype: torch.dtype, expert: str = "transformer", *, device: torch.device
-) -> torch.nn.Module:
-    """One of a family's experts, of a base that has a config only, made on the device."""
-    model_class = getattr(diffusers, family.transformer_class)
-    config = model_class.load_config(family.base / expert)
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)  # made in float32 first, 19B weights would not fit
-    try:
-        with torch.device(device):
-            transformer = model_class.from_config(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    exact = getattr(transformer, "_keep_in_fp32_modules", None) or []  # as from_pretrained leaves them
-    for name, parameter in transformer.named_parameters():
-        is_exact = any(part in name.split(".") for part in exact)
-        parameter.data = parameter.data.to(torch.float32 if is_exact else dtype)
-    return transformer
-
-
-def loader(clips: Clips, device: torch.device) -> DataLoader:
-    """Batches, two steps ahead on a GPU machine."""
-    workers = 2 if device.type == "cuda" else 0
-    return DataLoader(clips, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
 
 
 class Clock(Callback):
@@ -223,7 +135,7 @@ def run_vidlit(module: VideoDiffusionModule, clips: Clips, clock: Clock, folder:
         callbacks=[clock],
         **BARE_TRAINER,
     )
-    trainer.fit(module, loader(clips, clock.device))
+    trainer.fit(module, clips.loader(clock.device))
 
 
 def run_plain(family: Family, lora: bool, clips: Clips, clock: Clock, memory: Memory | None) -> None:
@@ -243,7 +155,7 @@ def run_plain(family: Family, lora: bool, clips: Clips, clock: Clock, memory: Me
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=tuned)
     flow: RectifiedFlow = family.noising()
     with prefer_kernel("auto", transformer.config, device) if tuned else nullcontext():
-        for index, batch in enumerate(loader(clips, device)):
+        for index, batch in enumerate(clips.loader(device)):
             clock.tick(index)
             latents = batch.latents.to(device, non_blocking=True).float()
             conditioning = batch.conditioning.to(device)
@@ -273,60 +185,120 @@ class Case:
     lora: bool
     options: argparse.Namespace
     device: torch.device
+    folder: Path
+    """of the base"""
 
     def rows(self) -> Iterator[dict]:
-        """Of every side."""
-        parts, small = MODELS[self.name], self.options.small
-        with tempfile.TemporaryDirectory() as text:
-            folder = Path(text)
-            prompt = write_base(folder / "base", self.name, small)
-            module = self.module(folder)
-            shape = module.family.latent_shape(*((9, 64, 64) if small else parts["size"]))
-            clips = Clips(shape, prompt)
-            # As perf/mfu counts them.
-            flops = flops_of_a_sample(module.family, module.structure(), clips[0])
-            settled, sides = module.memory.settled(self.device), ["vidlit", "plain loop, tuned", "plain loop"]
-            if self.name == "ltx" and not self.lora:
-                sides.append(f"vidlit, {ACCUMULATED} batches a step")
-            for side in [side for side in sides if self.options.plain or side != "plain loop"]:
-                row = {"model": parts["title"], "clip": "x".join(map(str, parts["size"]))}
-                row |= {"trains": "LoRA" if self.lora else "all", "side": side}
-                if time.perf_counter() > self.options.until:
-                    yield row | {"ms": "left out: no time"}
-                    continue
-                accumulate = ACCUMULATED if side.endswith("a step") else 1
-                warmup, steps = (
-                    accumulate * -(-number // accumulate) for number in (self.options.warmup, self.options.steps)
-                )
-                clips.count, clock = warmup + steps, Clock(warmup, self.device)
-                free(self.device)
-                try:
-                    if side.startswith("vidlit"):
-                        run_vidlit(self.module(folder), clips, clock, folder, accumulate)
-                    else:
-                        run_plain(module.family, self.lora, clips, clock, settled if side.endswith("tuned") else None)
-                except torch.OutOfMemoryError:
-                    yield row | {"ms": "out of memory"}
-                    continue
-                yield row | self.figures(clock, flops) | {"recomputed": settled.gradient_checkpointing}
+        """Of every side that is asked for."""
+        base = BASES[self.name]
+        write_base(self.folder, self.name, self.options.small)
+        about = {"model": base.title, "clip": str(self.run.setting.bucket), "trains": "LoRA" if self.lora else "all"}
+        for each in self.options.rows:
+            if each == "accumulated" and (self.name != "ltx" or self.lora):
+                continue
+            title = SIDES.get(each, "vidlit, fit to " + " and ".join(map(str, self.options.cards)) + " GB")
+            if time.perf_counter() > self.options.until:
+                yield about | {"side": title, "ms": "left out: no time"}
+            elif each == "fit":
+                yield from (about | row for row in self.fitted())
+            else:
+                yield about | {"side": title} | self.side(each)
 
-    def module(self, folder: Path) -> VideoDiffusionModule:
-        """As it ships."""
+    @cached_property
+    def run(self) -> Option:
+        """Of the forecasts, which share the steps that they run."""
+        size = TINY_SIZE if self.options.small else BASES[self.name].size
         recompute = {} if self.options.recompute is None else {"gradient_checkpointing": self.options.recompute}
         module = VideoDiffusionModule(
-            str(folder / "base"),
+            str(self.folder),
             adapter=LoRA(rank=RANK, alpha=RANK) if self.lora else None,
             optimizer=partial(torch.optim.AdamW, lr=1e-4, fused=True),
             memory=Memory("bfloat16" if self.lora else "float32", **recompute),
         )
-        module.family.load_transformer = partial(random_transformer, module.family, device=self.device)
-        return module
+        return Option(module, RunSetting(size, clip_val=1.0, on_gpu=self.device.type == "cuda"), [size])
 
-    def figures(self, clock: Clock, flops: int) -> dict:
-        """Of the steps that were measured."""
+    @cached_property
+    def shipped(self) -> Option:
+        """With what is chosen for the device that is here."""
+        card = card_here(self.device) if self.device.type == "cuda" else None
+        try:
+            with quiet_lightning():
+                run = self.run if card is None else resolved(self.run, card.memory)
+        except CannotRunError:
+            run = self.run
+        settled = run.module.memory.settled(self.device)
+        return run.with_memory("", gradient_checkpointing=settled.gradient_checkpointing)
+
+    def side(self, name: str) -> dict:
+        """The row of one that is no card's."""
+        accumulate, run = ACCUMULATED if name == "accumulated" else 1, self.shipped
+        if name == "plain":
+            return self.measured(partial(self.plain, None), 1)
+        if name == "tuned":
+            made = self.measured(partial(self.plain, run.module.memory.settled(self.device)), 1)
+        else:
+            made = self.measured(partial(self.vidlit, run, self.device, accumulate), accumulate)
+        run = replace(run, setting=replace(run.setting, accumulate=accumulate))
+        return with_forecast(made, run) | {"recomputed": run.module.memory.gradient_checkpointing}
+
+    def fitted(self) -> Iterator[dict]:
+        """Rows of what is chosen for smaller cards."""
+        found: dict[str, tuple[Option, list[int]]] = {}
+        for gigabytes in self.options.cards:
+            memory = parse_memory(f"{gigabytes}GB").memory
+            with quiet_lightning():
+                run = fit_to(resolved(self.run, memory), memory)
+            said = (
+                words(run) if run.needs <= memory else f"does not fit: needs {run.needs / 1e9:.0f} GB with {words(run)}"
+            )
+            found.setdefault(said, (run, []))[1].append(gigabytes)
+        for said, (run, cards) in found.items():
+            card = parse_memory(f"{min(cards)}GB")
+            row = {"side": f"vidlit, fit to {' and '.join(map(str, cards))} GB", "settings": said}
+            if run.needs > card.memory:
+                yield row | {"ms": f"does not fit: needs {run.needs / 1e9:.0f} GB"}
+                continue
+            if time.perf_counter() > self.options.until:
+                yield row | {"ms": "left out: no time"}
+                continue
+            with no_more_than(card, self.device):
+                made = self.measured(partial(self.vidlit, run, torch.device("cpu"), 1), 1)
+            yield row | with_forecast(made, run) | {"recomputed": run.module.memory.gradient_checkpointing}
+
+    def vidlit(self, run: Option, made_on: torch.device, accumulate: int, clips: Clips, clock: Clock) -> None:
+        """Steps as a run makes them."""
+        given = run.module
+        module = VideoDiffusionModule(
+            str(self.folder), adapter=given.adapter, optimizer=given.optimizer, memory=given.memory
+        )
+        module.family.load_transformer = partial(random_transformer, module.family, device=made_on)
+        run_vidlit(module, clips, clock, self.folder, accumulate)
+
+    def plain(self, memory: Memory | None, clips: Clips, clock: Clock) -> None:
+        """Steps of a plain loop."""
+        run_plain(self.run.module.family, self.lora, clips, clock, memory)
+
+    def measured(self, train: Callable[[Clips, Clock], None], accumulate: int) -> dict:
+        """A row's figures.
+
+        Args:
+            train: a batch for each of the clips.
+            accumulate: batches of a step.
+        """
+        family = self.run.module.family
+        clips = Clips(family.latent_shape(*self.run.setting.bucket), prompt_shape(family))
+        flops = flops_of_a_sample(family, self.run.module.structure(), clips[0])  # as perf/mfu counts them
+        warmup, steps = (accumulate * -(-number // accumulate) for number in (self.options.warmup, self.options.steps))
+        clips.count, clock = warmup + steps, Clock(warmup, self.device)
+        free(self.device)
+        try:
+            train(clips, clock)
+        except torch.OutOfMemoryError:
+            return {"ms": "out of memory"}
+        except (UserError, ImportError) as error:  # without torchao
+            return {"ms": str(error)}
         seconds = (clock.ended - clock.began) / clock.steps
-        peak = peak_flops(self.device, low_precision=True)
-        on_gpu = self.device.type == "cuda"
+        peak, on_gpu = peak_flops(self.device, low_precision=True), self.device.type == "cuda"
         return {
             "ms": round(1000 * seconds, 1),
             "MFU": f"{100 * flops / seconds / peak:.1f} %" if peak else "unknown device",
@@ -334,6 +306,34 @@ class Case:
             "reserved GB": round(torch.cuda.max_memory_reserved(self.device) / 1e9, 2) if on_gpu else None,
             "first s": round(clock.first, 1),
         }
+
+
+def with_forecast(row: dict, run: Option) -> dict:
+    """A row with what was forecast of the steps of a run beside what they took."""
+    try:
+        with quiet_lightning():
+            forecast = foretold(run.module, run.setting)
+    except CannotRunError:
+        return row
+    row |= {"forecast GB": float(f"{forecast:.3g}")}
+    if run.setting.on_gpu and "allocated GB" in row:  # a CPU's process has more in its memory than tensors
+        row |= {"off": off(forecast, row["allocated GB"])}
+    return row
+
+
+@contextmanager
+def no_more_than(card: GraphicsCard, device: torch.device) -> Iterator[None]:
+    """While it is open, tensors get no more of a GPU than another card has."""
+    if device.type != "cuda":
+        yield
+        return
+    free(device)
+    share = (card.memory - CONTEXT) / torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def free(device: torch.device) -> None:
@@ -353,12 +353,13 @@ def share(text: str) -> bool | float | int:
 def main(words: list[str] | None = None) -> list[dict]:
     """Print the table; return its rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["ltx", "wan"])
+    parser.add_argument("--models", nargs="+", choices=list(BASES), default=["ltx", "wan"])
     parser.add_argument("--methods", nargs="+", choices=["lora", "full"], default=["full", "lora"])
     parser.add_argument("--steps", type=int, default=6, help="measured")
     parser.add_argument("--warmup", type=int, default=3, help="steps before, not measured; compilation falls in here")
     parser.add_argument("--recompute", type=share, help="of the blocks: true, false, a share; else as it ships")
-    parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="the plain loop's row")
+    parser.add_argument("--rows", nargs="+", choices=[*SIDES, "fit"], default=list(SIDES), help="of each model")
+    parser.add_argument("--cards", nargs="+", type=int, default=[24, 48, 80], help="GB of those that rows are fit to")
     parser.add_argument("--seconds", type=float, default=340, help="after which no row is begun any more")
     parser.add_argument("--small", action="store_true", help="tiny models and clips")
     parser.add_argument("--json", type=Path, help="write the rows here, too")
@@ -369,13 +370,14 @@ def main(words: list[str] | None = None) -> list[dict]:
         raise SystemExit("no GPU is here: --small runs tiny models on the CPU.")
     rows: list[dict] = []
     for name, method in itertools.product(options.models, options.methods):
-        for row in Case(name, method == "lora", options, device).rows():
-            if not rows:
-                print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-            print("| " + " | ".join(str(row.get(column, "")) for column in COLUMNS) + " |", flush=True)
-            rows.append(row)
-            if options.json:
-                options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        with tempfile.TemporaryDirectory() as folder:
+            for row in Case(name, method == "lora", options, device, Path(folder)).rows():
+                if not rows:
+                    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+                print("| " + " | ".join(str(row.get(column, "")) for column in COLUMNS) + " |", flush=True)
+                rows.append(row)
+                if options.json:
+                    options.json.write_text(json.dumps(rows, indent=2) + "\n")
     if device.type == "cuda":
         print(f"\n{torch.cuda.get_device_name(device)}, torch {torch.__version__}, diffusers {diffusers.__version__}")
     return rows

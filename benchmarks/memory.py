@@ -26,7 +26,7 @@ from vidlit.commands.starting.shipped_configs import shipped_configs
 from vidlit.diffusion.conditions import Condition
 from vidlit.forecast.card import needs, parse_memory
 from vidlit.forecast.memory_forecast import CAPTIONS, WITH_MODEL, RunSetting, foretell
-from vidlit.forecast.remedies import Option, _small_base, _swap, _without_largest_bucket, fit_to, resolved
+from vidlit.forecast.remedies import Option, fit_to, resolved, small_base, swap, without_largest_bucket
 from vidlit.models.adapters import LoRA
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
@@ -37,13 +37,13 @@ CARDS = (12, 16, 24, 48, 80)
 BEGIN, END = "<!-- forecast -->\n", "<!-- end of the forecast -->\n"
 
 
-def run_of(path: Path, folder: Path) -> Option:
-    """A shipped configuration as the forecast sees it."""
+def run_of(path: Path, folder: Path, base: str = "") -> Option:
+    """A shipped configuration as the forecast sees it, of its own base or of another one."""
     values = yaml.safe_load(path.read_text())
     model, trainer = values["model"], values["trainer"]
     options = model["optimizer"]["init_args"]
     module = VideoDiffusionModule(
-        str(write_published(model["base"], folder)),
+        str(write_published(base or model["base"], folder)),
         adapter=LoRA(**model["adapter"]) if "adapter" in model else None,
         optimizer=partial(torch.optim.AdamW, **options),
         conditions=[Condition(**given) for given in model.get("conditions", [])] or None,
@@ -76,7 +76,24 @@ def measure(name: str, path: Path) -> dict:
         row["CPU s"] = round(time.process_time() - began, 1)
         if "base_dtype int8" in path.read_text().partition("seed_everything")[0] and row["train"]:
             row["int8"] = round(run.with_memory("", base_dtype="int8").peak_of(WITH_MODEL) / 1e9, 1)
-        return row
+    row["others"] = {base: _of_another(path, base) for base in named_beside(path.read_text())}
+    return row
+
+
+def named_beside(text: str) -> list[str]:
+    """Bases that a configuration trains, too, as its head says with their memory."""
+    head = text.partition("\n\nseed_everything")[0]
+    return [base for base in published_bases() if re.search(_beside(base), head)]
+
+
+def _beside(base: str) -> str:
+    return rf"({re.escape(base)} \(about )\d+( GB)"
+
+
+def _of_another(path: Path, base: str) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_of(path, Path(folder), base)
+        return round(run.with_memory("", gradient_checkpointing=True).peak_of(WITH_MODEL) / 1e9, 1)
 
 
 def with_figures(text: str, row: dict) -> str:
@@ -88,7 +105,7 @@ def with_figures(text: str, row: dict) -> str:
         r"(about )\d+( GB\s(?:# )?to encode)": encode,
         r"(about )\d+( GB with base_dtype int8)": row.get("int8"),
         r"(base_dtype int8 about )\d+( GB)": row.get("int8"),
-    }
+    } | {_beside(base): figure for base, figure in row["others"].items()}
     for pattern, figure in figures.items():
         if figure:
             head = re.sub(pattern, rf"\g<1>{math.ceil(figure)}\g<2>", head)
@@ -125,7 +142,7 @@ def fitted(name: str, path: Path) -> list[str]:
 
 def _changes(run: Option) -> list[Callable[[Option], Option | None]]:
     """Those of the table of cards: fewer than a plan tries, for each takes seconds for each configuration."""
-    return [_without_audits, partial(_small_base, "int8"), _swap, *[_without_largest_bucket] * (len(run.buckets) - 1)]
+    return [_without_audits, partial(small_base, "int8"), swap, *[without_largest_bucket] * (len(run.buckets) - 1)]
 
 
 def _without_audits(run: Option) -> Option:

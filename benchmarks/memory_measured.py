@@ -45,6 +45,16 @@ MEASURED = (
 )
 
 
+def foretold(module: VideoDiffusionModule, setting: RunSetting) -> float:
+    """What is forecast of a module's training steps, in gigabytes."""
+    return training_peak(adjusted(measured_steps(module, setting), module, setting)).total / 1e9
+
+
+def off(forecast: float, measured: float) -> str:
+    """By how much a forecast is, in words."""
+    return f"{100 * (forecast / measured - 1):+.1f} %"
+
+
 def forecast(row: Measured) -> float:
     """What is forecast for a row, in gigabytes."""
     memory = Memory("bfloat16" if row.lora else "float32", row.recomputed, compile=True, cast_once=not row.recomputed)
@@ -53,18 +63,17 @@ def forecast(row: Measured) -> float:
         base = write_published(row.base, Path(folder))
         adapter = LoRA(rank=32, alpha=32) if row.lora else None
         module = VideoDiffusionModule(str(base), adapter, optimizer=optimizer, memory=memory)
-        setting = RunSetting(Bucket.parse(SIZE[row.base]), clip_val=1.0)
-        return training_peak(adjusted(measured_steps(module, setting), module, setting)).total / 1e9
+        return foretold(module, RunSetting(Bucket.parse(SIZE[row.base]), clip_val=1.0))
 
 
 def main() -> None:
     """Print the table."""
     print("| base, clip | trains | recomputed | forecast GB | measured GB | difference |\n|---|---|---|---|---|---|")
     for row in MEASURED:
-        foretold = forecast(row)
+        found = forecast(row)
         how = "a LoRA" if row.lora else "all weights", "all blocks" if row.recomputed else "none"
-        off = f"{100 * (foretold / row.gigabytes - 1):+.1f} %"
-        print(f"| {row.base}, {SIZE[row.base]} | {' | '.join(how)} | {foretold:.1f} | {row.gigabytes:.1f} | {off} |")
+        figures = f"{found:.1f} | {row.gigabytes:.1f} | {off(found, row.gigabytes)}"
+        print(f"| {row.base}, {SIZE[row.base]} | {' | '.join(how)} | {figures} |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The forecast against an H100 and against real tensors of small models."""
 
 import gc
+import json
 from functools import partial
 
 import pytest
@@ -10,12 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks.memory_measured import MEASURED, forecast
 from benchmarks.published import write_published
+from benchmarks.random_bases import random_transformer
 from tests.models.bases import EVERY, size_of
 from vidlit.forecast.cuda_autocast import cuda_autocast
 from vidlit.forecast.memory_forecast import RunSetting, adjusted, mixed, training_peak
 from vidlit.forecast.phases import decode_clips
 from vidlit.forecast.step_memory import CannotRunError, StepSetting, run_steps, step_memory
-from vidlit.forecast.tensor_memory import GRADIENTS, MOMENTS, TRAINED, TensorMemory
+from vidlit.forecast.tensor_memory import ACTIVATIONS, GRADIENTS, MOMENTS, TRAINED, TensorMemory
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import open_family
 from vidlit.training.averaging import EMA
@@ -125,6 +127,29 @@ def test_a_small_model_takes_what_its_real_tensors_do(name, way, tmp_path):
     highest_real = max(real[stage].total for stage in stages)
     assert max(foretold[stage].total for stage in stages) == pytest.approx(highest_real, rel=0.03)
     assert foretold["check"].total == pytest.approx(real["check"].total, rel=0.03)
+
+
+@slow
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_model_of_300_million_weights_takes_what_its_real_tensors_do(lora, recomputed, tmp_path):
+    gc.collect()  # gigabytes of the one before
+    write_published(LTX, tmp_path)
+    config = tmp_path / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": 4}))
+    adapter, memory = LoRA(rank=32) if lora else None, Memory("bfloat16" if lora else "float32", recomputed)
+    make = partial(VideoDiffusionModule, str(tmp_path), adapter, optimizer=loop, memory=memory)
+    setting = StepSetting(Bucket(17, 128, 256), clip_val=1.0, on_gpu=False)
+    real_module = make()
+    assert sum(each.numel() for each in real_module.structure().parameters()) == pytest.approx(311e6, rel=0.02)
+    made_here = partial(random_transformer, real_module.family, device=torch.device("cpu"))
+    real_module.family.load_transformer = made_here
+    foretold, real = step_memory(make(), setting), measured(real_module, setting)
+    highest_real = max(held.total for stage, held in real.items() if stage.startswith("batch"))
+    kept_foretold, kept = (peaks["batch 1 backward before"].of(ACTIVATIONS) for peaks in (foretold.peaks, real))
+    assert training_peak(foretold).total == pytest.approx(highest_real, rel=0.03)
+    assert kept_foretold == pytest.approx(kept, rel=0.03)  # weights are most of the peak
+    assert foretold.peaks["check"].total == pytest.approx(real["check"].total, rel=0.03)
 
 
 @slow

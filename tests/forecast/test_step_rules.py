@@ -12,11 +12,11 @@ from vidlit.forecast.remedies import (
     Option,
     _cast_always,
     _small_moments,
-    _swap,
     _swapping_few,
     _tiled_decoding,
     _tiled_encoding,
     resolved,
+    swap,
 )
 from vidlit.forecast.step_rules import twice_the_samples
 from vidlit.models.adapters import LoRA
@@ -90,7 +90,7 @@ def test_what_only_one_phase_takes_less_of_is_tried_where_that_one_takes_most(tm
 @pytest.mark.slow
 def test_blocks_wait_in_main_memory_only_where_it_does_not_fit(tmp_path):
     run = lora(tmp_path, base_dtype="bfloat16", gradient_checkpointing=True, compile=False)
-    every = _swap(run)
+    every = swap(run)
     assert every.module.memory.swap_blocks == 6
     assert _swapping_few(run, 1e12).module.memory.swap_blocks == 0
     assert _swapping_few(run, 1.0).module.memory.swap_blocks == 6

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu import Clips, Clock, random_transformer, run_vidlit
+from benchmarks.gpu import Clock, run_vidlit
 from benchmarks.published import write_published
+from benchmarks.random_bases import Clips, random_transformer
 from vidlit.forecast.memory_forecast import RunSetting, adjusted, training_peak
 from vidlit.forecast.sample_shapes import prompt_shape
 from vidlit.forecast.step_memory import step_memory

@@ -143,7 +143,7 @@ def resolved(run: Option, memory: float | None) -> Option:
         run = _first_fitting([run, cast_always], memory) if memory is not None else run
     if options.swap_blocks == "auto":
         run = run.with_memory("", swap_blocks=0)
-        run = run if memory is None or _swap(run) is None else _swapping_few(run, memory)
+        run = run if memory is None or swap(run) is None else _swapping_few(run, memory)
     return run
 
 
@@ -176,12 +176,12 @@ def ladder(run: Option) -> Iterator[Callable[[Option], Option | None]]:
         yield partial(_recompute, share)
     yield _small_moments
     for dtype in ("int8", "nf4"):
-        yield partial(_small_base, dtype)
+        yield partial(small_base, dtype)
     yield _tiled_decoding  # by now audits may be what takes most
     yield _tiled_encoding
-    yield _swap
+    yield swap
     for _ in run.buckets[1:]:
-        yield _without_largest_bucket
+        yield without_largest_bucket
 
 
 def fit_to(run: Option, memory: float, changes: Iterable[Callable[[Option], Option | None]] | None = None) -> Option:
@@ -200,7 +200,7 @@ def fit_to(run: Option, memory: float, changes: Iterable[Callable[[Option], Opti
         if tried is not None and best.rules and not tried.rules:  # what was run is compared with what was run
             best = best.exact()
             lowest, tried = best.peak, change(best)
-        if tried is not None and change is _swap:
+        if tried is not None and change is swap:
             tried = _swapping_few(best, memory, tried.costs["model.memory.swap_blocks"])
         if tried is not None and (peak := tried.peak) <= _WORTH * lowest:
             best, lowest = tried, peak
@@ -321,21 +321,24 @@ def _small_moments(run: Option) -> Option | None:
     )
 
 
-def _small_base(dtype: str, run: Option) -> Option | None:
+def small_base(dtype: str, run: Option) -> Option | None:
+    """With frozen weights in few bits; ``None`` where there are none, or they are."""
     if run.module.adapter is None or run.module.memory.base_dtype == dtype or dtype not in get_args(FrozenDtype):
         return None
     # What products in few bits keep is up to torchao: no rule of ours.
     return run.with_memory("time to dequantise, some precision; needs torchao", base_dtype=dtype).exact()
 
 
-def _swap(run: Option) -> Option | None:
+def swap(run: Option) -> Option | None:
+    """With the frozen weights of all blocks in main memory; ``None`` where that does not go."""
     blocks = sum(run.steps.num_blocks)
     if run.module.adapter is None or run.setting.shards > 1 or blocks <= BUFFERS:
         return None
     return run.with_memory("copying of weights at every step", swap_blocks=blocks)
 
 
-def _without_largest_bucket(run: Option) -> Option | None:
+def without_largest_bucket(run: Option) -> Option | None:
+    """Without the clips that take most; ``None`` where there are no others."""
     others = [bucket for bucket in run.buckets if math.prod(bucket) < math.prod(run.setting.bucket)]
     if not others:
         return None
