@@ -71,6 +71,16 @@ def expect_unused_parameters(trainer: Trainer) -> None:
         options["find_unused_parameters"] = True
 
 
+def keep_gradients_in_buckets(trainer: Trainer) -> None:
+    """Let gradients be views of DDP's buckets, unless the user says otherwise: ``DDPStrategy`` is told when it is made.
+
+    By default there is a copy beside the buckets, 4 bytes a trained weight.
+    """
+    options = getattr(trainer.strategy, "_ddp_kwargs", None)
+    if options is not None:
+        options.setdefault("gradient_as_bucket_view", True)
+
+
 def saves_shards(strategy: ModelParallelStrategy) -> bool:
     """``ModelParallelStrategy(save_distributed_checkpoint=...)`` as it was set; the strategy shows it to nobody."""
     return strategy._save_distributed_checkpoint

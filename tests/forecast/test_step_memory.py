@@ -14,10 +14,10 @@ from benchmarks.published import write_published
 from benchmarks.random_bases import random_transformer
 from tests.models.bases import EVERY, size_of
 from vidlit.forecast.cuda_autocast import cuda_autocast
-from vidlit.forecast.memory_forecast import RunSetting, adjusted, mixed, training_peak
+from vidlit.forecast.memory_forecast import RunSetting, adjusted, in_buckets, mixed, training_peak
 from vidlit.forecast.phases import decode_clips
-from vidlit.forecast.step_memory import CannotRunError, StepSetting, run_steps, step_memory
-from vidlit.forecast.tensor_memory import ACTIVATIONS, GRADIENTS, MOMENTS, TRAINED, TensorMemory
+from vidlit.forecast.step_memory import CannotRunError, StepMemory, StepSetting, run_steps, step_memory
+from vidlit.forecast.tensor_memory import ACTIVATIONS, GRADIENTS, MOMENTS, TRAINED, Held, TensorMemory
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import open_family
 from vidlit.training.averaging import EMA
@@ -260,6 +260,14 @@ def test_a_forecast_that_fails_leaves_nothing_in_the_module(tmp_path):
     with pytest.raises(CannotRunError, match="in the backward pass"):
         step_memory(module, SMALL, prepare=spoil)
     assert module.numbers._waiting == []
+
+
+@pytest.mark.parametrize(("accumulate", "totals"), [(1, (19.0, 16.0)), (4, (19.0, 24.0))])
+def test_buckets_of_several_ranks_hold_gradients_all_the_time(accumulate, totals):
+    forward, optimizer = Held({TRAINED: 8.0, ACTIVATIONS: 3.0}), Held({TRAINED: 8.0, GRADIENTS: 8.0})
+    steps = StepMemory({"batch 1 forward first": forward, "batch 1 optimizer": optimizer}, [], [])
+    held = in_buckets(steps, accumulate).peaks.values()
+    assert tuple(each.total for each in held) == totals
 
 
 def test_shards_hold_a_share_of_all_but_activations(tmp_path):

@@ -219,6 +219,7 @@ def costs_of(
         shards=processes * trainer.num_nodes if sharded else 1,
         processes=processes,
         audits=made.samples.num_audit > 0,
+        replicated=not sharded and processes * trainer.num_nodes > 1,
     )
     with quiet_lightning():
         memory = plan_memory(Option(made.model, setting, data.buckets), card or here, fit=fit)

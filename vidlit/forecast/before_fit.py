@@ -25,7 +25,7 @@ _SHOWN = 5  # remedies in a message
 
 def run_of(trainer: Trainer, module: VideoDiffusionModule, data: ClipFolder, *, audits: bool = True) -> Option:
     """A fit as the forecast sees it, before its weights are loaded."""
-    from lightning.pytorch.strategies import ModelParallelStrategy
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
     setting = setting_of(
@@ -35,6 +35,7 @@ def run_of(trainer: Trainer, module: VideoDiffusionModule, data: ClipFolder, *, 
         clip_val=trainer.gradient_clip_val,
         shards=trainer.world_size if sharded else 1,
         audits=audits,
+        replicated=isinstance(trainer.strategy, DDPStrategy),
     )
     return Option(module, setting, data.buckets)
 

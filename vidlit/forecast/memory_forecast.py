@@ -58,12 +58,14 @@ class RunSetting(StepSetting):
         processes: on this machine: each loads the base into main memory.
         audits: are videos decoded while training goes on?
         tiled: are clips encoded in tiles?
+        replicated: does each of several ranks hold the whole model (DDP)?
     """
 
     shards: int = 1
     processes: int = 1
     audits: bool = True
     tiled: bool = False
+    replicated: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def measured_steps(module: VideoDiffusionModule, setting: RunSetting) -> StepMem
     plain = replace(
         module.memory, gradient_checkpointing=share, compile=False, swap_blocks=0, cast_once=casts, tiled_decoding=False
     )
-    measured = replace(setting, shards=1, processes=1, audits=True, tiled=False)
+    measured = replace(setting, shards=1, processes=1, audits=True, tiled=False, replicated=False)
     key = (id(module.family), id(module.optimizer), id(module.adapter), plain, measured)
     if key not in _STEPS:
         asked = copy.copy(module)
@@ -237,6 +239,8 @@ def adjusted(steps: StepMemory, module: VideoDiffusionModule, setting: RunSettin
         steps = steps.changed(lambda held: held.scaled({ACTIVATIONS: 1 / module.context_parallel}))
     if module.memory.swaps:
         steps = swapping(steps, int(module.memory.swap_blocks))
+    if setting.replicated:
+        steps = in_buckets(steps, setting.accumulate)
     return sharding(steps, setting) if setting.shards > 1 else steps
 
 
@@ -249,6 +253,21 @@ def swapping(steps: StepMemory, blocks: int) -> StepMemory:
         left -= here
     ring = BUFFERS * max((block.of(FROZEN) for block in steps.block), default=0.0)
     return steps.changed(lambda held: held.plus(Held({FROZEN: min(0.0, ring - saved)})))
+
+
+def in_buckets(steps: StepMemory, accumulate: int) -> StepMemory:
+    """With DDP's buckets, which hold all gradients for good; those of micro-batches add up beside them.
+
+    Args:
+        steps: of one rank by itself.
+        accumulate: micro-batches of a step, of which the last one alone is told to other ranks.
+    """
+
+    def change(held: Held) -> Held:
+        here = held.of(GRADIENTS) if accumulate == 1 else 0.0
+        return held.plus(Held({GRADIENTS: held.of(TRAINED) - here}))
+
+    return steps.changed(change)
 
 
 def sharding(steps: StepMemory, setting: RunSetting) -> StepMemory:
@@ -303,6 +322,7 @@ def setting_of(
     shards: int = 1,
     processes: int = 1,
     audits: bool = True,
+    replicated: bool = False,
 ) -> RunSetting:
     """What a run's memory depends on, of its data and its Trainer.
 
@@ -314,6 +334,7 @@ def setting_of(
         shards: see :class:`RunSetting`, and so the next two.
         processes: on this machine.
         audits: are there some?
+        replicated: see :class:`RunSetting`.
     """
     bucket, size, val_size = largest(data)
     return RunSetting(
@@ -328,6 +349,7 @@ def setting_of(
         processes=processes,
         audits=audits,
         tiled=data.encoding.tiled,
+        replicated=replicated,
     )
 
 
