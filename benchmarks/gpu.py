@@ -53,8 +53,8 @@ from benchmarks.random_bases import BASES, TINY_SIZE, Clips, random_transformer,
 from vidlit.diffusion.rectified_flow import RectifiedFlow
 from vidlit.errors import UserError
 from vidlit.forecast.before_fit import words
-from vidlit.forecast.card import GraphicsCard, card_here, parse_memory
-from vidlit.forecast.memory_forecast import CONTEXT, RunSetting
+from vidlit.forecast.card import CONTEXT, GraphicsCard, card_here, parse_memory
+from vidlit.forecast.memory_forecast import RunSetting
 from vidlit.forecast.remedies import Option, fit_to, resolved
 from vidlit.forecast.sample_shapes import prompt_shape
 from vidlit.forecast.step_memory import CannotRunError
