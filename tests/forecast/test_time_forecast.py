@@ -4,19 +4,31 @@ import datetime
 import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import platformdirs
 import pytest
 import torch
 from rich.console import Console
 
+from tests.models.bases import EVERY, size_of
 from vidlit.__main__ import main
 from vidlit.callbacks import throughput
 from vidlit.commands.planning.time_words import print_time
-from vidlit.forecast.time_forecast import MEASURED, RunKind, TimeForecast, measured_here, remember_speed
+from vidlit.forecast.sample_shapes import sample_batch
+from vidlit.forecast.time_forecast import (
+    MEASURED,
+    RunKind,
+    TimeForecast,
+    measured_here,
+    operations_of_a_sample,
+    remember_speed,
+)
 from vidlit.models.adapters import LoRA
+from vidlit.training.flops import flops_of_a_sample
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
+from vidlit.video.buckets import Bucket
 
 KIND = RunKind("H100", "WanTransformer3DModel", lora=False, compiled=True, base_dtype="float32")
 TIME = TimeForecast(
@@ -51,6 +63,19 @@ def test_time_is_operations_over_what_the_card_reaches():
     assert several.cost(several.hours_to_max_steps) == pytest.approx(TIME.cost(TIME.hours_to_max_steps))
     assert replace(TIME, low_precision=False).seconds_per_step == pytest.approx(0.98 * 989 / 494, rel=1e-3)
     assert replace(TIME, gpu_price=None).as_dict()["cost_to_max_steps"] is None
+
+
+@pytest.mark.parametrize("name", ["hunyuan_video", "mochi"])  # two lists of blocks; a last block of another kind
+def test_a_few_blocks_tell_the_operations_of_all(name, tmp_path):
+    EVERY[name](tmp_path)
+    file = tmp_path / "transformer" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {key: 5 for key in ("num_layers", "num_single_layers") if key in config}))
+    module = VideoDiffusionModule(str(tmp_path), LoRA(rank=2))
+    bucket = Bucket(*size_of(module.family))
+    whole = flops_of_a_sample(module.family, module.structure(), sample_batch(module.family, bucket, 1))
+    clips = SimpleNamespace(train_clips=3 * [SimpleNamespace(bucket=bucket)])
+    assert operations_of_a_sample(module, clips) == whole
 
 
 def test_it_is_told_in_words():

@@ -59,6 +59,17 @@ def encoded_by_the_pipeline(pipeline, captions):
     return dict(zip(names, pipeline.encode_prompt(captions, batch_size=len(captions)), strict=True))
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_the_mask_of_the_vae_is_the_one_of_diffusers(family, pipeline, batch_size):
+    blocks = [each for each in family.load_vae("cpu").modules() if hasattr(each, "prepare_causal_attention_mask")]
+    theirs = [each for each in pipeline.vae.modules() if hasattr(each, "prepare_causal_attention_mask")]
+    assert len(blocks) == len(theirs) > 0
+    of = (3, 4, torch.bfloat16, torch.device("cpu"), batch_size)
+    expected = theirs[0].prepare_causal_attention_mask(*of)
+    assert all(torch.equal(each.prepare_causal_attention_mask(*of), expected) for each in blocks)
+    assert blocks[0].prepare_causal_attention_mask is hunyuan_video15.causal_mask
+
+
 def test_a_base_says_what_it_is(family, pipeline, from_image):
     assert family.from_image is from_image
     assert family.compression == (pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial) == (4, 16)

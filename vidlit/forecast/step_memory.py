@@ -12,6 +12,7 @@ between them it grows or falls evenly.
 from __future__ import annotations
 
 import copy
+import gc
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from vidlit.forecast.tensor_memory import (
 from vidlit.latents.quiet_lightning import BARE_TRAINER, quiet_lightning
 from vidlit.lightning_internals import detach
 from vidlit.models.without_weights import without_weights
+from vidlit.training.blocks.repeated import FEW, lists_of_blocks, shorten
 from vidlit.training.expert_weights import ExpertWeights
 from vidlit.training.precision import precision_and_plugins
 from vidlit.training.step.numbers import StepNumbers
@@ -55,8 +57,6 @@ if TYPE_CHECKING:
 Prepare = Callable[[nn.Module], Any]
 _STEPS = 2
 """Moments are there from the second step on."""
-_FEW = 2
-"""Blocks of a list that steps are run with: a first and a last one."""
 CHECK, OPTIMIZER = "check", "optimizer"
 """Stages: after the last step, and at the end of each."""
 
@@ -120,13 +120,11 @@ def step_memory(
     Raises:
         CannotRunError: the model cannot be run without values.
     """
-    # Chosen layers may lie in some blocks and not in others.
-    adapter_is_even = getattr(module.adapter, "targets", None) is None
     period = _period(module.memory.gradient_checkpointing)
-    if whole or module.layers is not None or not adapter_is_even or period is None:
+    if whole or not blocks_are_alike(module) or period is None:
         run = _run(module, setting, {}, period or 1, prepare)
         return StepMemory(run.peaks, [], run.num_blocks)
-    few = _FEW * period
+    few = FEW * period
     base = _run(module, setting, dict.fromkeys(range(99), few), period, prepare)
     peaks, block = dict(base.peaks), []
     for number, there in enumerate(base.num_blocks):
@@ -139,6 +137,11 @@ def step_memory(
             peaks[stage] = peaks[stage].plus(more.peaks[stage].plus(held, -1), times)
         block.append(Held({kind: (more.held.of(kind) - base.held.of(kind)) / period for kind in (FROZEN, TRAINED)}))
     return StepMemory(peaks, block, base.num_blocks)
+
+
+def blocks_are_alike(module: VideoDiffusionModule) -> bool:
+    """Whether training does the same in all blocks: chosen layers may lie in some and not in others."""
+    return module.layers is None and getattr(module.adapter, "targets", None) is None
 
 
 class CannotRunError(Exception):
@@ -168,24 +171,25 @@ def _run(
     """
     memory, num_blocks = TensorMemory(), list[int]()
 
-    def shorten(transformer: nn.Module) -> None:
-        num_blocks[:] = _shorten(transformer, blocks)
+    def with_few(transformer: nn.Module) -> None:
+        lists = lists_of_blocks(transformer)
+        num_blocks[:] = map(len, lists.values())
+        shorten(transformer, lists, blocks)
         prepare(transformer)
 
-    with without_values(memory), without_weights(shorten):
+    with without_values(memory), without_weights(with_few):
         empty = unloaded_copy(module, setting)
         try:
-            held = run_steps(empty, setting, memory, period)
+            held = run_steps(empty, setting, memory, period, whole_steps=False)
         except Exception as error:  # models fail on tensors without values in ways of their own: no run ends by that
             raise CannotRunError(" ".join(str(error).split())[:300] or type(error).__name__) from error
-    factor, peaks = getattr(empty, "state_factor", 1.0), dict(memory.peaks)
-    if factor != 1.0:  # a stand-in's moments are made in all their bits, before they have a name
-        del peaks[next(stage for stage in peaks if stage.endswith(OPTIMIZER))]
-    factor *= len(empty.expert_names)
-    return _Run({stage: peak.scaled({MOMENTS: factor}) for stage, peak in peaks.items()}, held, num_blocks)
+    factor = getattr(empty, "state_factor", 1.0) * len(empty.expert_names)
+    return _Run({stage: peak.scaled({MOMENTS: factor}) for stage, peak in memory.peaks.items()}, held, num_blocks)
 
 
-def run_steps(module: VideoDiffusionModule, setting: StepSetting, memory: TensorMemory, period: int = 1) -> Held:
+def run_steps(
+    module: VideoDiffusionModule, setting: StepSetting, memory: TensorMemory, period: int = 1, whole_steps: bool = True
+) -> Held:
     """Two steps of a module under Lightning's Trainer, of real tensors or fake ones, and a check.
 
     Args:
@@ -193,6 +197,8 @@ def run_steps(module: VideoDiffusionModule, setting: StepSetting, memory: Tensor
         setting: of the run.
         memory: open; its stages are named as steps go on.
         period: blocks of which the first and the last ones are looked at apart.
+        whole_steps: run all of them; else the last micro-batch alone, in which most is held, beside what those before
+            it leave: moments, and gradients where there are several to a step.
 
     Returns:
         What the model holds by itself.
@@ -201,29 +207,34 @@ def run_steps(module: VideoDiffusionModule, setting: StepSetting, memory: Tensor
     checked = sample_batch(module.family, setting.bucket, setting.val_batch_size)
     memory.name([batch.latents, checked.latents], ACTIVATIONS)
     stages = _Stages(memory, period, checked)
-    accumulate = min(setting.accumulate, 2)
+    steps, accumulate = (_STEPS, min(setting.accumulate, 2)) if whole_steps else (1, 1)
+    callbacks: list[Callback] = [stages] if whole_steps else [stages, _LaterStep(memory, setting.accumulate > 1)]
     with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
             **precision_and_plugins(setting.precision, [LightningEnvironment()]),
-            max_steps=_STEPS,
+            max_steps=steps,
             accumulate_grad_batches=accumulate,
             gradient_clip_val=setting.clip_val,
             limit_val_batches=0,
-            callbacks=[stages],
+            callbacks=callbacks,
             default_root_dir=folder,
             **BARE_TRAINER,
         )
-        trainer.fit(module, _Batches([batch] * (_STEPS * accumulate)))
+        trainer.fit(module, _Batches([batch] * (steps * accumulate)))
     return stages.held
 
 
 @contextmanager
 def without_values(memory: TensorMemory) -> Iterator[None]:
     """All tensors that are made while it is open are fake ones of the CPU, counted, with the dtypes of a GPU."""
-    with FakeTensorMode(allow_non_fake_inputs=True), memory, cuda_autocast():
-        yield
+    gc.freeze()  # what is there already is not looked through again and again
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), memory, cuda_autocast():
+            yield
+    finally:
+        gc.unfreeze()
 
 
 def unloaded_copy(module: VideoDiffusionModule, setting: StepSetting) -> VideoDiffusionModule:
@@ -237,6 +248,7 @@ def unloaded_copy(module: VideoDiffusionModule, setting: StepSetting) -> VideoDi
     for name in empty.expert_names:
         setattr(empty, name, None)
     empty.context_parallel = 1
+    empty.num_strata = 1  # further ones are scored one after the other
     empty.averaged, empty.numbers = None, StepNumbers()
     empty.experts = ExpertWeights(empty)
     replaced: Any = empty  # a copy takes methods of its own
@@ -252,18 +264,6 @@ def _copied(thing: Any) -> Any:
     kept = {name: copy.copy(value) for name, value in vars(thing).items() if isinstance(value, dict | list | set)}
     made.__dict__.update(kept)
     return made
-
-
-def _shorten(transformer: nn.Module, blocks: Mapping[int, int]) -> list[int]:
-    """Leave the first blocks and the last one of each list; their lengths as they were."""
-    lengths = []
-    children = [(name, child) for name, child in transformer.named_children() if isinstance(child, nn.ModuleList)]
-    for number, (name, child) in enumerate(children):
-        lengths.append(len(child))
-        left = blocks.get(number, len(child))
-        if left < len(child):
-            setattr(transformer, name, nn.ModuleList([*child[: left - 1], child[-1]]))
-    return lengths
 
 
 def _prompt(module: VideoDiffusionModule, bucket: Bucket, caption: str) -> Conditioning:
@@ -354,8 +354,7 @@ class _Stages(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """The step is done."""
         self.memory.answer = False
-        states = [value for each in trainer.optimizers for state in each.state.values() for value in state.values()]
-        self.memory.name([value for value in states if isinstance(value, Tensor)], MOMENTS)
+        _name_moments(trainer, self.memory)
 
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -368,3 +367,31 @@ class _Stages(Callback):
                 copies = [parameter.clone() for parameter in pl_module.averaged.trained()]
                 self.memory.name(copies, AVERAGES)
             check_losses(pl_module, self.checked)
+
+
+class _LaterStep(Callback):
+    """Lets training begin as if steps had been made."""
+
+    def __init__(self, memory: TensorMemory, accumulates: bool) -> None:
+        self.memory, self.accumulates = memory, accumulates
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Make moments, and gradients where micro-batches add to those of others."""
+        self._make_gradients(pl_module)
+        pl_module.optimizer_step(0, 0, trainer.optimizers[0], lambda: None)
+        _name_moments(trainer, self.memory)
+        if self.accumulates:
+            self._make_gradients(pl_module)
+            pl_module.optimizer_zero_grad = lambda *_: None  # which a later micro-batch of a step does not call
+
+    def _make_gradients(self, pl_module: Any) -> None:
+        expert = pl_module.parts.of_step(0, pl_module.noising)[0].expert  # steps are of one alone
+        trained = [each for each in pl_module.transformers[expert].parameters() if each.requires_grad]
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        self.memory.name([parameter.grad for parameter in trained], GRADIENTS)
+
+
+def _name_moments(trainer: Trainer, memory: TensorMemory) -> None:
+    states = [value for each in trainer.optimizers for state in each.state.values() for value in state.values()]
+    memory.name([value for value in states if isinstance(value, Tensor)], MOMENTS)

@@ -18,15 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 import torch
+from torch import nn
 
 from vidlit.errors import UserError
+from vidlit.forecast.sample_shapes import sample_batch
+from vidlit.forecast.step_memory import blocks_are_alike
+from vidlit.training.blocks.repeated import FEW, lists_of_blocks, shorten
 from vidlit.training.flops import PEAK_TERAFLOPS, flops_of_a_sample, known_card
 from vidlit.whole_files import write_whole
 
 if TYPE_CHECKING:
     from vidlit.data.clip_folder import ClipFolder
     from vidlit.forecast.run_plan import RunPlan
+    from vidlit.models.family import Family
     from vidlit.training.module import VideoDiffusionModule
+    from vidlit.video.buckets import Bucket
 
 _WAN, _LTX = "WanTransformer3DModel", "LTXVideoTransformer3DModel"
 MEASURED: Mapping[tuple[bool, bool], Mapping[str, float]] = {
@@ -256,13 +262,21 @@ def operations_of_a_sample(module: VideoDiffusionModule, data: ClipFolder) -> fl
         RuntimeError: the model cannot be run without values.
         UserError: the shapes of what the transformer reads are not known.
     """
-    from vidlit.forecast.sample_shapes import sample_batch
-
     counts = Counter(clip.bucket for clip in data.train_clips)
     transformer = module.structure()
-    family = module.family
-    total = sum(
-        count * flops_of_a_sample(family, transformer, sample_batch(family, bucket, 1))
-        for bucket, count in counts.items()
-    )
+    lists = lists_of_blocks(transformer) if blocks_are_alike(module) else {}
+    total = sum(count * _operations(module.family, transformer, lists, bucket) for bucket, count in counts.items())
     return total / counts.total()
+
+
+def _operations(family: Family, transformer: nn.Module, lists: Mapping[str, nn.ModuleList], bucket: Bucket) -> int:
+    """Of a sample, by a few blocks of each list: exact, for others do the same."""
+    batch = sample_batch(family, bucket, 1)
+
+    def count(longer: int = -1) -> int:
+        shorten(transformer, lists, {number: FEW + (number == longer) for number in range(len(lists))})
+        return flops_of_a_sample(family, transformer, batch)
+
+    few = count()
+    further = [max(0, len(blocks) - FEW) for blocks in lists.values()]
+    return few + sum(times * (count(number) - few) for number, times in enumerate(further) if times)

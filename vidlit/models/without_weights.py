@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vidlit.models.base_folder import errors_of_base, read_config
 
@@ -26,12 +27,20 @@ def without_weights(prepare: Callable[[nn.Module], Any] = lambda model: None) ->
     from diffusers import ModelMixin
 
     def from_pretrained(cls: Any, folder: Path, /, torch_dtype: torch.dtype = torch.float32, **_: Any) -> Any:
-        model = cls.from_config(cls.load_config(folder))
+        # Without modes and first values, which take seconds for a hundred blocks.
+        no_values = mock.patch.object(nn.Linear, "reset_parameters")
+        with _disable_current_modes(), torch.device("meta"), no_values:
+            model = cls.from_config(cls.load_config(folder))
         prepare(model)
         exact = getattr(model, "_keep_in_fp32_modules", None) or ()
-        for name, parameter in model.named_parameters():
-            if not any(part in exact for part in name.split(".")):
-                parameter.data = parameter.data.to(torch_dtype)
+        for path, module in model.named_modules():
+            kept = any(part in exact for part in path.split("."))
+            for name, parameter in module.named_parameters(recurse=False):
+                dtype = parameter.dtype if kept or name in exact else torch_dtype
+                made = nn.Parameter(torch.empty(parameter.shape, dtype=dtype), parameter.requires_grad)
+                module.register_parameter(name, made)
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
         return model.eval()
 
     with mock.patch.object(ModelMixin, "from_pretrained", classmethod(from_pretrained)):

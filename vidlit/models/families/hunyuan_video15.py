@@ -157,8 +157,13 @@ class HunyuanVideo15(UnmaskedAttention):
 
     def load_vae(self, device: torch.device | str, dtype: torch.dtype | None = None) -> nn.Module:
         """See :meth:`Family.load_vae`; it takes one video after the other: its attention's mask is of one."""
+        from diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15 import HunyuanVideo15AttnBlock
+
         vae: Any = super().load_vae(device, dtype)
         vae.enable_slicing()
+        for module in vae.modules():
+            if isinstance(module, HunyuanVideo15AttnBlock):
+                vars(module)["prepare_causal_attention_mask"] = causal_mask
         return vae
 
     def posterior(self, vae: Any, video: Tensor) -> Any:
@@ -178,6 +183,24 @@ class HunyuanVideo15(UnmaskedAttention):
     def load_prompt_encoder(self, device: torch.device | str) -> PromptEncoder:
         """Qwen2.5-VL and ByT5."""
         return QwenAndByT5PromptEncoder(self, device)
+
+
+def causal_mask(
+    n_frame: int, n_hw: int, dtype: torch.dtype, device: torch.device, batch_size: int | None = None
+) -> Tensor:
+    """The VAE's own mask (L, L) over positions, by frame: diffusers fills it by position, 20,280 at 49x480x832.
+
+    Args:
+        n_frame: latent frames.
+        n_hw: positions of one.
+        dtype: of the mask.
+        device: to make it on.
+        batch_size: of videos, as a first dimension; ``None`` for no such dimension.
+    """
+    mask = torch.full((n_frame * n_hw, n_frame * n_hw), -math.inf, dtype=dtype, device=device)
+    for seen in range(n_hw, n_frame * n_hw + 1, n_hw):
+        mask[seen - n_hw : seen, :seen] = 0
+    return mask if batch_size is None else mask.expand(batch_size, -1, -1)
 
 
 class HunyuanImageEncoder(VideoEncoder):

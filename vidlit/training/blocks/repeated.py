@@ -1,17 +1,38 @@
-"""Which modules of a transformer are its repeated blocks, and how what runs them is changed."""
+"""Which modules of a transformer are its repeated blocks, how what runs them is changed, and a few in place of all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 from torch import nn
 
+FEW = 2
+"""Blocks of a list that tell of all: a first and a last one. What one more adds between them, each other one does."""
+
+
+def lists_of_blocks(transformer: nn.Module) -> dict[str, nn.ModuleList]:
+    """The transformer's own module lists, by name."""
+    return {name: child for name, child in transformer.named_children() if isinstance(child, nn.ModuleList)}
+
 
 def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
     """The transformer's blocks in order: members of its own module lists."""
-    return [block for child in transformer.children() if isinstance(child, nn.ModuleList) for block in child]
+    return [block for blocks in lists_of_blocks(transformer).values() for block in blocks]
+
+
+def shorten(transformer: nn.Module, lists: Mapping[str, nn.ModuleList], left: Mapping[int, int]) -> None:
+    """Have a transformer use the first blocks of its lists and the last one, in place.
+
+    Args:
+        transformer: to be run with a few blocks.
+        lists: all of its blocks.
+        left: blocks to use of each list, by its number; lists that are missing stay whole.
+    """
+    for number, (name, blocks) in enumerate(lists.items()):
+        few = left.get(number, len(blocks)) < len(blocks)
+        setattr(transformer, name, nn.ModuleList([*blocks[: left[number] - 1], blocks[-1]]) if few else blocks)
 
 
 def run_by(block: nn.Module, around: Callable[..., Any]) -> None:
