@@ -17,6 +17,7 @@ a model (`--rows`):
   forecast says that this GPU must; `--recompute` says otherwise;
 - accumulated, "vidlit, 4 batches a step": where all weights of LTX-Video are trained, whose optimizer is a quarter of
   a step;
+- float8, "vidlit, float8 products", where it is asked for: with `model.memory.float8_matmuls`, MFU of the same peak;
 - fit, "vidlit, fit to 24 GB": the same with the options that `vidlit plan --fit-to 24GB` writes ("settings"), and no
   more memory than such a card has, whatever this one has. One row for cards for which it chooses alike.
 
@@ -75,6 +76,7 @@ SIDES = {
     "tuned": "plain loop, tuned",
     "plain": "plain loop",
     "accumulated": f"vidlit, {ACCUMULATED} batches a step",
+    "float8": "vidlit, float8 products",
 }
 
 
@@ -237,6 +239,7 @@ class Case:
         if name == "tuned":
             made = self.measured(partial(self.plain, run.module.memory.settled(self.device)), 1)
         else:
+            run = run.with_memory("", float8_matmuls=name == "float8")
             made = self.measured(partial(self.vidlit, run, self.device, accumulate), accumulate)
         run = replace(run, setting=replace(run.setting, accumulate=accumulate))
         return with_forecast(made, run) | {"recomputed": run.module.memory.gradient_checkpointing}
@@ -358,7 +361,7 @@ def main(words: list[str] | None = None) -> list[dict]:
     parser.add_argument("--steps", type=int, default=6, help="measured")
     parser.add_argument("--warmup", type=int, default=3, help="steps before, not measured; compilation falls in here")
     parser.add_argument("--recompute", type=share, help="of the blocks: true, false, a share; else as it ships")
-    parser.add_argument("--rows", nargs="+", choices=[*SIDES, "fit"], default=list(SIDES), help="of each model")
+    parser.add_argument("--rows", nargs="+", choices=[*SIDES, "fit"], default=list(SIDES)[:-1], help="of each model")
     parser.add_argument("--cards", nargs="+", type=int, default=[24, 48, 80], help="GB of those that rows are fit to")
     parser.add_argument("--seconds", type=float, default=340, help="after which no row is begun any more")
     parser.add_argument("--small", action="store_true", help="tiny models and clips")

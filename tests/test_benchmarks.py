@@ -29,6 +29,16 @@ def test_gpu_benchmark_measures_all_sides(model, method, sides, tmp_path):
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:model.memory.float8_matmuls")  # tiny layers
+def test_gpu_benchmark_measures_products_in_float8_where_it_is_asked_to():
+    words = ["--small", "--steps", "1", "--warmup", "1", "--models", "wan", "--methods", "lora"]
+    plain, float8 = gpu.main([*words, "--recompute", "0.5", "--rows", "vidlit", "float8"])
+    assert (plain["side"], float8["side"]) == ("vidlit", "vidlit, float8 products")
+    assert plain["ms"] > 0
+    assert float8["ms"] > 0
+
+
 def test_gpu_benchmark_measures_what_is_chosen_for_smaller_cards():
     words = ["--small", "--steps", "1", "--warmup", "1", "--models", "wan", "--methods", "lora", "--rows", "fit"]
     fits, too_small = gpu.main([*words, "--cards", "24", "48", "1"])

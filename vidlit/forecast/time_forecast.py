@@ -60,6 +60,7 @@ class RunKind:
         lora: is an adapter trained, not the weights themselves?
         compiled: are the blocks?
         base_dtype: of the weights that are not trained.
+        float8: are the products of large layers in float8?
     """
 
     card: str
@@ -67,13 +68,15 @@ class RunKind:
     lora: bool
     compiled: bool
     base_dtype: str
+    float8: bool = False
 
     @classmethod
     def of(cls, module: VideoDiffusionModule, card: str) -> RunKind:
         """The kind of a module's runs on a GPU."""
         memory = module.memory.settled(torch.device("cuda"))
         has_adapter = module.adapter is not None
-        return cls(card, module.family.transformer_class, has_adapter, bool(memory.compile), memory.base_dtype)
+        dtypes = memory.base_dtype, memory.float8_matmuls
+        return cls(card, module.family.transformer_class, has_adapter, bool(memory.compile), *dtypes)
 
     @property
     def stated(self) -> tuple[float, str]:
@@ -94,6 +97,7 @@ class RunKind:
             "lora" if self.lora else "all",
             "compiled" if self.compiled else "plain",
             self.base_dtype,
+            *(["float8_matmuls"] if self.float8 else []),
         ]
         return _folder() / f"{re.sub(r'[^A-Za-z0-9-]+', '_', '-'.join(words))}.json"
 
