@@ -152,6 +152,19 @@ def test_a_model_of_300_million_weights_takes_what_its_real_tensors_do(lora, rec
 
 
 @slow
+@pytest.mark.parametrize("way", ["lora", "all weights, averaged"])
+def test_products_in_float8_take_what_real_ones_do(way, tmp_path, monkeypatch):
+    monkeypatch.setattr("vidlit.training.blocks.float8_matmuls._SMALLEST", 8)
+    EVERY["ltx_video"](tmp_path)
+    options = WAYS[way] | {"memory": replace(WAYS[way]["memory"], float8_matmuls=True)}
+    make = partial(VideoDiffusionModule, str(tmp_path), optimizer=loop, **options)
+    frames, height, width = size_of(open_family(tmp_path))
+    setting = StepSetting(Bucket(frames, 4 * height, 4 * width), 2, 2, clip_val=1.0, on_gpu=False)
+    foretold, real = training_peak(step_memory(make(), setting, whole=True)), measured(make(), setting)
+    assert foretold.total == pytest.approx(max(held.total for held in real.values()), rel=0.03)
+
+
+@slow
 @pytest.mark.parametrize("name", ["cogvideox", "ltx2", "kandinsky5"])
 def test_no_tensor_without_values_is_left_for_what_comes_after(name, tmp_path):
     EVERY[name](tmp_path)

@@ -99,6 +99,8 @@ def test_the_kind_of_a_run_names_what_its_speed_depends_on(demo):
     assert kind == RunKind("H100", "LTXVideoTransformer3DModel", lora=True, compiled=False, base_dtype="bfloat16")
     assert kind.stated == (0.132, "measured for a LoRA of LTXVideo on an H100, not compiled")
     assert RunKind.of(VideoDiffusionModule(base), "H100").compiled
+    rounded = VideoDiffusionModule(base, adapter=LoRA(rank=2), memory=replace(lora.memory, float8_matmuls=True))
+    assert RunKind.of(rounded, "H100").file != kind.file
     other = replace(KIND, transformer="MochiTransformer3DModel")
     assert other.stated[0] == pytest.approx((0.398 + 0.299) / 2)
     assert "Wan and LTXVideo" in other.stated[1]

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models.batches import batch_of
@@ -18,8 +20,10 @@ from vidlit.errors import UserError
 from vidlit.models.adapters import LoRA
 from vidlit.models.family import open_family
 from vidlit.runs.checkpoint_files import AtomicCheckpointIO
+from vidlit.training.blocks import float8_matmuls
 from vidlit.training.blocks.compiling import compile_blocks
 from vidlit.training.blocks.repeated import repeated_blocks
+from vidlit.training.blocks.sharding import shard
 from vidlit.training.memory import Memory
 
 CPU = torch.device("cpu")
@@ -210,3 +214,29 @@ def test_a_fit_goes_on_where_it_was_and_leaves_plain_weights(quickstart, tmp_pat
     assert shapes[0] == shapes[1]
     if not lora:
         diffusers.LTXVideoTransformer3DModel.from_pretrained(whole / "weights/transformer")
+
+
+def sharded_step(rank, places, expected):
+    """In a process of its own: losses and gradients of weights that two ranks share."""
+    float8_matmuls._SMALLEST = 8
+    torch.distributed.init_process_group("gloo", f"file://{places}/ranks", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    family = open_family(places / "base", 16)
+    transformer = transformer_of(family, False, float8_matmuls=True, gradient_checkpointing=True)
+    shard(transformer, mesh, "float32", low_precision=True)
+    assert {type(each) for each in transformer.parameters()} == {DTensor}
+    torch.manual_seed(0)
+    loss = loss_of(family, transformer, batch_of(family, (9, 48, 80)))
+    loss.backward()
+    gradients = torch.cat([each.grad.full_tensor().flatten() for each in transformer.parameters()])
+    torch.testing.assert_close(loss.detach(), expected[0], rtol=2e-3, atol=0)
+    assert (gradients - expected[1]).norm() < 0.05 * expected[1].norm()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_ranks_that_share_weights_multiply_in_float8(demo, family, batch, tmp_path):
+    expected = step(family, batch, transformer_of(family, False, float8_matmuls=True))
+    (tmp_path / "base").symlink_to(demo.dir / "base")
+    torch.multiprocessing.spawn(sharded_step, (tmp_path, expected), nprocs=2)
