@@ -17,6 +17,7 @@ from tests.models.bases import EVERY, size_of
 from vidlit.forecast.cuda_autocast import cuda_autocast
 from vidlit.forecast.memory_forecast import RunSetting, adjusted, in_buckets, mixed, training_peak
 from vidlit.forecast.phases import decode_clips
+from vidlit.forecast.sample_shapes import sample_batch
 from vidlit.forecast.step_memory import CannotRunError, StepMemory, StepSetting, run_steps, step_memory
 from vidlit.forecast.tensor_memory import ACTIVATIONS, GRADIENTS, MOMENTS, TRAINED, Held, TensorMemory
 from vidlit.models.adapters import LoRA
@@ -24,6 +25,7 @@ from vidlit.models.family import open_family
 from vidlit.training.averaging import EMA
 from vidlit.training.memory import Memory
 from vidlit.training.module import VideoDiffusionModule
+from vidlit.training.step.preservation import Preservation
 from vidlit.video.buckets import Bucket
 
 GB = 1e9
@@ -126,6 +128,23 @@ def test_a_small_model_takes_what_its_real_tensors_do(name, way, tmp_path):
     foretold, real = step_memory(make(), setting, whole=True), measured(make(), setting)
     assert training_peak(foretold).total == pytest.approx(training_peak(real).total, rel=0.03)
     assert foretold.peaks["check"].total == pytest.approx(real.peaks["check"].total, rel=0.03)
+
+
+def test_a_step_that_preserves_takes_what_its_real_tensors_do(tmp_path):
+    """It holds the activations of two passes. Whether a step is one is drawn; the forecast goes by those that are."""
+    EVERY["ltx_video"](tmp_path)
+    preservation = Preservation(["a place without it"], share=1.0)
+    make = partial(VideoDiffusionModule, str(tmp_path), optimizer=loop, **WAYS["lora"])
+    setting = StepSetting(Bucket(9, 128, 128), 2, clip_val=1.0, on_gpu=False)
+    module = make(preservation=preservation)
+    prompt = sample_batch(module.family, setting.bucket, 1).conditioning
+    shorter = torch.arange(prompt.prompt_embeds.shape[1])[None] < 9  # a mask is there, as where lengths have no values
+    vars(module)["prompt"] = lambda caption: prompt._replace(prompt_attention_mask=shorter, extras={})
+    rarely = make(preservation=replace(preservation, share=0.01))
+    foretold, real = step_memory(rarely, setting), measured(module, setting)
+    assert training_peak(foretold).total == pytest.approx(training_peak(real).total, rel=0.03)
+    plain = step_memory(make(), setting)
+    assert training_peak(foretold).of(ACTIVATIONS) > 1.8 * training_peak(plain).of(ACTIVATIONS)
 
 
 @slow

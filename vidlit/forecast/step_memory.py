@@ -253,6 +253,9 @@ def unloaded_copy(module: VideoDiffusionModule, setting: StepSetting) -> VideoDi
     empty.experts = ExpertWeights(empty)
     replaced: Any = empty  # a copy takes methods of its own
     replaced.prompt = partial(_prompt, module, setting.bucket)
+    if replaced.preservation is not None:  # a step with it takes most, and a draw without values does not tell of one
+        replaced.preservation = _copied(replaced.preservation)
+        replaced.preservation.draw = lambda seed, position, rows: [""] * len(rows)
     replaced.log = replaced.log_dict = lambda *_, **__: None
     empty.optimizer = partial(stand_in, module.optimizer, empty, setting.on_gpu)
     return empty
