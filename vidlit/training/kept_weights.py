@@ -136,31 +136,27 @@ def as_base(pl_module: VideoDiffusionModule) -> Iterator[None]:
             yield
         return
     trained = {name: value.detach() for name, value in pl_module.trainable_state().items()}
-    kept = {
-        name: each.clone() if isinstance(each, DTensor) else each.to("cpu", copy=True) for name, each in trained.items()
-    }
-    _fill_with_start(pl_module, lambda name: True)
+    kept = {name: each.clone() if isinstance(each, DTensor) else each.cpu() for name, each in trained.items()}
+    del trained
+    pl_module.load_base()
+    pl_module.eval()
     try:
         yield
     finally:  # whatever is exported after an error is what was trained
         pl_module.load_state_dict(kept, strict=False)
+        pl_module.eval()
 
 
+@torch.no_grad()
 def start_again(pl_module: VideoDiffusionModule, wanted: Callable[[str], bool]) -> None:
-    """Put some of the trained weights, and their average, back to what they were at the start.
+    """Put some of the trained weights back to what they were at the start.
+
+    In place, for an optimizer holds them: with the base's beside them there would be two models on the device.
 
     Args:
         pl_module: the model.
         wanted: which weights, by name.
     """
-    _fill_with_start(pl_module, wanted)
-    if pl_module.averaged is not None:
-        pl_module.averaged.begin_again(wanted)
-
-
-@torch.no_grad()
-def _fill_with_start(pl_module: VideoDiffusionModule, wanted: Callable[[str], bool]) -> None:
-    """In place, for an optimizer holds them: with the base's beside them there would be two models on the device."""
     for expert, transformer in pl_module.transformers.items():
         trained = {name: each for name, each in transformer.named_parameters() if each.requires_grad}
         mine = {name: each for name, each in trained.items() if wanted(f"{expert}.{name}")}
@@ -170,3 +166,5 @@ def _fill_with_start(pl_module: VideoDiffusionModule, wanted: Callable[[str], bo
                 start = {name: each.detach() for name, each in pl_module.experts.fresh(expert).named_parameters()}
             for name, parameter in mine.items():
                 copy_whole(start[name], parameter)
+    if pl_module.averaged is not None:
+        pl_module.averaged.begin_again(wanted)
