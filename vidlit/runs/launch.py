@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 _SECONDS_TO_DIE = 2.0  # a connection breaks a moment before the system knows that its process is gone
-_SECONDS_TO_END = 30.0  # a rank whose connection broke ends by itself, when its loggers are closed; 20 were too few
+_SECONDS_TO_END = 20.0  # a rank whose connection broke ends by itself, when its loggers are closed
 _PATIENCE = timedelta(minutes=15)  # ranks of a large job come up one after the other
 
 
