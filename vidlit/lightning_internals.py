@@ -61,24 +61,21 @@ def detach(pl_module: LightningModule) -> None:
     pl_module._trainer = pl_module._device_mesh = None
 
 
-def expect_unused_parameters(trainer: Trainer) -> None:
-    """Let a step leave parameters without a gradient: ``DDPStrategy`` is told when it is made, and not later.
+def settle_ddp(trainer: Trainer, *, leaves_parameters: bool) -> None:
+    """Choose options of DDP, which ``DDPStrategy`` is told when it is made, and not later.
 
-    Experts take turns, and once a stream is done no loss reaches the layers that end in it.
-    """
-    options = getattr(trainer.strategy, "_ddp_kwargs", None)
-    if options is not None:
-        options["find_unused_parameters"] = True
+    Gradients are views of its buckets unless the user says otherwise: by default there is a copy beside them, 4 bytes a
+    trained weight.
 
-
-def keep_gradients_in_buckets(trainer: Trainer) -> None:
-    """Let gradients be views of DDP's buckets, unless the user says otherwise: ``DDPStrategy`` is told when it is made.
-
-    By default there is a copy beside the buckets, 4 bytes a trained weight.
+    Args:
+        trainer: of a fit, before it wraps the module.
+        leaves_parameters: whether a step leaves parameters without a gradient. Experts take turns, and once a stream is
+            done no loss reaches the layers that end in it.
     """
     options = getattr(trainer.strategy, "_ddp_kwargs", None)
     if options is not None:
         options.setdefault("gradient_as_bucket_view", True)
+        options["find_unused_parameters"] = leaves_parameters or options.get("find_unused_parameters", False)
 
 
 def saves_shards(strategy: ModelParallelStrategy) -> bool:

@@ -1,17 +1,14 @@
 """Where the time of a step is booked, in a run whose parts are slow on purpose."""
 
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
 
 from vidlit.callbacks.throughput import Throughput
 from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import Conditioning, LatentBatch
-from vidlit.lightning_internals import keep_gradients_in_buckets
 from vidlit.training.step.numbers import StepNumbers
 
 LONG = 0.08
@@ -104,10 +101,3 @@ def test_a_slow_loader_is_waited_for(tmp_path):
     share, rate = measured(tmp_path, load=LONG, step=LONG)
     assert share == pytest.approx(0.5, abs=0.15)
     assert rate == pytest.approx(0.5 / LONG, rel=0.3)
-
-
-@pytest.mark.parametrize("given", [{}, {"gradient_as_bucket_view": False}])
-def test_gradients_are_views_of_ddps_buckets_unless_told_otherwise(given):
-    strategy = DDPStrategy(**given)
-    keep_gradients_in_buckets(SimpleNamespace(strategy=strategy))
-    assert strategy._ddp_kwargs == {"gradient_as_bucket_view": True} | given

@@ -4,10 +4,12 @@ import csv
 import itertools
 import json
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 
 import vidlit.training.step.objective
@@ -19,6 +21,7 @@ from vidlit.data.split import Splitting
 from vidlit.diffusion.batch import Conditioning, LatentBatch
 from vidlit.diffusion.conditions import Condition
 from vidlit.errors import UserError
+from vidlit.lightning_internals import settle_ddp
 from vidlit.models.adapters import LoRA
 from vidlit.models.families.ltx_video import LTXVideo
 from vidlit.training.memory import Memory
@@ -434,3 +437,12 @@ def test_it_is_a_lightning_module_without_our_command_line(demo, latents, tmp_pa
     model = VideoDiffusionModule(str(demo.dir / "base"), fps=16)
     trainer.fit(model, data)
     assert trainer.global_step == 2
+
+
+@pytest.mark.parametrize("given", [{}, {"gradient_as_bucket_view": False}, {"find_unused_parameters": True}])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_gradients_are_views_of_ddps_buckets_unless_told_otherwise(given, leaves):
+    strategy = DDPStrategy(**given)
+    settle_ddp(SimpleNamespace(strategy=strategy), leaves_parameters=leaves)
+    unused = leaves or "find_unused_parameters" in given
+    assert strategy._ddp_kwargs == {"gradient_as_bucket_view": True} | given | {"find_unused_parameters": unused}

@@ -15,7 +15,7 @@ from vidlit.data.timed_loader import TimedLoader
 from vidlit.diffusion.batch import LatentBatch
 from vidlit.forecast.before_fit import prepare_memory, refuse_early
 from vidlit.forecast.time_forecast import RunKind, remember_speed
-from vidlit.lightning_internals import callbacks_of, keep_gradients_in_buckets, logs_after_this_batch
+from vidlit.lightning_internals import callbacks_of, logs_after_this_batch
 from vidlit.runs.logged_names import (
     DATA_WAIT,
     DEVICE_MEMORY,
@@ -74,10 +74,9 @@ class Throughput(RunCallback):
         self._waited_before = waited
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Choose what is left to the forecast, and how gradients are held, while the model is not loaded."""
+        """Choose what is left to the forecast, while the model is not loaded."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            keep_gradients_in_buckets(trainer)
             ignore, audits = self.ignore_forecast, _has_audits(trainer)
             self._forecast = prepare_memory(trainer, self.module, ignore=ignore, audits=audits)
 

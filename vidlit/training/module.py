@@ -17,7 +17,7 @@ from vidlit.diffusion.conditions import Condition, GivenFrames, of_own_frames, r
 from vidlit.diffusion.generate import generate
 from vidlit.diffusion.noising import Noise, num_positions, start_noise
 from vidlit.diffusion.streams import LATENTS, Given, by_stream
-from vidlit.lightning_internals import datamodule_of, expect_unused_parameters, is_attached
+from vidlit.lightning_internals import datamodule_of, is_attached, settle_ddp
 from vidlit.models.adapters import LoRA, LoRAFile, choose_trained, without_adapter
 from vidlit.models.base_folder import read_config
 from vidlit.models.device_memory import free_memory
@@ -150,9 +150,8 @@ class VideoDiffusionModule(LightningModule):
         training = is_attached(self) and self.trainer.state.fn == "fit"
         if training and (self.ema is not None or self.is_schedule_free):
             self.averaged = AveragedWeights(self.trainable_state())
-        if training and len(self.parts.parts) > 1:
-            expect_unused_parameters(self.trainer)
         if training:
+            settle_ddp(self.trainer, leaves_parameters=len(self.parts.parts) > 1)
             check_shards(self)
 
     def load_base(self) -> None:
