@@ -37,7 +37,7 @@ class Memory:
             weight; ``auto`` does on a GPU. It is for weights themselves, not for a LoRA, nor for shards.
         float8_matmuls: whether the blocks' large linear layers multiply in float8 in training (torchao), on GPUs from
             compute capability 8.9 on: products of twice the speed for some precision; checks and samples stay in
-            bfloat16. It needs ``compile``, goes with weights kept in 16 or 32 bits, and has not been timed yet.
+            bfloat16. It is for compiled blocks and weights kept in 16 or 32 bits, and has not been timed yet.
         offload_experts: whether only the expert that is asked is on the device while the other waits on the CPU, for a
             base with two (Wan 2.2 A14B): half the memory of the weights. Each then trains for ten steps in a row.
         swap_blocks: number of blocks whose weights, as far as they are not trained, wait in main memory until the block
